@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from objectives import Noise, ObjectiveConfig, Vocabulary, count, make_problems, mlm, parse_objective, tsdae, unused_keys
+from objectives import (
+    Noise,
+    ObjectiveConfig,
+    Vocabulary,
+    count,
+    make_problems,
+    mlm,
+    parse_objective,
+    tsdae,
+    unused_keys,
+)
 
 V = 512
 VOCAB = Vocabulary(V, 511, (508, 509, 510, 511))

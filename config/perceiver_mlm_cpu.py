@@ -1,0 +1,30 @@
+"""
+Masked LM for two cores: our defaults, 30 % hidden, rows of 128 tokens, ten minutes.
+
+    python train.py config/perceiver_mlm_cpu.py                                   # Python's docstrings
+    python train.py config/perceiver_mlm_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+"""
+
+dataset = "pydocs"
+vocab_size = 4096
+
+objective = "mlm"
+mask_rate = 0.3
+
+encoder = "perceiver"
+decoder = "input"
+layers = 2
+hidden = 128
+heads = 4
+intermediate = 384
+concepts = 32
+max_length = 128
+
+lengths = (32, 64, 128)
+batch_size = 16  # 2,048 tokens a step
+lr = 2e-3
+warmup = 200
+max_minutes = 10
+eval_interval = 500
+log_interval = 50
+compile = False

@@ -1,0 +1,197 @@
+"""
+The default corpus, made without a network: the docstrings of the standard library and of the installed packages.
+
+    python data/pydocs/prepare.py [--max_mb=2]
+
+A document is the prose of one docstring, its lines joined again; examples, code, tables and the types of parameters are
+dropped, and so is a document that occurred before. Files are walked in sorted order; 5 % of the files are validation.
+The corpus depends on what is installed: the versions stand in meta.json. About a minute on two cores.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import inspect
+import os
+import re
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "data")]
+
+import common  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from configurator import UserError, parse  # noqa: E402
+
+VAL_FRACTION = 0.05  # of the files
+SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}
+FILES = 32  # that a process reads in one go
+
+
+@dataclass
+class Pydocs:
+    name: Annotated[str, "name of the dataset: its folder in data_dir"] = "pydocs"
+    tokenizer: Annotated[str, "bpe:SIZE is trained on the text; or tiktoken:NAME, or a tokenizer.json"] = "bpe:4096"
+    max_mb: Annotated[float, "stop after this many million characters; 0: read all"] = 0.0
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# a docstring -> its prose
+
+NO_PROSE = "math|code|code-block|sourcecode|plot|testcode|testsetup|testoutput|doctest|parsed-literal|table"
+DIRECTIVE = re.compile(rf"\s*\.\. (?:(?P<code>{NO_PROSE})\b)?")
+UNDERLINE = re.compile(r"\s*([-=~^*\"#+.])\1{2,}\s*$")
+TABLE = re.compile(r"\s*(?:[|+].*[|+]|=+(?: +=+)+|-+(?: +-+)+)\s*$")
+PARAMETER = re.compile(r"\s*[\w*., {}]{1,60} : \S|\s*[\w ]{1,30}:\s*$")  # numpy's "x : array_like"; "Returns:"
+LABEL = re.compile(r"(\s*)(?:[-*•]\s+|\d+[.)]\s+|[:@]\w+[^:`]*:\s+|\*{0,2}\w+ ?\([^)]*\):\s+)")  # lists, ":param x:"
+ROLE = re.compile(r"(?::[\w:+-]+:)?`+~?([^`<]*)(?:<[^`]*>)?`+_*")  # :class:`~torch.Tensor` and ``code``
+WORD = re.compile(r"[A-Za-z]{2,}")
+
+
+def prose(docstring: str) -> str:
+    """One paragraph or list item a line; empty where there is no prose."""
+    paragraphs, lines = [], []
+    margin = None  # the paragraph's indent; None: any, since a list item or label has just begun it
+    hidden = None  # indent of the line whose deeper lines are code
+    doctest = False
+
+    def end_paragraph():
+        text = ROLE.sub(r"\1", " ".join(lines)).strip().removesuffix("::").strip()
+        lines.clear()
+        if len(WORD.findall(text)) >= 3 and sum(c.isalpha() or c == " " for c in text) >= 0.8 * len(text):
+            paragraphs.append(text)
+
+    for line in inspect.cleandoc(docstring).split("\n"):
+        text = line.strip()
+        indent = len(line) - len(line.lstrip())
+        if not text:
+            doctest = False
+            end_paragraph()
+            continue
+        if hidden is not None and indent > hidden:
+            continue
+        hidden = None
+        doctest = doctest or text.startswith((">>>", "In ["))
+        directive = DIRECTIVE.match(line)
+        if UNDERLINE.match(line):
+            lines.clear()  # the heading
+        elif doctest or directive or TABLE.match(line) or PARAMETER.match(line):
+            end_paragraph()
+            hidden = indent if directive and directive["code"] else None
+        else:
+            label = LABEL.match(line)
+            if label or (lines and margin is not None and indent != margin):
+                end_paragraph()
+            margin = None if label else indent
+            lines.append(line[label.end() :].strip() if label else text)
+            if text.endswith("::"):
+                hidden = indent
+                end_paragraph()
+    end_paragraph()
+    return "\n".join(paragraphs)
+
+
+def documents(path: str) -> list[str]:
+    """The prose of each docstring of a file."""
+    try:
+        source = Path(path).read_bytes()
+        if b'"""' not in source and b"'''" not in source:
+            return []
+        tree = ast.parse(source)
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return []  # templates, Python 2, bad encodings: not ours to mend
+    found, nodes = [], [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            docstring = ast.get_docstring(node, clean=False)
+            text = prose(docstring) if docstring else ""
+            if text:
+                found.append(text)
+        for block in ("finalbody", "orelse", "handlers", "body"):  # statements only: expressions hold no definitions
+            inner = getattr(node, block, ())
+            nodes += reversed(inner) if isinstance(inner, list) else ()
+    return found
+
+
+def read_files(files: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """(name, path) of files -> (name, documents) of each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the parser, about other people's escapes
+        return [(name, documents(path)) for name, path in files]
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# all docstrings -> pieces
+
+
+def walk() -> Iterator[tuple[str, str]]:
+    """(name, path) of every Python file of the standard library, then of the installed packages, in sorted order."""
+    paths = sysconfig.get_paths()
+    roots = {os.path.realpath(paths[kind]): kind for kind in ("platlib", "purelib", "stdlib")}
+    for root, kind in sorted(roots.items(), key=lambda item: item[1] != "stdlib"):
+        for folder, folders, files in os.walk(root):
+            folders[:] = sorted(set(folders) - SKIPPED)
+            for file in sorted(files):
+                if file.endswith(".py"):
+                    path = os.path.join(folder, file)
+                    yield f"{kind}/{os.path.relpath(path, root)}", path
+
+
+class Docstrings(common.Source):
+    """All documents, held in memory (some 30 MB); the bar counts characters."""
+
+    unit = "chars"
+
+    def __init__(self, max_mb: float):
+        limit = max_mb * 1e6 or float("inf")
+        files = list(walk())
+        groups = [files[at : at + FILES] for at in range(0, len(files), FILES)]
+        self.pieces, self.total, self.duplicates, seen = [], 0, 0, set()
+        results = common.ordered_map(read_files, groups)
+        bar = tqdm(results, "docstrings", len(groups), unit="groups", mininterval=0.2 if sys.stderr.isatty() else 10)
+        for name, texts in (one for result in bar for one in result):
+            key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+            split = "val" if common.in_val(VAL_FRACTION, key) else "train"
+            for text in texts:
+                digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+                if digest in seen:
+                    self.duplicates += 1
+                elif self.total < limit:
+                    seen.add(digest)
+                    self.pieces.append(common.Piece(split, text.encode("utf-8", "replace").decode()))
+                    self.total += len(text)
+            if self.total >= limit:
+                bar.close()
+                results.close()
+                break
+        if not self.pieces:
+            raise UserError("this Python has no docstrings; run it without -OO and with its standard library")
+
+    def __iter__(self) -> Iterator[common.Piece]:
+        self.done = 0
+        for piece in self.pieces:
+            self.done += len(piece.text)
+            yield piece
+
+
+def main(argv):
+    parsed = parse(argv, Pydocs, common.Output, prog="data/pydocs/prepare.py", doc=__doc__, root=ROOT, positional=False)
+    config, output = parsed.make(Pydocs), parsed.make(common.Output)
+    common.check_spec(config.tokenizer)
+    common.check_folder(config.name, output)
+    source = Docstrings(config.max_mb)
+    packages = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
+    more = {"characters": source.total, "duplicates": source.duplicates, "versions": dict(sorted(packages.items()))}
+    common.build(source, config.name, config.tokenizer, output, more)
+
+
+if __name__ == "__main__":
+    common.run(main)

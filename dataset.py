@@ -1,0 +1,467 @@
+"""
+Text as tokens: the token file format, tokenizers, text -> padded batch, and the sampler of training rows.
+
+A data folder is `data/NAME/{train.bin, val.bin, tokenizer.json, meta.json}`; meta.json is written last, so a folder
+without it is not finished. `train.bin` and `val.bin` are token files. All numbers are little-endian:
+
+    byte  0   8 bytes    magic "NCONCEPT"
+          8   uint32     version, 1
+         12   uint32     vocabulary size V, at most 65,536
+         16   4 x uint32 ids of end-of-document, mask, pad, separator
+         32   uint64     N, tokens
+         40   uint64     D, documents
+         48   uint64     S, sentences
+         56   8 bytes    zero
+         64   32 bytes   sha256 of the folder's tokenizer.json
+         96   32 bytes   zero
+        128   uint16 [N] tokens, then zeros up to the next multiple of 8
+          +   int64 [D+1] where each document starts, and N
+          +   int64 [S]  where each sentence starts
+
+A document is its sentences, then one end-of-document token, which belongs to the document but to no sentence. Nothing
+else is stored: no padding, no [CLS], no paragraph breaks. Reading memory-maps everything.
+
+A sentence ends at [.!?] followed by white space, or at a line break. It is stripped, prefixed with one space and
+encoded on its own, here and in `embed` alike, so that a sentence has the same tokens in training and alone.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer
+
+from configurator import UserError, show
+
+MAGIC, VERSION = b"NCONCEPT", 1
+HEADER = struct.Struct("<8s6I3Q8x32s32x")  # the 128 bytes above
+MAX_VOCAB = 1 << 16  # ids are uint16
+MIN_WINDOWS = 1000  # fewer rows of a length than this would be learned by heart
+CHUNK = 1 << 22  # items of a file that are looked at in one go
+HUB_CORPORA = ("minipile",)  # the table of data/hub/prepare.py
+
+SPECIAL_NAMES = {  # the first name that a tokenizer has is taken; where it has none, the first is appended
+    "eod": ("<|endoftext|>", "</s>", "[EOS]"),
+    "mask": ("[MASK]", "<mask>"),
+    "pad": ("[PAD]", "<pad>", "<|padding|>"),
+    "sep": ("[SEP]", "</s>"),
+}
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# tokenizers, and text -> ids
+
+
+def add_special_tokens(tokenizer: Tokenizer):
+    """Appends the special tokens that a tokenizer lacks."""
+    for names in SPECIAL_NAMES.values():
+        name = next((name for name in names if tokenizer.token_to_id(name) is not None), names[0])
+        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False)])
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """{"eod", "mask", "pad", "sep"} -> id, each by the first of its names that the tokenizer has."""
+    found = {}
+    for role, names in SPECIAL_NAMES.items():
+        ids = [i for i in map(tokenizer.token_to_id, names) if i is not None]
+        if not ids:
+            raise UserError(f"the tokenizer has no token named {' or '.join(names)}; prepare the data again with it")
+        found[role] = ids[0]
+    return found
+
+
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """One more than the largest id (a vocabulary may have holes)."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+
+def load_tokenizer(path) -> Tokenizer:
+    """tokenizer.json -> a tokenizer to which special strings inside text are ordinary text."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{show(path)} does not exist; name a tokenizer.json, or prepare the data again")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise UserError(f"{show(path)} is not a tokenizer ({error}); name a tokenizer.json") from None
+    tokenizer.encode_special_tokens = True  # not saved in the file
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def tokenizer_hash(path) -> str:
+    """sha256 of the file's bytes, in hex."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[\r\n]+")
+
+
+def split_sentences(text: str) -> list[str]:
+    """Text -> its sentences, stripped; empty ones are dropped."""
+    return [part for piece in SENTENCE_END.split(text) if (part := piece.strip())]
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Text -> ids, exactly as in the training files. A text without any token is one separator."""
+    sentences = [" " + sentence for sentence in split_sentences(text)]
+    encoded = tokenizer.encode_batch_fast(sentences, add_special_tokens=False)
+    return [i for encoding in encoded for i in encoding.ids] or [special_ids(tokenizer)["sep"]]
+
+
+def pad_batch(rows: list[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lists of ids -> ids [B, n] int64, mask [B, n] bool (True: a token), n the longest of them."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    mask = np.arange(lengths.max(initial=0)) < lengths[:, None]  # [B, n]
+    ids = np.full(mask.shape, pad, dtype=np.int64)
+    ids[mask] = np.fromiter((i for row in rows for i in row), np.int64, lengths.sum())
+    return ids, mask
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# writing
+
+
+def sync_and_rename(temporary, path):
+    """Makes a finished temporary file durable, then visible under its name."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class CorpusWriter:
+    """Streams one token file to disk in constant memory; `path` appears, whole, at `close`.
+
+    The tokens go to `path.tmp`, the two tables to files beside it, which `close` appends.
+    """
+
+    def __init__(self, path, vocab_size: int, special: dict[str, int], tokenizer_hash: str):
+        if vocab_size > MAX_VOCAB:
+            raise UserError(f"the vocabulary has {vocab_size:,} entries, more than {MAX_VOCAB:,}; use a smaller one")
+        self.path = Path(path)
+        self.vocab_size, self.special, self.tokenizer_hash = vocab_size, special, tokenizer_hash
+        self.count = self.documents = self.sentences = 0
+        self.names = [self.path.with_name(self.path.name + end) for end in (".tmp", ".documents", ".sentences")]
+        self.files = [open(name, "wb+") for name in self.names]
+        self.files[0].write(bytes(HEADER.size))
+
+    def append(self, tokens, sentence_starts, document_starts):
+        """Tokens, and where in them sentences and documents start. A document may go on in the next call."""
+        if len(tokens) and int(tokens.max()) >= self.vocab_size:
+            raise ValueError(f"token id {tokens.max()} in a vocabulary of {self.vocab_size}")
+        self.files[0].write(np.asarray(tokens, "<u2").tobytes())
+        self.files[1].write((np.asarray(document_starts, "<i8") + self.count).tobytes())
+        self.files[2].write((np.asarray(sentence_starts, "<i8") + self.count).tobytes())
+        self.count += len(tokens)
+        self.documents += len(document_starts)
+        self.sentences += len(sentence_starts)
+
+    def table(self, which: int, first: int, last: int) -> np.ndarray:
+        """Items first..last-1 of what was written so far; 0: tokens, 1: document starts, 2: sentence starts."""
+        self.files[which].flush()
+        dtype, begin = ("<u2", HEADER.size) if which == 0 else ("<i8", 0)
+        return np.fromfile(self.names[which], dtype, last - first, offset=begin + first * np.dtype(dtype).itemsize)
+
+    def move_tail(self, other: "CorpusWriter") -> tuple[int, int]:
+        """Moves the last document to the empty `other`; of a single document the last twentieth, from a sentence start.
+
+        Returns the first token and the first sentence that went.
+        """
+        if self.sentences < 2:
+            raise UserError("the text has only one sentence, too little to train and validate on; give more text")
+        single = self.documents == 1
+        if not single:
+            cut = int(self.table(1, self.documents - 1, self.documents)[0])
+            low = self.find_sentence(cut)
+        else:
+            low = min(max(self.find_sentence(int(self.count * 0.95)), 1), self.sentences - 1)
+            cut = int(self.table(2, low, low + 1)[0])
+        for at in range(cut, self.count, CHUNK):
+            other.append(self.table(0, at, min(at + CHUNK, self.count)), [], [0] if at == cut else [])
+        for at in range(low, self.sentences, CHUNK):
+            starts = self.table(2, at, min(at + CHUNK, self.sentences)) - cut
+            other.files[2].write(starts.tobytes())
+        other.sentences = self.sentences - low
+
+        self.files[0].truncate(HEADER.size + 2 * cut)
+        self.files[2].truncate(8 * low)
+        self.count, self.sentences = cut, low
+        self.documents -= not single
+        self.files[1].truncate(8 * self.documents)
+        for file in self.files:
+            file.seek(0, os.SEEK_END)
+        if single:
+            self.append(np.array([self.special["eod"]]), [], [])
+        return cut, low
+
+    def find_sentence(self, token: int) -> int:
+        """The first sentence that starts at or after `token`, by bisection in the file."""
+        low, high = 0, self.sentences
+        while low < high:
+            middle = (low + high) // 2
+            if self.table(2, middle, middle + 1)[0] < token:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def close(self):
+        if self.sentences == 0:
+            raise UserError("there is no text in the input; name files that hold some")
+        tokens, documents, sentences = self.files
+        tokens.write(bytes(-tokens.tell() % 8))
+        documents.write(struct.pack("<q", self.count))
+        for file in (documents, sentences):
+            file.seek(0)
+            shutil.copyfileobj(file, tokens, 1 << 20)
+        ids = (self.special[role] for role in SPECIAL_NAMES)
+        tokens.seek(0)
+        tokens.write(
+            HEADER.pack(
+                MAGIC, VERSION, self.vocab_size, *ids, self.count, self.documents, self.sentences,
+                bytes.fromhex(self.tokenizer_hash),
+            )
+        )  # fmt: skip
+        self.discard(self.names[1:])
+        sync_and_rename(self.names[0], self.path)
+
+    def discard(self, names=None):
+        """Closes the files and deletes these (None: all): what an interrupted preparation calls."""
+        for file in self.files:
+            file.close()
+        for name in self.names if names is None else names:
+            name.unlink(missing_ok=True)
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# reading
+
+
+def check_name(name: str) -> str:
+    """The name of a dataset is the name of its folder, never a path."""
+    if not re.fullmatch(r"\w[\w.+-]*", name) or ".." in name:
+        raise UserError(f"{name!r} is no name for a dataset; use letters, digits, _ . + and -, without / or ..")
+    return name
+
+
+def prepare_command(folder) -> str:
+    """The command that prepares a data folder, to be shown where it is missing."""
+    name = Path(folder).name
+    if name in HUB_CORPORA:
+        return f"python data/hub/prepare.py --name={name}"
+    if (Path(__file__).resolve().parent / "data" / name / "prepare.py").exists() and name not in ("text", "hub"):
+        return f"python data/{name}/prepare.py"
+    return f"python data/text/prepare.py --name={name} --files FILES"
+
+
+def load_meta(folder) -> dict:
+    """meta.json of a finished data folder."""
+    path = Path(folder) / "meta.json"
+    if not path.is_file():
+        raise UserError(f"{show(folder)} holds no prepared data; run {prepare_command(folder)}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{show(path)} is damaged; {again(folder)}") from None
+
+
+def again(folder) -> str:
+    return f"prepare it again: {prepare_command(folder)} --overwrite"
+
+
+def open_tokens(path, remedy: str):
+    """A token file -> its header's fields, and tokens, document starts and N, sentence starts, all memory-mapped."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{show(path)} is missing; {remedy}")
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        packed = file.read(HEADER.size)
+    if packed[:8] != MAGIC:
+        raise UserError(f"{show(path)} is not a token file of this project; {remedy}")
+    if size < HEADER.size:
+        raise UserError(f"{show(path)} is cut off after {size} bytes; {remedy}")
+    header = HEADER.unpack(packed)
+    version, (count, documents, sentences) = header[1], header[7:10]
+    if version != VERSION:
+        raise UserError(f"{show(path)} has format version {version}, this code reads {VERSION}; {remedy}")
+    begin = HEADER.size + (2 * count + 7) // 8 * 8
+    middle = begin + 8 * (documents + 1)
+    if size != middle + 8 * sentences:
+        expected = f"its header says {middle + 8 * sentences:,}"
+        raise UserError(f"{show(path)} has {size:,} bytes where {expected}; {remedy}")
+    # plain arrays over the mapping: the memmap class itself slows every small index down
+    raw = np.asarray(np.memmap(path, np.uint8, "r"))
+    tokens = raw[HEADER.size : HEADER.size + 2 * count].view("<u2")
+    return header, tokens, raw[begin:middle].view("<i8"), raw[middle:].view("<i8")
+
+
+class Corpus:
+    """One memory-mapped token file of a data folder, checked.
+
+    tokens uint16 [N], documents int64 [D+1], sentences int64 [S], vocab_size, eod, mask, pad, sep, special_ids
+    (sorted), count (N), tokenizer_hash.
+    """
+
+    def __init__(self, folder, split: str):
+        self.folder, self.split = Path(folder), split
+        self.meta = load_meta(folder)
+        path = self.path = self.folder / f"{split}.bin"
+        remedy = again(folder)
+        header, self.tokens, self.documents, self.sentences = open_tokens(path, remedy)
+        _, _, self.vocab_size, *ids, self.count, _, _, digest = header
+        self.eod, self.mask, self.pad, self.sep = ids
+        self.special_ids = tuple(sorted(set(ids)))
+        self.tokenizer_hash = digest.hex()
+        tokenizer = self.folder / "tokenizer.json"
+        if not tokenizer.is_file():
+            raise UserError(f"{show(tokenizer)} is missing; {remedy}")
+        if tokenizer_hash(tokenizer) != self.tokenizer_hash:
+            raise UserError(f"{show(path)} was made with another tokenizer than {show(tokenizer)}; {remedy}")
+
+        self.check_ids(self.tokens[:50_000_000])  # a tenth of a second; the rest is checked as it is sampled
+        self.check_ids(self.tokens[max(self.count - 50_000_000, 50_000_000) :])
+        if self.sentences.size == 0 or self.documents[-1] != self.count or not 0 <= self.sentences[-1] < self.count:
+            raise UserError(f"{show(path)} has damaged tables; {remedy}")
+
+    def check_ids(self, tokens):
+        for at in range(0, tokens.size, CHUNK):
+            largest = int(tokens[at : at + CHUNK].max())
+            if largest >= self.vocab_size:
+                what = f"{show(self.path)} holds token id {largest} in a vocabulary of {self.vocab_size}"
+                raise UserError(f"{what}; {again(self.folder)}")
+
+    def gather(self, starts, n: int) -> np.ndarray:
+        """Rows of n tokens from these starts [R] -> int64 [R, n]."""
+        rows = self.tokens[starts[:, None] + np.arange(n)]  # uint16 [R, n]
+        self.check_ids(rows.ravel())
+        return rows.astype(np.int64)
+
+    def document_of(self, starts) -> np.ndarray:
+        return np.searchsorted(self.documents, starts, side="right") - 1
+
+
+def unigram_floor(counts, tokens, eod: int) -> float:
+    """Cross-entropy (nats) of tokens under add-one-smoothed training counts [V], both without end-of-document:
+    the loss of a model that knows how common each token is and nothing else."""
+    smoothed = np.asarray(counts, np.float64) + 1
+    smoothed[eod] = 0
+    seen = np.zeros(len(smoothed), np.int64)
+    for at in range(0, len(tokens), CHUNK):
+        seen += np.bincount(tokens[at : at + CHUNK], minlength=len(seen))
+    seen[eod] = 0
+    used = seen > 0
+    return float(-(seen[used] * np.log(smoothed[used] / smoothed.sum())).sum() / seen.sum())
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# the sampler: rows as a pure function of (seed, step, row)
+
+
+LENGTH, SENTENCE, OFFSET = 1, 2, 3  # streams of random numbers that share nothing
+
+
+def hash32(salt: int, *keys) -> np.ndarray:
+    """uint32 from integers or integer arrays (broadcast): each half of each key is stirred in and mixed with the
+    finaliser of MurmurHash3."""
+    state = np.full(1, salt, np.uint32)
+    for key in keys:
+        key = np.asarray(key, np.int64).view(np.uint64) if not isinstance(key, int) else np.uint64(key & (1 << 64) - 1)
+        for half in (key & np.uint64(0xFFFFFFFF), key >> np.uint64(32)):
+            state = (state ^ half.astype(np.uint32)) + np.uint32(0x9E3779B9)
+            state = (state ^ state >> np.uint32(16)) * np.uint32(0x85EBCA6B)
+            state = (state ^ state >> np.uint32(13)) * np.uint32(0xC2B2AE35)
+            state = state ^ state >> np.uint32(16)
+    return state
+
+
+def hash64(*keys) -> np.ndarray:
+    """Two joined 32-bit hashes: uint64, enough to address 10^11 tokens evenly."""
+    high, low = hash32(0x243F6A88, *keys), hash32(0x85A308D3, *keys)
+    return high.astype(np.uint64) << np.uint64(32) | low
+
+
+class Sampler:
+    """Rows of one length a step, from sentence starts that are all equally likely.
+
+    n <= 16: n tokens of a sentence from a random offset; a shorter one is joined with the next ones of its document.
+    n <= 32: n tokens of a sentence at least that long, from a random offset. Neither holds an end-of-document token.
+    n > 32: from a sentence start on, across documents unless `one_document` (then up to its end-of-document token).
+
+    Raises UserError where a length of a training split has fewer than 1,000 windows; elsewhere ask `windows`.
+    """
+
+    def __init__(self, corpus: Corpus, lengths, seed: int, one_document: bool = False):
+        self.corpus, self.lengths, self.seed, self.one_document = corpus, tuple(lengths), seed, one_document
+        for n in self.lengths if corpus.split == "train" else ():
+            if self.windows(n) < MIN_WINDOWS:
+                raise UserError(self.refusal(n))
+
+    def refusal(self, n: int) -> str:
+        what = f"{show(self.corpus.path)} has only {self.windows(n)} rows of length {n}, fewer than {MIN_WINDOWS:,}"
+        shorter = {m for m in self.lengths if m < n} | {1 << k for k in range(1, n.bit_length()) if 1 << k < n}
+        for m in sorted(shorter, reverse=True):
+            if self.windows(m) >= MIN_WINDOWS:
+                return f"{what}; use length {m} instead, or more text"
+        return f"{what}, nor enough of any shorter length; use more text"
+
+    def length(self, step: int) -> int:
+        """The row length of a step, uniform over `lengths`."""
+        return self.lengths[int(hash64(self.seed, LENGTH, step)[0] % np.uint64(len(self.lengths)))]
+
+    def places(self, n: int, sentence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For sentence numbers: where the first row of n tokens starts, and how many rows the sentence offers."""
+        corpus = self.corpus
+        start = corpus.sentences[sentence]
+        if n > 32:
+            limit = corpus.documents[corpus.document_of(start) + 1] if self.one_document else corpus.count
+            return start, (start + n <= limit).astype(np.int64)
+        last = sentence + 1 == corpus.sentences.size
+        end = np.where(last, corpus.count, corpus.sentences[np.where(last, 0, sentence + 1)])
+        end = end - (corpus.tokens[end - 1] == corpus.eod)  # of a document's last sentence
+        rows = np.maximum(end - start - n + 1, 0)
+        if n <= 16:
+            text_end = corpus.documents[corpus.document_of(start) + 1] - 1
+            rows = np.maximum(rows, start + n <= text_end)
+        return start, rows
+
+    def windows(self, n: int) -> int:
+        """Rows of n tokens the corpus offers, counted until 1,000 are sure."""
+        found = 0
+        for at in range(0, self.corpus.sentences.size, CHUNK // 16):
+            sentence = np.arange(at, min(at + CHUNK // 16, self.corpus.sentences.size))
+            found += int(self.places(n, sentence)[1].sum())
+            if found >= MIN_WINDOWS:
+                return MIN_WINDOWS
+        return found
+
+    def batch(self, step: int, n: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Global row numbers [R] -> ids int64 [R, n] and the document each row starts in, int64 [R].
+
+        Sentences are drawn until one offers a row; each round looks at more draws of the rows still without one.
+        """
+        rows = np.asarray(rows, np.int64)
+        sentences = np.uint64(self.corpus.sentences.size)
+        starts = np.zeros(rows.size, np.int64)
+        left = np.arange(rows.size)
+        tried, ahead = 0, 2
+        while left.size:
+            row, draws = rows[left], np.arange(tried, tried + ahead)
+            drawn = (hash64(self.seed, SENTENCE, step, row[:, None], draws) % sentences).astype(np.int64)  # [r, ahead]
+            start, offered = self.places(n, drawn)
+            hit = (offered > 0).any(1)
+            first = (offered > 0).argmax(1)[hit, None]  # the draw that counts does not depend on `ahead`
+            start, offered = (np.take_along_axis(a[hit], first, 1)[:, 0] for a in (start, offered))
+            offset = hash64(self.seed, OFFSET, step, row[hit]) % offered.astype(np.uint64)
+            starts[left[hit]] = start + offset.astype(np.int64)
+            left = left[~hit]
+            tried, ahead = tried + ahead, min(2 * ahead, 512)
+            if tried > 1_000_000 and left.size:
+                raise UserError(f"{show(self.corpus.path)} has hardly a row of length {n}; leave this length out")
+        return self.corpus.gather(starts, n), self.corpus.document_of(starts)

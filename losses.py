@@ -1,0 +1,86 @@
+"""Losses that the objectives share. Today: a vocabulary cross-entropy that never holds all its logits."""
+
+import torch
+import torch.nn.functional as F
+
+# Rows of logits held at once. On the CPU 512 x 50,368 floats are 100 MB; a GPU wants larger products.
+CPU_CHUNK, GPU_CHUNK = 512, 4096
+
+
+def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0):
+    """Cross-entropy of the logits `hidden @ weight.T` in nats, as a float32 scalar (float64 for float64 input).
+
+    hidden [M, T], weight [V, T], targets [M] int64, weights [M] or None.
+    None: the mean over M; otherwise sum(weights * ce), so the weights carry the normaliser.
+    At most `chunk` rows of logits exist at any one time (0: a default for the device).
+    """
+    rows, device = hidden.shape[0], hidden.device.type
+    limit = chunk or (CPU_CHUNK if device == "cpu" else GPU_CHUNK)
+    chunk = -(-rows // -(-rows // limit))  # chunks of nearly equal size
+    if weights is None:
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        weights = torch.full((rows,), 1.0 / rows, device=hidden.device, dtype=wide)
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        return _ChunkedCrossEntropy.apply(hidden, weight, targets, weights, chunk)
+    dtype = _matmul_dtype(hidden)
+    hidden, weight = hidden.to(dtype), weight.to(dtype)
+    total = 0.0
+    for i in range(0, rows, chunk):
+        part = slice(i, i + chunk)
+        ce = F.cross_entropy(_wide(F.linear(hidden[part], weight)), targets[part], reduction="none")
+        total = total + (ce * weights[part]).sum()
+    return total
+
+
+def _matmul_dtype(hidden):
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _wide(x):
+    """The softmax and the sums are never done in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Each chunk's gradient is taken while its logits are there, so backward recomputes nothing.
+
+    A checkpointed chunk would do the logits' product twice: a third more work for the head, at the same peak memory.
+    The price: the two gradients ([M, T] and [V, T]) are held from here to backward.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, weights, chunk):
+        dtype = _matmul_dtype(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            total, grad_hidden, grad_weight = _loss_and_gradients(
+                hidden.to(dtype), weight.to(dtype), targets, weights, chunk, weight.dtype
+            )
+        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None, None
+
+
+def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate):
+    total, grad_hidden, grad_weight = 0.0, [], None
+    for i in range(0, hidden.shape[0], chunk):
+        part = slice(i, i + chunk)
+        h, w, target = hidden[part], _wide(weights[part])[:, None], targets[part, None]
+        logits = _wide(F.linear(h, weight))  # [chunk, V]
+        logits = logits.sub_(logits.amax(1, keepdim=True))  # in place: a chunk of logits is the largest thing here
+        at_target = logits.gather(1, target)
+        norm = logits.exp_().sum(1, keepdim=True)
+        total = total + ((norm.log() - at_target) * w).sum()
+        delta = logits.mul_(w / norm).scatter_add_(1, target, -w.to(logits.dtype)).to(h.dtype)  # w (softmax - onehot)
+        grad_hidden.append(delta @ weight)
+        if grad_weight is None:
+            grad_weight = (delta.T @ h).to(accumulate)
+        elif h.dtype == accumulate:
+            grad_weight = grad_weight.addmm_(delta.T, h)
+        else:
+            grad_weight = grad_weight.add_(delta.T @ h)  # bf16 products, summed in float32
+    return total, torch.cat(grad_hidden), grad_weight

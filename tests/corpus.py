@@ -1,0 +1,51 @@
+"""A small corpus with something to learn, made in a second: what tests train on."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+import dataset
+
+WORDS = "red green blue old new small large cold warm dry ship house river stone road tree dog bird man child".split()
+VERBS = "sees finds takes leaves likes makes moves holds keeps loses".split()
+
+
+def sentence(chance: random.Random) -> str:
+    def thing():
+        return f"the {chance.choice(WORDS[:10])} {chance.choice(WORDS[10:])}"
+
+    parts = [f"{thing()} {chance.choice(VERBS)} {thing()}" for _ in range(chance.randint(1, 4))]
+    return " and ".join(parts).capitalize() + "."
+
+
+def make_corpus(folder: Path, documents: int = 1200, vocab_size: int = 400) -> Path:
+    """Writes a finished data folder of `documents` documents, of which a fifth is for validation."""
+    chance = random.Random(0)
+    texts = [[sentence(chance) for _ in range(chance.randint(3, 12))] for _ in range(documents)]
+    folder.mkdir(parents=True)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([" " + s for text in texts for s in text], trainer)
+    dataset.add_special_tokens(tokenizer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    digest, special = dataset.tokenizer_hash(folder / "tokenizer.json"), dataset.special_ids(tokenizer)
+    size, counts = dataset.vocab_size(tokenizer), None
+    for split, part in (("val", texts[::5]), ("train", [t for i, t in enumerate(texts) if i % 5])):
+        writer = dataset.CorpusWriter(folder / f"{split}.bin", size, special, digest)
+        counts = np.zeros(size, np.int64)
+        for text in part:
+            encoded = [e.ids for e in tokenizer.encode_batch_fast([" " + s for s in text], add_special_tokens=False)]
+            starts = np.cumsum([0] + [len(ids) for ids in encoded])
+            ids = np.array([i for row in encoded for i in row] + [special["eod"]])
+            counts += np.bincount(ids, minlength=size)
+            writer.append(ids, starts[:-1], [0])
+        writer.close()
+    meta = {"vocab_size": size, "tokenizer_hash": digest, "counts": counts.tolist()}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder

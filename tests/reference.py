@@ -1,0 +1,130 @@
+"""The seeds' perceiver MLM as plainly as it can be written: slow, readable, the one reference for tests and bench.py.
+
+`nn.MultiheadAttention` with a padding mask, token keys and values projected anew in every layer, the decoder run at all
+N positions, the vocabulary head at the masked rows found by a boolean mask. Same structure as `seeds_faithful = True`.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+def attend(module, query, tokens, padding=None):
+    return module(query, tokens, tokens, key_padding_mask=padding, need_weights=False)[0]
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, H, heads, inner):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(H), nn.LayerNorm(H), nn.LayerNorm(H)
+        self.cross = nn.MultiheadAttention(H, heads, batch_first=True)
+        self.self_attention = nn.MultiheadAttention(H, heads, batch_first=True)
+        self.wi, self.wo = nn.Linear(H, 2 * inner), nn.Linear(inner, H)
+
+    def forward(self, z, x, padding):
+        z = z + attend(self.cross, self.norm1(z), x, padding)
+        y = self.norm2(z)
+        z = z + attend(self.self_attention, y, y)
+        a, g = self.wi(self.norm3(z)).chunk(2, -1)
+        return z + self.wo(F.gelu(a) * g)
+
+
+class ReferenceMLM(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        H, V, inner, N = config.hidden, config.vocab_size, config.intermediate, config.max_length
+        self.config = config
+        self.tokens, self.positions = nn.Embedding(V, config.token_width), nn.Embedding(N, config.token_width)
+        thin = config.token_width != H
+        self.project = nn.Linear(config.token_width, H) if thin else nn.Identity()
+        self.slots = nn.Parameter(torch.randn(config.concepts, H))
+        self.layers = nn.ModuleList([EncoderLayer(H, config.heads, inner) for _ in range(config.layers)])
+        self.norm = nn.LayerNorm(H)
+        if config.decoder == "weighted":
+            self.mixture = nn.Parameter(torch.randn(N, config.concepts))
+            self.mixture_norm, self.dense = nn.LayerNorm(H), nn.Linear(H, H)
+        else:
+            self.query_positions = nn.Embedding(N, H)
+            if config.decoder == "input":
+                self.query_project = nn.Linear(config.token_width, H) if thin else nn.Identity()
+            self.norm_a, self.norm_b = nn.LayerNorm(H), nn.LayerNorm(H)
+            self.read = nn.MultiheadAttention(H, config.heads, batch_first=True)
+            self.w1, self.w2 = nn.Linear(H, inner), nn.Linear(inner, H)
+        self.head = nn.Linear(H, V, bias=False)
+        if config.tied:
+            self.head.weight = self.tokens.weight
+
+    def encode(self, ids, keep):
+        """ids [B, N], keep [B, N] (True: a token, False: padding) -> concepts [B, C, H]."""
+        pos = torch.arange(ids.shape[1], device=ids.device)
+        x = self.project(self.tokens(ids) + self.positions(pos))
+        z = self.slots.expand(ids.shape[0], -1, -1)
+        for layer in self.layers:
+            z = layer(z, x, ~keep)
+        return self.norm(z)
+
+    def decode(self, concepts, ids):
+        """Hidden states [B, N, H] at every position, before the last norm."""
+        pos = torch.arange(ids.shape[1], device=ids.device)
+        if self.config.decoder == "weighted":
+            x = self.mixture[pos].softmax(-1) @ concepts
+            return F.gelu(self.dense(self.mixture_norm(x)))
+        x = self.query_positions(pos).expand(ids.shape[0], -1, -1)
+        if self.config.decoder == "input":
+            x = x + self.query_project(self.tokens(ids))
+        x = x + attend(self.read, self.norm_a(x), concepts)
+        return x + self.w2(F.gelu(self.w1(self.norm_b(x))))
+
+    def head_logits(self, x):
+        x = F.layer_norm(x, x.shape[-1:])
+        return self.head(x) * (self.config.hidden**-0.5 if self.config.tied else 1.0)
+
+    def forward(self, ids, keep, labels):
+        """Mean cross-entropy at the positions whose label is not -100."""
+        hidden = self.decode(self.encode(ids, keep), ids)
+        masked = labels != -100
+        return F.cross_entropy(self.head_logits(hidden[masked]).float(), labels[masked])
+
+
+def copy_weights(model, reference):
+    """Give the reference the weights of a seeds_faithful ConceptModel with one decoder layer."""
+
+    def attention(module, q, kv, out):
+        qkv = torch.cat([q.weight, kv.weight]), torch.cat([q.bias, kv.bias])
+        for mine, theirs in zip((module.in_proj_weight, module.in_proj_bias), qkv, strict=True):
+            mine.copy_(theirs)
+        module.out_proj.load_state_dict(out.state_dict())
+
+    def same(mine, theirs):
+        mine.load_state_dict(theirs.state_dict())
+
+    encoder, decoder = model.encoder, model.decoder
+    with torch.no_grad():
+        same(reference.tokens, encoder.tokens)
+        same(reference.positions, encoder.positions)
+        if encoder.widen is not None:
+            same(reference.project, encoder.widen)
+        reference.slots.copy_(encoder.first_concepts()[0])
+        for mine, theirs in zip(reference.layers, encoder.layers, strict=True):
+            attention(mine.cross, theirs.read.q, theirs.read.kv, theirs.read.out)
+            mine.self_attention.in_proj_weight.copy_(theirs.mix.qkv.weight)
+            mine.self_attention.in_proj_bias.copy_(theirs.mix.qkv.bias)
+            same(mine.self_attention.out_proj, theirs.mix.out)
+            norms = (mine.norm1, theirs.read.norm), (mine.norm2, theirs.mix.norm), (mine.norm3, theirs.ffn.norm)
+            for a, b in (*norms, (mine.wi, theirs.ffn.wi), (mine.wo, theirs.ffn.wo)):
+                same(a, b)
+        same(reference.norm, encoder.norm)
+        if model.config.decoder == "weighted":
+            reference.mixture.copy_(decoder.mixture.weight)
+            same(reference.mixture_norm, decoder.norm)
+            same(reference.dense, decoder.dense)
+        else:
+            read, ffn = decoder.reads[0], decoder.ffns[0]
+            same(reference.query_positions, decoder.positions)
+            if decoder.widen is not None:
+                same(reference.query_project, decoder.widen)
+            attention(reference.read, read.q, read.kv, read.out)
+            for a, b in (reference.norm_a, read.norm), (reference.norm_b, ffn.norm), (reference.w1, ffn.wi):
+                same(a, b)
+            same(reference.w2, ffn.wo)
+        reference.head.weight.copy_(model.head_weight())

@@ -1,0 +1,360 @@
+"""The token file format and its damage, sentences and special strings, the sampler against a slow reference."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import dataset  # noqa: E402
+from configurator import UserError  # noqa: E402
+from dataset import Corpus, CorpusWriter, Sampler  # noqa: E402
+
+TEXT = """The river is old. It was here before us! Who knows why?
+A line break ends a sentence, too
+He said: "No." They left at 3.14 p.m. and came back   late. Ünïcode – naïve café, 東京."""
+EOD = 65_535
+
+
+def byte_level(vocab=400, lowercase=False):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase() if lowercase else None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    dataset.add_special_tokens(tokenizer)
+    return tokenizer
+
+
+def write(folder, documents, vocab=65_536, tokenizer=None, eod=EOD, split="train"):
+    """documents: lists of sentences, which are lists of ids."""
+    folder.mkdir(exist_ok=True)
+    (tokenizer or byte_level()).save(str(folder / "tokenizer.json"))
+    special = {"eod": eod, "mask": 1, "pad": 2, "sep": 3}
+    writer = CorpusWriter(
+        folder / f"{split}.bin", vocab, special, dataset.tokenizer_hash(folder / "tokenizer.json")
+    )  # fmt: skip
+    for document in documents:
+        starts = np.cumsum([0, *map(len, document)])
+        writer.append(np.array([i for s in document for i in s] + [eod]), starts[:-1], [0])
+    writer.close()
+    (folder / "meta.json").write_text(json.dumps({"name": folder.name}))
+    return folder
+
+
+def numbered(rng, count, longest=80):
+    """Documents whose ids count up, so that an id tells its place (ends of documents aside)."""
+    documents, place = [], 0
+    while place < count:
+        document = []
+        for _ in range(rng.integers(1, 9)):
+            n = int(rng.choice([1, 2, 5, 15, 16, 17, 31, 32, 33, longest]))
+            document.append(list(range(place, place + n)))
+            place += n
+        documents.append(document)
+        place += 1
+    return documents
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    documents = numbered(np.random.default_rng(0), 20_000)
+    return Corpus(write(tmp_path_factory.mktemp("data") / "numbers", documents), "train"), documents
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# the file
+
+
+def test_round_trip(corpus):
+    corpus, documents = corpus
+    flat = [i for d in documents for i in [*(i for s in d for i in s), EOD]]
+    assert corpus.tokens.tolist() == flat and corpus.count == len(flat)
+    assert corpus.tokens.dtype == np.uint16 and isinstance(corpus.tokens.base.base, np.memmap)
+    assert [corpus.tokens[a] for a in corpus.sentences] == [s[0] for d in documents for s in d]
+    assert [corpus.tokens[a] for a in corpus.documents[:-1]] == [d[0][0] for d in documents]
+    assert corpus.documents[-1] == corpus.count
+    assert (corpus.eod, corpus.mask, corpus.pad, corpus.sep) == (EOD, 1, 2, 3)
+    assert corpus.special_ids == (1, 2, 3, EOD)
+    assert sorted(p.name for p in corpus.folder.iterdir()) == ["meta.json", "tokenizer.json", "train.bin"]
+
+
+def test_move_tail_of_many_documents_and_of_one(tmp_path):
+    digest = "00" * 32
+    special = {"eod": 9, "mask": 1, "pad": 2, "sep": 3}
+
+    def writers(name):
+        return [CorpusWriter(tmp_path / f"{name}-{split}", 10, special, digest) for split in ("train", "val")]
+
+    train, val = writers("many")
+    train.append(np.array([4, 5, 9]), [0], [0])
+    train.append(np.array([6, 6, 7, 9]), [0, 2], [0])
+    train.move_tail(val)
+    train.close()
+    val.close()
+    _, tokens, documents, sentences = dataset.open_tokens(tmp_path / "many-train", "")
+    assert (tokens.tolist(), documents.tolist(), sentences.tolist()) == ([4, 5, 9], [0, 3], [0])
+    _, tokens, documents, sentences = dataset.open_tokens(tmp_path / "many-val", "")
+    assert (tokens.tolist(), documents.tolist(), sentences.tolist()) == ([6, 6, 7, 9], [0, 4], [0, 2])
+
+    train, val = writers("one")
+    train.append(np.array([5, 6] * 50 + [9]), np.arange(0, 100, 2), [0])
+    train.move_tail(val)
+    train.close()
+    val.close()
+    _, tokens, documents, sentences = dataset.open_tokens(tmp_path / "one-train", "")
+    assert tokens.tolist() == [5, 6] * 48 + [9] and documents.tolist() == [0, 97]
+    assert sentences.tolist() == list(range(0, 96, 2))
+    _, tokens, documents, sentences = dataset.open_tokens(tmp_path / "one-val", "")
+    assert (tokens.tolist(), documents.tolist(), sentences.tolist()) == ([5, 6, 5, 6, 9], [0, 5], [0, 2])
+
+
+def test_writing_refuses(tmp_path):
+    special = {"eod": 0, "mask": 1, "pad": 2, "sep": 3}
+    with pytest.raises(UserError, match="65,537"):
+        CorpusWriter(tmp_path / "a.bin", 65_537, special, "00" * 32)
+    writer = CorpusWriter(tmp_path / "a.bin", 10, special, "00" * 32)
+    with pytest.raises(ValueError, match="10"):
+        writer.append(np.array([10]), [0], [0])
+    with pytest.raises(UserError, match="no text"):
+        writer.close()
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def patch(path, at, data):
+    raw = bytearray(path.read_bytes())
+    raw[at : at + len(data)] = data
+    path.write_bytes(raw)
+
+
+DAMAGE = {
+    "where its header says": lambda folder: cut(folder / "train.bin"),
+    "cut off": lambda folder: (folder / "train.bin").write_bytes(dataset.MAGIC + b"12"),
+    "not a token file": lambda folder: patch(folder / "train.bin", 0, b"PK"),
+    "empty|not a token file": lambda folder: (folder / "train.bin").write_bytes(b""),
+    "version 7": lambda folder: patch(folder / "train.bin", 8, b"\7"),
+    "token id 60000 in a vocabulary of 500": lambda folder: patch(folder / "train.bin", 128, b"\x60\xea"),
+    "damaged tables": lambda folder: patch(folder / "train.bin", (folder / "train.bin").stat().st_size - 1, b"\x7f"),
+    "another tokenizer": lambda folder: byte_level(420).save(str(folder / "tokenizer.json")),
+    "tokenizer.json is missing": lambda folder: (folder / "tokenizer.json").unlink(),
+    "train.bin is missing": lambda folder: (folder / "train.bin").unlink(),
+    "meta.json is damaged": lambda folder: (folder / "meta.json").write_text("{"),
+    "holds no prepared data; run python data/text/prepare.py --name=x": lambda folder: (folder / "meta.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("words", DAMAGE)
+def test_damage_is_refused_in_one_sentence(tmp_path, words):
+    folder = write(tmp_path / "x", [[[5, 6, 7], [8, 9]], [[10] * 30]], vocab=500, eod=0)
+    Corpus(folder, "train")
+    DAMAGE[words](folder)
+    with pytest.raises(UserError, match=words) as error:
+        Corpus(folder, "train")
+    assert "; " in str(error.value) and "prepare.py" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_id_beyond_the_checked_ends_is_found_when_sampled(corpus, monkeypatch):
+    corpus, _ = corpus
+    monkeypatch.setattr(corpus, "vocab_size", 100)
+    with pytest.raises(UserError, match="vocabulary of 100"):
+        corpus.gather(np.array([500]), 4)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", ".hidden", "a..b", "a\\b", "-x", "a b"])
+def test_names_that_are_paths_are_refused(name):
+    with pytest.raises(UserError, match="; "):
+        dataset.check_name(name)
+
+
+def test_prepare_commands():
+    assert dataset.prepare_command("data/pydocs") == "python data/pydocs/prepare.py"
+    assert dataset.prepare_command("/d/minipile") == "python data/hub/prepare.py --name=minipile"
+    assert dataset.prepare_command("data/wiki") == "python data/text/prepare.py --name=wiki --files FILES"
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# text
+
+
+def test_sentences():
+    assert dataset.split_sentences(TEXT)[:4] == [
+        "The river is old.", "It was here before us!", "Who knows why?", "A line break ends a sentence, too",
+    ]  # fmt: skip
+    assert dataset.split_sentences("3.14 is a.b\r\n\r\n  x  \n") == ["3.14 is a.b", "x"]
+    assert dataset.split_sentences(" \n\t ") == []
+
+
+def test_a_sentence_has_the_same_ids_in_a_text_and_alone():
+    tokenizer = byte_level()
+    alone = [dataset.encode_text(tokenizer, sentence) for sentence in dataset.split_sentences(TEXT)]
+    assert dataset.encode_text(tokenizer, TEXT) == [i for ids in alone for i in ids]
+    assert tokenizer.decode(alone[1]) == " It was here before us!"
+
+
+def test_an_empty_text_is_one_separator():
+    tokenizer = byte_level()
+    sep = tokenizer.token_to_id("[SEP]")
+    assert dataset.encode_text(tokenizer, "") == dataset.encode_text(tokenizer, " \n") == [sep]
+
+
+def test_special_strings_in_text_are_text(tmp_path):
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = dataset.load_tokenizer(tmp_path / "tokenizer.json")
+    text = "<|endoftext|> [MASK] and [SEP] [PAD]"
+    ids = dataset.encode_text(tokenizer, text)
+    assert not set(ids) & set(dataset.special_ids(tokenizer).values())
+    assert tokenizer.decode(ids, skip_special_tokens=True) == " " + text
+
+
+def test_special_ids_first_name_wins_and_missing_ones_are_appended():
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "</s>": 1, "<pad>": 2, "[PAD]": 3, "<mask>": 4}, unk_token="a"))
+    dataset.add_special_tokens(tokenizer)
+    assert dataset.special_ids(tokenizer) == {"eod": 1, "mask": 4, "pad": 3, "sep": 1}
+    assert dataset.vocab_size(tokenizer) == 5
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "[SEP]": 7}, unk_token="a"))
+    with pytest.raises(UserError, match="endoftext"):
+        dataset.special_ids(tokenizer)
+    dataset.add_special_tokens(tokenizer)
+    assert dataset.special_ids(tokenizer)["sep"] == 7
+    assert len(set(dataset.special_ids(tokenizer).values())) == 4
+    assert dataset.vocab_size(tokenizer) == 1 + max(tokenizer.get_vocab().values())
+
+
+def test_lowercase_holds_for_later_text(tmp_path):
+    byte_level(lowercase=True).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = dataset.load_tokenizer(tmp_path / "tokenizer.json")
+    assert dataset.encode_text(tokenizer, "THE RIVER ÉTÉ.") == dataset.encode_text(tokenizer, "the river été.")
+
+
+def test_tokenizers_that_are_none(tmp_path):
+    (tmp_path / "t.json").write_text("{}")
+    for path in (tmp_path / "t.json", tmp_path / "missing.json", tmp_path):
+        with pytest.raises(UserError, match="; "):
+            dataset.load_tokenizer(path)
+
+
+def test_pad_batch():
+    ids, mask = dataset.pad_batch([[5], [6, 7, 8], [9, 9]], pad=2)
+    assert ids.tolist() == [[5, 2, 2], [6, 7, 8], [9, 9, 2]] and ids.dtype == np.int64
+    assert mask.tolist() == [[True, False, False], [True, True, True], [True, True, False]]
+
+
+def test_unigram_floor():
+    counts, tokens = [3, 0, 4, 1, 100], np.array([0, 0, 1, 4, 2, 4], np.uint16)
+    p = np.array([4, 1, 5, 2]) / 12
+    assert dataset.unigram_floor(counts, tokens, eod=4) == pytest.approx(-np.log(p[[0, 0, 1, 2]]).mean())
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# the sampler
+
+
+def legal_rows(documents, n, one_document):
+    """{start id: sentence number} of every row of n tokens, and their number: the rules, slow and obvious."""
+    total = sum(len(s) for d in documents for s in d) + len(documents)
+    legal, number, place = {}, 0, 0
+    for document in documents:
+        text_end = place + sum(map(len, document))
+        for sentence in document:
+            end = place + len(sentence)
+            if n > 32:
+                starts = [place] if place + n <= (text_end + 1 if one_document else total) else []
+            elif len(sentence) >= n:
+                starts = range(place, end - n + 1)
+            else:
+                starts = [place] if n <= 16 and place + n <= text_end else []
+            legal |= dict.fromkeys(starts, number)
+            number, place = number + 1, end
+        place += 1
+    return legal
+
+
+@pytest.mark.parametrize("one_document", [False, True])
+@pytest.mark.parametrize("n", [1, 7, 16, 17, 32, 33, 70, 256])
+def test_rows_obey_the_rules_of_their_length(corpus, n, one_document):
+    corpus, documents = corpus
+    legal = legal_rows(documents, n, one_document)
+    corpus.split = "val"  # so that rare lengths are not refused
+    sampler = Sampler(corpus, (n,), seed=3, one_document=one_document)
+    assert sampler.windows(n) == min(len(legal), 1000)
+    if not legal:
+        with pytest.raises(UserError, match=f"length {n}"):
+            sampler.batch(0, n, np.arange(4))
+        return
+    ids, document = sampler.batch(5, n, np.arange(3000))
+    assert ids.shape == (3000, n) and ids.dtype == document.dtype == np.int64
+    starts = ids[:, 0]
+    assert set(starts.tolist()) <= legal.keys()
+    assert (ids == corpus.tokens[starts[:, None] + np.arange(n)]).all()
+    assert (corpus.documents[document] <= starts).all() and (starts < corpus.documents[document + 1]).all()
+    if n <= 32:
+        assert (ids != EOD).all()
+    if one_document:
+        assert (starts + n <= corpus.documents[document + 1]).all()
+
+    # every sentence that offers a row is as likely as any other, and so is every row inside it
+    sentences = np.unique(list(legal.values()))
+    seen = np.bincount([legal[s] for s in starts.tolist()], minlength=sentences.max() + 1)[sentences]
+    expected = 3000 / len(sentences)
+    chi2 = ((seen - expected) ** 2 / expected).sum()
+    assert chi2 < len(sentences) + 6 * (2 * len(sentences)) ** 0.5 + 6
+
+
+def test_rows_are_a_pure_function_of_seed_step_and_row(corpus):
+    corpus, _ = corpus
+    corpus.split = "train"
+    sampler = Sampler(corpus, (16, 32, 64), seed=1)
+    rows = np.random.default_rng(1).permutation(200)
+    for n in (16, 32, 64):
+        ids, documents = sampler.batch(7, n, np.arange(200))
+        some, their = Sampler(corpus, (16, 64), seed=1).batch(7, n, rows[:31])
+        assert (some == ids[rows[:31]]).all() and (their == documents[rows[:31]]).all()
+        assert (sampler.batch(8, n, np.arange(200))[0] != ids).any(1).mean() > 0.9
+        assert (Sampler(corpus, (16,), seed=2).batch(7, n, np.arange(200))[0] != ids).any(1).mean() > 0.9
+        assert (sampler.batch(7, n, np.array([10**11]))[0] >= 0).all()
+
+
+def test_lengths_are_uniform_and_pure(corpus):
+    corpus, _ = corpus
+    corpus.split = "train"
+    sampler = Sampler(corpus, (8, 16, 64), seed=1)
+    drawn = [sampler.length(step) for step in range(3000)]
+    assert drawn == [Sampler(corpus, (8, 16, 64), seed=1).length(step) for step in range(3000)]
+    assert all(900 < drawn.count(n) < 1100 for n in (8, 16, 64))
+    assert Sampler(corpus, (8,), seed=1).length(5) == 8
+
+
+def test_hashes_are_even_and_independent():
+    values = dataset.hash64(1, 2, 3, np.arange(100_000))
+    assert len(np.unique(values)) == 100_000
+    for shift in range(64):  # every bit is fair, and neighbours share half of their bits
+        bits = values >> np.uint64(shift) & np.uint64(1)
+        assert abs(bits.mean() - 0.5) < 0.01
+        assert abs((bits[1:] == bits[:-1]).mean() - 0.5) < 0.01
+    assert (dataset.hash64(1, 2, 3, np.arange(9)) == [dataset.hash64(1, 2, 3, i)[0] for i in range(9)]).all()
+
+
+def test_a_length_without_enough_rows_is_refused_with_the_next_shorter(tmp_path):
+    documents = numbered(np.random.default_rng(2), 12_000, longest=40)
+    corpus = Corpus(write(tmp_path / "small", documents), "train")
+    works = [m for m in (8, 16, 32, 64) if min(len(legal_rows(documents, m, True)), 1000) == 1000]
+    with pytest.raises(UserError, match=f"rows of length 128, .* use length {works[-1]} instead"):
+        Sampler(corpus, (8, 128), seed=0, one_document=True)
+    tiny = Corpus(write(tmp_path / "tiny", documents[:3]), "train")
+    with pytest.raises(UserError, match="nor enough of any shorter length; use more text"):
+        Sampler(tiny, (512,), seed=0)
+    shutil.copy(tmp_path / "tiny" / "train.bin", tmp_path / "tiny" / "val.bin")
+    assert Sampler(Corpus(tmp_path / "tiny", "val"), (512,), seed=0).windows(512) == 0

@@ -1,0 +1,392 @@
+"""The model against the slow reference, against loops, and against what it says about its own size, cost and start."""
+
+import itertools
+import lzma
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import real_data
+from reference import ReferenceMLM, copy_weights
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import model as model_file
+from model import ConceptModel, ModelConfig, attention, flops, rotate
+from objectives import Problem
+
+MASK = 3
+SMALL = dict(layers=2, hidden=16, heads=2, intermediate=24, concepts=6, max_length=12, vocab_size=40)
+SEEDS = dict(seeds_faithful=True, vocab_size=50368)
+
+
+def build(seed=0, dtype=torch.float64, **keys):
+    torch.manual_seed(seed)
+    return ConceptModel(ModelConfig(**{**SMALL, **keys}), MASK).to(dtype)
+
+
+def masked_problem(B=3, N=12, K=4, vocab=40, seed=1, **fields):
+    """An MLM problem: K columns of each row are hidden and scored."""
+    noise = torch.Generator().manual_seed(seed)
+    ids = torch.randint(MASK + 1, vocab, (B, N), generator=noise)
+    scored = torch.rand(B, N, generator=noise).argsort(1)[:, :K].sort(1).values
+    source = ids.scatter(1, scored, MASK)
+    given = dict(source=source, targets=ids, query_pos=torch.arange(N)[None], query_ids=source, scored=scored)
+    return Problem(**{**given, **fields})
+
+
+def structures():
+    """Every decoder x token width x head x positions that may be built, faithful and ours."""
+    axes = dict(
+        decoder=("input", "posonly", "weighted"),
+        token_dim=(0, 8),
+        tied=(True, False),
+        token_position=("learned", "rope"),
+        concept_position=("none", "learned", "sinusoidal"),
+        seeds_faithful=(False, True),
+    )
+    for values in itertools.product(*axes.values()):
+        keys = dict(zip(axes, values, strict=True))
+        try:
+            ModelConfig(**SMALL, **keys)
+        except ValueError:
+            continue
+        yield keys
+
+
+def perturb(model, seed=5):
+    """Biases, gains and everything else away from their initial zeros and ones."""
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=noise, dtype=p.dtype))
+    return model
+
+
+# ---- against the reference
+
+
+FAITHFUL = [
+    ("input", True, 0),
+    ("input", False, 8),
+    ("posonly", True, 0),
+    ("posonly", False, 8),
+    ("weighted", False, 0),
+]
+
+
+@pytest.mark.parametrize("decoder,tied,token_dim", FAITHFUL)
+def test_equals_reference(decoder, tied, token_dim):
+    model = perturb(build(decoder=decoder, tied=tied, token_dim=token_dim, seeds_faithful=True))
+    reference = ReferenceMLM(model.config).double()
+    copy_weights(model, reference)
+    assert sum(p.numel() for p in reference.parameters()) == model.num_parameters()
+    problem = masked_problem()
+    keep = torch.ones_like(problem.source, dtype=torch.bool)
+    labels = torch.full_like(problem.source, -100)
+    labels = labels.scatter(1, problem.scored, problem.targets.gather(1, problem.scored))
+
+    (loss,), (concepts,) = model(problem)
+    torch.testing.assert_close(concepts, reference.encode(problem.source, keep))
+    hidden = reference.decode(concepts, problem.source)  # [B, N, H]
+    hidden = F.layer_norm(hidden, hidden.shape[-1:])
+    at_scored = hidden.gather(1, problem.scored[..., None].expand(-1, -1, hidden.shape[-1]))
+    torch.testing.assert_close(model.decode(concepts, problem), at_scored)
+
+    expected = torch.log_softmax(reference.head_logits(reference.decode(concepts, problem.source)), -1)
+    expected = -expected.gather(-1, labels.clamp(min=0)[..., None])[..., 0][labels != -100].mean()
+    torch.testing.assert_close(loss, expected)
+    (reference_loss := reference(problem.source, keep, labels)).backward()
+    torch.testing.assert_close(loss.float(), reference_loss)
+    loss.backward()
+    torch.testing.assert_close(model.encoder.tokens.weight.grad, reference.tokens.weight.grad, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(model.encoder.slots.grad, reference.slots.grad, atol=1e-6, rtol=1e-4)
+
+
+def slow_attention(q, k, v, mask):
+    out = torch.empty_like(q)
+    for b, h, i in itertools.product(*map(range, q.shape[:3])):
+        scores = torch.stack([q[b, h, i] @ key for key in k[b, h]]) / math.sqrt(q.shape[-1])
+        weights = torch.where(mask[b], scores, -math.inf).softmax(0)
+        out[b, h, i] = sum(w * value for w, value in zip(weights, v[b, h], strict=True))
+    return out.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_attention_equals_loop(explicit, monkeypatch):
+    monkeypatch.setattr(model_file, "EXPLICIT_SCORES", 10**9 if explicit else 0)
+    torch.manual_seed(0)
+    q, k, v = [torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 7, 7)]
+    mask = torch.rand(2, 7) < 0.6
+    mask[:, 0] = True
+    torch.testing.assert_close(attention(q, k, v, mask), slow_attention(q, k, v, mask))
+    shared = attention(q[:1], k, v)  # queries that are equal for all rows
+    torch.testing.assert_close(shared, slow_attention(q[:1].expand(2, -1, -1, -1), k, v, torch.ones_like(mask)))
+
+
+def test_thin_tokens_and_rope_equal_a_loop():
+    """Ours, straight from the formulas: norm(E + P) -> K, V from T; rotated keys; a read by hand, one layer."""
+    for position in ("learned", "rope"):
+        model = perturb(build(token_dim=8, token_position=position, layers=1))
+        encoder, ids = model.encoder, torch.randint(40, (2, 9))
+        x, read = encoder.tokens.weight[ids], encoder.layers[0].read
+        if position == "learned":
+            x = x + encoder.positions.weight[:9]
+        x = F.layer_norm(x, (8,), encoder.norm_tokens.weight)
+        k, v = [(x @ w.T).view(2, 9, 2, 8).transpose(1, 2) for w in read.kv.weight.chunk(2)]
+        if position == "rope":
+            for n in range(9):
+                for j in range(4):  # plane (j, j + 4) of the head turns by n * 10000^(-j / 4)
+                    c, s = math.cos(n * 10000 ** (-j / 4)), math.sin(n * 10000 ** (-j / 4))
+                    a, b = k[:, :, n, j].clone(), k[:, :, n, j + 4].clone()
+                    k[:, :, n, j], k[:, :, n, j + 4] = a * c - b * s, b * c + a * s
+        z = encoder.slots.expand(2, -1, -1)
+        q = (F.layer_norm(z, (16,), read.norm.weight) @ read.q.weight.T).view(2, 6, 2, 8).transpose(1, 2)
+        z = z + slow_attention(q, k, v, torch.ones(2, 9, dtype=torch.bool)) @ read.out.weight.T
+        z = encoder.norm(encoder.layers[0].ffn(encoder.layers[0].mix(z)))
+        torch.testing.assert_close(model.encode(ids), z, atol=1e-5, rtol=1e-5)  # angles are float32
+
+
+# ---- properties
+
+
+@pytest.mark.parametrize("keys", [dict(), dict(token_position="rope"), dict(seeds_faithful=True), dict(token_dim=8)])
+def test_padding_changes_nothing(keys):
+    model = build(dtype=torch.float32, **keys)
+    ids, lengths = torch.randint(40, (4, 12)), (12, 5, 1, 8)
+    mask = torch.arange(12) < torch.tensor(lengths)[:, None]
+    batch = model.encode(ids, mask=mask)
+    for row, n in enumerate(lengths):
+        torch.testing.assert_close(batch[row], model.encode(ids[row : row + 1, :n])[0], atol=1e-5, rtol=0)
+        vector = model.embed(ids, mask)[row]
+        torch.testing.assert_close(vector, model.embed(ids[row : row + 1, :n])[0], atol=1e-5, rtol=0)
+
+
+def test_order_of_tokens_counts_only_through_positions():
+    for position in ("learned", "rope"):
+        model, ids, order = build(token_position=position), torch.randint(40, (2, 9)), torch.randperm(9)
+        concepts = model.encode(ids)
+        assert not torch.allclose(model.encode(ids[:, order]), concepts)
+        torch.testing.assert_close(model.encode(ids[:, order], order[None]), concepts)
+
+
+def test_rope_scores_depend_on_the_distance():
+    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
+
+    def score(i, j):
+        return (rotate(q, torch.tensor([[i]])) * rotate(k, torch.tensor([[j]]))).sum()
+
+    torch.testing.assert_close(score(5, 2), score(105, 102), atol=1e-4, rtol=0)
+    torch.testing.assert_close(rotate(q, torch.tensor([[0]])), q)
+    torch.testing.assert_close(rotate(q, torch.tensor([[77]])).norm(), q.norm(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("keys", list(structures()), ids=lambda keys: "-".join(map(str, keys.values())))
+def test_every_parameter_learns_and_flops_are_exact(keys):
+    model = build(**keys, decoder_layers=2)
+    problems = [
+        masked_problem(),
+        masked_problem(query_ids=None, scored=None),
+        masked_problem(scored=None, source_pos=torch.arange(1, 10)[None].expand(3, -1), source=torch.full((3, 9), 7)),
+        masked_problem(query_ids=None),
+    ]
+    for problem in problems:
+        model.zero_grad()
+        with sdpa_kernel(SDPBackend.MATH):  # other kernels count as nothing on the CPU
+            with FlopCounterMode(display=False) as forward:
+                (loss,), _ = model(problem)
+            with FlopCounterMode(display=False) as backward:
+                loss.backward()
+        without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not without
+        counts = flops(model.config, problem)
+        product = 2 * problem.source.shape[0] * (problem.targets if problem.scored is None else problem.scored).shape[1]
+        product *= model.head_weight().numel()  # the vocabulary's product, whose gradients are taken in its forward
+        assert forward.get_total_flops() == sum(counts.values()) + 2 * product
+        assert backward.get_total_flops() == 2 * (sum(counts.values()) - product)
+
+
+def test_scored_positions_equal_all_positions():
+    """The decoder at K positions is the decoder at all of them, then gathered; so is the loss."""
+    for decoder in ("input", "posonly", "weighted"):
+        model, problem = build(decoder=decoder), masked_problem()
+        concepts = model.encode(problem.source)
+        dense = model.decode(concepts, masked_problem(scored=None))
+        index = problem.scored[..., None].expand(-1, -1, dense.shape[-1])
+        torch.testing.assert_close(model.decode(concepts, problem), dense.gather(1, index))
+        ce = F.cross_entropy(model.logits(dense).flatten(0, 1), problem.targets.flatten(), reduction="none").view(3, 12)
+        torch.testing.assert_close(model.loss(concepts, problem), ce.gather(1, problem.scored).mean())
+        weights = torch.rand(3, 4)
+        weighted = model.loss(concepts, masked_problem(weights=weights))
+        torch.testing.assert_close(weighted, (ce.gather(1, problem.scored) * weights).sum())
+
+
+def test_decoders_see_only_what_they_may():
+    problem, other = masked_problem(), masked_problem(query_ids=torch.full((3, 12), 9))
+    for decoder, looks in ("input", True), ("posonly", False), ("weighted", False):
+        model = build(decoder=decoder)
+        concepts = model.encode(problem.source)
+        assert torch.equal(model.decode(concepts, problem), model.decode(concepts, other)) != looks
+        hidden = model.decode(concepts, masked_problem(query_ids=torch.full((3, 12), MASK)))
+        torch.testing.assert_close(model.decode(concepts, masked_problem(query_ids=None)), hidden)
+        assert not torch.allclose(model.decode(concepts[[1, 2, 0]], problem), model.decode(concepts, problem))
+
+
+def test_say_is_the_argmax_of_every_position():
+    model, ids = build(), torch.randint(40, (2, 9))
+    concepts = model.encode(ids)
+    hidden = model.decode(concepts, Problem(source=ids, query_pos=torch.arange(5)[None]))
+    assert torch.equal(model.say(concepts, 5), model.logits(hidden).argmax(-1))
+
+
+def test_dropout_only_in_training():
+    for decoder in ("input", "posonly", "weighted"):
+        model, problem = build(decoder=decoder, dropout=0.2), masked_problem()
+        assert model(problem)[0][0] != model(problem)[0][0]
+        model.eval()
+        assert torch.equal(model(problem)[0][0], model(problem)[0][0])
+        assert torch.equal(model(problem)[0][0], build(decoder=decoder)(problem)[0][0])
+
+
+def test_autocast_stays_close():
+    for decoder in ("input", "posonly", "weighted"):
+        model, problem = build(dtype=torch.float32, decoder=decoder), masked_problem()
+        (exact,), _ = model(problem)
+        with torch.autocast("cpu", torch.bfloat16):
+            (loss,), _ = model(problem)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+        torch.testing.assert_close(loss, exact, atol=0.1, rtol=0)
+
+
+def test_state_dict_holds_each_tensor_once():
+    for keys in structures():
+        state = build(**keys).state_dict()
+        assert len({t.data_ptr() for t in state.values()}) == len(state)
+        assert sum(t.numel() for t in state.values()) == build(**keys).num_parameters()
+    model, problem = build(seed=1), masked_problem()
+    copy = build(seed=2)
+    copy.load_state_dict(model.state_dict())
+    assert torch.equal(copy(problem)[0][0], model(problem)[0][0])
+
+
+def test_sums_of_objectives_run_in_one_forward():
+    model, a, b = build(), masked_problem(), masked_problem(B=2, N=8, seed=2)
+    (first, second), concepts = model(a, b)
+    assert torch.equal(first, model(a)[0][0]) and torch.equal(second, model(b)[0][0])
+    assert [c.shape for c in concepts] == [(3, 6, 16), (2, 6, 16)]
+
+
+@pytest.mark.slow
+def test_compiles_to_one_graph():
+    for decoder in ("input", "posonly", "weighted"):
+        model, problem = build(dtype=torch.float32, decoder=decoder), masked_problem()
+        (eager,), _ = model(problem)
+        eager_grads = torch.autograd.grad(eager, list(model.parameters()))
+        (loss,), _ = torch.compile(model, fullgraph=True, dynamic=False)(problem)
+        torch.testing.assert_close(loss, eager)
+        torch.testing.assert_close(
+            torch.autograd.grad(loss, list(model.parameters())), eager_grads, atol=1e-4, rtol=1e-3
+        )
+
+
+# ---- size
+
+
+@pytest.mark.parametrize(
+    "keys,parameters",
+    [
+        (dict(decoder="input"), 61_059_584),
+        (dict(decoder="posonly"), 61_059_584),
+        (dict(decoder="input", tied=False), 86_848_000),
+        (dict(decoder="posonly", tied=False), 86_848_000),
+        (dict(decoder="weighted", tied=False), 83_762_688),
+        (dict(decoder="input", tied=False, token_dim=64), 64_120_320),
+        (dict(decoder="posonly", tied=False, token_dim=64), 64_087_040),
+        (dict(decoder="posonly", concept_position="learned"), 61_059_584 + 65_536),
+    ],
+)
+def test_parameters_of_the_seeds(keys, parameters):
+    with torch.device("meta"):
+        model = ConceptModel(ModelConfig(**SEEDS, **keys))
+    assert model.num_parameters() == parameters
+    assert all(p.device.type == "meta" for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "keys,word",
+    [
+        (dict(hidden=100, heads=8), "heads = 5"),
+        (dict(token_dim=600), "token_dim"),
+        (dict(layers=0), "layers"),
+        (dict(dropout=1.0), "dropout"),
+        (dict(seeds_faithful=True, token_position="rope"), "learned"),
+        (dict(seeds_faithful=True, decoder="weighted"), "tied = False"),
+        (dict(seeds_faithful=True, token_dim=64), "tied = False"),
+        (dict(token_position="rope", hidden=24, heads=8), "even"),
+    ],
+)
+def test_impossible_configurations_say_what_to_write(keys, word):
+    with pytest.raises(ValueError, match=word):
+        ModelConfig(**keys)
+
+
+# ---- the start: what is neither collapsed nor saturated learns
+
+
+@pytest.fixture(scope="module")
+def real_ids():
+    with lzma.open(real_data("text", "wiki_00.txt.xz"), "rt", encoding="utf-8") as file:
+        text = file.read(700_000)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=4096, special_tokens=["[MASK]"], show_progress=False)
+    tokenizer.train_from_iterator([text], trainer)
+    return torch.tensor(tokenizer.encode(text[:200_000]).ids)
+
+
+def rank_and_share(concepts):
+    """Mean over rows of the entropy rank of a row's slot-centred concepts; the share of variance the input makes."""
+    c = concepts.double()
+    size = c.square().sum(-1).mean().sqrt()
+    centred = c - c.mean(0, keepdim=True)
+    sigma = torch.linalg.svdvals(centred)
+    p = torch.where(sigma < 1e-3 * size, 0, sigma)
+    p = p / p.sum(-1, keepdim=True)
+    rank = torch.special.entr(p).sum(-1).exp().mean()
+    return rank.item(), (centred.square().sum() / (c - c.mean((0, 1))).square().sum()).item()
+
+
+QUICK = dict(layers=2, hidden=128, heads=4, intermediate=512, concepts=8)
+MIDDLE = dict(layers=6, hidden=256, heads=4, intermediate=1024, concepts=32)
+STARTS = [
+    (QUICK, 16),
+    (QUICK, 32),
+    (dict(MIDDLE, decoder="input"), 128),
+    (dict(MIDDLE, decoder="input", seeds_faithful=True), 128),
+    (dict(MIDDLE, decoder="weighted"), 128),
+    (dict(MIDDLE, token_dim=64, layers=2), 128),
+    (dict(MIDDLE, token_position="rope", concept_position="learned", tied=False), 128),
+    (dict(MIDDLE, concept_position="sinusoidal", concepts=64, layers=2), 128),
+]
+
+
+@pytest.mark.parametrize("keys,N", STARTS, ids=str)
+def test_start(keys, N, real_ids):
+    B, V = 64, 4096
+    torch.manual_seed(0)
+    model = ConceptModel(ModelConfig(vocab_size=V, **keys), 0)
+    starts = torch.randint(len(real_ids) - N, (B, 1))
+    ids = real_ids[starts + torch.arange(N)]
+    scored = torch.rand(B, N).argsort(1)[:, : max(4, N // 8)]
+    source = ids.scatter(1, scored, 0)
+    problem = Problem(source=source, targets=ids, query_pos=torch.arange(N)[None], query_ids=source, scored=scored)
+    with torch.no_grad():
+        (loss,), (concepts,) = model(problem)
+    rank, share = rank_and_share(concepts)
+    assert -0.05 <= loss - math.log(V) <= 0.8
+    assert rank >= model.config.concepts / 2
+    assert share >= 0.05

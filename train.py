@@ -1,0 +1,666 @@
+"""
+Trains a concept encoder on one device, on several, or on several nodes.
+
+    python train.py config/quickstart.py
+    python train.py config/tsdae_cpu.py --out_dir=out/try --lr=1e-3 --max_steps=500
+    torchrun --nproc_per_node=8 train.py config/tsdae_l6.py
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py config/tsdae_l6.py
+
+Ctrl-C or SIGTERM saves and stops; the same command goes on where it stopped, bit for bit.
+"""
+
+import gc
+import json
+import math
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import dataset
+import runtime
+from configurator import UserError, parse, warn
+from model import ConceptModel, ModelConfig, flops
+from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems, mlm, parse_objective, unused_keys
+from runtime import NonFinite, RunFolder, World, say
+
+ROOT = Path(__file__).resolve().parent
+HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_minutes")
+
+
+@dataclass
+class TrainConfig:
+    dataset: Annotated[str, "folder of prepared data under data_dir"] = "pydocs"
+    data_dir: Annotated[str, "where the prepared data are; empty: data/ beside this script"] = ""
+    out_dir: Annotated[str, "run folder; empty: out/<name of the config>"] = ""
+    tag: Annotated[str, "a word of yours, kept in config.json"] = ""
+    lengths: Annotated[tuple[int, ...], "row lengths in tokens; each step draws one of them"] = (16, 32, 128, 512)
+    batch_size: Annotated[int, "rows of the longest length in an optimizer step, over all ranks"] = 64
+    micro_batch: Annotated[int, "rows of the longest length per rank and forward; 0: as many as there are"] = 0
+    lr: Annotated[float, "peak learning rate"] = 1e-3
+    schedule: Annotated[Literal["cosine", "linear", "constant"], "what follows the warm-up"] = "cosine"
+    warmup: Annotated[int, "steps of linear warm-up"] = 200
+    lr_end: Annotated[float, "learning rate at the horizon, as a share of the peak"] = 0.1
+    weight_decay: Annotated[float, "AdamW's, on matrices of linear layers only"] = 0.05
+    beta1: Annotated[float, "AdamW's first-moment decay"] = 0.9
+    beta2: Annotated[float, "AdamW's second-moment decay"] = 0.98
+    clip: Annotated[float, "gradients are scaled down to this norm; 0: never"] = 1.0
+    max_steps: Annotated[int, "horizon in optimizer steps"] = 0
+    max_tokens: Annotated[float, "horizon in tokens drawn"] = 0.0
+    max_epochs: Annotated[float, "horizon in corpus-tokens drawn"] = 0.0
+    max_minutes: Annotated[float, "horizon in minutes of training steps, turned into steps once they are timed"] = 0.0
+    eval_interval: Annotated[int, "steps between evaluations; 0: only at the end"] = 500
+    eval_tokens: Annotated[int, "validation tokens a length"] = 32768
+    ckpt_interval: Annotated[int, "steps between checkpoints besides those of the best evaluations; 0: none"] = 1000
+    ckpt_steps: Annotated[tuple[int, ...], "steps whose checkpoints are kept for ever"] = ()
+    keep: Annotated[int, "how many of the last checkpoints are kept, besides the best"] = 2
+    log_interval: Annotated[int, "steps between log lines"] = 20
+    compile: Annotated[bool | Literal["auto"], "torch.compile; auto: on a GPU"] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], "of matrix products; auto: bfloat16 where the device is fast at it"
+    ] = "auto"
+    deterministic: Annotated[bool, "bit-exact repeats on a GPU too, at a price"] = False
+    seed: Annotated[int, "of initial weights, rows and noise"] = 0
+    device: Annotated[str, "auto, cpu or cuda"] = "auto"
+    resume: Annotated[
+        Literal["auto", "must", "never"], "go on with what out_dir holds; must: there is something; never: it is empty"
+    ] = "auto"
+    init_from: Annotated[str, "warm start from this run folder's latest checkpoint"] = ""
+    init_part: Annotated[Literal["encoder", "all"], "which tensors a warm start takes"] = "encoder"
+    final_report: Annotated[Literal["losses"], "the table printed at the end"] = "losses"
+    print_config: Annotated[bool, "print the whole configuration as JSON and stop"] = False
+
+    def __post_init__(self):
+        if not 0 < self.lr < 1e3:
+            raise ValueError(f"lr={self.lr} cannot train; take something like 1e-3")
+        for key in ("batch_size", "log_interval", "keep", "eval_tokens"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+        for key in ("warmup", "micro_batch", "eval_interval", "ckpt_interval", "clip", "weight_decay", *HORIZONS):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)} is negative; take 0 or more")
+        if not self.lengths or min(self.lengths) < 2 or len(set(self.lengths)) < len(self.lengths):
+            raise ValueError(f"lengths={self.lengths} must be different numbers of at least 2 tokens")
+        if not 0 <= self.beta1 < 1 or not 0 <= self.beta2 < 1 or not 0 <= self.lr_end <= 1:
+            raise ValueError("beta1 and beta2 must lie in [0, 1), lr_end in [0, 1]")
+        if not any(getattr(self, key) for key in HORIZONS):
+            raise ValueError(f"no end is set; give one of {', '.join(HORIZONS)}")
+        dataset.check_name(self.dataset)
+
+
+# Keys that may differ when a run goes on, and those of them that end bit-exactness.
+FREE = {*HORIZONS, "eval_interval", "ckpt_interval", "log_interval", "device", "resume", "out_dir", "data_dir", "tag"}
+FREE |= {"keep", "ckpt_steps", "final_report"}
+INEXACT = {"micro_batch", "compile", "dtype", "device", "ranks"}
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# how a step is cut into rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tokens a step are constant: a step of length n has batch_size * max(lengths) / n rows, cut into `parts`."""
+
+    lengths: tuple[int, ...]
+    tokens: int  # a step
+    micro_tokens: int  # a forward of one rank
+    parts: int  # forwards a step on each rank
+
+    def rows(self, n: int, rank: int, part: int) -> np.ndarray:
+        """Global numbers of the rows of length n that this rank reads in this part of the step."""
+        size, block = self.micro_tokens // n, rank * self.parts + part
+        return np.arange(block * size, (block + 1) * size, dtype=np.int64)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """(rows, tokens) of every forward there can be."""
+        return [(self.micro_tokens // n, n) for n in self.lengths]
+
+
+def make_plan(config: TrainConfig, ranks: int) -> Plan:
+    longest = max(config.lengths)
+    if config.batch_size % ranks:
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be shared by {ranks} ranks; "
+            f"write batch_size={nearest_multiple(config.batch_size, ranks)}"
+        )
+    share = config.batch_size // ranks
+    micro = config.micro_batch or share
+    if share % micro:
+        fit = min((d for d in range(1, share + 1) if share % d == 0), key=lambda d: abs(d - micro))
+        raise UserError(f"micro_batch={micro} does not divide the {share} rows a rank has; write micro_batch={fit}")
+    for n in config.lengths:
+        if micro * longest % n:
+            step = n // math.gcd(n, longest)
+            raise UserError(
+                f"micro_batch={micro} rows of {longest} tokens are no whole number of rows of length {n}; "
+                f"write micro_batch={nearest_multiple(micro, step)}, and a batch_size it divides"
+            )
+    if len(config.lengths) > 32:
+        raise UserError(f"{len(config.lengths)} lengths are as many shapes to compile; take at most 32")
+    return Plan(config.lengths, config.batch_size * longest, micro * longest, share // micro)
+
+
+def nearest_multiple(x: int, of: int) -> int:
+    return max(1, round(x / of)) * of
+
+
+def step_flops(plan: Plan, model: ModelConfig, objective: ObjectiveConfig) -> float:
+    """Training FLOPs a token, mean over lengths: three times the forward's (backward is twice the forward)."""
+    vocab, total = Vocabulary(model.vocab_size, 0), 0
+    for rows, n in plan.shapes():
+        ids = torch.zeros(rows, n, dtype=torch.int64)
+        for problem in make_problems(ids, Noise(0, 0, torch.arange(rows)), vocab, objective):
+            total += 3 * sum(flops(model, problem).values())
+    return total / (plan.micro_tokens * len(plan.lengths))
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# training
+
+
+def learning_rate(config: TrainConfig, step: int, horizon: int) -> float:
+    """step counts from 0; before the horizon is known (max_minutes) the rate stays at its peak."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = min(1.0, (step - config.warmup) / max(1, horizon - config.warmup)) if horizon else 0.0
+    left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[config.schedule]
+    return config.lr * (config.lr_end + (1 - config.lr_end) * left)
+
+
+def make_optimizer(model: ConceptModel, config: TrainConfig) -> torch.optim.Optimizer:
+    """Only matrices of linear layers decay: no embedding, slot, position, norm or bias."""
+    decay = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) in decay], "weight_decay": config.weight_decay},
+        {"params": [p for p in model.parameters() if id(p) not in decay], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+class Trainer:
+    """Model, optimizer and counters, and the one step they take together."""
+
+    def __init__(self, world: World, model: ConceptModel, settings, plan: Plan, vocab: Vocabulary):
+        self.config, self.objective, _ = settings
+        self.world, self.model, self.plan, self.vocab = world, model, plan, vocab
+        self.weights = [weight for weight, _ in parse_objective(self.objective.objective)]
+        self.optimizer = make_optimizer(model, self.config)
+        self.forward: nn.Module = model
+        self.step, self.horizon, self.best = 0, 0, math.inf
+        self.seconds_per_step = 0.0  # once timed, when the horizon is given in minutes
+        self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
+
+    def prepare(self, compiled: bool):
+        """Wraps the model for its ranks and compiles it; what compiles is exactly what trains."""
+        if self.world.size > 1:
+            ids = [self.world.device.index] if self.world.device.type == "cuda" else None
+            self.forward = DistributedDataParallel(
+                self.model, ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        if compiled:
+            torch._dynamo.config.cache_size_limit = max(8, min(32, len(self.plan.lengths)) + 1)
+            self.forward = torch.compile(self.forward, dynamic=False)
+
+    def problems(self, ids: Tensor, rows: Tensor, step: int) -> list[Problem]:
+        return make_problems(ids, Noise(self.config.seed, step, rows), self.vocab, self.objective)
+
+    def train_step(self, batches) -> tuple[Tensor, Tensor, Tensor]:
+        """Takes this step's micro-batches from `batches`; returns (losses of the parts, loss, gradient norm), all on
+        the device. A step whose loss or gradient is not finite changes nothing and leaves its number in bad_step."""
+        config, rate = self.config, learning_rate(self.config, self.step, self.horizon)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.model.config.dropout:  # the one use of a generator, seeded anew each step
+            torch.manual_seed(hash((config.seed, self.step, self.world.rank)) & 0x7FFFFFFF)
+        parts = torch.zeros(len(self.weights), device=self.world.device)
+        for i in range(self.plan.parts):
+            step, rows, ids, _ = next(batches)
+            assert step == self.step
+            problems = self.problems(ids, rows, step)
+            waits = self.world.size > 1 and i < self.plan.parts - 1  # gradients are reduced once, after the last part
+            with self.forward_of_ranks().no_sync() if waits else nullcontext():
+                with self.world.autocast():
+                    losses, _ = self.forward(*problems)
+                loss = sum(w * x for w, x in zip(self.weights, losses, strict=True)) / self.plan.parts
+                loss.backward()
+            parts += torch.stack([x.detach() for x in losses]) / self.plan.parts
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
+        self.world.all_sum(parts).div_(self.world.size)
+        total = sum(w * x for w, x in zip(self.weights, parts, strict=True))
+        bad = ~(torch.isfinite(norm) & torch.isfinite(total))
+        self.optimizer.found_inf = bad.float()  # fused AdamW leaves parameters and state as they are
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.bad_step = torch.where(bad & (self.bad_step < 0), self.step, self.bad_step)
+        self.step += 1
+        return parts, total, norm
+
+    def forward_of_ranks(self) -> DistributedDataParallel:
+        return getattr(self.forward, "_orig_mod", self.forward)
+
+    def check_finite(self):
+        """Waits for the device; called before anything is logged, judged or saved."""
+        if (step := int(self.bad_step)) >= 0:
+            raise NonFinite(
+                f"loss or gradient of step {step} is not finite; the checkpoints before it are untouched, "
+                "take a smaller --lr or a longer --warmup"
+            )
+
+    def state(self) -> dict:
+        return {
+            "step": self.step,
+            "tokens": self.step * self.plan.tokens,
+            "horizon": self.horizon,
+            "seconds_per_step": self.seconds_per_step,
+            "best_val_loss": self.best if math.isfinite(self.best) else None,
+        }
+
+
+def find_horizon(trainer: Trainer, corpus_tokens: int) -> int:
+    """Steps to the end; 0 while minutes are not yet timed."""
+    config, tokens = trainer.config, trainer.plan.tokens
+    if config.max_steps:
+        return config.max_steps
+    if config.max_minutes:
+        seconds = trainer.seconds_per_step
+        return max(1, int(config.max_minutes * 60 / seconds)) if seconds else 0
+    return max(1, math.ceil((config.max_tokens or config.max_epochs * corpus_tokens) / tokens))
+
+
+class Stopwatch:
+    """
+    Seconds a step, for a horizon in minutes: each length's first step (allocation, compilation) is left out,
+    then 20 steps are timed.
+    """
+
+    def __init__(self, world: World):
+        self.world, self.seen, self.seconds = world, set(), []
+
+    def lap(self, length: int, start: float) -> float:
+        """Called after a step; returns the mean seconds of a step once they are known, else 0."""
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        if length in self.seen:
+            self.seconds.append(time.monotonic() - start)
+        self.seen.add(length)
+        return sum(self.seconds) / len(self.seconds) if len(self.seconds) >= 20 else 0.0
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# evaluation
+
+
+EVAL_SEED = 20250101  # rows and noise of validation are the same in every run
+
+
+class Validation:
+    """The fixed validation rows of each length, and what the model makes of them."""
+
+    def __init__(self, corpus, trainer: Trainer):
+        config = trainer.config
+        sampler = dataset.Sampler(corpus, config.lengths, seed=EVAL_SEED)
+        self.trainer, self.batches = trainer, {}
+        windows = {n: sampler.windows(n) for n in config.lengths}
+        enough = [n for n in windows if windows[n] >= dataset.MIN_WINDOWS]
+        verdict = "left out" if enough else "rough"
+        for n in sorted(set(windows) - set(enough)):
+            warn(f"the validation text has only {windows[n]} rows of length {n}; its loss is {verdict}")
+        for n in enough or [n for n in windows if windows[n]]:
+            rows = np.arange(max(8, config.eval_tokens // n), dtype=np.int64)
+            ids, _ = sampler.batch(0, n, rows)
+            size = max(2, min(len(rows), 8192 // n))
+            cuts = range(0, len(rows) - len(rows) % size, size)
+            self.batches[n] = [
+                (torch.from_numpy(rows[i : i + size]), torch.from_numpy(ids[i : i + size])) for i in cuts
+            ]
+        if not self.batches:
+            raise UserError(f"{corpus.path} has no row of any length; prepare with a larger --val_fraction")
+
+    @torch.no_grad()
+    def losses(self, n: int, make, shuffle: bool = False) -> float:
+        """Weighted loss in nats over the rows of length n; shuffle: from the concepts of the batch's next row.
+        Batches are shared out over ranks, and summed with zeros for the rest: the same bits on any number of ranks."""
+        t = self.trainer
+        sums = torch.zeros(len(self.batches[n]), dtype=torch.float64, device=t.world.device)
+        for i, (rows, ids) in enumerate(self.batches[n]):
+            if i % t.world.size != t.world.rank:
+                continue
+            rows, ids = rows.to(t.world.device), ids.to(t.world.device)
+            with t.world.autocast():
+                for weight, problem in make(ids, Noise(EVAL_SEED, 0, rows)):
+                    concepts = t.model.encode(problem.source, problem.source_pos)
+                    if shuffle:
+                        concepts = concepts.roll(1, 0)
+                    sums[i] += weight * t.model.loss(concepts, problem).double()
+        return float(t.world.all_sum(sums).mean())
+
+    def run(self) -> dict[str, float]:
+        """All numbers of one evaluation, by their names in metrics.jsonl."""
+        t = self.trainer
+
+        def make(ids, noise):
+            return zip(t.weights, make_problems(ids, noise, t.vocab, t.objective), strict=True)
+
+        t.model.eval()
+        numbers = {f"val_loss_{n}": self.losses(n, make) for n in self.batches}
+        longest = max(self.batches)
+        numbers = {"val_loss": numbers[f"val_loss_{longest}"], **numbers}
+        if "mlm" in [name for _, name in parse_objective(t.objective.objective)]:
+            standard = ObjectiveConfig(objective="mlm", mask_rate=0.15, visible_only=t.objective.visible_only)
+            numbers["val_loss_mlm15"] = self.losses(longest, lambda i, z: [(1.0, mlm(i, z, t.vocab, standard))])
+        numbers["delta_shuffle"] = self.losses(longest, make, shuffle=True) - numbers["val_loss"]
+        t.model.train()
+        return numbers
+
+
+def final_table(numbers: dict, floor: float, trainer: Trainer) -> str:
+    rows = [("unigram floor (no model at all)", floor)]
+    for name, value in numbers.items():
+        if name.startswith("val_loss_mlm"):
+            rows.append((f"validation loss, MLM at 15 %, rows of {max(trainer.plan.lengths)}", value))
+        elif name.startswith("val_loss_"):
+            rows.append((f"validation loss, rows of {name[9:]}", value))
+    rows.append(("the same, concepts of another row", numbers["val_loss"] + numbers["delta_shuffle"]))
+    lines = [f"| {'nats per scored token':<44} | {'':>7} |", f"|{'-' * 46}|{'-' * 8}:|"]
+    return "\n".join(lines + [f"| {name:<44} | {value:7.3f} |" for name, value in rows])
+
+
+@torch.no_grad()
+def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
+    """Held-out rows of the shortest length: the text, what the encoder read of it, what the decoder said."""
+    t, n = validation.trainer, min(validation.batches)
+    ids = validation.batches[n][0][1][:rows].to(t.world.device)
+    problem = t.problems(ids, torch.arange(len(ids), device=ids.device), 0)[0]
+    t.model.eval()
+    said = t.model.say(t.model.encode(problem.source, problem.source_pos), n)  # [rows, n]
+    t.model.train()
+    lines = []
+    for i in range(len(ids)):
+        for name, row in (("text", ids[i]), ("read", problem.source[i]), ("said", said[i])):
+            text = tokenizer.decode(row.tolist(), skip_special_tokens=False)
+            lines.append(f"  {name}: {' '.join(text.split())}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# the command
+
+
+def main(argv) -> int:
+    groups = (TrainConfig, ObjectiveConfig, ModelConfig)
+    parsed = parse(argv, *groups, prog="train.py", doc=__doc__, root=ROOT, exclusive=(HORIZONS,))
+    if parsed.config is None:
+        raise UserError("no config is given; try: python train.py config/quickstart.py")
+    settings = config, objective, shape = tuple(parsed.make(group) for group in groups)
+    unused = {key: f"objective = {objective.objective!r} does not use it" for key in unused_keys(objective)}
+    unused |= shape.unused() | ({} if config.init_from else {"init_part": "there is no init_from"})
+    for key, why in unused.items():
+        parsed.unused([key], f"({why})")
+    if max(config.lengths) > shape.max_length:
+        raise UserError(
+            f"lengths={config.lengths} reach past max_length={shape.max_length}; write max_length={max(config.lengths)}"
+        )
+    if config.init_from:
+        runtime.warm_start(config.init_from)
+    data = Path(config.data_dir or ROOT / "data") / config.dataset
+    if config.print_config:
+        return print_config(settings, data)
+
+    world = runtime.start(config.device, config.dtype, config.deterministic)
+    plan = make_plan(config, world.size)
+    out = RunFolder(config.out_dir or Path("out") / parsed.config.stem)
+    old = check_run_folder(out, config)
+    signals = runtime.Signals(world)
+    prepare_data(data, world, signals)
+    if signals.received:
+        return 128 + signals.received
+    train_text, val_text = dataset.Corpus(data, "train"), dataset.Corpus(data, "val")
+    size = train_text.vocab_size
+    if shape.vocab_size not in (0, size):
+        raise UserError(f"vocab_size={shape.vocab_size}, but {data} has {size}; write --vocab_size=0 to take its own")
+    shape.vocab_size = size
+    small = [n for n in config.lengths if n <= shape.concepts]
+    if small:
+        warn(f"rows of length {', '.join(map(str, small))} have no bottleneck: concepts={shape.concepts}")
+    sampler = dataset.Sampler(train_text, config.lengths, seed=config.seed)
+
+    torch.manual_seed(config.seed)
+    vocab = Vocabulary(shape.vocab_size, train_text.mask, tuple(train_text.special_ids))
+    model = ConceptModel(shape, vocab.mask_id).to(world.device)
+    per_token = step_flops(plan, shape, objective)
+    trainer = Trainer(world, model, settings, plan, vocab)
+    resolved = {
+        **{key: value for group in settings for key, value in asdict(group).items() if key != "print_config"},
+        "dtype": world.dtype,
+        "ranks": world.size,
+        "mask_id": train_text.mask,
+        "pad_id": train_text.pad,
+        "tokenizer_hash": train_text.tokenizer_hash,
+        "parameters": model.num_parameters(),
+        "train_flops_per_token": per_token,
+        "tokens_per_step": plan.tokens,
+    }
+    if old is not None:
+        resume(out, trainer, old, resolved, parsed)
+    else:
+        resolved |= {"run_id": runtime.run_id(parsed.config.stem, shape), "preset": parsed.config.stem}
+        resolved |= {"commit": runtime.commit(), "machine": runtime.machine(world.device)}
+        if config.init_from:
+            names = runtime.load_part(model, config.init_from, config.init_part)
+            for kind, tensors in names.items():
+                say(f"warm start, {len(tensors)} tensors {kind}: {', '.join(tensors) or '-'}")
+        if world.rank == 0:
+            out.create(resolved, data / "tokenizer.json")
+    world.barrier()
+    horizon = find_horizon(trainer, train_text.count)
+    if trainer.horizon not in (0, horizon):
+        warn(f"the horizon moves from {trainer.horizon} to {horizon} steps; the schedule is computed anew")
+    trainer.horizon = horizon
+    compiled = decide_compile(config.compile, world)
+    trainer.prepare(compiled)
+    say(
+        f"{parsed.config.stem}: {model.num_parameters():,} parameters, {per_token / 1e6:.2f} MFLOP a token; "
+        f"{world.size} x {runtime.machine(world.device)['device']}, {world.dtype}, "
+        f"{'compiled' if compiled else 'eager'}; {train_text.count:,} tokens of text, {plan.tokens:,} a step "
+        f"in {world.size} x {plan.parts} parts -> {out.path}"
+    )
+    validation = Validation(val_text, trainer)
+    stopped = train_loop(trainer, out, sampler, validation, signals, per_token)
+    if stopped:
+        say(f"saved step {trainer.step} in {out.path}; the same command goes on")
+        return 128 + stopped
+
+    numbers = validation.run()
+    if world.rank == 0:
+        floor = dataset.unigram_floor(train_text.meta["counts"], val_text.tokens, val_text.eod)
+        print(f"\n{final_table(numbers, floor, trainer)}\n\nheld-out rows (text, read by the encoder, said):\n")
+        print(reconstructions(validation, dataset.load_tokenizer(data / "tokenizer.json")))
+        print(f"run: {out.path} (curves.png, metrics.jsonl)", flush=True)
+    world.barrier()
+    return 0
+
+
+def print_config(settings, data: Path) -> int:
+    """One JSON object on stdout; needs no data, but says null where a vocabulary size is missing."""
+    config, objective, shape = settings
+    plan = make_plan(config, 1)
+    if not shape.vocab_size and (data / "meta.json").is_file():
+        shape.vocab_size = json.loads((data / "meta.json").read_text())["vocab_size"]
+    values = {key: value for group in settings for key, value in asdict(group).items() if key != "print_config"}
+    values |= {"parameters": None, "train_flops_per_token": None}
+    if shape.vocab_size:
+        with torch.device("meta"):
+            values["parameters"] = ConceptModel(shape).num_parameters()
+        values["train_flops_per_token"] = step_flops(plan, shape, objective)
+    else:
+        warn("vocab_size is 0 and there are no data, so parameters and FLOPs are null; give --vocab_size")
+    print(json.dumps(values | {"tokens_per_step": plan.tokens, "shapes": plan.shapes()}, indent=1))
+    return 0
+
+
+def check_run_folder(out: RunFolder, config: TrainConfig) -> dict | None:
+    """The configuration of the run that is there, or None where a new one starts."""
+    there = out.exists()
+    if config.resume == "must" and not there:
+        raise UserError(f"resume='must', but {out.path} holds no run; leave it out to start one")
+    if config.resume == "never" and there:
+        raise UserError(f"resume='never', but {out.path} holds a run; give another --out_dir")
+    if not there:
+        try:
+            out.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"out_dir {out.path} cannot be made ({error.strerror}); give another --out_dir") from None
+    return out.config() if there else None
+
+
+def prepare_data(data: Path, world: World, signals):
+    """The embedded corpus is made on the spot; for any other the command that makes it is printed."""
+    if data.name == "pydocs" and not (data / "meta.json").is_file() and world.rank == 0:
+        say("preparing the embedded corpus once: docstrings of this Python's packages, at most 90 s")
+        script = [sys.executable, str(ROOT / "data/pydocs/prepare.py"), f"--data_dir={data.parent}"]
+        process = subprocess.Popen(script)
+        while process.poll() is None:
+            time.sleep(0.1)
+            if signals.received:
+                process.terminate()
+        if signals.received:
+            return
+        if process.returncode:
+            raise UserError(f"preparing {data} failed (see above); run {dataset.prepare_command(data)} by itself")
+    world.barrier()
+    dataset.load_meta(data)
+
+
+def decide_compile(wanted, world: World) -> bool:
+    if wanted is False or (wanted == "auto" and world.device.type == "cpu"):
+        return False
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=world.device))
+    except Exception as error:  # no compiler, no Triton: many ways to fail, one way on
+        warn(f"torch.compile does not work here ({str(error).splitlines()[0]}); training goes on uncompiled")
+        return False
+    return True
+
+
+def resume(out: RunFolder, trainer: Trainer, old: dict, new: dict, parsed):
+    """Puts the latest checkpoint into the trainer, or says why it does not belong to this configuration."""
+    new = json.loads(json.dumps(new))  # tuples become lists, as in the file
+    differs = sorted(key for key in new if key in old and old[key] != new[key])
+    if "dtype" in differs and "dtype" not in parsed.given:
+        differs.remove("dtype")  # decided once, when the run began
+        trainer.world.dtype = old["dtype"]
+    fatal = [key for key in differs if key not in FREE | INEXACT and key not in ("train_flops_per_token",)]
+    if fatal:
+        what = ", ".join(f"{key} ({old[key]} there, {new[key]} now)" for key in fatal)
+        raise UserError(f"{out.path} holds a run that differs in {what}; give another --out_dir=")
+    if inexact := [key for key in differs if key in INEXACT]:
+        warn(f"{', '.join(inexact)} changed: the run goes on, but no longer bit for bit")
+    if out.pointer("latest") is None:
+        trainer.world.barrier()
+        if trainer.world.rank == 0:
+            out.cut_metrics(-1)
+        return
+    folder = out.checkpoint("latest")
+    runtime.load_weights(trainer.model, folder / "model.safetensors")
+    runtime.load_optimizer(trainer.optimizer, folder / "optim.pt")
+    state = runtime.read_json(folder / "state.json", "the state of training")
+    trainer.step, trainer.horizon = state["step"], state["horizon"]
+    trainer.seconds_per_step = state["seconds_per_step"]
+    trainer.best = math.inf if state["best_val_loss"] is None else state["best_val_loss"]
+    if trainer.world.rank == 0:
+        out.cut_metrics(trainer.step)
+    say(f"going on at step {trainer.step} of {out.path}")
+
+
+def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation, signals, per_token: float) -> int:
+    """Trains to the horizon; returns the signal that stopped it, or 0."""
+    config, world, plan = trainer.config, trainer.world, trainer.plan
+
+    def rows_to_come(step):
+        while True:
+            n = sampler.length(step)
+            for part in range(plan.parts):
+                yield step, n, plan.rows(n, world.rank, part)
+            step += 1
+
+    def save(best=False):
+        if world.rank == 0:
+            out.save(
+                trainer.step, trainer.model, trainer.optimizer, trainer.state(), config.keep, config.ckpt_steps, best
+            )
+
+    def evaluate():
+        numbers = validation.run()
+        best = numbers["val_loss"] < trainer.best
+        trainer.best = min(trainer.best, numbers["val_loss"])
+        if world.rank == 0:
+            out.log(step=trainer.step, **numbers)
+            import report  # matplotlib, late
+
+            report.curves(out.metrics(), out.path / "curves.png")
+        say(f"step {trainer.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers.items()) + " " * 20)
+        if trainer.step and best:
+            save(best=True)
+
+    batches = iter(runtime.Loader(sampler, rows_to_come(trainer.step), world.device))
+    watch = Stopwatch(world) if config.max_minutes and not trainer.horizon else None
+    if trainer.step == 0 and trainer.step != trainer.horizon:
+        evaluate()
+    clock, clock_step = time.monotonic(), trainer.step
+    gc.collect()
+    gc.freeze()  # a collection in the middle of a step walks all of torch, half a second
+    while trainer.step < trainer.horizon or not trainer.horizon:
+        if stopped := signals.agreed():
+            trainer.check_finite()
+            save()
+            world.barrier()
+            return stopped
+        began, length = time.monotonic(), sampler.length(trainer.step)
+        parts, loss, norm = trainer.train_step(batches)
+        step, last = trainer.step, trainer.step == trainer.horizon
+        if watch and (seconds := watch.lap(length, began)):
+            trainer.seconds_per_step = world.from_rank0(seconds)
+            trainer.horizon = max(step, find_horizon(trainer, 0))
+            watch, last = None, trainer.step == trainer.horizon
+            say(f"{config.max_minutes} minutes are {trainer.horizon} steps of {trainer.seconds_per_step:.3f} s")
+        if step % config.log_interval == 0 or last:
+            trainer.check_finite()
+            speed = (step - clock_step) * plan.tokens / (time.monotonic() - clock)
+            clock, clock_step = time.monotonic(), step
+            numbers = {"loss": float(loss), "lr": trainer.optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
+            if len(parts) > 1:
+                names = [name for _, name in parse_objective(trainer.objective.objective)]
+                numbers |= {f"loss_{name}": float(x) for name, x in zip(names, parts, strict=True)}
+            if world.rank == 0:
+                out.log(step=step, tokens=step * plan.tokens, **numbers, tokens_per_s=speed)
+            left = (trainer.horizon - step) * plan.tokens / speed
+            say(
+                f"\rstep {step}/{trainer.horizon or '?'}  loss {numbers['loss']:.4f}  lr {numbers['lr']:.2e}  "
+                f"norm {numbers['grad_norm']:.2f}  {speed:,.0f} tok/s  {speed * per_token / 1e9:,.1f} model GFLOP/s  "
+                f"ETA {int(left) // 60}:{int(left) % 60:02d}   ",
+            )
+        if last or (config.eval_interval and step % config.eval_interval == 0):
+            paused = time.monotonic()
+            trainer.check_finite()
+            evaluate()
+            clock += time.monotonic() - paused
+        if last or step in config.ckpt_steps or (config.ckpt_interval and step % config.ckpt_interval == 0):
+            paused = time.monotonic()
+            trainer.check_finite()
+            save()
+            clock += time.monotonic() - paused
+    return 0
+
+
+if __name__ == "__main__":
+    runtime.command(main)
