@@ -220,7 +220,8 @@ class Signals:
             os._exit(130)
         if not self.received:
             self.received, self.since = number, now
-            say(f"\n{signal.Signals(number).name}: finishing this step, then saving (Ctrl-C again ends at once)")
+            if os.environ.get("RANK", "0") == "0":  # os.write: a print may be what was interrupted
+                os.write(2, f"\n{signal.Signals(number).name}: stopping after this step, then saving\n".encode())
 
     def agreed(self) -> int:
         """The signal to stop for, or 0; the same on every rank."""

@@ -29,8 +29,9 @@ import dataset
 import runtime
 from configurator import UserError, parse, warn
 from model import ConceptModel, ModelConfig, flops
-from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems, mlm, parse_objective, unused_keys
+from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems, parse_objective, unused_keys
 from runtime import NonFinite, RunFolder, World, say
+from validation import Validation, final_table, reconstructions
 
 ROOT = Path(__file__).resolve().parent
 HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_minutes")
@@ -296,103 +297,6 @@ class Stopwatch:
 
 
 # -----------------------------------------------------------------------------------------------------------------
-# evaluation
-
-
-EVAL_SEED = 20250101  # rows and noise of validation are the same in every run
-
-
-class Validation:
-    """The fixed validation rows of each length, and what the model makes of them."""
-
-    def __init__(self, corpus, trainer: Trainer):
-        config = trainer.config
-        sampler = dataset.Sampler(corpus, config.lengths, seed=EVAL_SEED)
-        self.trainer, self.batches = trainer, {}
-        windows = {n: sampler.windows(n) for n in config.lengths}
-        enough = [n for n in windows if windows[n] >= dataset.MIN_WINDOWS]
-        verdict = "left out" if enough else "rough"
-        for n in sorted(set(windows) - set(enough)):
-            warn(f"the validation text has only {windows[n]} rows of length {n}; its loss is {verdict}")
-        for n in enough or [n for n in windows if windows[n]]:
-            rows = np.arange(max(8, config.eval_tokens // n), dtype=np.int64)
-            ids, _ = sampler.batch(0, n, rows)
-            size = max(2, min(len(rows), 8192 // n))
-            cuts = range(0, len(rows) - len(rows) % size, size)
-            self.batches[n] = [
-                (torch.from_numpy(rows[i : i + size]), torch.from_numpy(ids[i : i + size])) for i in cuts
-            ]
-        if not self.batches:
-            raise UserError(f"{corpus.path} has no row of any length; prepare with a larger --val_fraction")
-
-    @torch.no_grad()
-    def losses(self, n: int, make, shuffle: bool = False) -> float:
-        """Weighted loss in nats over the rows of length n; shuffle: from the concepts of the batch's next row.
-        Batches are shared out over ranks, and summed with zeros for the rest: the same bits on any number of ranks."""
-        t = self.trainer
-        sums = torch.zeros(len(self.batches[n]), dtype=torch.float64, device=t.world.device)
-        for i, (rows, ids) in enumerate(self.batches[n]):
-            if i % t.world.size != t.world.rank:
-                continue
-            rows, ids = rows.to(t.world.device), ids.to(t.world.device)
-            with t.world.autocast():
-                for weight, problem in make(ids, Noise(EVAL_SEED, 0, rows)):
-                    concepts = t.model.encode(problem.source, problem.source_pos)
-                    if shuffle:
-                        concepts = concepts.roll(1, 0)
-                    sums[i] += weight * t.model.loss(concepts, problem).double()
-        return float(t.world.all_sum(sums).mean())
-
-    def run(self) -> dict[str, float]:
-        """All numbers of one evaluation, by their names in metrics.jsonl."""
-        t = self.trainer
-
-        def make(ids, noise):
-            return zip(t.weights, make_problems(ids, noise, t.vocab, t.objective), strict=True)
-
-        t.model.eval()
-        numbers = {f"val_loss_{n}": self.losses(n, make) for n in self.batches}
-        longest = max(self.batches)
-        numbers = {"val_loss": numbers[f"val_loss_{longest}"], **numbers}
-        if "mlm" in [name for _, name in parse_objective(t.objective.objective)]:
-            standard = ObjectiveConfig(objective="mlm", mask_rate=0.15, visible_only=t.objective.visible_only)
-            numbers["val_loss_mlm15"] = self.losses(longest, lambda i, z: [(1.0, mlm(i, z, t.vocab, standard))])
-        numbers["delta_shuffle"] = self.losses(longest, make, shuffle=True) - numbers["val_loss"]
-        t.model.train()
-        return numbers
-
-
-def final_table(numbers: dict, floor: float, trainer: Trainer) -> str:
-    rows = [("unigram floor (no model at all)", floor)]
-    for name, value in numbers.items():
-        if name.startswith("val_loss_mlm"):
-            rows.append((f"validation loss, MLM at 15 %, rows of {max(trainer.plan.lengths)}", value))
-        elif name.startswith("val_loss_"):
-            rows.append((f"validation loss, rows of {name[9:]}", value))
-    rows.append(("the same, concepts of another row", numbers["val_loss"] + numbers["delta_shuffle"]))
-    lines = [f"| {'nats per scored token':<44} | {'':>7} |", f"|{'-' * 46}|{'-' * 8}:|"]
-    return "\n".join(lines + [f"| {name:<44} | {value:7.3f} |" for name, value in rows])
-
-
-@torch.no_grad()
-def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
-    """Held-out rows of the shortest length: the text, what the encoder read of it, what the decoder said."""
-    t, n = validation.trainer, min(validation.batches)
-    ids = validation.batches[n][0][1][:rows].to(t.world.device)
-    problem = t.problems(ids, torch.arange(len(ids), device=ids.device), 0)[0]
-    t.model.eval()
-    said = t.model.say(t.model.encode(problem.source, problem.source_pos), n)  # [rows, n]
-    t.model.train()
-    lines = []
-    for i in range(len(ids)):
-        for name, row in (("text", ids[i]), ("read", problem.source[i]), ("said", said[i])):
-            text = tokenizer.decode(row.tolist(), skip_special_tokens=False)
-            lines.append(f"  {name}: {' '.join(text.split())}")
-        lines.append("")
-    return "\n".join(lines)
-
-
-# -----------------------------------------------------------------------------------------------------------------
 # the command
 
 
@@ -474,7 +378,7 @@ def main(argv) -> int:
         f"{'compiled' if compiled else 'eager'}; {train_text.count:,} tokens of text, {plan.tokens:,} a step "
         f"in {world.size} x {plan.parts} parts -> {out.path}"
     )
-    validation = Validation(val_text, trainer)
+    validation = Validation(val_text, config.lengths, config.eval_tokens, model, objective, vocab, world)
     stopped = train_loop(trainer, out, sampler, validation, signals, per_token)
     if stopped:
         say(f"saved step {trainer.step} in {out.path}; the same command goes on")
@@ -483,7 +387,7 @@ def main(argv) -> int:
     numbers = validation.run()
     if world.rank == 0:
         floor = dataset.unigram_floor(train_text.meta["counts"], val_text.tokens, val_text.eod)
-        print(f"\n{final_table(numbers, floor, trainer)}\n\nheld-out rows (text, read by the encoder, said):\n")
+        print(f"\n{final_table(numbers, floor)}\n\nheld-out rows (text, read by the encoder, said):\n")
         print(reconstructions(validation, dataset.load_tokenizer(data / "tokenizer.json")))
         print(f"run: {out.path} (curves.png, metrics.jsonl)", flush=True)
     world.barrier()
