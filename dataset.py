@@ -232,7 +232,7 @@ class CorpusWriter:
         sync_and_rename(self.names[0], self.path)
 
     def discard(self, names=None):
-        """Closes the files and deletes these (None: all): what an interrupted preparation calls."""
+        """Closes the files and deletes these (None: all temporary ones); after `close` there is nothing to delete."""
         for file in self.files:
             file.close()
         for name in self.names if names is None else names:

@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain, islice
@@ -123,6 +123,23 @@ def start_worker(initialize, arguments):
     initialize(*arguments)
 
 
+@contextmanager
+def signals_later():
+    """Ctrl-C and SIGTERM wait for the end of the block; processes that it starts never see Ctrl-C."""
+    caught = []
+    both = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda number, frame: caught.append(number)) for number in both}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number in caught:
+        signal.raise_signal(number)
+
+
 def ordered_map(function, items: Iterable, initialize=nothing, arguments=(), inline: int = 2) -> Iterator:
     """map() over all cores, in order, with a bounded number of items under way; at most `inline` items: right here."""
     items = iter(items)
@@ -136,9 +153,8 @@ def ordered_map(function, items: Iterable, initialize=nothing, arguments=(), inl
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (initialize, arguments))
     pending = deque()
     try:
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, so that Ctrl-C cannot hit a starting worker
-        pending.append(pool.submit(function, head[0]))
-        signal.signal(signal.SIGINT, handler)
+        with signals_later():
+            pending.append(pool.submit(function, head[0]))  # starts all workers
         for item in chain(head[1:], items):
             pending.append(pool.submit(function, item))
             if len(pending) > 3 * workers:
@@ -146,7 +162,7 @@ def ordered_map(function, items: Iterable, initialize=nothing, arguments=(), inl
         while pending:
             yield pending.popleft().result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)  # waits for what is under way, a second at the most
 
 
 # -----------------------------------------------------------------------------------------------------------------
@@ -391,19 +407,28 @@ def encode(source: Source, tokenizer: Path, writers: dict, counts: np.ndarray, a
     """Streams a source into its writers {split: CorpusWriter}; `counts` [2, V] grows."""
     tty = sys.stderr.isatty()
     with tqdm(total=source.total, desc=about, unit=source.unit, unit_scale=True, mininterval=0.2 if tty else 10) as bar:
-        for result in ordered_map(encode_pieces, batches(source), start_encoder, (tokenizer,)):
-            for split, writer in writers.items():
-                if split in result:
-                    writer.append(*result[split])
-            counts += result.get("counts", 0)
-            bar.update(min(source.done, source.total or source.done) - bar.n)
+        with closing(ordered_map(encode_pieces, batches(source), start_encoder, (tokenizer,))) as results:
+            for result in results:
+                for split, writer in writers.items():
+                    if split in result:
+                        writer.append(*result[split])
+                counts += result.get("counts", 0)
+                bar.update(min(source.done, source.total or source.done) - bar.n)
 
 
-def open_writers(folder: Path, tokenizer: Path, splits=("train", "val")) -> dict:
+@contextmanager
+def open_writers(folder: Path, tokenizer: Path) -> Iterator[dict]:
+    """{split: CorpusWriter}; those that are not closed at the end leave nothing."""
     loaded = dataset.load_tokenizer(tokenizer)
     size, special = dataset.vocab_size(loaded), dataset.special_ids(loaded)
     digest = dataset.tokenizer_hash(tokenizer)
-    return {split: dataset.CorpusWriter(folder / f"{split}.bin", size, special, digest) for split in splits}
+    paths = {split: folder / f"{split}.bin" for split in ("train", "val")}
+    writers = {split: dataset.CorpusWriter(path, size, special, digest) for split, path in paths.items()}
+    try:
+        yield writers
+    finally:
+        for writer in writers.values():
+            writer.discard()
 
 
 def close_writers(writers: dict, counts: np.ndarray):
@@ -503,8 +528,8 @@ def build(source: Source, name: str, spec: str, output: Output, more: dict | Non
     with temporary_folder(folder) as temporary:
         tokenizer = temporary / "tokenizer.json"
         make_tokenizer(spec, source, output.lowercase, tokenizer)
-        writers = open_writers(temporary, tokenizer)
-        counts = np.zeros((2, writers["train"].vocab_size), np.int64)
-        encode(source, tokenizer, writers, counts)
-        close_writers(writers, counts)
+        with open_writers(temporary, tokenizer) as writers:
+            counts = np.zeros((2, writers["train"].vocab_size), np.int64)
+            encode(source, tokenizer, writers, counts)
+            close_writers(writers, counts)
         finish(temporary, folder, spec, output.lowercase, writers, counts, more or {})

@@ -129,12 +129,13 @@ def encode_part(repository: Repository, shard: Shard, part: Path, tokenizer: Pat
     temporary = part.with_name(part.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    writers = common.open_writers(temporary, tokenizer)
-    counts = np.zeros((2, writers["train"].vocab_size), np.int64)
-    common.encode(Rows(repository, [shard]), tokenizer, writers, counts, about)
-    np.save(temporary / "counts.npy", counts)
-    for writer in writers.values():
-        writer.close() if writer.sentences else writer.discard()
+    with common.open_writers(temporary, tokenizer) as writers:
+        counts = np.zeros((2, writers["train"].vocab_size), np.int64)
+        common.encode(Rows(repository, [shard]), tokenizer, writers, counts, about)
+        np.save(temporary / "counts.npy", counts)
+        for writer in writers.values():
+            if writer.sentences:
+                writer.close()
     os.replace(temporary, part)
 
 
@@ -185,9 +186,9 @@ def main(argv):
 
     with common.temporary_folder(folder) as temporary:
         shutil.copy(tokenizer, temporary)
-        writers = common.open_writers(temporary, tokenizer)
-        counts = merge(done, writers)
-        common.close_writers(writers, counts)
+        with common.open_writers(temporary, tokenizer) as writers:
+            counts = merge(done, writers)
+            common.close_writers(writers, counts)
         more = {"repository": repository.path, "shards": len(shards)}
         common.finish(temporary, folder, config.tokenizer, output.lowercase, writers, counts, more)
     shutil.rmtree(parts)

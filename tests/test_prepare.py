@@ -1,0 +1,568 @@
+"""The prepare scripts: equal encoders, every kind of file, interruption, bad input."""
+
+import gzip
+import importlib.util
+import json
+import lzma
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "data")]
+
+import common  # noqa: E402
+import tiktoken  # noqa: E402
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers  # noqa: E402
+
+import dataset  # noqa: E402
+from configurator import UserError  # noqa: E402
+from dataset import Corpus  # noqa: E402
+
+DATA = Path(os.environ.get("NANOCONCEPT_DATA", ROOT.parent / "shared" / "data"))
+WORDS = "the a old cat dog river mountain sees hears likes finds green quickly don't and with 1984 Été 東京".split()
+HARD = [
+    "Ünïcode – naïve café, 東京 is 大きい! It's we'll DON'T 3.14 1,000,000 e.g. (a) [b] {c} \t tab\tand  two   spaces",
+    "<|endoftext|> [MASK] [SEP] </s> <pad> |||EMAIL|||",
+    "a" * 3000 + " " + "=-" * 700 + " \u200b\u00a0\u2003x\x00\x1f ﬁ İstanbul ΌΔΟΣ 🤗👩‍👩‍👧 e\u0301 \ufeff",
+    "no end",
+]
+
+
+def document(random):
+    sentence = lambda: " ".join(random.choices(WORDS, k=random.randint(2, 25))).capitalize() + "."  # noqa: E731
+    return "\n".join(" ".join(sentence() for _ in range(random.randint(1, 4))) for _ in range(random.randint(1, 5)))
+
+
+def documents(count, seed=0):
+    chooser = random.Random(seed)
+    return [document(chooser) for _ in range(count)]
+
+
+class Texts(common.Source):
+    def __init__(self, texts, split="train"):
+        self.texts, self.split = texts, split
+
+    def __iter__(self):
+        return (common.Piece(self.split, text) for text in self.texts)
+
+
+@pytest.fixture(scope="session")
+def bpe(tmp_path_factory):
+    """The path of a small tokenizer.json."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    common.make_tokenizer("bpe:600", Texts(documents(300) + HARD), False, path)
+    return path
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"prepare_{name}", ROOT / "data" / name / "prepare.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def prepare(monkeypatch, tmp_path, capfd):
+    """prepare("text", "--key=value") in this process -> (exit code, stdout, stderr)"""
+
+    def call(name, *flags, module=None):
+        monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, flags), f"--data_dir={tmp_path / 'data'}"])
+        before = signal.getsignal(signal.SIGTERM)
+        code = 0
+        try:
+            common.run((module or script(name)).main)
+        except SystemExit as end:
+            code = end.code
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def start(name, *flags, cores=None, **kwargs):
+    """The same as a process."""
+    limit = (lambda: os.sched_setaffinity(0, cores)) if cores else None
+    command = [sys.executable, str(ROOT / "data" / name / "prepare.py"), *map(str, flags)]
+    kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": limit} | kwargs
+    return subprocess.Popen(command, **kwargs)
+
+
+def ids_of(text, tokenizer):
+    return dataset.encode_text(tokenizer, text)
+
+
+def all_tokens(texts, tokenizer):
+    eod = dataset.special_ids(tokenizer)["eod"]
+    return [i for text in texts for i in [*ids_of(text, tokenizer), eod]]
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# tokenizers
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_tiktoken_gives_the_ids_of_the_tokenizer(tmp_path, lowercase):
+    texts = documents(300) + HARD
+    common.make_tokenizer("bpe:700", Texts(texts), lowercase, tmp_path / "t.json")
+    encoder = common.Encoder(tmp_path / "t.json")
+    assert encoder.twin is not None
+    sentences = [" " + s for text in texts for s in dataset.split_sentences(text)]
+    normalize = encoder.tokenizer.normalizer.normalize_str if lowercase else str
+    assert [encoder.twin.encode_ordinary(normalize(s)) for s in sentences] == encoder.slow(sentences)
+    assert encoder(sentences) == encoder.slow(sentences)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data in {DATA}")
+def test_tiktoken_gives_the_ids_of_the_tokenizer_on_real_text(tmp_path):
+    text = "".join(
+        lzma.open(DATA / "text" / name, "rt").read(600_000) for name in ("wiki_00.txt.xz", "books_00.txt.xz")
+    )
+    common.make_tokenizer("bpe:4096", Texts([text]), False, tmp_path / "t.json")
+    encoder = common.Encoder(tmp_path / "t.json")
+    sentences = [" " + sentence for sentence in dataset.split_sentences(text)]
+    assert [encoder.twin.encode_ordinary(sentence) for sentence in sentences] == encoder.slow(sentences)
+
+
+def test_an_encoder_falls_back_where_tiktoken_differs(bpe):
+    encoder = common.Encoder(bpe)
+    sentences = [" " + s for text in documents(50) for s in dataset.split_sentences(text)]
+    encoder.twin = tiktoken.Encoding(
+        "bytes", pat_str=r"(?s).", mergeable_ranks={bytes([b]): b for b in range(256)}, special_tokens={}
+    )
+    assert encoder(sentences) == encoder.slow(sentences)
+
+
+def test_added_tokens_that_are_ordinary_text_are_kept(bpe, tmp_path):
+    tokenizer = Tokenizer.from_file(str(bpe))
+    tokenizer.add_tokens([AddedToken("   "), AddedToken("|||EMAIL|||", normalized=False)])
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.save(str(tmp_path / "t.json"))
+    encoder = common.Encoder(tmp_path / "t.json")
+    sentences = [" " + s for text in HARD for s in dataset.split_sentences(text)] + [" plain"] * 60
+    assert encoder.twin is not None and encoder(sentences) == encoder.slow(sentences)
+    assert encoder.tokenizer.token_to_id("|||EMAIL|||") in sum(encoder(sentences), [])
+
+
+def test_other_kinds_of_tokenizers_have_no_twin():
+    words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    assert common.fast_twin(words) is None
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert common.fast_twin(words) is None
+
+
+@pytest.mark.parametrize("byte_level", [True, False])
+def test_a_tiktoken_encoding_becomes_a_tokenizer(bpe, tmp_path, monkeypatch, byte_level):
+    twin = common.fast_twin(Tokenizer.from_file(str(bpe)))
+    ranks = {token: rank - 4 for token, rank in twin._mergeable_ranks.items()}  # tiktoken's start at 0
+    encoding = tiktoken.Encoding(
+        "gpt2" if byte_level else "other",
+        pat_str=common.GPT2_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={"<|endoftext|>": len(ranks)},
+    )
+    monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": encoding, "o200k_base": encoding}.get)
+    common.make_tokenizer(f"tiktoken:{'gpt2' if byte_level else 'o200k_base'}", Texts([]), False, tmp_path / "t.json")
+    tokenizer = dataset.load_tokenizer(tmp_path / "t.json")
+    special = dataset.special_ids(tokenizer)
+    assert sorted(special.values()) == list(range(len(ranks), len(ranks) + 4)) and special["eod"] == len(ranks)
+    for text in HARD + documents(30):
+        expected = [i for s in dataset.split_sentences(text) for i in encoding.encode_ordinary(" " + s)]
+        assert ids_of(text, tokenizer) == expected
+    assert common.fast_twin(tokenizer) is not None
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# text
+
+
+def test_every_kind_of_file_gives_the_same_corpus(prepare, bpe, tmp_path):
+    texts = [*documents(40), HARD[0], HARD[1]]
+    plain = "\n\n".join(texts[:20]) + "\r\n \t\r\n\r\n" + "\n \n".join(texts[20:]) + "\n\n"
+    lines = "".join(json.dumps({"text": text, "id": 3}) + "\n" for text in texts)
+    files = {
+        "a.txt": plain.encode(),
+        "b.txt.xz": lzma.compress(b"\xef\xbb\xbf" + plain.encode()),
+        "c.gz": gzip.compress(plain.encode()),
+        "d.jsonl": lines.encode(),
+        "e.jsonl.gz": gzip.compress(lines.encode()),
+    }
+    tokenizer = dataset.load_tokenizer(bpe)
+    flags = (f"--tokenizer={bpe}", "--val_fraction=0")
+    results = []
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        code, out, err = prepare("text", f"--name={name}", "--files", tmp_path / name, *flags)
+        assert code == 0 and "tokens" in out, err
+        folder = tmp_path / "data" / name
+        results.append([(folder / f"{split}.bin").read_bytes() for split in ("train", "val")])
+    assert all(result == results[0] for result in results)
+
+    train, val = Corpus(folder, "train"), Corpus(folder, "val")
+    assert val.tokens.tolist() == all_tokens(texts[-1:], tokenizer)  # none is chosen: the last one
+    assert train.tokens.tolist() == all_tokens(texts[:-1], tokenizer)
+    assert not set(train.tokens.tolist()) & {train.mask, train.pad, train.sep}  # HARD[1] spells them out
+    sentences = [s for text in texts[:-1] for s in dataset.split_sentences(text)]
+    ends = np.append(train.sentences[1:], train.count)
+    assert len(sentences) == len(ends)
+    for sentence, begin, end in zip(sentences, train.sentences, ends, strict=True):
+        ids = train.tokens[begin:end].tolist()
+        assert (ids[:-1] if ids[-1] == train.eod else ids) == ids_of(sentence, tokenizer)
+
+    meta = train.meta
+    assert meta["counts"] == np.bincount(train.tokens, minlength=train.vocab_size).tolist()
+    holds = np.zeros(train.vocab_size, int)
+    for sentence in sentences:
+        holds[list(set(ids_of(sentence, tokenizer)))] += 1
+    assert meta["document_counts"] == holds.tolist()
+    assert (meta["train_tokens"], meta["val_tokens"]) == (train.count, val.count)
+    assert (meta["train_documents"], meta["val_documents"]) == (len(texts) - 1, 1)
+    assert meta["vocab_size"] == train.vocab_size == dataset.vocab_size(tokenizer)
+    assert meta["tokenizer_hash"] == dataset.tokenizer_hash(folder / "tokenizer.json") and meta["lowercase"] is False
+    assert set(tmp_path.glob("data/.*")) == set()
+
+
+def test_validation_documents_are_a_seeded_share(prepare, bpe, tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(documents(1000)))
+    flags = ("--files", tmp_path / "a.txt", f"--tokenizer={bpe}", "--val_fraction=0.2")
+    assert prepare("text", "--name=a", *flags)[0] == prepare("text", "--name=b", *flags)[0] == 0
+    a, b = (Corpus(tmp_path / "data" / name, "val") for name in "ab")
+    assert a.tokens.tolist() == b.tokens.tolist()
+    assert 150 < len(a.documents) - 1 < 250
+    assert Corpus(tmp_path / "data" / "a", "train").meta["train_documents"] == 1001 - len(a.documents)
+
+
+def test_one_long_document_streams_and_is_split_at_a_sentence(prepare, bpe, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "PIECE", 5000)  # read, and put out, in many pieces
+    text = "\n".join(documents(300)) + "\n" + " ".join(["Word."] * 9000) + "\n" + "nothing ends here " * 300
+    (tmp_path / "a.txt").write_text(text)
+    assert prepare("text", "--name=a", "--files", tmp_path / "a.txt", f"--tokenizer={bpe}")[0] == 0
+    train, val = (Corpus(tmp_path / "data" / "a", split) for split in ("train", "val"))
+    assert len(train.documents) == len(val.documents) == 2
+    assert 0.94 < train.count / (train.count + val.count) < 0.96
+    assert train.tokens[-1] == val.tokens[-1] == train.eod and val.sentences[0] == 0
+    ids = train.tokens[:-1].tolist() + val.tokens[:-1].tolist()
+    tokenizer = dataset.load_tokenizer(bpe)
+    unending = len(ids_of("nothing ends here " * 300, tokenizer))  # its line is cut at spaces
+    assert ids[:-unending] == ids_of(text.rpartition("\n")[0], tokenizer)
+    assert train.meta["counts"] == np.bincount(train.tokens, minlength=train.vocab_size).tolist()
+    assert sum(train.meta["document_counts"]) < train.count
+
+
+def test_lowercase_is_saved_and_applied(prepare, tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(documents(60)))
+    code, _, err = prepare("text", "--name=a", "--files", tmp_path / "a.txt", "--tokenizer=bpe:300", "--lowercase")
+    assert code == 0, err
+    corpus = Corpus(tmp_path / "data" / "a", "train")
+    tokenizer = dataset.load_tokenizer(corpus.folder / "tokenizer.json")
+    assert corpus.meta["lowercase"] is True and dataset.vocab_size(tokenizer) == 300
+    text = tokenizer.decode(corpus.tokens.tolist())
+    assert text == text.lower() and "été" in text
+    assert ids_of("THE OLD CAT.", tokenizer) == ids_of("the old cat.", tokenizer)
+
+
+def test_max_mb_stops_reading(prepare, bpe, tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(documents(500)))
+    flags = ("--files", tmp_path / "a.txt", f"--tokenizer={bpe}", "--max_mb=0.02")
+    assert prepare("text", "--name=a", *flags)[0] == 0
+    assert 20 < json.loads((tmp_path / "data" / "a" / "meta.json").read_text())["train_documents"] < 200
+
+
+def test_a_finished_folder_is_only_replaced_on_demand(prepare, bpe, tmp_path):
+    flags = ("--name=a", "--files", tmp_path / "a.txt", f"--tokenizer={bpe}")
+    (tmp_path / "a.txt").write_text("\n\n".join(documents(50)))
+    assert prepare("text", *flags)[0] == 0
+    train = tmp_path / "data" / "a" / "train.bin"
+    before = train.read_bytes()
+    code, _, err = prepare("text", *flags)
+    assert code == 2 and "--overwrite" in err
+    (tmp_path / "a.txt").write_text("One sentence only, which is too little.")
+    assert prepare("text", *flags, "--overwrite")[0] == 2
+    assert train.read_bytes() == before and Corpus(train.parent, "train").count > 0  # a failed one harms nothing
+    (tmp_path / "a.txt").write_text("\n\n".join(documents(50, seed=1)))
+    assert prepare("text", *flags, "--overwrite")[0] == 0
+    assert train.read_bytes() != before and Corpus(train.parent, "train").count > 0
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# real processes: several cores, signals
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Some megabytes of text, enough for several processes."""
+    path = tmp_path_factory.mktemp("large") / "large.txt"
+    path.write_text("\n\n".join(documents(1000) * 14))
+    return path
+
+
+def test_killed_it_leaves_nothing_that_looks_finished(large, bpe, tmp_path):
+    flags = ("--name=a", "--files", large, f"--tokenizer={bpe}", f"--data_dir={tmp_path}")
+    process = start("text", *flags)
+    wait_for(lambda: list(tmp_path.glob(".a.tmp-*/train.bin.tmp")) and children(process.pid))
+    workers = children(process.pid)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "a").exists() and list(tmp_path.glob(".a.tmp-*"))
+    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}/status") for pid in workers))
+
+    process = start("text", *flags)
+    wait_for(lambda: children(process.pid))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert list(tmp_path.iterdir()) == []  # what the killed one left is gone too
+
+    process = start("text", *flags)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    several = (tmp_path / "a" / "train.bin").read_bytes()
+    process = start("text", *flags, "--overwrite", cores={min(os.sched_getaffinity(0))})
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert (tmp_path / "a" / "train.bin").read_bytes() == several  # the number of cores changes nothing
+
+
+def children(pid):
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def wait_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_pydocs(tmp_path):
+    flags = ("--max_mb=0.6", "--tokenizer=bpe:1024", f"--data_dir={tmp_path}")
+    process = start("pydocs", *flags)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    train, val = (Corpus(tmp_path / "pydocs", split) for split in ("train", "val"))
+    tokenizer = dataset.load_tokenizer(tmp_path / "pydocs" / "tokenizer.json")
+    texts = [
+        tokenizer.decode(corpus.tokens[a:b].tolist())
+        for corpus in (train, val)
+        for a, b in zip(corpus.documents, corpus.documents[1:], strict=False)
+    ]
+    assert len(set(texts)) == len(texts) > 500
+    assert ">>>" not in "".join(texts)
+    assert 0.005 < val.count / train.count < 0.25
+    assert train.meta["versions"]["numpy"] == np.__version__ and train.vocab_size == 1024
+    assert 0.59e6 < train.meta["characters"] < 0.8e6
+
+
+def test_prose_of_a_docstring():
+    prose = script("pydocs").prose(
+        """Summary line that is
+        wrapped, with :class:`~a.B` and ``code``.
+
+        Parameters
+        ----------
+        x : array_like, optional
+            The values to
+            be summed.
+
+        Args:
+            name (str): Its name, which
+                is long.
+
+        * First item of
+          a list.
+        * Second item of it.
+
+        ===  ===
+        a b  c d
+        ===  ===
+
+        Use it like this::
+
+            code = that_is(dropped)
+
+        .. note::
+            But this is kept.
+
+        >>> doctest(1)
+        result of the doctest
+        """
+    )
+    assert prose.split("\n") == [
+        "Summary line that is wrapped, with a.B and code.",
+        "The values to be summed.",
+        "Its name, which is long.",
+        "First item of a list.",
+        "Second item of it.",
+        "Use it like this",
+        "But this is kept.",
+    ]
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# the hub
+
+
+@pytest.fixture
+def minipile(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder = tmp_path / "hub" / "data"
+    folder.mkdir(parents=True)
+    texts = {name: documents(60, seed) + [" "] for seed, name in enumerate(("train-0", "train-1", "validation-0"))}
+    for name, rows in texts.items():
+        table = pa.table({"text": rows, "meta": [1] * len(rows)})
+        parquet.write_table(table, folder / f"{name}0000-of-00002-0123abcd.parquet")
+    return folder.parent, {name: rows[:-1] for name, rows in texts.items()}
+
+
+def test_hub_goes_on_where_it_stopped(prepare, bpe, tmp_path, minipile, monkeypatch):
+    folder, texts = minipile
+    flags = ("--name=minipile", f"--local={folder}", f"--tokenizer={bpe}")
+    hub, encoded = script("hub"), []
+
+    def encode_part(*arguments, original=hub.encode_part):
+        if len(encoded) == 1:
+            encoded.append("interrupted")
+            raise KeyboardInterrupt
+        encoded.append(arguments[1].url[-40:])
+        original(*arguments)
+
+    monkeypatch.setattr(hub, "encode_part", encode_part)
+    code, _, err = prepare("hub", *flags, module=hub)
+    assert code == 130 and not (tmp_path / "data" / "minipile").exists(), err
+    assert (tmp_path / "data" / ".minipile.parts" / "00000" / "train.bin").exists()
+    code, out, err = prepare("hub", *flags, module=hub)
+    assert code == 0 and "1 of 3 parts" in err and len(encoded) == 4, err
+
+    tokenizer = dataset.load_tokenizer(bpe)
+    train, val = (Corpus(tmp_path / "data" / "minipile", split) for split in ("train", "val"))
+    assert train.tokens.tolist() == all_tokens(texts["train-0"] + texts["train-1"], tokenizer)
+    assert val.tokens.tolist() == all_tokens(texts["validation-0"], tokenizer)
+    assert train.tokens[train.documents[:-1]].tolist() == [
+        ids_of(text, tokenizer)[0] for text in texts["train-0"] + texts["train-1"]
+    ]
+    assert len(train.sentences) == sum(len(dataset.split_sentences(t)) for t in texts["train-0"] + texts["train-1"])
+    assert train.meta["counts"] == np.bincount(train.tokens, minlength=train.vocab_size).tolist()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["minipile"]
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# mistakes
+
+
+def bad_file(name, data):
+    def make(folder):
+        (folder / name).write_bytes(data)
+        return ["--name=x", "--files", folder / name]
+
+    return make
+
+
+def good(*flags, name="x"):
+    return lambda folder: [*bad_file("good.txt", b"One. Two.\n\nThree. Four.\n")(folder), f"--name={name}", *flags]
+
+
+MISTAKES = {
+    "no name": lambda folder: [],
+    "no files": lambda folder: ["--name=x"],
+    "missing.txt does not exist": lambda folder: ["--name=x", "--files", folder / "missing.txt"],
+    "is no file": lambda folder: ["--name=x", "--files", folder],
+    "not UTF-8 at byte 3;": bad_file("a.txt", b"abc\xff\xfe"),
+    "not UTF-8 at byte 1,048,577;": bad_file("a.txt", b"a" * 1_048_577 + b"\xe9 cole"),
+    "a.txt is not UTF-8": bad_file("a.txt", b"ends within a character \xe6\x9d"),
+    "no text in the files": bad_file("a.txt", b" \n\n\t\n"),
+    "only one sentence": bad_file("a.txt", b"Just this."),
+    "a.jsonl:2 is no JSON": bad_file("a.jsonl", b'{"text": "a. b."}\n{"txt": 1}\n'),
+    "a.jsonl:1 is no JSON": bad_file("a.jsonl", b"[1]\n"),
+    "a.jsonl:1 is not UTF-8": bad_file("a.jsonl", b'{"text": "\xff"}\n'),
+    "a.txt.xz is damaged": bad_file("a.txt.xz", lzma.compress(os.urandom(9999))[:-900]),
+    "b.xz is damaged": bad_file("b.xz", b"no archive"),
+    "a.txt.gz is damaged": bad_file("a.txt.gz", gzip.compress(b"a. " * 9999)[:-9]),
+    "c.gz is damaged": bad_file("c.gz", b"no archive"),
+    "'../x' is no name": good(name="../x"),
+    "'a/b' is no name": good(name="a/b"),
+    "names no vocabulary size": good("--tokenizer=bpe:abc"),
+    "out of range; take 260 to 65536": good("--tokenizer=bpe:100"),
+    "take 260 to 65536": good("--tokenizer=bpe:65537"),
+    "neither a kind of tokenizer nor a file": good("--tokenizer=words"),
+    "missing.json does not exist": good("--tokenizer=missing.json"),
+    "good.txt is not a tokenizer": lambda folder: [*good()(folder), f"--tokenizer={folder / 'good.txt'}"],
+    "tiktoken has no encoding 'nope'": good("--tokenizer=tiktoken:nope"),
+    "val_fraction must be": good("--val_fraction=0.9"),
+    "val_fraction must": good("--val_fraction=abc"),
+    "did you mean": good("--tokeniser=bpe:300"),
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistakes_end_in_one_line(prepare, tmp_path, words):
+    begin = time.monotonic()
+    code, out, err = prepare("text", *MISTAKES[words](tmp_path))
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and out == "" and len(lines) == 1, err
+    assert words in lines[0] and "; " in lines[0] and "Traceback" not in err
+    assert time.monotonic() - begin < 10
+    assert not list(tmp_path.glob("data/*")) and not list(tmp_path.glob("data/.*"))
+
+
+def test_mistakes_about_the_hub(prepare, tmp_path, minipile, bpe, monkeypatch):
+    folder, _ = minipile
+    local = f"--local={folder}"
+    for flags, words in {
+        ("--name=nope",): "write --name=NAME, one of minipile",
+        ("--name=../x",): "is no name for a dataset",
+        ("--name=minipile", "--local=/nowhere"): "is no folder",
+        ("--name=minipile", f"--local={tmp_path}"): "has no file data/train-*.parquet",
+        ("--name=minipile", local, "--tokenizer=hub:a b"): "names no repository",
+    }.items():
+        code, _, err = prepare("hub", *flags)
+        assert code == 2 and words in err and err.count("\n") == 1, err
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    command = [sys.executable, str(ROOT / "data/hub/prepare.py"), "--name=minipile", f"--data_dir={tmp_path / 'data'}"]
+    for flags, words in {
+        (): "give --local=DIR",
+        (local, "--tokenizer=hub:a/b"): "hub:a/b could not be downloaded",
+    }.items():
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=10)
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+    damaged = next(folder.rglob("train-1*.parquet"))
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    code, _, err = prepare("hub", "--name=minipile", local, f"--tokenizer={bpe}")
+    line = err.splitlines()[-1]
+    assert code == 2 and line.startswith("error: ") and damaged.name in line, err
+    assert (tmp_path / "data" / ".minipile.parts" / "00000").is_dir()
+
+
+def test_a_folder_that_cannot_be_made(prepare, tmp_path):
+    (tmp_path / "data").write_text("a file, not a folder")
+    code, _, err = prepare("text", *good()(tmp_path))
+    assert code == 2 and "cannot be written to" in err
+
+
+def test_help_and_exit_codes_of_the_processes(tmp_path):
+    for name in ("text", "pydocs", "hub"):
+        process = start(name, "--help")
+        out, err = process.communicate(timeout=20)
+        assert process.returncode == 0 and "--data_dir" in out and "--tokenizer" in out, err
+    process = start("text", "--name=x", "--files", tmp_path / "none.txt", f"--data_dir={tmp_path}")
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 2 and err.startswith("error: ") and err.count("\n") == 1 and out == ""
+
+
+def test_a_vocabulary_beyond_the_format_is_refused(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(65_533)}, unk_token="w0"))
+    tokenizer.save(str(tmp_path / "t.json"))
+    with pytest.raises(UserError, match="65,537 entries, more than 65,536; use a smaller one"):
+        common.make_tokenizer(str(tmp_path / "t.json"), Texts([]), False, tmp_path / "u.json")
