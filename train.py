@@ -512,7 +512,8 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
             import report  # matplotlib, late
 
             report.curves(out.metrics(), out.path / "curves.png")
-        say(f"step {trainer.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers.items()) + " " * 20)
+        shown = ", ".join(f"{k} {v:.4g}" if k != "verdict" else v for k, v in numbers.items())
+        say(f"step {trainer.step}: {shown}" + " " * 20)
         if trainer.step and best:
             save(best=True)
 

@@ -4,11 +4,14 @@ The fixed validation rows, the numbers of one evaluation, and the table and samp
 Rows and noise come from a seed of their own, the same in every run, so that losses of different runs compare.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
 
 import dataset
+import geometry
 import report
 from configurator import UserError, warn
 from model import ConceptModel
@@ -49,6 +52,11 @@ class Validation:
             self.batches[n] = [tuple(x[i : i + size] for x in whole) for i in cuts]
         if not self.batches:
             raise UserError(f"{corpus.path} has no row of any length; prepare with a larger --val_fraction")
+        self.longest = max(self.batches)
+        rows = np.arange(geometry.ROWS, dtype=np.int64)
+        ids, _ = sampler.batch(0, self.longest, rows)
+        size = max(1, 8192 // self.longest)
+        self.fixed = list(zip(torch.from_numpy(rows).split(size), torch.from_numpy(ids).split(size), strict=True))
 
     def problems(self, ids: Tensor, rows: Tensor) -> list[tuple[float, Problem]]:
         """(weight, problem) of each part of the objective."""
@@ -60,10 +68,10 @@ class Validation:
         standard = ObjectiveConfig(objective="mlm", mask_rate=0.15, visible_only=self.objective.visible_only)
         return [(1.0, mlm(ids, Noise(SEED, 0, rows), self.vocab, standard))]
 
-    def loss(self, n: int, problems, shuffle: bool = False) -> float:
+    def loss(self, n: int, problems) -> float:
         """
-        Weighted loss in nats over the rows of length n; shuffle: every row is said from the next row's concepts.
-        Batches are shared out over ranks, and summed with zeros for the rest: the same bits on any number of ranks.
+        Weighted loss in nats over the rows of length n. Batches are shared out over ranks, and summed with zeros for
+        the rest: the same bits on any number of ranks.
         """
         world = self.world
         sums = torch.zeros(len(self.batches[n]), dtype=torch.float64, device=world.device)
@@ -73,21 +81,42 @@ class Validation:
             with world.autocast():
                 for weight, problem in problems(ids.to(world.device), rows.to(world.device)):
                     concepts = self.model.encode(problem.source, problem.source_pos)
-                    if shuffle:
-                        concepts = concepts.roll(1, 0)
                     sums[i] += weight * self.model.loss(concepts, problem).double()
         return float(world.all_sum(sums).mean())
 
+    def loss_from(self, problems: list[Problem], concepts: Tensor) -> float:
+        """Mean loss of the problems' rows, said from these concepts [rows of all problems, C, H]."""
+        total = 0.0
+        with self.world.autocast():
+            for c, problem in zip(concepts.split(len(problems[0].source)), problems, strict=True):
+                total += len(c) * self.model.loss(c, problem).item()
+        return total / len(concepts)
+
+    def geometry(self) -> dict[str, float | str]:
+        """
+        The concepts of the fixed rows (in a sum of objectives those of its first part), what they are worth to the
+        decoder (summed), and the verdict. All ranks have the same rows: nothing is sent.
+        """
+        device, numbers, use = self.world.device, {}, {}
+        batches = [self.problems(ids.to(device), rows.to(device)) for rows, ids in self.fixed]
+        for part in zip(*batches, strict=True):  # ((weight, problem of the first batch), (weight, of the second), ...)
+            weight, problems = part[0][0], [problem for _, problem in part]
+            concepts = torch.cat([self.model.encode(p.source, p.source_pos) for p in problems])  # float32, no autocast
+            numbers = numbers or geometry.concept_geometry(concepts)
+            for name, nats in geometry.concept_use(partial(self.loss_from, problems), concepts).items():
+                use[name] = use.get(name, 0.0) + weight * nats
+        numbers |= use
+        return numbers | {"verdict": geometry.verdict(numbers, self.model.config.concepts)}
+
     @torch.no_grad()
-    def run(self) -> dict[str, float]:
+    def run(self) -> dict[str, float | str]:
         """All numbers of one evaluation, by their names in metrics.jsonl."""
         self.model.eval()
         losses = {f"val_loss_{n}": self.loss(n, self.problems) for n in self.batches}
-        longest = max(self.batches)
-        numbers = {"val_loss": losses[f"val_loss_{longest}"], **losses}
+        numbers = {"val_loss": losses[f"val_loss_{self.longest}"], **losses}
         if "mlm" in [name for _, name in parse_objective(self.objective.objective)]:
-            numbers["val_loss_mlm15"] = self.loss(longest, self.mlm15)
-        numbers["delta_shuffle"] = self.loss(longest, self.problems, shuffle=True) - numbers["val_loss"]
+            numbers["val_loss_mlm15"] = self.loss(self.longest, self.mlm15)
+        numbers |= self.geometry()
         self.model.train()
         return numbers
 

@@ -1,0 +1,204 @@
+"""
+Do the concepts mean anything? Numbers about concepts c [B, C, H]: B texts (rows of one length), C slots, width H.
+Each number is defined once, here, and has its name in metrics.jsonl; training, analysis and comparison all use it.
+
+Two traps they are made to avoid. The rank of the batch's mean, as the seeds had it (`rank_seeds`), knows the static
+slots and a common offset, and nothing of the content: slots that never change score 127 of 128, rich content beside an
+offset 1.1. And rounding noise has full rank: what is static in float32 scores 123.6 of 128 once centred. Hence ranks of
+what changes with the text, a threshold for "zero", and never a rank without `input_share`.
+
+Ranks are Roy and Vetterli's (EUSIPCO 2007): exp(entropy of the singular values divided by their sum), in float64.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+ROWS = 256  # the least number of rows, and the usual one: `rank_pooled` grows with it, so compare runs of one number
+ZERO = 1e-3  # of a centred matrix, what is smaller than this share of an uncentred slot's size is zero (see `floor`)
+
+# What `verdict` calls wrong.
+STATIC_SHARE = 0.05  # input share below: the slots are learned constants, whatever their rank
+IGNORED_NATS = 0.05  # concepts of another text cost less: the decoder goes by something else (step 0: by nothing)
+DEAD_SHARE = 0.01  # a slot that varies by less than this share of the mean slot does nothing
+LOW_RANK = 1 / 8  # of C, but at least 2 directions: collapsed runs fell to 5 of 128, live ones kept 31 and more
+SAME_COSINE = 0.99  # two slots of one text that agree so well hold one content
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ranks
+
+
+def singular_values(x: Tensor) -> Tensor:
+    """x [..., n, D] -> its singular values [..., min(n, D)] in float64, ascending.
+
+    As roots of the eigenvalues of the smaller Gram matrix, several times as fast as an SVD. Squaring costs half of the
+    digits: values below 1e-7 of the largest come out as 0. No number here looks at those.
+    """
+    x = x.double()
+    gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
+    squares = torch.linalg.eigvalsh(gram)
+    rounding = squares.amax(-1, keepdim=True) * gram.shape[-1] * torch.finfo(torch.float64).eps
+    return torch.where(squares > rounding, squares, 0.0).sqrt()
+
+
+def effective_rank(x: Tensor, unit: float = 0.0) -> Tensor:
+    """x [..., n, D] -> [...]: exp(-sum p log p) with p = sigma / sum(sigma), from 1 to min(n, D).
+
+    Singular values below `unit` count as zero; a matrix that has no others is of rank 0.
+    """
+    sigma = singular_values(x)
+    sigma = torch.where(sigma < unit, 0.0, sigma)
+    total = sigma.sum(-1, keepdim=True)
+    entropy = torch.special.entr(sigma / torch.where(total > 0, total, 1.0)).sum(-1)
+    return torch.where(total[..., 0] > 0, entropy.exp(), 0.0)
+
+
+def floor(c: Tensor) -> float:
+    """1e-3 of the root-mean-square norm of a slot, uncentred: below it a change is rounding, not content."""
+    return ZERO * torch.linalg.vector_norm(c, dtype=torch.float64).item() / (c.shape[0] * c.shape[1]) ** 0.5
+
+
+def centred(c: Tensor) -> Tensor:
+    """c[b, s] - mean over b of c[., s], in float64: what is left of each slot without its constant part."""
+    return c - c.mean(0, dtype=torch.float64)
+
+
+def rank_slot_centred(c: Tensor) -> float:
+    """How many directions a text's slots use between them for what is its own: mean over b of the effective rank of
+    the C x H matrix centred(c)[b]. 0: the slots are static; 1: they all say one thing; at most C."""
+    return effective_rank(centred(c), floor(c)).mean().item()
+
+
+def rank_raw(c: Tensor) -> float:
+    """Mean over b of the effective rank of c[b], constant parts and all. Near 1 with a high slot-centred rank: an
+    offset common to all slots, which cosines must be centred against."""
+    return effective_rank(c).mean().item()
+
+
+def rank_pooled(c: Tensor) -> float:
+    """How many directions tell texts apart: the effective rank of the B x H matrix of the concepts' means (what
+    `embed` returns), minus its mean over texts. At most min(B - 1, H); compare only runs of one B and one H."""
+    return effective_rank(centred(c.mean(1, dtype=torch.float64)), floor(c)).item()
+
+
+def rank_seeds(c: Tensor) -> float:
+    """sum(sigma) / max(sigma) of the batch's mean [C, H], uncentred: the seeds' "effective rank", kept under its own
+    name so that their logs can be read. It says nothing of content."""
+    sigma = singular_values(c.mean(0, dtype=torch.float64))
+    return (sigma.sum() / sigma.max()).item() if sigma.any() else 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# shares and similarities
+
+
+def variances(c: Tensor) -> Tensor:
+    """[C]: mean over b of |c[b, s] - mean_b c[., s]|^2, how much each slot changes with the text. As E|c|^2 - |E c|^2,
+    whose rounding in float64 is far below the floor."""
+    squares = torch.linalg.vector_norm(c, dim=-1, dtype=torch.float64).square().mean(0)
+    return squares - c.mean(0, dtype=torch.float64).square().sum(-1)
+
+
+def input_share(c: Tensor) -> float:
+    """Share of the concepts' variance that the input makes: sum |c - mean_b c|^2 / sum |c - mean_bs c|^2.
+    0: static slots; 1: the slots differ by nothing but content. A change below the floor is none."""
+    own = variances(c).mean().item()
+    slots = c.mean(0, dtype=torch.float64)  # [C, H], what is constant; it makes the rest of the variance
+    between = (slots - slots.mean(0)).square().sum(-1).mean().item()
+    return own / (own + between) if own > floor(c) ** 2 else 0.0
+
+
+def dead_slots(c: Tensor) -> int:
+    """How many slots change with the text by less than 1 % of what the mean slot does, or by less than the floor."""
+    own = variances(c)
+    return int((own < max(DEAD_SHARE * own.mean().item(), floor(c) ** 2)).sum())
+
+
+def similarity(c: Tensor) -> tuple[float, float]:
+    """(sim_mean, sim_max): over all texts and all pairs of different slots of one text, the mean absolute and the
+    largest cosine, uncentred (the seeds' two numbers). A single slot, or one of length 0, resembles nothing: 0."""
+    B, C, _ = c.shape
+    if C == 1:
+        return 0.0, 0.0
+    unit = torch.nn.functional.normalize(c.double(), dim=-1)
+    cosine = unit @ unit.mT  # [B, C, C]
+    same = torch.eye(C, dtype=torch.bool, device=c.device)
+    mean = cosine.masked_fill(same, 0.0).abs().sum() / (B * C * (C - 1))
+    return mean.item(), cosine.masked_fill(same, -1.0).max().item()
+
+
+def concept_geometry(concepts: Tensor) -> dict[str, float]:
+    """All of the above for concepts [B, C, H] of B >= 256 rows of one length, by their names in metrics.jsonl.
+
+    Give it texts drawn at random, encoded without dropout and in float32: bfloat16's rounding is as large as the floor.
+    Fewer rows: ValueError, for then each row is a good part of the mean it is compared with.
+    """
+    if len(concepts) < ROWS:
+        raise ValueError(f"ranks of {len(concepts)} rows mislead; give at least {ROWS} rows of one length")
+    c = concepts.detach()
+    sim_mean, sim_max = similarity(c)
+    return {
+        "rank_slot_centred": rank_slot_centred(c),
+        "rank_raw": rank_raw(c),
+        "rank_pooled": rank_pooled(c),
+        "input_share": input_share(c),
+        "dead_slots": dead_slots(c),
+        "sim_mean": sim_mean,
+        "sim_max": sim_max,
+        "rank_seeds": rank_seeds(c),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# use by the decoder: the one kind of number that no trick of geometry can move
+
+
+def ablations(concepts: Tensor) -> dict[str, Tensor]:
+    """concepts [B, C, H] without their content, three ways: those of the next text, zeros, the mean over texts.
+    Take a whole batch at a time: in a mean of few texts each still finds a part of its own."""
+    return {
+        "shuffle": concepts.roll(1, 0),
+        "zero": torch.zeros_like(concepts),
+        "mean": concepts.mean(0, keepdim=True).expand_as(concepts),
+    }
+
+
+@torch.no_grad()
+def concept_use(loss: Callable[[Tensor], float], concepts: Tensor) -> dict[str, float]:
+    """{delta_shuffle, delta_zero, delta_mean}: what a text's loss gains, in nats, without its own concepts.
+
+    loss: concepts [B, C, H] -> the mean loss in nats of the same B texts, all else unchanged. Called four times.
+    0: the decoder does not use them. A shuffle that costs much more than the mean: it believes what they say.
+    """
+    own = float(loss(concepts))
+    return {f"delta_{name}": float(loss(c)) - own for name, c in ablations(concepts).items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# in words
+
+
+def verdict(numbers: dict, concepts: int) -> str:
+    """What is wrong, in plain words, from the numbers of `concept_geometry` and, where there are any, `concept_use`.
+    Begins with "healthy" if nothing is; several findings are joined by "; "."""
+    C, slot, pooled, raw = concepts, *(numbers[f"rank_{kind}"] for kind in ("slot_centred", "pooled", "raw"))
+    low = min(max(2.0, LOW_RANK * C), C / 2)  # one slot has rank 1, two have at most 2
+    offset = raw < low <= slot
+    found = []
+    if numbers["input_share"] < STATIC_SHARE or slot == 0:
+        share = 100 * numbers["input_share"]
+        found.append(f"slots are static: the input makes {share:.2g} % of the concepts' variance")
+    else:
+        if numbers["dead_slots"]:
+            found.append(f"{numbers['dead_slots']} of {C} slots are dead: they hardly change with the text")
+        if numbers["sim_max"] > SAME_COSINE and slot <= C / 2 and pooled >= low and not offset:
+            found.append(f"slots are duplicates: their cosines reach {numbers['sim_max']:.3f}, rank {slot:.1f} of {C}")
+        elif slot < low or pooled < low:
+            found.append(f"one direction dominates: slot-centred rank {slot:.1f} of {C}, pooled rank {pooled:.1f}")
+    if numbers.get("delta_shuffle", IGNORED_NATS) < IGNORED_NATS:
+        nats = numbers["delta_shuffle"]
+        found.append(f"decoder ignores the concepts: those of another text cost it {nats:.3f} nats")
+    if not found and offset:
+        return f"healthy once centred: one direction, the same in all texts, dominates (raw rank {raw:.1f} of {C})"
+    return "; ".join(found) or "healthy"
