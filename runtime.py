@@ -221,7 +221,7 @@ class Signals:
         if not self.received:
             self.received, self.since = number, now
             if os.environ.get("RANK", "0") == "0":  # os.write: a print may be what was interrupted
-                os.write(2, f"\n{signal.Signals(number).name}: stopping after this step, then saving\n".encode())
+                os.write(2, f"\n{signal.Signals(number).name}: stopping and saving (Ctrl-C again: at once)\n".encode())
 
     def agreed(self) -> int:
         """The signal to stop for, or 0; the same on every rank."""
@@ -325,6 +325,7 @@ class RunFolder:
 
     def __init__(self, path):
         self.path = Path(path)
+        self.mirror = None
 
     def exists(self) -> bool:
         return (self.path / "config.json").is_file()
@@ -407,9 +408,33 @@ class RunFolder:
             if old not in wanted:
                 shutil.rmtree(self.path / f"ckpt_{old}")
 
+    def mirror_to_wandb(self):
+        """From here on `log` also writes to the Weights & Biases run whose id and link config.json keeps."""
+        config = self.config()
+        try:
+            import wandb
+
+            run = wandb.init(
+                project="nanoconcept",
+                name=config["run_id"],
+                id=config.get("wandb_id"),
+                resume="allow" if "wandb_id" in config else None,
+                dir=str(self.path),
+                config=config,
+            )
+        except ImportError:
+            raise UserError("wandb is not installed; pip install wandb, or leave --wandb out") from None
+        except Exception as error:  # no key, no network: many classes
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(f"wandb cannot start ({reason}); set WANDB_MODE=offline, or leave --wandb out") from None
+        self.write_config(config | {"wandb_id": run.id, "wandb_url": run.url})
+        self.mirror = run.log
+
     def log(self, **numbers):
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps({k: rounded(v) for k, v in numbers.items()}) + "\n")
+        if self.mirror:
+            self.mirror(numbers, step=numbers["step"])
 
     def metrics(self) -> list[dict]:
         path = self.path / "metrics.jsonl"

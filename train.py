@@ -47,7 +47,10 @@ class TrainConfig:
     batch_size: Annotated[int, "rows of the longest length in an optimizer step, over all ranks"] = 64
     micro_batch: Annotated[int, "rows of the longest length per rank and forward; 0: as many as there are"] = 0
     lr: Annotated[float, "peak learning rate"] = 1e-3
-    schedule: Annotated[Literal["cosine", "linear", "constant"], "what follows the warm-up"] = "cosine"
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant", "wsd"],
+        "what follows the warm-up; wsd: constant, linear in the last fifth",
+    ] = "cosine"
     warmup: Annotated[int, "steps of linear warm-up"] = 200
     lr_end: Annotated[float, "learning rate at the horizon, as a share of the peak"] = 0.1
     weight_decay: Annotated[float, "AdamW's, on matrices of linear layers only"] = 0.05
@@ -76,6 +79,7 @@ class TrainConfig:
     ] = "auto"
     init_from: Annotated[str, "warm start from this run folder's latest checkpoint"] = ""
     init_part: Annotated[Literal["encoder", "all"], "which tensors a warm start takes"] = "encoder"
+    wandb: Annotated[bool, "also log to Weights & Biases (WANDB_MODE=offline: to disk alone)"] = False
     final_report: Annotated[Literal["losses"], "the table printed at the end"] = "losses"
     print_config: Annotated[bool, "print the whole configuration as JSON and stop"] = False
 
@@ -99,7 +103,7 @@ class TrainConfig:
 
 # Keys that may differ when a run goes on, and those of them that end bit-exactness.
 FREE = {*HORIZONS, "eval_interval", "ckpt_interval", "log_interval", "device", "resume", "out_dir", "data_dir", "tag"}
-FREE |= {"keep", "ckpt_steps", "final_report"}
+FREE |= {"keep", "ckpt_steps", "final_report", "wandb"}
 INEXACT = {"micro_batch", "compile", "dtype", "device", "ranks"}
 
 
@@ -173,7 +177,12 @@ def learning_rate(config: TrainConfig, step: int, horizon: int) -> float:
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = min(1.0, (step - config.warmup) / max(1, horizon - config.warmup)) if horizon else 0.0
-    left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[config.schedule]
+    left = {
+        "cosine": (1 + math.cos(math.pi * done)) / 2,
+        "linear": 1 - done,
+        "constant": 1.0,
+        "wsd": min(1.0, (1 - done) / 0.2),
+    }[config.schedule]
     return config.lr * (config.lr_end + (1 - config.lr_end) * left)
 
 
@@ -365,6 +374,8 @@ def main(argv) -> int:
                 say(f"warm start, {len(tensors)} tensors {kind}: {', '.join(tensors) or '-'}")
         if world.rank == 0:
             out.create(resolved, data / "tokenizer.json")
+    if config.wandb and world.rank == 0:
+        out.mirror_to_wandb()
     world.barrier()
     horizon = find_horizon(trainer, train_text.count)
     if trainer.horizon not in (0, horizon):
@@ -433,11 +444,11 @@ def prepare_data(data: Path, world: World, signals):
         say("preparing the embedded corpus once: docstrings of this Python's packages, at most 90 s")
         script = [sys.executable, str(ROOT / "data/pydocs/prepare.py"), f"--data_dir={data.parent}"]
         process = subprocess.Popen(script)
-        while process.poll() is None:
+        while process.poll() is None and not signals.received:
             time.sleep(0.1)
-            if signals.received:
-                process.terminate()
         if signals.received:
+            process.terminate()  # it tidies up
+            process.wait()
             return
         if process.returncode:
             raise UserError(f"preparing {data} failed (see above); run {dataset.prepare_command(data)} by itself")

@@ -449,6 +449,21 @@ def test_learning_rate():
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
     assert rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
     assert train.learning_rate(config, 500, 0) == 1.0  # not yet timed
+    config.schedule = "wsd"
+    rates = [train.learning_rate(config, step, 110) for step in range(111)]
+    assert rates[10] == 1.0 == pytest.approx(rates[90]) and rates[100] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
+
+
+def test_wandb_offline(data, tmp_path, monkeypatch):
+    """Nothing is contacted; the id is kept, and a resumed run logs to the same one."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ids = []
+    for steps in (2, 4):
+        done = finish(command(*arguments(data, tmp_path / "run", "--wandb=True", f"--max_steps={steps}")))
+        assert done.returncode == 0, done.stderr
+        ids.append(json.loads((tmp_path / "run/config.json").read_text())["wandb_id"])
+    assert ids[0] and ids[0] == ids[1] and list((tmp_path / "run/wandb").glob("offline-run-*"))
 
 
 def test_the_loader_hands_on_errors():

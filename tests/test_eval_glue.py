@@ -1,0 +1,252 @@
+"""The judge on small task files and a run of two steps: every number of its JSON is found again by another way."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn import metrics as sk
+
+import eval_glue
+import tasks
+import train
+from configurator import UserError
+from model import ConceptModel
+from runtime import load_run
+from tests.corpus import make_corpus, sentence
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--hidden=64", "--heads=2", "--intermediate=64", "--layers=2", "--concepts=8", "--vocab_size=0"]
+SMALL += ["--lengths=16", "--max_length=64", "--batch_size=8", "--micro_batch=0", "--eval_tokens=256", "--device=cpu"]
+
+
+def variant(text, chance):
+    """A sentence with some of its words lost, and the share that is left."""
+    words = text.split()
+    kept = [w for w in words if chance.random() > 0.3] or words[:1]
+    return " ".join(kept), len(kept) / len(words)
+
+
+def write_tasks(folder):
+    chance = random.Random(1)
+
+    def pairs(n):
+        for i in range(n):
+            a = sentence(chance)
+            b, share = variant(a, chance) if chance.random() < 0.7 else (sentence(chance), 0.2)
+            yield i, a, b, share
+
+    def write(name, *lines):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join([*lines, ""]))
+
+    for split, n in (("train", 60), ("dev", 40), ("test", 30)):
+        rows = [f"g\tf\ty\t{i}\t{5 * s:.2f}\t{a}\t{b}" for i, a, b, s in pairs(n)]
+        write(f"STS-B/sts-{split}.csv", *rows)
+    header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"
+    for split, n in (("train", 50), ("trial", 20), ("test_annotated", 30)):
+        rows = [f"{i}\t{a}\t{b}\t{1 + 4 * s:.1f}\tNEUTRAL" for i, a, b, s in pairs(n)]
+        write(f"SICK/SICK_{split}.txt", header, *rows)
+    header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
+    for split, n in (("train", 80), ("test", 40)):
+        rows = [f"{int(s > 0.6)}\t{i}\t{i}\t{a}\t{b}" for i, a, b, s in pairs(n)]
+        write(f"MRPC/msr_paraphrase_{split}.txt", header, *rows)
+    write("MRPC/dev_ids.tsv", *[f"{i}\t{i}" for i in range(0, 80, 4)])
+    for split, n in (("val", 50), ("test", 40)):
+        write(f"PAWS/{split}.csv", ",sentence1,sentence2,label", *[f'{i},"{a}",{b},{i % 2}' for i, a, b, s in pairs(n)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a run, out/run, and task files, glue."""
+    here = tmp_path_factory.mktemp("judge")
+    make_corpus(here / "data" / "toy")
+    config = str(ROOT / "config" / "quickstart.py")
+    where = [f"--data_dir={here / 'data'}", "--dataset=toy", f"--out_dir={here / 'out' / 'run'}"]
+    assert train.main([config, *SMALL, *where, "--max_steps=2"]) == 0
+    write_tasks(here / "glue")
+    return here
+
+
+def judge(place, *more, run="run"):
+    return eval_glue.main([f"--run={place / 'out' / run}", f"--data={place / 'glue'}", "--device=cpu", *more])
+
+
+@pytest.fixture(scope="module")
+def records(place):
+    assert judge(place) == 0  # `concept` is the default
+    names = ["mrpc", "paws", "sick_r", "stsb"]
+    assert sorted(p.name for p in (place / "out/run/eval").iterdir()) == [f"zero_shot_{name}.json" for name in names]
+    return {name: json.loads((place / f"out/run/eval/zero_shot_{name}.json").read_text()) for name in names}
+
+
+CORRELATIONS = {"pearson", "spearman", "pearson_centred", "spearman_centred"}
+SHARES = {"accuracy", "f1", "mcc"}
+FLOORS = {"word_tfidf", "char_tfidf", "random_vectors", "token_idf", "untrained"}
+
+
+def test_the_record_of_each_task(place, records):
+    for name, record in records.items():
+        metrics = SHARES if name in ("mrpc", "paws") else CORRELATIONS
+        assert (record["task"], record["mode"], record["checkpoint"]) == (name, "zero_shot", "ckpt_2")
+        assert record["run_id"] == load_run(place / "out/run", device="cpu").config["run_id"]
+        assert record["seeds"] == [0] and record["per_seed"][0].keys() == record["splits"].keys() == {"dev", "test"}
+        for split, found in record["splits"].items():
+            assert found["metrics"].keys() == metrics and record["per_seed"][0][split] == found["metrics"]
+            assert found["floors"].keys() == (FLOORS | {"majority"} if metrics is SHARES else FLOORS)
+            assert all(floor.keys() == metrics for floor in found["floors"].values())
+            primary = "accuracy" if metrics is SHARES else "pearson"
+            best = found["lift"]["best_floor"]
+            assert best["floor"] == max(found["floors"], key=lambda floor: found["floors"][floor][primary])  # noqa: B023
+            for lift, floor in ((best, best["floor"]), (found["lift"]["untrained"], "untrained")):
+                difference = found["metrics"][primary] - found["floors"][floor][primary]
+                assert lift["value"] == pytest.approx(difference, abs=1e-9)
+                assert lift["low"] <= lift["value"] <= lift["high"]
+                assert lift["verdict"] == ("above floor" if lift["low"] > 0 else "at floor")
+            low, high = found["untrained_range"][primary]
+            assert low <= found["floors"]["untrained"][primary] <= high
+            assert ("lift_centred" in found) == (metrics is CORRELATIONS)
+        protocol = {"head", "pooling", "lr", "epochs", "batch", "max_length", "selection", "pairs"}
+        assert record["protocol"].keys() >= protocol | {"train_rows", "eval_rows"}
+    assert records["mrpc"]["protocol"]["train_rows"] == {"dev": 60, "test": 60}
+    assert records["mrpc"]["protocol"]["eval_rows"] == {"dev": 20, "test": 40}
+    assert records["paws"]["protocol"]["fitted_on"] == {"dev": "test", "test": "dev"}
+
+
+def cosines(vectors, split, mean=0):
+    x, y = (np.stack([vectors[text] for text in side]) - mean for side in (split.a, split.b))
+    return (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
+
+
+def embed(run, splits):
+    texts = sorted({text for split in splits.values() for text in (*split.a, *split.b)})
+    return dict(zip(texts, run.embed(texts, batch_tokens=48).double().numpy(), strict=True))  # small batches
+
+
+def test_scores_by_hand_and_in_other_batches(place, records):
+    run = load_run(place / "out/run", device="cpu")
+    splits = tasks.load_task("stsb", place / "glue")
+    vectors = embed(run, splits)
+    head = [vectors[t] for pair in zip(splits["train"].a, splits["train"].b, strict=True) for t in pair]
+    for name in ("dev", "test"):
+        metrics, gold = records["stsb"]["splits"][name]["metrics"], splits[name].labels
+        for mean, suffix in ((0, ""), (np.mean(head, 0), "_centred")):
+            x = cosines(vectors, splits[name], mean)
+            assert metrics[f"pearson{suffix}"] == pytest.approx(stats.pearsonr(x, gold)[0], abs=1e-4)
+            assert metrics[f"spearman{suffix}"] == pytest.approx(stats.spearmanr(x, gold)[0], abs=1e-4)
+
+    splits = tasks.load_task("paws", place / "glue")
+    vectors = embed(run, splits)
+    threshold = tasks.best_threshold(cosines(vectors, splits["test"]), splits["test"].labels)
+    said = (cosines(vectors, splits["dev"]) >= threshold).astype(int)
+    metrics, gold = records["paws"]["splits"]["dev"]["metrics"], splits["dev"].labels
+    assert metrics["accuracy"] == pytest.approx(sk.accuracy_score(gold, said), abs=1e-4)
+    assert metrics["f1"] == pytest.approx(sk.f1_score(gold, said), abs=1e-4)
+    assert metrics["mcc"] == pytest.approx(sk.matthews_corrcoef(gold, said), abs=1e-4)
+
+
+def test_untrained_and_token_idf_by_hand(place, records):
+    run = load_run(place / "out/run", device="cpu")
+    splits = tasks.load_task("sick_r", place / "glue")
+    untrained, lexical = [], []
+    train_texts = [*splits["train"].a, *splits["train"].b]
+    sets = [set(ids) for ids in run.encode_texts(train_texts)]
+    for seed in range(5):
+        torch.manual_seed(seed)
+        run.model = ConceptModel(run.model.config, run.model.mask_id).eval()
+        untrained.append(stats.pearsonr(cosines(embed(run, splits), splits["test"]), splits["test"].labels)[0])
+        vectors = {}
+        for text in (*splits["test"].a, *splits["test"].b):
+            (ids,) = run.encode_texts([text])
+            weight = [np.log((1 + len(sets)) / (1 + sum(i in s for s in sets))) + 1 for i in ids]
+            table = run.model.encoder.tokens.weight.detach().double().numpy()
+            vectors[text] = np.average(table[ids], axis=0, weights=weight)
+        lexical.append(stats.pearsonr(cosines(vectors, splits["test"]), splits["test"].labels)[0])
+    found = records["sick_r"]["splits"]["test"]
+    assert found["floors"]["untrained"]["pearson"] == pytest.approx(np.mean(untrained), abs=1e-4)
+    assert found["untrained_range"]["pearson"] == pytest.approx([min(untrained), max(untrained)], abs=1e-4)
+    assert found["floors"]["token_idf"]["pearson"] == pytest.approx(np.mean(lexical), abs=1e-4)
+
+
+def test_the_table_and_the_floors_kept_beside_the_run(place, records, capsys, monkeypatch):
+    shutil.copytree(place / "out/run", place / "out/twin", dirs_exist_ok=True)
+    shutil.rmtree(place / "out/twin/eval")
+    monkeypatch.setattr(eval_glue, "model_floors", lambda *_: pytest.fail("the floors are there already"))
+    assert judge(place, "--tasks=stsb,mrpc", run="twin") == 0
+    assert json.loads((place / "out/twin/eval/zero_shot_stsb.json").read_text()) == records["stsb"]
+    out, err = capsys.readouterr()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if "|" in line]
+    columns = {name: i for i, name in enumerate(rows[0])}
+    assert [row[:3] for row in rows[2:4]] == [["stsb", "dev", "pearson"], ["stsb", "dev", "spearman"]]
+    dev = records["stsb"]["splits"]["dev"]
+    assert rows[2][columns["score"]] == f"{100 * dev['metrics']['pearson']:.1f}"
+    assert rows[2][columns["token_idf"]] == f"{100 * dev['floors']['token_idf']['pearson']:.1f}"
+    assert rows[2][columns["majority"]] == "-" and rows[-1][columns["majority"]] == "0.0"
+    lift = dev["lift"]["best_floor"]
+    assert f"[{100 * lift['low']:+.1f}, {100 * lift['high']:+.1f}]" in rows[2][columns["over the best floor"]]
+    assert "floors" not in err and len(rows) == 2 + 2 * 4 + 2 * 3
+
+    judge(place, "--tasks=paws")
+    assert "paws has no train split" in capsys.readouterr().out
+
+
+def test_damaged_or_other_floors_are_computed_anew(place, records, monkeypatch):
+    run = load_run(place / "out/run", device="cpu")
+    splits = tasks.load_task("sick_r", place / "glue")
+    pairs = tasks.Pairs(splits)
+    key = eval_glue.floors_key(run, "sick_r", pairs)
+    (kept,) = (place / "out/.floors").glob("sick_r_*.npz")
+    assert key in kept.name
+    kept.write_bytes(kept.read_bytes()[:1000])
+    judge(place, "--tasks=sick_r")
+    assert json.loads((place / "out/run/eval/zero_shot_sick_r.json").read_text()) == records["sick_r"]
+
+    pairs.labels["dev"] = pairs.labels["dev"] + 1
+    assert eval_glue.floors_key(run, "sick_r", pairs) != key
+    pairs.labels["dev"] = pairs.labels["dev"] - 1
+    monkeypatch.setattr(run.model.config, "init", "gpt2")
+    assert eval_glue.floors_key(run, "sick_r", pairs) != key
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--tasks=nope"], "--tasks=nope is no task; "),
+        (["--tasks=stbs"], "did you mean stsb?"),
+        (["--tasks=cola"], "cola has no zero-shot score, .*; take of stsb"),
+        (["--tasks="], "no task is given; "),
+        (["--mode=fine_tune"], "not there yet; write --mode=zero_shot"),
+        (["--seeds=0"], "seeds = 0 is below 1; "),
+        (["--ckpt=7"], "has no checkpoint of step 7; there are: 2"),
+        (["--tasks=qqp"], "qqp has no files in .*; put there: train.tsv"),
+        (["--data=nothing"], "no folder nothing; give --data="),
+        (["--run=glue"], "no run folder at glue; "),
+        (["--iterations=4"], "iterations"),
+    ],
+)
+def test_mistakes(flags, said, place, monkeypatch):
+    monkeypatch.chdir(place.parent)
+    with pytest.raises(UserError, match=said):
+        judge(place, *flags)
+
+
+def test_a_mistake_ends_in_one_line_and_exit_2(place, tmp_path):
+    """The last task's file is at fault: nothing is computed, nothing written."""
+    shutil.copytree(place / "glue", tmp_path / "glue")
+    shutil.copytree(place / "out/run", tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    file = tmp_path / "glue/SICK/SICK_trial.txt"
+    file.write_text(file.read_text() + "21\tA ship.\t\t3.0\tNEUTRAL\n")
+    words = [f"--run={tmp_path / 'run'}", "--tasks=stsb,sick_r", f"--data={tmp_path / 'glue'}"]
+    found = subprocess.run([sys.executable, ROOT / "eval_glue.py", *words], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2 and found.stdout == ""
+    assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
+    assert "SICK_trial.txt:22: an empty sentence; " in found.stderr
+    assert not (tmp_path / "run/eval").exists()
