@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-# Rows of logits held at once. On the CPU 512 x 50,368 floats are 100 MB; a GPU wants larger products.
-CPU_CHUNK, GPU_CHUNK = 512, 4096
+# Rows of logits held at once. On the CPU 256 x 50,368 floats are 50 MB; a GPU wants larger products.
+CPU_CHUNK, GPU_CHUNK = 256, 4096
 
 
 def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0):
@@ -62,7 +62,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None, None
+        # In place: [V, T] is large. (So a second backward through the same graph is an error.)
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None
 
 
 def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate):

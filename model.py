@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 import losses
 from objectives import Problem
@@ -90,15 +91,18 @@ class ModelConfig:
 # ---------------------------------------------------------------------------------------------------------------------
 # Attention
 
-# Up to so many scores a head, plain products are taken on the CPU: SDPA's backward is slower there.
-EXPLICIT_SCORES = 128 * 128
+
+def plain_products(q, k):
+    """On a CPU in bfloat16, up to 128 x 128 scores a head, SDPA's backward takes 4 times as long as plain products.
+    (In float32 SDPA is as fast or faster at every size measured, and keeps less.)"""
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] <= 128 * 128
 
 
 def attention(q, k, v, mask=None, dropout=0.0):
     """softmax(q k' / sqrt(d)) v: q [B|1, h, Q, d], k and v [B, h, S, d], mask [B, S] (True: keep) -> [B, Q, h d]."""
     if mask is not None:
         mask = mask[:, None, None, :]
-    if q.device.type == "cpu" and q.shape[2] * k.shape[2] <= EXPLICIT_SCORES:
+    if plain_products(q, k):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, h, Q, S]
         if mask is not None:
             scores = scores.masked_fill(~mask, -math.inf)
@@ -115,11 +119,14 @@ def split_heads(x, parts, heads):
     return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def keys_values(x, readers, heads):
-    """Keys and values of x [B, S, W] for several readers in one product: they all read the same x.
+def keys_values(x, readers, heads, fused=None):
+    """Keys and values of x [B, S, W] for several readers, which all read the same x, in one product.
 
-    readers: the `kv` linears (W -> 2H) -> a list of (k, v), each [B, h, S, d].
+    readers: the `kv` linears (W -> 2H) -> a list of (k, v), each [B, h, S, d]. fused: None: not on the CPU, where one
+    by one is as fast and no gradient waits for the last of them.
     """
+    if fused is False or (fused is None and x.device.type == "cpu"):
+        return [split_heads(kv(x), 2, heads) for kv in readers]
     weight = torch.cat([kv.weight for kv in readers])
     bias = torch.cat([kv.bias for kv in readers]) if readers[0].bias is not None else None
     parts = split_heads(F.linear(x, weight, bias), 2 * len(readers), heads)
@@ -194,13 +201,21 @@ class FeedForward(nn.Module):
         self.wo = linear(inner, H, config)
 
     def forward(self, z):
+        # Wi's output is the largest state of a layer. On the CPU a large one is made again in backward: a sixth less
+        # memory for 7 % more products. (A GPU has memory for this, and a compiler that keeps what pays.)
+        large = z.shape[0] * z.shape[1] * self.wi.out_features >= 1 << 21
+        if large and z.device.type == "cpu" and torch.is_grad_enabled():
+            return z + checkpoint(self.inner, z, use_reentrant=False, preserve_rng_state=self.dropout.p > 0)
+        return z + self.inner(z)
+
+    def inner(self, z):
         x = self.wi(self.norm(z))
         if self.gated:
             a, g = x.chunk(2, -1)
             x = F.gelu(a) * g
         else:
             x = F.gelu(x)
-        return z + self.wo(self.dropout(x))
+        return self.wo(self.dropout(x))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -413,7 +428,7 @@ class ConceptModel(nn.Module):
         return self.encode(ids, mask=mask).mean(1)
 
     @torch.no_grad()
-    def say(self, concepts, length):
+    def generate(self, concepts, length):
         """The likeliest token at each of `length` positions, from concepts [B, C, H] alone: ids [B, length]."""
         pos = torch.arange(length, device=concepts.device)[None]
         hidden = self.decode(concepts, Problem(source=pos, query_pos=pos))
@@ -431,8 +446,9 @@ class ConceptModel(nn.Module):
 def flops(config: ModelConfig, problem: Problem):
     """Forward FLOPs (a multiply and an add are 2) of every matrix product, by component, for the problem's shapes.
 
-    Training is 3 times the sum: each product has two of its size in backward. (The head takes its two in its forward,
-    see losses.py: a counter sees 3 * head there and none in backward.) Norms, softmax, GELU and lookups are left out.
+    Training is 3 times the sum: each product has two of its size in backward. A counter sees something else in two
+    places: the head takes its two in its forward (losses.py), and on the CPU backward makes the FFNs' first product
+    once more. Norms, softmax, GELU and lookups are left out.
     """
     H, T, V, L, C = config.hidden, config.token_width, config.vocab_size, config.layers, config.concepts
     inner, faithful, thin = config.intermediate, config.seeds_faithful, T != H

@@ -144,8 +144,8 @@ class Noise:
 
 
 def count(rate: float, n: int) -> int:
-    """How many of n tokens a rate takes: round(rate * n), at least one and, for a rate below 1, not all."""
-    return max(1, min(round(rate * n), n if rate == 1 else n - 1))
+    """How many of n tokens a rate below 1 takes: round(rate * n), at least one and not all."""
+    return max(1, min(round(rate * n), n - 1))
 
 
 # -----------------------------------------------------------------------------------------------------------------

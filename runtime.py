@@ -3,6 +3,7 @@ What a run needs around the mathematics: devices and ranks, signals, reading ahe
 and metrics log, and `load_run`, which turns a run folder back into a model that embeds text.
 """
 
+import errno
 import json
 import math
 import os
@@ -12,10 +13,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +36,13 @@ from model import ConceptModel, ModelConfig
 ROOT = Path(__file__).resolve().parent
 
 
+def status(text: str, last: bool = True):
+    """A line that the next one replaces on a terminal, and a line of its own in a file."""
+    if os.environ.get("RANK", "0") == "0":
+        end = "\r" if sys.stderr.isatty() and not last else "\n"
+        print(f"{text:<110}" if sys.stderr.isatty() else text, end=end, file=sys.stderr, flush=True)
+
+
 def say(*words):
     """Progress and warnings go to standard error, from rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
@@ -49,6 +58,7 @@ class NonFinite(RuntimeError):
 
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+AT_EXIT = []  # called with the exit code: what must not be cut off by an early end
 
 
 def command(main):
@@ -61,12 +71,22 @@ def command(main):
         code = fail(str(error), 1)
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = error.filename or "a file"
+        code = fail(f"{where} cannot be written ({error.strerror}); make room or write elsewhere, then go on", 2)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not any(s in str(error) for s in OUT_OF_MEMORY):
             traceback.print_exc()
             code = 1
         else:
-            code = fail("out of memory; take a smaller --micro_batch (the result stays the same)", 2)
+            code = fail("out of memory; take fewer rows at a time (train.py: a smaller --micro_batch)", 2)
+    for finish in AT_EXIT:
+        finish(code)
     sys.stdout.flush()
     sys.stderr.flush()
     if dist.is_initialized() or threading.active_count() > 1:
@@ -134,6 +154,10 @@ def pick_device(name: str) -> torch.device:
         )
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local)
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise UserError(
+            f"there is no GPU {device.index}, only {torch.cuda.device_count()}; start as many ranks as GPUs"
+        )
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device={name!r} is not supported; write auto, cpu or cuda")
     return device
@@ -164,6 +188,17 @@ def start(device: str = "auto", dtype: str = "auto", deterministic: bool = False
     if size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return World(rank, size, device, pick_dtype(dtype, device))
+
+
+@contextmanager
+def exact_matmul():
+    """Matrix products in full float32, for what is compared or measured."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def machine(device: torch.device) -> dict:
@@ -215,9 +250,10 @@ class Signals:
 
     def handle(self, number, frame):
         now = time.monotonic()
-        # The launcher passes on the Ctrl-C that the terminal has already sent: that is not a second one.
-        if number == signal.SIGINT and self.received == signal.SIGINT and now - self.since > 1:
-            os._exit(130)
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            # The launcher passes on the Ctrl-C that the terminal has already sent: that is not a second one.
+            if self.group is None or now - self.since > 1:
+                os._exit(130)
         if not self.received:
             self.received, self.since = number, now
             if os.environ.get("RANK", "0") == "0":  # os.write: a print may be what was interrupted
@@ -255,12 +291,15 @@ class Loader:
         self.ready, self.free = queue.Queue(), threading.Semaphore(2)
         self.copied = [torch.cuda.Event() for _ in range(2)] if device.type == "cuda" else None
         self.pinned: list[Tensor | None] = [None, None]
+        self.closed = False
         threading.Thread(target=self._gather, args=(sampler, plan), daemon=True).start()
 
     def _gather(self, sampler, plan):
         try:
             for i, (step, n, rows) in enumerate(plan):
                 self.free.acquire()
+                if self.closed:
+                    return
                 ids, documents = sampler.batch(step, n, rows)
                 flat = torch.from_numpy(np.concatenate([rows, documents, ids.reshape(-1)]))
                 if self.copied:
@@ -272,6 +311,11 @@ class Loader:
             self.ready.put(StopIteration())
         except BaseException as error:  # handed to the thread that trains
             self.ready.put(error)
+
+    def close(self):
+        """Ends the thread."""
+        self.closed = True
+        self.free.release()
 
     def __iter__(self):
         turn = 0
@@ -325,20 +369,24 @@ class RunFolder:
 
     def __init__(self, path):
         self.path = Path(path)
+        self.saved = None  # the step whose folder this process wrote
         self.mirror = None
 
     def exists(self) -> bool:
         return (self.path / "config.json").is_file()
 
     def create(self, config: dict, tokenizer: Path):
+        shutil.copyfile(tokenizer, self.path / "tokenizer.json")
+        self.write_config(config)
+
+    def check_writable(self):
+        """Makes the folder; UserError where nothing could be written into it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(tokenizer, self.path / "tokenizer.json")
-            self.write_config(config)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
         except OSError as error:
-            raise UserError(
-                f"out_dir {self.path} cannot be written ({error.strerror}); give another --out_dir"
-            ) from None
+            raise UserError(f"out_dir {self.path} cannot be made ({error.strerror}); give another --out_dir") from None
 
     def config(self) -> dict:
         if not self.path.is_dir():
@@ -391,15 +439,18 @@ class RunFolder:
         folder, temporary = self.path / f"ckpt_{step}", self.path / f".ckpt_{step}"
         for rest in self.path.glob(".ckpt_*"):  # of a process that was killed
             shutil.rmtree(rest)
-        if not folder.exists():
+        if step != self.saved:
             temporary.mkdir()
             save_file(model.state_dict(), temporary / "model.safetensors")
             torch.save(optimizer.state_dict(), temporary / "optim.pt")
             write_atomic(temporary / "state.json", json.dumps(state, indent=1) + "\n")
             for name in FILES:
                 sync(temporary / name)
+            if folder.exists():  # left there by a process that was killed, or damaged
+                shutil.rmtree(folder)
             temporary.rename(folder)
             sync(self.path)
+            self.saved = step
         if best:
             write_atomic(self.path / "best", folder.name + "\n")
         write_atomic(self.path / "latest", folder.name + "\n")
@@ -429,6 +480,7 @@ class RunFolder:
             raise UserError(f"wandb cannot start ({reason}); set WANDB_MODE=offline, or leave --wandb out") from None
         self.write_config(config | {"wandb_id": run.id, "wandb_url": run.url})
         self.mirror = run.log
+        AT_EXIT.append(lambda code: run.finish(exit_code=code))
 
     def log(self, **numbers):
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
@@ -447,8 +499,11 @@ class RunFolder:
                 break
         return records
 
-    def cut_metrics(self, step: int):
-        """Forgets what was logged after `step`, which will be logged again."""
+    def cut(self, step: int):
+        """Forgets what came after `step`, and will come again: metrics and checkpoints."""
+        for later in self.steps():
+            if later > step:
+                shutil.rmtree(self.path / f"ckpt_{later}")
         kept = [record for record in self.metrics() if record["step"] <= step]
         write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
@@ -485,7 +540,7 @@ def load_optimizer(optimizer, path: Path):
         raise UserError(f"{path} is damaged or of another model ({reason}); take another checkpoint") from None
 
 
-def warm_start(run: str) -> Path:
+def warm_start_file(run: str) -> Path:
     """The tensors of another run's latest checkpoint."""
     folder = RunFolder(run)
     folder.config()
@@ -497,7 +552,7 @@ def load_part(model: ConceptModel, run: str, part: str) -> dict[str, list[str]]:
     Warm start: takes tensors by name and shape from the latest checkpoint of another run.
     part: 'encoder' or 'all'. Returns the names taken, new (kept as initialised) and left over.
     """
-    theirs, ours = load_tensors(warm_start(run)), model.state_dict()
+    theirs, ours = load_tensors(warm_start_file(run)), model.state_dict()
     wanted = {k: v for k, v in theirs.items() if part == "all" or k.startswith("encoder.")}
     taken = {k: v for k, v in wanted.items() if k in ours and ours[k].shape == v.shape}
     if not taken:
@@ -547,9 +602,7 @@ class LoadedRun:
         pieces.sort(key=lambda piece: len(piece[1]))  # neighbours in length share a batch: little padding
         total = torch.zeros(len(texts), self.config["hidden"], dtype=torch.float64)
         tokens = torch.zeros(len(texts), 1, dtype=torch.float64)
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
+        with exact_matmul():
             while pieces:
                 rows = max(1, batch_tokens // len(pieces[-1][1]))
                 batch, pieces = pieces[-rows:], pieces[:-rows]
@@ -560,18 +613,16 @@ class LoadedRun:
                 weight = mask.sum(1, keepdim=True).double().cpu()
                 total.index_add_(0, index, vectors * weight)
                 tokens.index_add_(0, index, weight)
-        finally:
-            torch.set_float32_matmul_precision(precision)
         return (total / tokens).float()
 
     @torch.no_grad()
-    def reconstruct(self, text: str) -> tuple[str, float]:
+    def generate(self, text: str) -> tuple[str, float]:
         """Text -> (what the decoder says from its concepts alone, share of tokens that are the same)."""
         (ids,) = self.encode_texts([text])
         if len(ids) > self.max_length:
             warn(f"the text has {len(ids)} tokens; only the first {self.max_length} are read, as in training")
         ids = torch.tensor([ids[: self.max_length]], device=self.device)
-        said = self.model.say(self.model.encode(ids), ids.shape[1])
+        said = self.model.generate(self.model.encode(ids), ids.shape[1])
         same = float((said == ids).double().mean())
         return self.tokenizer.decode(said[0].tolist(), skip_special_tokens=False).strip(), same
 

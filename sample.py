@@ -42,7 +42,7 @@ def main(argv) -> int:
             print(json.dumps([round(x, 6) for x in vector.tolist()]))
         return 0
     for text in texts:
-        said, agree = run.reconstruct(text)
+        said, agree = run.generate(text)
         print(f"text: {text}\nsaid: {said}\n      {agree:.0%} of the tokens are the same\n")
     return 0
 

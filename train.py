@@ -12,6 +12,7 @@ Ctrl-C or SIGTERM saves and stops; the same command goes on where it stopped, bi
 import gc
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dataset
 import runtime
-from configurator import UserError, parse, warn
+from configurator import UserError, parse, show, warn
 from model import ConceptModel, ModelConfig, flops
 from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems, parse_objective, unused_keys
 from runtime import NonFinite, RunFolder, World, say
@@ -60,7 +61,9 @@ class TrainConfig:
     max_steps: Annotated[int, "horizon in optimizer steps"] = 0
     max_tokens: Annotated[float, "horizon in tokens drawn"] = 0.0
     max_epochs: Annotated[float, "horizon in corpus-tokens drawn"] = 0.0
-    max_minutes: Annotated[float, "horizon in minutes of training steps, turned into steps once they are timed"] = 0.0
+    max_minutes: Annotated[
+        float, "horizon in minutes of training steps (no evaluations), turned into steps once timed"
+    ] = 0.0
     eval_interval: Annotated[int, "steps between evaluations; 0: only at the end"] = 500
     eval_tokens: Annotated[int, "validation tokens a length"] = 32768
     ckpt_interval: Annotated[int, "steps between checkpoints besides those of the best evaluations; 0: none"] = 1000
@@ -104,7 +107,7 @@ class TrainConfig:
 # Keys that may differ when a run goes on, and those of them that end bit-exactness.
 FREE = {*HORIZONS, "eval_interval", "ckpt_interval", "log_interval", "device", "resume", "out_dir", "data_dir", "tag"}
 FREE |= {"keep", "ckpt_steps", "final_report", "wandb"}
-INEXACT = {"micro_batch", "compile", "dtype", "device", "ranks"}
+INEXACT = {"micro_batch", "compile", "dtype", "machine", "ranks"}
 
 
 # -----------------------------------------------------------------------------------------------------------------
@@ -206,6 +209,7 @@ class Trainer:
         self.optimizer = make_optimizer(model, self.config)
         self.forward: nn.Module = model
         self.step, self.horizon, self.best = 0, 0, math.inf
+        self.numbers: dict | None = None  # the evaluation of this step
         self.seconds_per_step = 0.0  # once timed, when the horizon is given in minutes
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
 
@@ -213,9 +217,7 @@ class Trainer:
         """Wraps the model for its ranks and compiles it; what compiles is exactly what trains."""
         if self.world.size > 1:
             ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-            self.forward = DistributedDataParallel(
-                self.model, ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self.forward = DistributedDataParallel(self.model, ids, gradient_as_bucket_view=True)
         if compiled:
             torch._dynamo.config.cache_size_limit = max(8, min(32, len(self.plan.lengths)) + 1)
             self.forward = torch.compile(self.forward, dynamic=False)
@@ -293,14 +295,17 @@ class Stopwatch:
     """
 
     def __init__(self, world: World):
-        self.world, self.seen, self.seconds = world, set(), []
+        self.world, self.seen, self.seconds, self.excluded = world, set(), [], 0.0
 
     def lap(self, length: int, start: float) -> float:
         """Called after a step; returns the mean seconds of a step once they are known, else 0."""
         if self.world.device.type == "cuda":
             torch.cuda.synchronize()
+        seconds = time.monotonic() - start
         if length in self.seen:
-            self.seconds.append(time.monotonic() - start)
+            self.seconds.append(seconds)
+        else:
+            self.excluded += seconds
         self.seen.add(length)
         return sum(self.seconds) / len(self.seconds) if len(self.seconds) >= 20 else 0.0
 
@@ -317,14 +322,13 @@ def main(argv) -> int:
     settings = config, objective, shape = tuple(parsed.make(group) for group in groups)
     unused = {key: f"objective = {objective.objective!r} does not use it" for key in unused_keys(objective)}
     unused |= shape.unused() | ({} if config.init_from else {"init_part": "there is no init_from"})
-    for key, why in unused.items():
-        parsed.unused([key], f"({why})")
+    own = ("--", show(parsed.config))  # what a base says may serve its other heirs
+    for key in unused.keys() & {key for key, where in parsed.given.items() if where.startswith(own)}:
+        parsed.unused([key], f"({unused[key]})")
     if max(config.lengths) > shape.max_length:
         raise UserError(
             f"lengths={config.lengths} reach past max_length={shape.max_length}; write max_length={max(config.lengths)}"
         )
-    if config.init_from:
-        runtime.warm_start(config.init_from)
     data = Path(config.data_dir or ROOT / "data") / config.dataset
     if config.print_config:
         return print_config(settings, data)
@@ -333,10 +337,12 @@ def main(argv) -> int:
     plan = make_plan(config, world.size)
     out = RunFolder(config.out_dir or Path("out") / parsed.config.stem)
     old = check_run_folder(out, config)
+    fresh = out.pointer("latest") is None  # nothing to go on from
+    if fresh and config.init_from:
+        runtime.warm_start_file(config.init_from)
     signals = runtime.Signals(world)
-    prepare_data(data, world, signals)
-    if signals.received:
-        return 128 + signals.received
+    if stopped := prepare_data(data, world, signals):
+        return 128 + stopped
     train_text, val_text = dataset.Corpus(data, "train"), dataset.Corpus(data, "val")
     size = train_text.vocab_size
     if shape.vocab_size not in (0, size):
@@ -352,28 +358,36 @@ def main(argv) -> int:
     model = ConceptModel(shape, vocab.mask_id).to(world.device)
     per_token = step_flops(plan, shape, objective)
     trainer = Trainer(world, model, settings, plan, vocab)
+    compiled = decide_compile(config.compile, world)
     resolved = {
         **{key: value for group in settings for key, value in asdict(group).items() if key != "print_config"},
         "dtype": world.dtype,
+        "compile": compiled,
         "ranks": world.size,
+        "machine": runtime.machine(world.device),
         "mask_id": train_text.mask,
         "pad_id": train_text.pad,
         "tokenizer_hash": train_text.tokenizer_hash,
+    }
+    if old is not None:
+        resolved = old | check_config(out, old, resolved, world, parsed)
+    if fresh and config.init_from:
+        for kind, tensors in runtime.load_part(model, config.init_from, config.init_part).items():
+            say(f"warm start, {len(tensors)} tensors {kind}: {', '.join(tensors) or '-'}")
+    elif not fresh:
+        resume(out, trainer)
+    resolved |= {
+        "run_id": resolved.get("run_id") or runtime.run_id(parsed.config.stem, shape),
+        "preset": parsed.config.stem,
+        "commit": runtime.commit(),
         "parameters": model.num_parameters(),
         "train_flops_per_token": per_token,
         "tokens_per_step": plan.tokens,
     }
-    if old is not None:
-        resume(out, trainer, old, resolved, parsed)
-    else:
-        resolved |= {"run_id": runtime.run_id(parsed.config.stem, shape), "preset": parsed.config.stem}
-        resolved |= {"commit": runtime.commit(), "machine": runtime.machine(world.device)}
-        if config.init_from:
-            names = runtime.load_part(model, config.init_from, config.init_part)
-            for kind, tensors in names.items():
-                say(f"warm start, {len(tensors)} tensors {kind}: {', '.join(tensors) or '-'}")
-        if world.rank == 0:
-            out.create(resolved, data / "tokenizer.json")
+    world.barrier()  # all ranks have read before rank 0 writes
+    if world.rank == 0:
+        out.cut(trainer.step if not fresh else -1)
+        out.create(resolved, data / "tokenizer.json")
     if config.wandb and world.rank == 0:
         out.mirror_to_wandb()
     world.barrier()
@@ -381,7 +395,6 @@ def main(argv) -> int:
     if trainer.horizon not in (0, horizon):
         warn(f"the horizon moves from {trainer.horizon} to {horizon} steps; the schedule is computed anew")
     trainer.horizon = horizon
-    compiled = decide_compile(config.compile, world)
     trainer.prepare(compiled)
     say(
         f"{parsed.config.stem}: {model.num_parameters():,} parameters, {per_token / 1e6:.2f} MFLOP a token; "
@@ -395,7 +408,7 @@ def main(argv) -> int:
         say(f"saved step {trainer.step} in {out.path}; the same command goes on")
         return 128 + stopped
 
-    numbers = validation.run()
+    numbers = trainer.numbers or validation.run()
     if world.rank == 0:
         floor = dataset.unigram_floor(train_text.meta["counts"], val_text.tokens, val_text.eod)
         print(f"\n{final_table(numbers, floor)}\n\nheld-out rows (text, read by the encoder, said):\n")
@@ -419,7 +432,8 @@ def print_config(settings, data: Path) -> int:
         values["train_flops_per_token"] = step_flops(plan, shape, objective)
     else:
         warn("vocab_size is 0 and there are no data, so parameters and FLOPs are null; give --vocab_size")
-    print(json.dumps(values | {"tokens_per_step": plan.tokens, "shapes": plan.shapes()}, indent=1))
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(values | {"tokens_per_step": plan.tokens, "shapes": plan.shapes()}, indent=1))
     return 0
 
 
@@ -430,16 +444,13 @@ def check_run_folder(out: RunFolder, config: TrainConfig) -> dict | None:
         raise UserError(f"resume='must', but {out.path} holds no run; leave it out to start one")
     if config.resume == "never" and there:
         raise UserError(f"resume='never', but {out.path} holds a run; give another --out_dir")
-    if not there:
-        try:
-            out.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"out_dir {out.path} cannot be made ({error.strerror}); give another --out_dir") from None
+    out.check_writable()
     return out.config() if there else None
 
 
-def prepare_data(data: Path, world: World, signals):
-    """The embedded corpus is made on the spot; for any other the command that makes it is printed."""
+def prepare_data(data: Path, world: World, signals) -> int:
+    """The embedded corpus is made on the spot; for any other the command that makes it is printed. Returns the signal
+    that stopped it, or 0."""
     if data.name == "pydocs" and not (data / "meta.json").is_file() and world.rank == 0:
         say("preparing the embedded corpus once: docstrings of this Python's packages, at most 90 s")
         script = [sys.executable, str(ROOT / "data/pydocs/prepare.py"), f"--data_dir={data.parent}"]
@@ -449,11 +460,12 @@ def prepare_data(data: Path, world: World, signals):
         if signals.received:
             process.terminate()  # it tidies up
             process.wait()
-            return
-        if process.returncode:
+        elif process.returncode:
             raise UserError(f"preparing {data} failed (see above); run {dataset.prepare_command(data)} by itself")
-    world.barrier()
-    dataset.load_meta(data)
+    stopped = world.from_rank0(signals.received)
+    if not stopped:
+        dataset.load_meta(data)
+    return stopped
 
 
 def decide_compile(wanted, world: World) -> bool:
@@ -467,24 +479,24 @@ def decide_compile(wanted, world: World) -> bool:
     return True
 
 
-def resume(out: RunFolder, trainer: Trainer, old: dict, new: dict, parsed):
-    """Puts the latest checkpoint into the trainer, or says why it does not belong to this configuration."""
+def check_config(out: RunFolder, old: dict, new: dict, world: World, parsed) -> dict:
+    """The configuration to go on with, or a UserError that says why it is not the run's that is there."""
     new = json.loads(json.dumps(new))  # tuples become lists, as in the file
     differs = sorted(key for key in new if key in old and old[key] != new[key])
     if "dtype" in differs and "dtype" not in parsed.given:
         differs.remove("dtype")  # decided once, when the run began
-        trainer.world.dtype = old["dtype"]
-    fatal = [key for key in differs if key not in FREE | INEXACT and key not in ("train_flops_per_token",)]
+        world.dtype = new["dtype"] = old["dtype"]
+    fatal = [key for key in differs if key not in FREE | INEXACT]
     if fatal:
         what = ", ".join(f"{key} ({old[key]} there, {new[key]} now)" for key in fatal)
         raise UserError(f"{out.path} holds a run that differs in {what}; give another --out_dir=")
     if inexact := [key for key in differs if key in INEXACT]:
         warn(f"{', '.join(inexact)} changed: the run goes on, but no longer bit for bit")
-    if out.pointer("latest") is None:
-        trainer.world.barrier()
-        if trainer.world.rank == 0:
-            out.cut_metrics(-1)
-        return
+    return new
+
+
+def resume(out: RunFolder, trainer: Trainer):
+    """Puts the latest checkpoint into the trainer."""
     folder = out.checkpoint("latest")
     runtime.load_weights(trainer.model, folder / "model.safetensors")
     runtime.load_optimizer(trainer.optimizer, folder / "optim.pt")
@@ -492,8 +504,6 @@ def resume(out: RunFolder, trainer: Trainer, old: dict, new: dict, parsed):
     trainer.step, trainer.horizon = state["step"], state["horizon"]
     trainer.seconds_per_step = state["seconds_per_step"]
     trainer.best = math.inf if state["best_val_loss"] is None else state["best_val_loss"]
-    if trainer.world.rank == 0:
-        out.cut_metrics(trainer.step)
     say(f"going on at step {trainer.step} of {out.path}")
 
 
@@ -515,22 +525,24 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
             )
 
     def evaluate():
-        numbers = validation.run()
-        best = numbers["val_loss"] < trainer.best
-        trainer.best = min(trainer.best, numbers["val_loss"])
+        numbers = trainer.numbers = validation.run()
+        best = trainer.step > 0 and numbers["val_loss"] < trainer.best
+        if best:
+            trainer.best = numbers["val_loss"]
         if world.rank == 0:
             out.log(step=trainer.step, **numbers)
             import report  # matplotlib, late
 
             report.curves(out.metrics(), out.path / "curves.png")
         shown = ", ".join(f"{k} {v:.4g}" if k != "verdict" else v for k, v in numbers.items())
-        say(f"step {trainer.step}: {shown}" + " " * 20)
-        if trainer.step and best:
+        say(f"step {trainer.step}: {shown}")
+        if best:
             save(best=True)
 
-    batches = iter(runtime.Loader(sampler, rows_to_come(trainer.step), world.device))
+    loader = runtime.Loader(sampler, rows_to_come(trainer.step), world.device)
+    batches = iter(loader)
     watch = Stopwatch(world) if config.max_minutes and not trainer.horizon else None
-    if trainer.step == 0 and trainer.step != trainer.horizon:
+    if trainer.step == 0 and not any("val_loss" in record for record in out.metrics()):
         evaluate()
     clock, clock_step = time.monotonic(), trainer.step
     gc.collect()
@@ -539,16 +551,22 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
         if stopped := signals.agreed():
             trainer.check_finite()
             save()
+            loader.close()
             world.barrier()
             return stopped
         began, length = time.monotonic(), sampler.length(trainer.step)
         parts, loss, norm = trainer.train_step(batches)
+        trainer.numbers = None
         step, last = trainer.step, trainer.step == trainer.horizon
         if watch and (seconds := watch.lap(length, began)):
             trainer.seconds_per_step = world.from_rank0(seconds)
             trainer.horizon = max(step, find_horizon(trainer, 0))
-            watch, last = None, trainer.step == trainer.horizon
-            say(f"{config.max_minutes} minutes are {trainer.horizon} steps of {trainer.seconds_per_step:.3f} s")
+            last = trainer.step == trainer.horizon
+            say(
+                f"{config.max_minutes:g} minutes are {trainer.horizon} steps of {trainer.seconds_per_step:.3f} s "
+                f"({watch.excluded:.1f} s of first steps are left out, and so are evaluations)"
+            )
+            watch = None
         if step % config.log_interval == 0 or last:
             trainer.check_finite()
             speed = (step - clock_step) * plan.tokens / (time.monotonic() - clock)
@@ -560,10 +578,11 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
             if world.rank == 0:
                 out.log(step=step, tokens=step * plan.tokens, **numbers, tokens_per_s=speed)
             left = (trainer.horizon - step) * plan.tokens / speed
-            say(
-                f"\rstep {step}/{trainer.horizon or '?'}  loss {numbers['loss']:.4f}  lr {numbers['lr']:.2e}  "
+            runtime.status(
+                f"step {step}/{trainer.horizon or '?'}  loss {numbers['loss']:.4f}  lr {numbers['lr']:.2e}  "
                 f"norm {numbers['grad_norm']:.2f}  {speed:,.0f} tok/s  {speed * per_token / 1e9:,.1f} model GFLOP/s  "
-                f"ETA {int(left) // 60}:{int(left) % 60:02d}   ",
+                f"ETA {int(left) // 60}:{int(left) % 60:02d}",
+                last,
             )
         if last or (config.eval_interval and step % config.eval_interval == 0):
             paused = time.monotonic()
@@ -575,6 +594,7 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
             trainer.check_finite()
             save()
             clock += time.monotonic() - paused
+    loader.close()
     return 0
 
 

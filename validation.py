@@ -12,11 +12,10 @@ from torch import Tensor
 
 import dataset
 import geometry
-import report
 from configurator import UserError, warn
 from model import ConceptModel
 from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems, mlm, parse_objective
-from runtime import World
+from runtime import World, exact_matmul
 
 SEED = 20250101
 
@@ -46,7 +45,7 @@ class Validation:
         for n in sorted(enough or [n for n in windows if windows[n]]):
             rows = np.arange(max(8, tokens // n), dtype=np.int64)
             ids, _ = sampler.batch(0, n, rows)
-            size = max(2, min(len(rows), 8192 // n))  # a single row has no other row's concepts to be given
+            size = max(1, min(len(rows), 8192 // n))
             cuts = range(0, len(rows) - len(rows) % size, size)
             whole = torch.from_numpy(rows), torch.from_numpy(ids)
             self.batches[n] = [tuple(x[i : i + size] for x in whole) for i in cuts]
@@ -101,8 +100,9 @@ class Validation:
         batches = [self.problems(ids.to(device), rows.to(device)) for rows, ids in self.fixed]
         for part in zip(*batches, strict=True):  # ((weight, problem of the first batch), (weight, of the second), ...)
             weight, problems = part[0][0], [problem for _, problem in part]
-            concepts = torch.cat([self.model.encode(p.source, p.source_pos) for p in problems])  # float32, no autocast
-            numbers = numbers or geometry.concept_geometry(concepts)
+            with exact_matmul():  # and no autocast: rounding must not look like content
+                concepts = torch.cat([self.model.encode(p.source, p.source_pos) for p in problems])
+                numbers = numbers or geometry.concept_geometry(concepts)
             for name, nats in geometry.concept_use(partial(self.loss_from, problems), concepts).items():
                 use[name] = use.get(name, 0.0) + weight * nats
         numbers |= use
@@ -129,7 +129,9 @@ def final_table(numbers: dict[str, float], floor: float) -> str:
             rows.append(["validation loss, MLM at 15 %, longest rows", value])
         elif name.startswith("val_loss_"):
             rows.append([f"validation loss, rows of {name[9:]}", value])
-    rows.append(["longest rows, said from another row's concepts", numbers["val_loss"] + numbers["delta_shuffle"]])
+    rows.append(["added by another row's concepts (longest rows)", numbers["delta_shuffle"]])
+    import report  # late
+
     return report.table(["nats per scored token", "loss"], rows)
 
 
@@ -140,7 +142,7 @@ def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
     numbers, ids = (x[:rows].to(validation.world.device) for x in validation.batches[n][0])
     _, problem = validation.problems(ids, numbers)[0]
     model.eval()
-    said = model.say(model.encode(problem.source, problem.source_pos), n)  # [rows, n]
+    said = model.generate(model.encode(problem.source, problem.source_pos), n)  # [rows, n]
     model.train()
     lines = []
     for i in range(len(ids)):

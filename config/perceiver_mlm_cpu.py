@@ -1,5 +1,5 @@
 """
-Masked LM for two cores: our defaults, 30 % hidden, rows of 128 tokens, ten minutes.
+Masked LM for two cores: our defaults, 30 % hidden, rows of 32 and 64 tokens, ten minutes.
 
     python train.py config/perceiver_mlm_cpu.py                                   # Python's docstrings
     python train.py config/perceiver_mlm_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
@@ -17,11 +17,11 @@ layers = 2
 hidden = 128
 heads = 4
 intermediate = 384
-concepts = 32
-max_length = 128
+concepts = 16
+max_length = 64
 
-lengths = (32, 64, 128)
-batch_size = 16  # 2,048 tokens a step
+lengths = (32, 64)
+batch_size = 32  # 2,048 tokens a step
 lr = 2e-3
 warmup = 200
 max_minutes = 10

@@ -5,7 +5,7 @@ The seeds' canonical run: masked LM at 15 %, six layers, decoder queries of toke
 
 Logged there (2026-02-08): MLM loss 2.537, 61M parameters (tied), 40 epochs of MiniPile (first 512 tokens of a document,
 78,140 steps), 10 h 44 min on four RTX 3090, 132k tokens/s each; STS-B 0.627, MRPC F1 81.3 (majority class: 81.2).
-Here rows are packed and unpadded, so losses are not comparable to the digit.
+Here rows are packed and unpadded, and embeddings do not decay, so losses are not comparable to the digit.
 """
 
 dataset = "minipile"
@@ -41,3 +41,4 @@ max_steps = 78_140
 eval_interval = 5000
 ckpt_interval = 5000
 log_interval = 100
+seed = 42

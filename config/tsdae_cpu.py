@@ -9,5 +9,4 @@ base = "config/quickstart.py"
 
 lengths = (16, 32)
 max_length = 32
-concepts = 16
 max_minutes = 10

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
+from geometry import input_share, rank_slot_centred
 from model import ConceptModel, ModelConfig, attention, flops, rotate
 from objectives import Problem
 
@@ -116,7 +117,7 @@ def slow_attention(q, k, v, mask):
 
 @pytest.mark.parametrize("explicit", [True, False])
 def test_attention_equals_loop(explicit, monkeypatch):
-    monkeypatch.setattr(model_file, "EXPLICIT_SCORES", 10**9 if explicit else 0)
+    monkeypatch.setattr(model_file, "plain_products", lambda q, k: explicit)
     torch.manual_seed(0)
     q, k, v = [torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 7, 7)]
     mask = torch.rand(2, 7) < 0.6
@@ -183,6 +184,17 @@ def test_rope_scores_depend_on_the_distance():
     torch.testing.assert_close(rotate(q, torch.tensor([[77]])).norm(), q.norm(), atol=1e-6, rtol=0)
 
 
+def redone_in_backward(model, problem):
+    """FLOPs of the FFNs' first products, which backward makes again on the CPU."""
+    B, K = (problem.targets if problem.scored is None else problem.scored).shape
+    states = {"encoder": B * model.config.concepts, "decoder": B * K}
+    return sum(
+        2 * states[name.split(".")[0]] * part.wi.weight.numel()
+        for name, part in model.named_modules()
+        if isinstance(part, model_file.FeedForward)
+    )
+
+
 @pytest.mark.parametrize("keys", list(structures()), ids=lambda keys: "-".join(map(str, keys.values())))
 def test_every_parameter_learns_and_flops_are_exact(keys):
     model = build(**keys, decoder_layers=2)
@@ -205,7 +217,7 @@ def test_every_parameter_learns_and_flops_are_exact(keys):
         product = 2 * problem.source.shape[0] * (problem.targets if problem.scored is None else problem.scored).shape[1]
         product *= model.head_weight().numel()  # the vocabulary's product, whose gradients are taken in its forward
         assert forward.get_total_flops() == sum(counts.values()) + 2 * product
-        assert backward.get_total_flops() == 2 * (sum(counts.values()) - product)
+        assert backward.get_total_flops() == 2 * (sum(counts.values()) - product) + redone_in_backward(model, problem)
 
 
 def test_scored_positions_equal_all_positions():
@@ -238,7 +250,7 @@ def test_say_is_the_argmax_of_every_position():
     model, ids = build(), torch.randint(40, (2, 9))
     concepts = model.encode(ids)
     hidden = model.decode(concepts, Problem(source=ids, query_pos=torch.arange(5)[None]))
-    assert torch.equal(model.say(concepts, 5), model.logits(hidden).argmax(-1))
+    assert torch.equal(model.generate(concepts, 5), model.logits(hidden).argmax(-1))
 
 
 def test_dropout_only_in_training():
@@ -278,6 +290,13 @@ def test_sums_of_objectives_run_in_one_forward():
     (first, second), concepts = model(a, b)
     assert torch.equal(first, model(a)[0][0]) and torch.equal(second, model(b)[0][0])
     assert [c.shape for c in concepts] == [(3, 6, 16), (2, 6, 16)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_product_for_all_readers_equals_one_each(bias):
+    x, readers = torch.randn(2, 5, 16), [torch.nn.Linear(16, 32, bias=bias) for _ in range(3)]
+    pairs = [model_file.keys_values(x, readers, 2, fused=fused) for fused in (True, False)]
+    torch.testing.assert_close(*pairs)
 
 
 @pytest.mark.slow
@@ -348,18 +367,6 @@ def real_ids():
     return torch.tensor(tokenizer.encode(text[:200_000]).ids)
 
 
-def rank_and_share(concepts):
-    """Mean over rows of the entropy rank of a row's slot-centred concepts; the share of variance the input makes."""
-    c = concepts.double()
-    size = c.square().sum(-1).mean().sqrt()
-    centred = c - c.mean(0, keepdim=True)
-    sigma = torch.linalg.svdvals(centred)
-    p = torch.where(sigma < 1e-3 * size, 0, sigma)
-    p = p / p.sum(-1, keepdim=True)
-    rank = torch.special.entr(p).sum(-1).exp().mean()
-    return rank.item(), (centred.square().sum() / (c - c.mean((0, 1))).square().sum()).item()
-
-
 QUICK = dict(layers=2, hidden=128, heads=4, intermediate=512, concepts=8)
 MIDDLE = dict(layers=6, hidden=256, heads=4, intermediate=1024, concepts=32)
 STARTS = [
@@ -386,7 +393,6 @@ def test_start(keys, N, real_ids):
     problem = Problem(source=source, targets=ids, query_pos=torch.arange(N)[None], query_ids=source, scored=scored)
     with torch.no_grad():
         (loss,), (concepts,) = model(problem)
-    rank, share = rank_and_share(concepts)
     assert -0.05 <= loss - math.log(V) <= 0.8
-    assert rank >= model.config.concepts / 2
-    assert share >= 0.05
+    assert rank_slot_centred(concepts) >= model.config.concepts / 2
+    assert input_share(concepts) >= 0.05
