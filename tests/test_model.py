@@ -3,6 +3,8 @@
 import itertools
 import lzma
 import math
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
+from configurator import read_config
 from geometry import input_share, rank_slot_centred
 from model import ConceptModel, ModelConfig, attention, flops, rotate
 from objectives import Problem
 
+ROOT = Path(__file__).resolve().parent.parent
 MASK = 3
 SMALL = dict(layers=2, hidden=16, heads=2, intermediate=24, concepts=6, max_length=12, vocab_size=40)
 SEEDS = dict(seeds_faithful=True, vocab_size=50368)
@@ -299,13 +303,13 @@ def test_one_product_for_all_readers_equals_one_each(bias):
     torch.testing.assert_close(*pairs)
 
 
-@pytest.mark.slow
-def test_compiles_to_one_graph():
-    for decoder in ("input", "posonly", "weighted"):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_to_one_graph(backend):
+    for decoder in ("input",) if backend == "aot_eager" else ("input", "posonly", "weighted"):
         model, problem = build(dtype=torch.float32, decoder=decoder), masked_problem()
         (eager,), _ = model(problem)
         eager_grads = torch.autograd.grad(eager, list(model.parameters()))
-        (loss,), _ = torch.compile(model, fullgraph=True, dynamic=False)(problem)
+        (loss,), _ = torch.compile(model, backend=backend, fullgraph=True, dynamic=False)(problem)
         torch.testing.assert_close(loss, eager)
         torch.testing.assert_close(
             torch.autograd.grad(loss, list(model.parameters())), eager_grads, atol=1e-4, rtol=1e-3
@@ -381,7 +385,17 @@ STARTS = [
 ]
 
 
-@pytest.mark.parametrize("keys,N", STARTS, ids=str)
+def preset_start(path):
+    """The shape and longest row of a config file."""
+    values = {key: value for key, (value, _) in read_config(path, ROOT).items()}
+    keys = {f.name: values[f.name] for f in fields(ModelConfig) if f.name in values and f.name != "vocab_size"}
+    return pytest.param(keys | {"dropout": 0.0}, max(values["lengths"]), marks=pytest.mark.slow, id=path.stem)
+
+
+PRESETS = [preset_start(path) for path in sorted((ROOT / "config").glob("*.py"))]
+
+
+@pytest.mark.parametrize("keys,N", STARTS + PRESETS, ids=str)
 def test_start(keys, N, real_ids):
     B, V = 64, 4096
     torch.manual_seed(0)
@@ -395,4 +409,4 @@ def test_start(keys, N, real_ids):
         (loss,), (concepts,) = model(problem)
     assert -0.05 <= loss - math.log(V) <= 0.8
     assert rank_slot_centred(concepts) >= model.config.concepts / 2
-    assert input_share(concepts) >= 0.05
+    assert input_share(concepts) >= (0.05 if model.config.layers >= 6 or N <= 128 else 0.015)

@@ -1,0 +1,409 @@
+"""Grids as their users meet them: trained by real processes, skipped when done, stopped and continued; the registry."""
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compare
+import registry
+from configurator import UserError
+from runtime import RunFolder
+from tests.corpus import make_corpus
+from tests.test_eval_glue import write_tasks
+
+ROOT = Path(__file__).resolve().parent.parent
+GRIDS = sorted((ROOT / "config" / "grids").glob("*.py"))
+COMMON = """
+dataset = "toy"
+vocab_size = 0
+hidden = 32
+heads = 2
+intermediate = 32
+max_length = 64
+batch_size = 8
+max_steps = 60
+warmup = 5
+log_interval = 5
+eval_interval = 0
+ckpt_interval = 0
+eval_tokens = 256
+device = "cpu"
+"""
+
+
+def grid_file(folder, arms='{"wide": {"concepts": 6}, "narrow": {"concepts": 3, "lengths": (16, 24)}}', more=""):
+    path = folder / "toy.py"
+    path.write_text(f'base = "config/quickstart.py"\narms = {arms}\n{more}{COMMON}')
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with data/toy, task files in glue, and a grid that was run to its end in whole/."""
+    here = tmp_path_factory.mktemp("compare")
+    make_corpus(here / "data" / "toy")
+    write_tasks(here / "glue")
+    done = subprocess.run(words(here, grid_file(here, more="seeds = (0, 1)\n"), "whole"), **CAPTURED, timeout=110)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (here / "stdout").write_text(done.stdout)
+    return here
+
+
+CAPTURED = {"capture_output": True, "text": True, "cwd": ROOT}
+
+
+def arguments(place, grid, out):
+    return [str(grid), f"--out={place / out}", f"--data={place / 'glue'}", f"--data_dir={place / 'data'}"]
+
+
+def words(place, grid, out):
+    return [sys.executable, str(ROOT / "compare.py"), *arguments(place, grid, out)]
+
+
+class InProcess(compare.Children):
+    """The question about the arms is answered here, without a process; no handler stays behind."""
+
+    def __init__(self):
+        self.received, self.child, self.started = 0, None, []
+
+    def run(self, words, **options):
+        if words[0] != "-c":
+            self.started.append(Path(words[0]).name)
+            return super().run(words, **options)
+        with contextlib.redirect_stdout(io.StringIO()) as text, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["-c", *words[2:]])
+            patch.setattr(sys, "path", list(sys.path))
+            exec(words[1], {})
+        return 0, text.getvalue()
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Runs compare.main in this process; the list of the commands it started."""
+    children = InProcess()
+    monkeypatch.setattr(compare, "Children", lambda: children)
+    return children.started
+
+
+def results(place, out):
+    return json.loads((place / out / "compare" / "toy" / "results.json").read_text())
+
+
+def numbers(results):
+    """What has to be the same in a grid that was stopped and continued."""
+    return {
+        run: {key: value for key, value in found["numbers"].items() if key != "tokens_per_s"}
+        for run, found in results["runs"].items()
+    }
+
+
+# ---- a grid from start to end
+
+
+def test_a_grid_and_its_folder(place):
+    found = results(place, "whole")
+    assert set(found["runs"]) == {"wide_s0", "wide_s1", "narrow_s0", "narrow_s1"} and not found["failed"]
+    for run, record in found["runs"].items():
+        folder = RunFolder(place / "whole" / "compare" / "toy" / run)
+        config, metrics = folder.config(), folder.metrics()
+        assert config["seed"] == record["seed"] and config["concepts"] == (6 if record["arm"] == "wide" else 3)
+        assert config["lengths"] == ([16] if record["arm"] == "wide" else [16, 24])  # a tuple in an arm
+        first, last = ([r for r in metrics if "val_loss" in r][i] for i in (0, -1))
+        for key in ("val_loss", "rank_slot_centred", "rank_raw", "rank_pooled", "input_share", "delta_shuffle"):
+            assert record["numbers"][key] == last[key]
+        assert record["numbers"]["rank_slot_centred@0"] == first["rank_slot_centred"]
+        assert record["numbers"]["input_share@0"] == first["input_share"] and record["step"] == 60
+        assert record["numbers"]["tokens"] == 60 * 8 * max(config["lengths"])
+
+
+def test_medians_and_spread(place):
+    found = results(place, "whole")
+    for arm, summary in found["arms"].items():
+        runs = [run["numbers"] for run in found["runs"].values() if run["arm"] == arm]
+        assert summary["runs"] == len(runs) == 2 and summary["median"].keys() == runs[0].keys()
+        for key in runs[0]:
+            values = np.array([run[key] for run in runs])
+            assert summary["median"][key] == pytest.approx(np.median(values))
+            assert (summary["min"][key], summary["max"][key]) == (values.min(), values.max())
+    three = compare.summary([{"numbers": {"x": x}} for x in (3.0, 1.0, 7.0)])
+    assert (three["median"], three["min"], three["max"]) == ({"x": 3.0}, {"x": 1.0}, {"x": 7.0})
+
+
+def test_the_table(place):
+    printed = (place / "stdout").read_text()
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    header, wide, narrow = ([cell.strip() for cell in lines[i].strip("|").split("|")] for i in (0, 2, 3))
+    assert len(lines) == 4 and (wide[0], narrow[0]) == ("wide", "narrow")
+    summary = results(place, "whole")["arms"]["wide"]
+    low, middle, high = (summary[which]["val_loss"] for which in ("min", "median", "max"))
+    assert wide[header.index("val loss")] == f"{middle:.3f} ({low:.3f}..{high:.3f})"
+    assert {"slot rank", "raw rank", "pooled rank", "input share", "dead slots", "Δshuffle", "share@0"} <= set(header)
+    assert "their losses do not compare" in printed  # the arms have other rows
+    assert (place / "whole" / "compare" / "toy" / "report.md").read_text().startswith(f"# toy\n\n{lines[0]}\n")
+
+
+# ---- skipped, stopped, continued
+
+
+def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys):
+    shutil.copytree(place / "whole", place / "again")
+    old = numbers(results(place, "again"))
+    assert compare.main(arguments(place, place / "toy.py", "again")) == 0
+    assert started == [] and numbers(results(place, "again")) == old
+    assert capsys.readouterr().out == (place / "stdout").read_text()
+
+    (place / "judged").mkdir()
+    grid = grid_file(place / "judged", '{"wide": {"concepts": 6}}', more='seeds = 0\ntasks = "stsb"\n')
+    assert compare.main(arguments(place, grid, "again")) == 0
+    assert started == ["eval_glue.py"]
+    header, _, row = capsys.readouterr().out.splitlines()[:3]
+    cells = dict(zip(*([cell.strip() for cell in line.strip("|").split("|")] for line in (header, row)), strict=True))
+    record = json.loads((place / "again/compare/toy/wide_s0/eval/zero_shot_stsb.json").read_text())
+    dev = record["splits"]["dev"]
+    raw, centred = (dev["floors"]["untrained"][metric] for metric in ("pearson", "pearson_centred"))
+    lift, best = dev["lift_centred"]["untrained"], dev["lift_centred"]["best_floor"]
+    assert cells["stsb"] == f"{100 * dev['metrics']['pearson']:.1f}"
+    assert cells["stsb centred"] == f"{100 * dev['metrics']['pearson_centred']:.1f}"
+    assert cells["stsb untrained"] == f"{100 * raw:.1f} / {100 * centred:.1f}"
+    assert cells["stsb best floor"] == f"{100 * dev['floors'][best['floor']]['pearson_centred']:.1f} {best['floor']}"
+    shown = [f"{100 * lift[key]:+.1f}" for key in ("value", "low", "high")]
+    assert cells["stsb lift"] == f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    assert "## Scores beside their floors" in (place / "again/compare/toy/report.md").read_text()
+
+    assert compare.main(arguments(place, grid, "again")) == 0  # judged already
+    assert started == ["eval_glue.py"]
+
+
+def test_the_widest_interval():
+    lifts = [{"value": v, "low": v - 0.1, "high": v + 0.02} for v in (0.3, 0.1, 0.2)]
+    assert compare.widest(lifts) == "+20.0 [+0.0, +32.0]"
+
+
+def test_a_stopped_grid_continues_to_the_same_results(place, started, tmp_path):
+    grid = grid_file(tmp_path, '{"wide": {"concepts": 6}}')
+    process = subprocess.Popen(words(place, grid, "stopped"), stderr=subprocess.DEVNULL, cwd=ROOT)
+    out = RunFolder(place / "stopped" / "compare" / "toy" / "wide_s0")
+    while not any("loss" in record for record in out.metrics()):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.terminate()  # only compare.py itself: it passes the signal on
+    assert process.wait(30) == 143
+    assert 5 <= out.pointer("latest") < 60  # the child has saved
+    assert compare.main(arguments(place, grid, "stopped")) == 0
+    assert started == ["train.py"]
+    assert numbers(results(place, "stopped")) == {"wide_s0": numbers(results(place, "whole"))["wide_s0"]}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_reach_the_child(number, tmp_path):
+    old = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        children = compare.Children()
+        threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+        began = time.monotonic()
+        assert children.run(["-c", "import time; time.sleep(30)"], stderr=subprocess.DEVNULL)[0] == 128 + number
+        assert time.monotonic() - began < 10
+        assert children.run(["-c", "open('made', 'w')"], cwd=tmp_path)[0] == 128 + number  # nothing new is started
+        assert not (tmp_path / "made").exists()
+    finally:
+        for n, handler in old.items():
+            signal.signal(n, handler)
+
+
+def test_two_never_train_in_one_folder(tmp_path, capsys):
+    """The lock is held by a process that was started, even when the compare.py that started it is gone."""
+    waiting = compare.Comparison.__new__(compare.Comparison)
+    waiting.folder, waiting.children = tmp_path, InProcess()
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=[lock.fileno()])
+    with open(tmp_path / ".lock", "w") as waiting.lock:
+        assert waiting.wait_for_lock() and orphan.wait(1) == 0
+    assert "is in use" in capsys.readouterr().err
+
+
+def test_a_failed_arm_does_not_end_the_others(place, monkeypatch, tmp_path, capsys):
+    class Failing(InProcess):
+        def run(self, words, **options):
+            if "--seed=1" in words:
+                return 1, None
+            return super().run(words, **options)
+
+    monkeypatch.setattr(compare, "Children", Failing)
+    grid = grid_file(tmp_path, arms='{"wide": {"concepts": 6}}', more="seeds = (1, 0)\n")
+    shutil.copytree(place / "whole", tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/compare/toy/wide_s1")
+    assert compare.main([*arguments(place, grid, "."), f"--out={tmp_path / 'out'}"]) == 1
+    assert "Failed: wide_s1 (exit 1)." in capsys.readouterr().out
+    assert results(tmp_path, "out")["failed"] == {"wide_s1": 1}
+
+
+# ---- mistakes
+
+
+MISTAKES = {  # arms, more -> what is said, and where
+    ('{"a": {"hiden": 32}}', ""): (":2: unknown key hiden; did you mean hidden?", "unknown key of an arm"),
+    ('{"a": {},\n "b": {\n  "concepts": 3,\n  "lern": 1}}', ""): (":5: unknown key lern", "on its own line"),
+    ('{"a": {}}', "seedz = (0, 1)\n"): (":3: unknown key seedz; did you mean seeds?", "unknown key of the grid"),
+    ('{"a": {}, "b": {"heads": 7}}', ""): (":2: arm b: hidden = 32 does not divide", "impossible combination"),
+    ('{"a": {"lr": "fast"}}', ""): (":2: arm a: lr must be a finite number", "wrong type"),
+    ('{"a": {"lengths": (16, 128)}}', ""): ("reach past max_length", "impossible rows"),
+    ('{"a": {"seed": 3}}', ""): ("seed is set by compare.py; write seeds = (0, 1)", "the seed"),
+    ('{"a": {"dataset": "none"}}', ""): ("holds no prepared data; run python data/text/prepare.py", "no data"),
+    ('{"a": {"vocab_size": 77}}', ""): ("vocab_size = 77, but", "other vocabulary"),
+    ('{"a": {3: 4}}', ""): (":2: unknown key 3; python train.py --help", "a number as a key"),
+    ('{"a/b": {}}', ""): ("arm 'a/b' cannot name a folder", "a path as a name"),
+    ('{"a": 3}', ""): ("arms is not a dict of dicts", "an arm that is none"),
+    ("{}", ""): ("arms is not a dict of dicts", "no arms"),
+    ('{"a": {}}', "seeds = (0, 0)\n"): (":3: seeds = (0, 0) are not different", "a seed twice"),
+    ('{"a": {}}', 'tasks = "stbs"\n'): (":3: --tasks=stbs is no task; did you mean stsb?", "unknown task"),
+    ('{"a": {}}', 'tasks = "rte"\n'): ("rte has no zero-shot score", "a task for heads"),
+    ('{"a": {}}', 'tasks = "qqp"\n'): ("qqp has no files", "no task files"),
+}
+
+
+@pytest.mark.parametrize("arms, more", MISTAKES, ids=[name for _, name in MISTAKES.values()])
+def test_mistakes_come_before_anything_runs(arms, more, place, started, tmp_path):
+    grid = grid_file(tmp_path, arms, more)
+    with pytest.raises(UserError) as caught:
+        compare.main([*arguments(place, grid, "."), f"--out={tmp_path / 'out'}"])
+    assert MISTAKES[arms, more][0] in str(caught.value)
+    assert not (tmp_path / "out").exists() and started == []
+
+
+def test_a_mistake_is_one_line_and_exit_2(place, tmp_path):
+    began = time.monotonic()
+    done = subprocess.run(words(place, grid_file(tmp_path, '{"a": {"hiden": 32}}'), "never"), **CAPTURED, timeout=60)
+    assert done.returncode == 2 and done.stdout == "" and time.monotonic() - began < 20
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "toy.py:2" in done.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["--registry", str(GRIDS[0])], ["config/grids/nope.py"], ["--regstry"]])
+def test_mistakes_of_the_command_line(flags):
+    with pytest.raises(UserError, match="give one grid|takes no grid|does not exist|did you mean registry"):
+        compare.main(flags)
+
+
+def test_a_grid_on_a_grid(place, tmp_path):
+    top = tmp_path / "top.py"
+    below = Path(os.path.relpath(grid_file(tmp_path, '{"a": {"max_minutes": 3}, "b": {}}'), ROOT))
+    top.write_text(f'base = "" + "{below}"\nseeds = (3, 4)\nmax_tokens = 1e6\ntag = "x y"\n')
+    grid = compare.read_grid(top)
+    assert grid.base == ROOT / "config/quickstart.py" and grid.name == "top" and grid.seeds == (3, 4)
+    assert grid.runs()[:2] == [("a_s3", "a", 3), ("b_s3", "b", 3)]
+    assert grid.arms["a"]["max_minutes"] == 3 and not {"max_tokens", "max_steps"} & grid.arms["a"].keys()
+    assert grid.arms["b"]["max_tokens"] == 1e6 and not {"max_minutes", "max_steps"} & grid.arms["b"].keys()
+    resolved = compare.check_arms(grid, compare.CompareConfig(data_dir=str(place / "data")), InProcess())
+    assert resolved["a"]["tag"] == "x y" and resolved["a"]["max_minutes"] == 3 and resolved["b"]["max_tokens"] == 1e6
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_every_grid_loads(path):
+    grid = compare.read_grid(path)
+    resolved = compare.check_arms(grid, compare.CompareConfig(), InProcess())
+    assert resolved.keys() == grid.arms.keys() and len(grid.runs()) == len(grid.arms) * len(grid.seeds)
+    assert all(
+        value == json.loads(json.dumps(resolved[arm][key])) for arm in grid.arms for key, value in plain(grid, arm)
+    )
+    assert all(name in compare.tasks.TASKS for name in grid.tasks)
+
+
+def plain(grid, arm):
+    return [
+        (key, value) for key, value in grid.arms[arm].items() if isinstance(value, str | int) and key != "vocab_size"
+    ]
+
+
+# ---- the registry
+
+
+def test_the_registry(place, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(place / "whole", out)
+    runs = out / "compare" / "toy"
+    record = evaluation(runs / "wide_s0")
+    (runs / "wide_s0" / "eval").mkdir(exist_ok=True)
+    (runs / "wide_s0" / "eval" / "zero_shot_stsb.json").write_text(json.dumps(record))
+    (runs / "narrow_s0" / "eval").mkdir(exist_ok=True)
+    (runs / "narrow_s0" / "eval" / "zero_shot_stsb.json").write_text('{"splits": {"dev"')
+    (runs / "wide_s0" / "NOTE.md").write_text("# A note\n\nSix concepts | are\nenough.\n\nMore of it.\n")
+    (runs / "narrow_s1" / "config.json").write_text('{"run_id": "x"')
+    shutil.rmtree(runs / "narrow_s0" / "ckpt_60")  # deleted to save room: still a run
+    (out / "lost").mkdir()
+    (out / "lost" / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n')
+    assert compare.main(["--registry", f"--out={out}"]) == 0
+    printed = capsys.readouterr()
+    warned = [line for line in printed.err.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 3 and all(any(f"{name}" in line for line in warned) for name in ("narrow_s1", "lost", "eval"))
+    assert "Six concepts \\| are enough." in printed.out and "More of it" not in printed.out
+
+    with open(out / "registry_runs.csv", newline="") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert list(rows) == sorted(rows, key=lambda run: (rows[run]["date"], run)) and len(rows) == 3
+    row = rows[str(runs / "wide_s0")]
+    config, last = RunFolder(runs / "wide_s0").config(), RunFolder(runs / "wide_s0").metrics()[-1]
+    assert row["run_id"] == config["run_id"] and row["conclusion"] == "Six concepts | are enough."
+    assert row["steps"] == "60/60" and row["horizon"] == "max_steps=60" and row["data"] == "toy 16"
+    assert "H32 L2 C6" in row["architecture"] and row["commit"] == (config["commit"] or "")
+    assert float(row["val_loss"]) == last["val_loss"] and float(row["tokens_per_s"]) > 0
+    assert float(row["rank_slot_centred"]) == last["rank_slot_centred"] and row["wandb"] == ""
+    assert rows[str(runs / "narrow_s0")]["steps"] == "60/?"
+
+    with open(out / "registry_evals.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["metric"] for row in rows] == ["pearson", "pearson_centred", "spearman"]
+    assert (rows[0]["score"], rows[0]["untrained"], rows[0]["majority"]) == ("0.5", "0.4", "")
+    assert rows[1]["over best_floor"] == "-0.100 [-0.200, +0.000] at floor (token_idf)"
+    assert printed.out.count("| pearson") == 2 and "| spearman" not in printed.out
+
+
+def evaluation(folder):
+    def lift(value, **more):
+        return {**more, "value": value, "low": value - 0.1, "high": value + 0.1, "verdict": "at floor"}
+
+    lifts = {"best_floor": lift(-0.1, floor="token_idf"), "untrained": lift(0.1)}
+    split = {
+        "metrics": {"pearson": 0.5, "pearson_centred": 0.6, "spearman": 0.4},
+        "floors": {
+            "token_idf": {"pearson": 0.6, "pearson_centred": 0.7, "spearman": 0.5},
+            "untrained": {"pearson": 0.4, "pearson_centred": 0.5, "spearman": 0.3},
+        },
+        "lift": lifts,
+        "lift_centred": lifts,
+    }
+    return {
+        "task": "stsb",
+        "mode": "zero_shot",
+        "run_id": RunFolder(folder).config()["run_id"],
+        "checkpoint": "ckpt_60",
+        "splits": {"dev": split},
+        "protocol": {"head": "cosine"},
+    }
+
+
+def test_an_empty_registry(tmp_path, capsys):
+    assert compare.main(["--registry", f"--out={tmp_path}"]) == 0
+    assert "| date | run |" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no folder"):
+        compare.main(["--registry", f"--out={tmp_path / 'nothing'}"])
+
+
+def test_conclusions(tmp_path):
+    note = tmp_path / "NOTE.md"
+    assert registry.conclusion(note) is None
+    for text, first in (("One.\nTwo.\n\nThree.", "One. Two."), ("# Title\nOne.", "One."), ("\n# Only a title\n", None)):
+        note.write_text(text)
+        assert registry.conclusion(note) == first
