@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -39,14 +39,40 @@ ROOT = Path(__file__).resolve().parent
 def status(text: str, last: bool = True):
     """A line that the next one replaces on a terminal, and a line of its own in a file."""
     if os.environ.get("RANK", "0") == "0":
-        end = "\r" if sys.stderr.isatty() and not last else "\n"
-        print(f"{text:<110}" if sys.stderr.isatty() else text, end=end, file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{text[:width]}", end="\n" if last else "", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
 
 def say(*words):
     """Progress and warnings go to standard error, from rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
-        print(*words, file=sys.stderr, flush=True)
+        clear = "\r\033[K" if sys.stderr.isatty() else ""  # the status line, if there is one
+        print(clear + " ".join(map(str, words)), file=sys.stderr, flush=True)
+
+
+class Unbreakable:
+    """Standard error that outlives its reader: Ctrl-C ends the `tee` of a pipe too, and the save must go on."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        return self.attempt(self.stream.write, text)
+
+    def flush(self):
+        return self.attempt(self.stream.flush)
+
+    def attempt(self, function, *arguments):
+        try:
+            return function(*arguments)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 # -----------------------------------------------------------------------------------------------------------------
@@ -63,6 +89,7 @@ AT_EXIT = []  # called with the exit code: what must not be cut off by an early 
 
 def command(main):
     """Runs `main(argv) -> exit code`; a user's mistake ends in exit 2 and one line, printed once over all ranks."""
+    sys.stderr = Unbreakable(sys.stderr)
     try:
         code = main(sys.argv[1:]) or 0
     except UserError as error:
@@ -78,27 +105,38 @@ def command(main):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         where = error.filename or "a file"
-        code = fail(f"{where} cannot be written ({error.strerror}); make room or write elsewhere, then go on", 2)
+        code = fail(
+            f"{where} cannot be used ({error.strerror}); check its permissions and the free space, then go on", 2
+        )
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not any(s in str(error) for s in OUT_OF_MEMORY):
+            wait_for_rank0()  # whose end may be why this rank failed
             traceback.print_exc()
             code = 1
         else:
             code = fail("out of memory; take fewer rows at a time (train.py: a smaller --micro_batch)", 2)
     for finish in AT_EXIT:
-        finish(code)
-    sys.stdout.flush()
+        try:
+            finish(code)
+        except Exception as error:
+            warn(f"at the end: {error}")
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
     sys.stderr.flush()
     if dist.is_initialized() or threading.active_count() > 1:
         os._exit(code)  # no waiting for collectives or threads that will never end
     sys.exit(code)
 
 
-def fail(message: str, code: int) -> int:
+def wait_for_rank0():
+    """Rank 0 says what is wrong and ends, at which the launcher ends this rank too. Still here: it was ours alone."""
     if os.environ.get("RANK", "0") != "0":
-        # Rank 0 prints the line and ends, at which the launcher ends this rank too. Still here: it was ours alone.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)
+
+
+def fail(message: str, code: int) -> int:
+    wait_for_rank0()
     print(error_line(message), file=sys.stderr, flush=True)
     return code
 
@@ -251,13 +289,15 @@ class Signals:
     def handle(self, number, frame):
         now = time.monotonic()
         if number == signal.SIGINT and self.received == signal.SIGINT:
-            # The launcher passes on the Ctrl-C that the terminal has already sent: that is not a second one.
-            if self.group is None or now - self.since > 1:
+            if now - self.since > 1:  # a launcher passes on the Ctrl-C that the terminal has already sent
                 os._exit(130)
         if not self.received:
             self.received, self.since = number, now
             if os.environ.get("RANK", "0") == "0":  # os.write: a print may be what was interrupted
-                os.write(2, f"\n{signal.Signals(number).name}: stopping and saving (Ctrl-C again: at once)\n".encode())
+                with suppress(OSError):
+                    os.write(
+                        2, f"\n{signal.Signals(number).name}: stopping and saving (Ctrl-C again: at once)\n".encode()
+                    )
 
     def agreed(self) -> int:
         """The signal to stop for, or 0; the same on every rank."""
@@ -373,7 +413,7 @@ class RunFolder:
         self.mirror = None
 
     def exists(self) -> bool:
-        return (self.path / "config.json").is_file()
+        return any((self.path / name).exists() for name in ("config.json", "latest", "best"))
 
     def create(self, config: dict, tokenizer: Path):
         shutil.copyfile(tokenizer, self.path / "tokenizer.json")
@@ -403,13 +443,13 @@ class RunFolder:
         return sorted(int(p.name[5:]) for p in self.path.glob("ckpt_*") if p.name[5:].isdigit())
 
     def pointer(self, name: str) -> int | None:
-        """The step that `latest` or `best` names."""
+        """The step that `latest` or `best` names; without `latest`, the newest (a folder with that name is whole)."""
         path = self.path / name
         if not path.is_file():
-            return None
-        text = path.read_text().strip()
+            return max(self.steps(), default=None) if name == "latest" else None
+        text = path.read_text(errors="replace").strip()
         if not (text.startswith("ckpt_") and text[5:].isdigit()):
-            raise UserError(f"{path} names no checkpoint; delete it, or write the name of a ckpt_ folder into it")
+            raise UserError(f"{path} names no checkpoint; write the name of a ckpt_ folder into it")
         return int(text[5:])
 
     def checkpoint(self, which: str = "latest", needs=FILES) -> Path:
@@ -425,7 +465,7 @@ class RunFolder:
         folder = self.path / f"ckpt_{step}"
         there = ", ".join(map(str, self.steps())) or "none"
         if not folder.is_dir():
-            raise UserError(f"{self.path} has no checkpoint of step {step}; there are: {there}")
+            raise UserError(f"{self.path} has no checkpoint of step {step}; name one that there is: {there}")
         for name in needs:
             if not (folder / name).is_file():
                 raise UserError(
@@ -441,14 +481,19 @@ class RunFolder:
             shutil.rmtree(rest)
         if step != self.saved:
             temporary.mkdir()
-            save_file(model.state_dict(), temporary / "model.safetensors")
-            torch.save(optimizer.state_dict(), temporary / "optim.pt")
+            try:
+                save_file(model.state_dict(), temporary / "model.safetensors")
+                torch.save(optimizer.state_dict(), temporary / "optim.pt")
+            except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{temporary} cannot be written ({reason}); make room, then go on") from None
             write_atomic(temporary / "state.json", json.dumps(state, indent=1) + "\n")
             for name in FILES:
                 sync(temporary / name)
             if folder.exists():  # left there by a process that was killed, or damaged
-                shutil.rmtree(folder)
+                folder.rename(self.path / f".ckpt_{step}_old")
             temporary.rename(folder)
+            shutil.rmtree(self.path / f".ckpt_{step}_old", ignore_errors=True)
             sync(self.path)
             self.saved = step
         if best:
@@ -499,8 +544,11 @@ class RunFolder:
                 break
         return records
 
-    def cut(self, step: int):
-        """Forgets what came after `step`, and will come again: metrics and checkpoints."""
+    def cut(self, step: int, best: int | None):
+        """Forgets what came after `step`, and will come again: metrics, checkpoints. best: the best until then."""
+        named = self.pointer("best")
+        if named is not None and named > step:
+            write_atomic(self.path / "best", f"ckpt_{best}\n") if best else (self.path / "best").unlink()
         for later in self.steps():
             if later > step:
                 shutil.rmtree(self.path / f"ckpt_{later}")

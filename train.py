@@ -64,7 +64,7 @@ class TrainConfig:
     max_minutes: Annotated[
         float, "horizon in minutes of training steps (no evaluations), turned into steps once timed"
     ] = 0.0
-    eval_interval: Annotated[int, "steps between evaluations; 0: only at the end"] = 500
+    eval_interval: Annotated[int, "steps between evaluations; 0: only at the start and the end"] = 500
     eval_tokens: Annotated[int, "validation tokens a length"] = 32768
     ckpt_interval: Annotated[int, "steps between checkpoints besides those of the best evaluations; 0: none"] = 1000
     ckpt_steps: Annotated[tuple[int, ...], "steps whose checkpoints are kept for ever"] = ()
@@ -208,7 +208,8 @@ class Trainer:
         self.weights = [weight for weight, _ in parse_objective(self.objective.objective)]
         self.optimizer = make_optimizer(model, self.config)
         self.forward: nn.Module = model
-        self.step, self.horizon, self.best = 0, 0, math.inf
+        self.step, self.horizon = 0, 0
+        self.best, self.best_step = math.inf, None
         self.numbers: dict | None = None  # the evaluation of this step
         self.seconds_per_step = 0.0  # once timed, when the horizon is given in minutes
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
@@ -274,6 +275,7 @@ class Trainer:
             "horizon": self.horizon,
             "seconds_per_step": self.seconds_per_step,
             "best_val_loss": self.best if math.isfinite(self.best) else None,
+            "best_step": self.best_step,
         }
 
 
@@ -284,7 +286,7 @@ def find_horizon(trainer: Trainer, corpus_tokens: int) -> int:
         return config.max_steps
     if config.max_minutes:
         seconds = trainer.seconds_per_step
-        return max(1, int(config.max_minutes * 60 / seconds)) if seconds else 0
+        return max(1, trainer.step, int(config.max_minutes * 60 / seconds)) if seconds else 0
     return max(1, math.ceil((config.max_tokens or config.max_epochs * corpus_tokens) / tokens))
 
 
@@ -384,15 +386,16 @@ def main(argv) -> int:
         "train_flops_per_token": per_token,
         "tokens_per_step": plan.tokens,
     }
-    world.barrier()  # all ranks have read before rank 0 writes
-    if world.rank == 0:
-        out.cut(trainer.step if not fresh else -1)
-        out.create(resolved, data / "tokenizer.json")
-    if config.wandb and world.rank == 0:
-        out.mirror_to_wandb()
-    world.barrier()
     horizon = find_horizon(trainer, train_text.count)
-    if trainer.horizon not in (0, horizon):
+    finished = 0 < horizon <= trainer.step
+    world.barrier()  # all ranks have read before rank 0 writes
+    if world.rank == 0 and not finished:
+        out.cut(-1 if fresh else trainer.step, trainer.best_step)
+        out.create(resolved, data / "tokenizer.json")
+        if config.wandb:
+            out.mirror_to_wandb()
+    world.barrier()
+    if horizon and trainer.horizon not in (0, horizon):
         warn(f"the horizon moves from {trainer.horizon} to {horizon} steps; the schedule is computed anew")
     trainer.horizon = horizon
     trainer.prepare(compiled)
@@ -483,7 +486,9 @@ def check_config(out: RunFolder, old: dict, new: dict, world: World, parsed) -> 
     """The configuration to go on with, or a UserError that says why it is not the run's that is there."""
     new = json.loads(json.dumps(new))  # tuples become lists, as in the file
     differs = sorted(key for key in new if key in old and old[key] != new[key])
-    if "dtype" in differs and "dtype" not in parsed.given:
+    if "tag" not in parsed.given:
+        new["tag"] = old.get("tag", "")
+    if "dtype" in differs and parsed.values["dtype"] == "auto":
         differs.remove("dtype")  # decided once, when the run began
         world.dtype = new["dtype"] = old["dtype"]
     fatal = [key for key in differs if key not in FREE | INEXACT]
@@ -503,7 +508,9 @@ def resume(out: RunFolder, trainer: Trainer):
     state = runtime.read_json(folder / "state.json", "the state of training")
     trainer.step, trainer.horizon = state["step"], state["horizon"]
     trainer.seconds_per_step = state["seconds_per_step"]
-    trainer.best = math.inf if state["best_val_loss"] is None else state["best_val_loss"]
+    if state["best_step"] in out.steps():
+        trainer.best, trainer.best_step = state["best_val_loss"], state["best_step"]
+    out.saved = trainer.step
     say(f"going on at step {trainer.step} of {out.path}")
 
 
@@ -528,7 +535,7 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
         numbers = trainer.numbers = validation.run()
         best = trainer.step > 0 and numbers["val_loss"] < trainer.best
         if best:
-            trainer.best = numbers["val_loss"]
+            trainer.best, trainer.best_step = numbers["val_loss"], trainer.step
         if world.rank == 0:
             out.log(step=trainer.step, **numbers)
             import report  # matplotlib, late
@@ -560,7 +567,7 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
         step, last = trainer.step, trainer.step == trainer.horizon
         if watch and (seconds := watch.lap(length, began)):
             trainer.seconds_per_step = world.from_rank0(seconds)
-            trainer.horizon = max(step, find_horizon(trainer, 0))
+            trainer.horizon = find_horizon(trainer, 0)
             last = trainer.step == trainer.horizon
             say(
                 f"{config.max_minutes:g} minutes are {trainer.horizon} steps of {trainer.seconds_per_step:.3f} s "
@@ -577,11 +584,12 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
                 numbers |= {f"loss_{name}": float(x) for name, x in zip(names, parts, strict=True)}
             if world.rank == 0:
                 out.log(step=step, tokens=step * plan.tokens, **numbers, tokens_per_s=speed)
-            left = (trainer.horizon - step) * plan.tokens / speed
+            left = max(0, trainer.horizon - step) * plan.tokens / speed
+            clock_left = f"{int(left) // 60}:{int(left) % 60:02d}" if trainer.horizon else "?"
             runtime.status(
                 f"step {step}/{trainer.horizon or '?'}  loss {numbers['loss']:.4f}  lr {numbers['lr']:.2e}  "
                 f"norm {numbers['grad_norm']:.2f}  {speed:,.0f} tok/s  {speed * per_token / 1e9:,.1f} model GFLOP/s  "
-                f"ETA {int(left) // 60}:{int(left) % 60:02d}",
+                f"ETA {clock_left}",
                 last,
             )
         if last or (config.eval_interval and step % config.eval_interval == 0):

@@ -400,6 +400,38 @@ def test_a_damaged_checkpoint_is_replaced(data, tmp_path):
     assert (out / "ckpt_4/model.safetensors").read_bytes() == whole
 
 
+def test_nothing_is_lost_without_latest(data, tmp_path):
+    """Go on from the newest checkpoint, and keep the best one, whatever happened to the two small files."""
+    out, more = tmp_path / "run", ["--ckpt_interval=3", "--eval_interval=3", "--schedule=constant", "--warmup=0"]
+    run(data, out, "--max_steps=6", "--ckpt_steps=3", *more)
+    (out / "latest").unlink()
+    run(data, out, "--max_steps=8", "--ckpt_steps=3", *more)
+    assert {3, 6, 8} <= set(RunFolder(out).steps()) and [s for s, _ in losses(out)] == [6, 8]
+    (out / "latest").write_text("ckpt_3\n")  # the user goes back; what was best later is forgotten
+    (out / "best").write_text("ckpt_8\n")
+    run(data, out, "--max_steps=4", "--ckpt_steps=3", *more)
+    assert RunFolder(out).steps() == [3, 4] and RunFolder(out).checkpoint("best").is_dir()
+    (out / "config.json").unlink()
+    with pytest.raises(UserError, match="config.json: cannot read"):
+        run(data, out, "--max_steps=4", *more)
+
+
+def test_a_closed_pipe_does_not_cost_the_save(data, tmp_path):
+    """`train.py ... 2>&1 | tee log`, and Ctrl-C: tee is gone first."""
+    out = tmp_path / "run"
+    more = ["--max_steps=100000", "--log_interval=1", "--ckpt_interval=0", "--eval_interval=0"]
+    process = subprocess.Popen(
+        command(*arguments(data, out, *more)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
+    )
+    while not losses(out):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert RunFolder(out).pointer("latest") == losses(out)[-1][0]
+
+
 def test_damaged_data_and_a_foreign_tokenizer(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     toy = tmp_path / "data" / "toy"
@@ -421,7 +453,7 @@ def test_load_run_names_what_is_wrong(data, tmp_path):
     with pytest.raises(UserError, match="no run folder"):
         load_run(tmp_path / "nothing")
     run(data, tmp_path / "run", "--max_steps=2")
-    with pytest.raises(UserError, match="no checkpoint of step 7; there are: 2"):
+    with pytest.raises(UserError, match="no checkpoint of step 7; name one that there is: 2"):
         load_run(tmp_path / "run", ckpt="7")
     config = json.loads((tmp_path / "run/config.json").read_text())
     (tmp_path / "run/config.json").write_text(json.dumps(config | {"layers": 3}))
