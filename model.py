@@ -189,6 +189,9 @@ class Mix(nn.Module):
         return z + self.out(attention(q, k, v, None, self.dropout if self.training else 0.0))
 
 
+RECOMPUTED = 1 << 21  # numbers in an FFN's inner state from which on the CPU makes it again in backward
+
+
 class FeedForward(nn.Module):
     """z += Wo(GELU(a) * g) with [a; g] = Wi z (GEGLU, arXiv:2002.05202), or without the gate g."""
 
@@ -203,7 +206,7 @@ class FeedForward(nn.Module):
     def forward(self, z):
         # Wi's output is the largest state of a layer. On the CPU a large one is made again in backward: a sixth less
         # memory for 7 % more products. (A GPU has memory for this, and a compiler that keeps what pays.)
-        large = z.shape[0] * z.shape[1] * self.wi.out_features >= 1 << 21
+        large = z.shape[0] * z.shape[1] * self.wi.out_features >= RECOMPUTED
         if large and z.device.type == "cpu" and torch.is_grad_enabled():
             return z + checkpoint(self.inner, z, use_reentrant=False, preserve_rng_state=self.dropout.p > 0)
         return z + self.inner(z)
@@ -447,8 +450,8 @@ def flops(config: ModelConfig, problem: Problem):
     """Forward FLOPs (a multiply and an add are 2) of every matrix product, by component, for the problem's shapes.
 
     Training is 3 times the sum: each product has two of its size in backward. A counter sees something else in two
-    places: the head takes its two in its forward (losses.py), and on the CPU backward makes the FFNs' first product
-    once more. Norms, softmax, GELU and lookups are left out.
+    places: the head takes its two in its forward (losses.py), and on the CPU backward makes the first product of large
+    FFNs once more. Norms, softmax, GELU and lookups are left out.
     """
     H, T, V, L, C = config.hidden, config.token_width, config.vocab_size, config.layers, config.concepts
     inner, faithful, thin = config.intermediate, config.seeds_faithful, T != H

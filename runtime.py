@@ -416,7 +416,9 @@ class RunFolder:
         return any((self.path / name).exists() for name in ("config.json", "latest", "best"))
 
     def create(self, config: dict, tokenizer: Path):
-        shutil.copyfile(tokenizer, self.path / "tokenizer.json")
+        copy = self.path / ".tokenizer.json"
+        shutil.copyfile(tokenizer, copy)
+        dataset.sync_and_rename(copy, self.path / "tokenizer.json")
         self.write_config(config)
 
     def check_writable(self):

@@ -225,7 +225,7 @@ def test_damaged_or_other_floors_are_computed_anew(place, records, monkeypatch):
         (["--tasks="], "no task is given; "),
         (["--mode=fine_tune"], "not there yet; write --mode=zero_shot"),
         (["--seeds=0"], "seeds = 0 is below 1; "),
-        (["--ckpt=7"], "has no checkpoint of step 7; there are: 2"),
+        (["--ckpt=7"], "has no checkpoint of step 7; name one that there is: 2"),
         (["--tasks=qqp"], "qqp has no files in .*; put there: train.tsv"),
         (["--data=nothing"], "no folder nothing; give --data="),
         (["--run=glue"], "no run folder at glue; "),

@@ -188,17 +188,6 @@ def test_rope_scores_depend_on_the_distance():
     torch.testing.assert_close(rotate(q, torch.tensor([[77]])).norm(), q.norm(), atol=1e-6, rtol=0)
 
 
-def redone_in_backward(model, problem):
-    """FLOPs of the FFNs' first products, which backward makes again on the CPU."""
-    B, K = (problem.targets if problem.scored is None else problem.scored).shape
-    states = {"encoder": B * model.config.concepts, "decoder": B * K}
-    return sum(
-        2 * states[name.split(".")[0]] * part.wi.weight.numel()
-        for name, part in model.named_modules()
-        if isinstance(part, model_file.FeedForward)
-    )
-
-
 @pytest.mark.parametrize("keys", list(structures()), ids=lambda keys: "-".join(map(str, keys.values())))
 def test_every_parameter_learns_and_flops_are_exact(keys):
     model = build(**keys, decoder_layers=2)
@@ -221,7 +210,23 @@ def test_every_parameter_learns_and_flops_are_exact(keys):
         product = 2 * problem.source.shape[0] * (problem.targets if problem.scored is None else problem.scored).shape[1]
         product *= model.head_weight().numel()  # the vocabulary's product, whose gradients are taken in its forward
         assert forward.get_total_flops() == sum(counts.values()) + 2 * product
-        assert backward.get_total_flops() == 2 * (sum(counts.values()) - product) + redone_in_backward(model, problem)
+        assert backward.get_total_flops() == 2 * (sum(counts.values()) - product)
+
+
+def test_recomputing_large_ffns_changes_no_gradient(monkeypatch):
+    model, problem = build(decoder="input"), masked_problem()
+    grads = []
+    for limit in (model_file.RECOMPUTED, 0):
+        monkeypatch.setattr(model_file, "RECOMPUTED", limit)
+        (loss,), _ = model(problem)
+        with FlopCounterMode(display=False) as counter:
+            grads.append(torch.autograd.grad(loss, list(model.parameters())))
+        grads[-1] = (counter.get_total_flops(), grads[-1])
+    assert all(torch.equal(a, b) for a, b in zip(grads[0][1], grads[1][1], strict=True))
+    B, K = problem.scored.shape
+    layer = model.encoder.layers[0].ffn.wi.weight.numel() * B * model.config.concepts
+    again = 2 * (2 * layer + model.decoder.ffns[0].wi.weight.numel() * B * K)  # two layers, one decoder block
+    assert grads[1][0] - grads[0][0] == again
 
 
 def test_scored_positions_equal_all_positions():

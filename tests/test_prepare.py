@@ -91,9 +91,14 @@ def prepare(monkeypatch, tmp_path, capfd):
 
 def start(name, *flags, cores=None, **kwargs):
     """The same as a process."""
-    limit = (lambda: os.sched_setaffinity(0, cores)) if cores else None
+
+    def before():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as at a terminal: jobs in the background of a script ignore it
+        if cores:
+            os.sched_setaffinity(0, cores)
+
     command = [sys.executable, str(ROOT / "data" / name / "prepare.py"), *map(str, flags)]
-    kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": limit} | kwargs
+    kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": before} | kwargs
     return subprocess.Popen(command, **kwargs)
 
 
