@@ -45,8 +45,9 @@ class ModelConfig:
     dropout: Annotated[float, "dropout of embeddings, attention weights and inner FFN states"] = 0.0
     tied: Annotated[bool, "the vocabulary head shares the token embedding"] = True
     init: Annotated[
-        Literal["fan_in", "gpt2"],
-        "fan_in: unit-scale embeddings, linears N(0, 1/fan_in); gpt2: std 0.02, residual outputs scaled by depth",
+        Literal["fan_in", "fan_in_positions", "fan_in_depth", "gpt2"],
+        "fan_in: unit-scale embeddings, linears N(0, 1/fan_in); fan_in_positions: the encoder's positions at std 0.1; "
+        "fan_in_depth: residual outputs scaled by depth; gpt2: that with std 0.02 everywhere",
     ] = "fan_in"
     seeds_faithful: Annotated[
         bool, "the seeds' structure: biases, un-normalised tokens, un-gated decoder FFN, no gain in the last norm"
@@ -356,12 +357,12 @@ class ConceptModel(nn.Module):
         self.narrow = nn.Linear(H, T, bias=False) if config.tied and T != H else None
         self.head = None if config.tied else nn.Linear(H, V, bias=False)
         # Unit-scale embeddings would give logits of size sqrt(T).
-        self.logit_scale = T**-0.5 if config.tied and config.init == "fan_in" else 1.0
+        self.logit_scale = T**-0.5 if config.tied and config.init != "gpt2" else 1.0
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self):
-        config, gpt2 = self.config, self.config.init == "gpt2"
+        config, init, gpt2 = self.config, self.config.init, self.config.init == "gpt2"
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 module.weight.normal_(std=0.02 if gpt2 else 1.0)
@@ -378,7 +379,12 @@ class ConceptModel(nn.Module):
         if self.encoder.norm_tokens is not None and not gpt2:
             # The scale of token + position: reads are sharper, the input's share of the concepts is 3 times as high.
             self.encoder.norm_tokens.weight.fill_(2**0.5)
-        if gpt2:  # outputs into the residual stream, so that its size does not grow with depth
+        if init == "fan_in_positions" and self.encoder.positions is not None:  # what a token is outweighs where it is
+            self.encoder.positions.weight.mul_(0.1)
+        if init in (
+            "gpt2",
+            "fan_in_depth",
+        ):  # outputs into the residual stream, so that its size does not grow with depth
             branches = [(self.encoder, 3 * config.layers), (self.decoder, 2 * config.decoder_layers)]
             for part, count in branches:
                 for name, weight in part.named_parameters():

@@ -415,3 +415,30 @@ def test_start(keys, N, real_ids):
     assert -0.05 <= loss - math.log(V) <= 0.8
     assert rank_slot_centred(concepts) >= model.config.concepts / 2
     assert input_share(concepts) >= (0.05 if model.config.layers >= 6 or N <= 128 else 0.015)
+
+
+def test_inits_have_the_scales_they_say():
+    """As multiples of fan_in's: tokens, encoder positions, a residual output of the encoder and of the decoder."""
+    depth = (3 * 2) ** -0.5
+    small = 0.02 * 16**0.5  # of a linear with 16 inputs
+    expected = {
+        "fan_in": (1, 1, 1, 1),
+        "fan_in_positions": (1, 0.1, 1, 1),
+        "fan_in_depth": (1, 1, depth, 2**-0.5),
+        "gpt2": (0.02, 0.02, small * depth, small * 2**-0.5),
+    }
+    ours = build(init="fan_in")
+    for init, ratios in expected.items():
+        model = build(init=init)
+        weights = [
+            (
+                m.encoder.tokens.weight,
+                m.encoder.positions.weight,
+                m.encoder.layers[1].mix.out.weight,
+                m.decoder.reads[0].out.weight,
+            )
+            for m in (model, ours)
+        ]
+        for ratio, weight, unit in zip(ratios, *weights, strict=True):
+            torch.testing.assert_close(weight, ratio * unit)
+        assert model.logit_scale == (1 if init == "gpt2" else 0.25)
