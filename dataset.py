@@ -346,18 +346,30 @@ class Corpus:
     def document_of(self, starts) -> np.ndarray:
         return np.searchsorted(self.documents, starts, side="right") - 1
 
+    def idf(self) -> np.ndarray:
+        """float32 [V]: ln((1 + n) / (1 + df)), df of the n sentences of this (the training) split hold the token; 0 for
+        special tokens, which are no text."""
+        if "document_counts" not in self.meta:
+            raise UserError(f"{show(self.folder / 'meta.json')} does not say how rare tokens are; {again(self.folder)}")
+        found = np.log((1 + self.sentences.size) / (1 + np.array(self.meta["document_counts"], np.float64)))
+        found[list(self.special_ids)] = 0
+        return found.astype(np.float32)
 
-def unigram_floor(counts, tokens, eod: int) -> float:
+
+def unigram_floor(counts, tokens, eod: int, weights=None) -> float:
     """Cross-entropy (nats) of tokens under add-one-smoothed training counts [V], both without end-of-document:
-    the loss of a model that knows how common each token is and nothing else."""
-    smoothed = np.asarray(counts, np.float64) + 1
+    the loss of a model that knows how common each token is and nothing else. weights [V]: how much each token counts
+    (the best guess then is as weight times count)."""
+    weights = np.ones(len(counts)) if weights is None else np.asarray(weights, np.float64)
+    smoothed = (np.asarray(counts, np.float64) + 1) * weights
     smoothed[eod] = 0
     seen = np.zeros(len(smoothed), np.int64)
     for at in range(0, len(tokens), CHUNK):
         seen += np.bincount(tokens[at : at + CHUNK], minlength=len(seen))
     seen[eod] = 0
-    used = seen > 0
-    return float(-(seen[used] * np.log(smoothed[used] / smoothed.sum())).sum() / seen.sum())
+    used = (seen > 0) & (weights > 0)
+    seen = seen[used] * weights[used]
+    return float(-(seen * np.log(smoothed[used] / smoothed.sum())).sum() / seen.sum())
 
 
 # -----------------------------------------------------------------------------------------------------------------
@@ -394,11 +406,15 @@ class Sampler:
     n <= 32: n tokens of a sentence at least that long, from a random offset. Neither holds an end-of-document token.
     n > 32: from a sentence start on, across documents unless `one_document` (then up to its end-of-document token).
 
+    `pairs`: rows 2i and 2i + 1 are adjacent spans of one document: n <= 32 tokens of each of two sentences in a row, or
+    the halves of 2n tokens.
+
     Raises UserError where a length of a training split has fewer than 1,000 windows; elsewhere ask `windows`.
     """
 
-    def __init__(self, corpus: Corpus, lengths, seed: int, one_document: bool = False):
-        self.corpus, self.lengths, self.seed, self.one_document = corpus, tuple(lengths), seed, one_document
+    def __init__(self, corpus: Corpus, lengths, seed: int, one_document: bool = False, pairs: bool = False):
+        self.corpus, self.lengths, self.seed = corpus, tuple(lengths), seed
+        self.one_document, self.pairs = one_document or pairs, pairs
         for n in self.lengths if corpus.split == "train" else ():
             if self.windows(n) < MIN_WINDOWS:
                 raise UserError(self.refusal(n))
@@ -415,8 +431,22 @@ class Sampler:
         """The row length of a step, uniform over `lengths`."""
         return self.lengths[int(hash64(self.seed, LENGTH, step)[0] % np.uint64(len(self.lengths)))]
 
-    def places(self, n: int, sentence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For sentence numbers: where the first row of n tokens starts, and how many rows the sentence offers."""
+    def places(self, n: int, sentence: np.ndarray, second=0) -> tuple[np.ndarray, np.ndarray]:
+        """For sentence numbers: where the first row of n tokens starts, and how many rows the sentence offers. Of pairs
+        the first rows, or where `second` (1, broadcast) the second ones, which are offered together or not at all."""
+        if not self.pairs:
+            return self.single_places(n, sentence)
+        if n > 32:
+            start, rows = self.single_places(2 * n, sentence)
+            return start + second * n, rows
+        corpus, following = self.corpus, np.minimum(sentence + 1, self.corpus.sentences.size - 1)
+        start, rows = self.single_places(n, sentence, join=False)
+        start2, rows2 = self.single_places(n, following)
+        rows2 = rows2 * ((following > sentence) & (corpus.document_of(start) == corpus.document_of(start2)))
+        both = (rows > 0) & (rows2 > 0)
+        return np.where(second, start2, start), np.where(second, rows2, rows) * both
+
+    def single_places(self, n: int, sentence: np.ndarray, join: bool = True) -> tuple[np.ndarray, np.ndarray]:
         corpus = self.corpus
         start = corpus.sentences[sentence]
         if n > 32:
@@ -426,7 +456,7 @@ class Sampler:
         end = np.where(last, corpus.count, corpus.sentences[np.where(last, 0, sentence + 1)])
         end = end - (corpus.tokens[end - 1] == corpus.eod)  # of a document's last sentence
         rows = np.maximum(end - start - n + 1, 0)
-        if n <= 16:
+        if n <= 16 and join:
             text_end = corpus.documents[corpus.document_of(start) + 1] - 1
             rows = np.maximum(rows, start + n <= text_end)
         return start, rows
@@ -453,8 +483,9 @@ class Sampler:
         tried, ahead = 0, 2
         while left.size:
             row, draws = rows[left], np.arange(tried, tried + ahead)
-            drawn = (hash64(self.seed, SENTENCE, step, row[:, None], draws) % sentences).astype(np.int64)  # [r, ahead]
-            start, offered = self.places(n, drawn)
+            text, second = (row // 2, row % 2) if self.pairs else (row, row * 0)
+            drawn = (hash64(self.seed, SENTENCE, step, text[:, None], draws) % sentences).astype(np.int64)  # [r, ahead]
+            start, offered = self.places(n, drawn, second[:, None])
             hit = (offered > 0).any(1)
             first = (offered > 0).argmax(1)[hit, None]  # the draw that counts does not depend on `ahead`
             start, offered = (np.take_along_axis(a[hit], first, 1)[:, 0] for a in (start, offered))

@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 
 import dataset
 import runtime
 import tasks
 from configurator import UserError, parse, warn
-from model import ConceptModel
 from report import table
 from runtime import LoadedRun, say
 
@@ -77,9 +75,7 @@ class Twin(LoadedRun):
     """The architecture of a run with the weights of an initial seed; texts come as ids that are already there."""
 
     def __init__(self, run: LoadedRun, seed: int, ids: dict[str, list[int]]):
-        torch.manual_seed(seed)  # as train.py begins
-        model = ConceptModel(run.model.config, run.model.mask_id)
-        super().__init__(model.to(run.device).eval(), run.tokenizer, run.config, step=0)
+        super().__init__(runtime.untrained(run.model, seed), run.tokenizer, run.config, step=0)
         self.ids, self.warned = ids, True
 
     def encode_texts(self, texts):

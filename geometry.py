@@ -179,6 +179,16 @@ def concept_use(loss: Callable[[Tensor], float], concepts: Tensor) -> dict[str, 
 # in words
 
 
+def line(numbers: dict, concepts: int) -> str:
+    """The numbers of an evaluation that matter first, and the verdict."""
+    shown = [f"slot-centred rank {numbers['rank_slot_centred']:.1f} of {concepts}"]
+    shown += [f"pooled rank {numbers['rank_pooled']:.1f}", f"input share {numbers['input_share']:.2f}"]
+    shown += [f"dead slots {numbers['dead_slots']}"]
+    if "delta_shuffle" in numbers:
+        shown.append(f"another row's concepts cost {numbers['delta_shuffle']:.2f} nats")
+    return f"geometry: {', '.join(shown)}: {numbers['verdict']}"
+
+
 def verdict(numbers: dict, concepts: int) -> str:
     """What is wrong, in plain words, from the numbers of `concept_geometry` and, where there are any, `concept_use`.
     Begins with "healthy" if nothing is; several findings are joined by "; "."""

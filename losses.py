@@ -1,4 +1,4 @@
-"""Losses that the objectives share. Today: a vocabulary cross-entropy that never holds all its logits."""
+"""Losses: a vocabulary cross-entropy that never holds all its logits, and a contrastive loss of pooled concepts."""
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ CPU_CHUNK, GPU_CHUNK = 256, 4096
 def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0):
     """Cross-entropy of the logits `hidden @ weight.T` in nats, as a float32 scalar (float64 for float64 input).
 
-    hidden [M, T], weight [V, T], targets [M] int64, weights [M] or None.
-    None: the mean over M; otherwise sum(weights * ce), so the weights carry the normaliser.
+    hidden [M, T], weight [V, T], targets [M] int64, or [M, n]: a bag of n targets for one softmax; weights like targets
+    or None: the mean over M; otherwise sum(weights * ce), so the weights carry the normaliser.
     At most `chunk` rows of logits exist at any one time (0: a default for the device).
     """
     rows, device = hidden.shape[0], hidden.device.type
@@ -19,7 +19,8 @@ def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0):
     chunk = -(-rows // -(-rows // limit))  # chunks of nearly equal size
     if weights is None:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        weights = torch.full((rows,), 1.0 / rows, device=hidden.device, dtype=wide)
+        weights = torch.full(targets.shape, 1.0 / targets.numel(), device=hidden.device, dtype=wide)
+    targets, weights = targets.view(rows, -1), weights.view(rows, -1)  # [M, n]
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _ChunkedCrossEntropy.apply(hidden, weight, targets, weights, chunk)
     dtype = _matmul_dtype(hidden)
@@ -27,7 +28,7 @@ def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0):
     total = 0.0
     for i in range(0, rows, chunk):
         part = slice(i, i + chunk)
-        ce = F.cross_entropy(_wide(F.linear(hidden[part], weight)), targets[part], reduction="none")
+        ce = -F.log_softmax(_wide(F.linear(hidden[part], weight)), dim=1).gather(1, targets[part])
         total = total + (ce * weights[part]).sum()
     return total
 
@@ -70,13 +71,14 @@ def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate):
     total, grad_hidden, grad_weight = 0.0, [], None
     for i in range(0, hidden.shape[0], chunk):
         part = slice(i, i + chunk)
-        h, w, target = hidden[part], _wide(weights[part])[:, None], targets[part, None]
+        h, w, target = hidden[part], _wide(weights[part]), targets[part]
         logits = _wide(F.linear(h, weight))  # [chunk, V]
         logits = logits.sub_(logits.amax(1, keepdim=True))  # in place: a chunk of logits is the largest thing here
         at_target = logits.gather(1, target)
         norm = logits.exp_().sum(1, keepdim=True)
         total = total + ((norm.log() - at_target) * w).sum()
-        delta = logits.mul_(w / norm).scatter_add_(1, target, -w.to(logits.dtype)).to(h.dtype)  # w (softmax - onehot)
+        softmax = logits.mul_(w.sum(1, keepdim=True) / norm)  # times the row's weight
+        delta = softmax.scatter_add_(1, target, -w.to(logits.dtype)).to(h.dtype)  # w (softmax - onehot)
         grad_hidden.append(delta @ weight)
         if grad_weight is None:
             grad_weight = (delta.T @ h).to(accumulate)
@@ -85,3 +87,24 @@ def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate):
         else:
             grad_weight = grad_weight.add_(delta.T @ h)  # bf16 products, summed in float32
     return total, torch.cat(grad_hidden), grad_weight
+
+
+def contrastive(pooled, group, temperature, gather=None, rank=0):
+    """Symmetric InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) with the batch as negatives (SimCSE,
+    arXiv:2104.08821).
+
+    pooled [B, H]: row i and row i + B/2 are two views of one text; group [B] int64: its document. The other view of a
+    row is told from those of all other rows, but for rows of the same document. Mean over rows, nats; 0 where nothing
+    is left to be told from. Over several ranks `gather` joins [n, ...] of every rank to [ranks * n, ...], with
+    gradients, and each rank takes the mean over its own rows.
+    """
+    gather = gather or (lambda x: x)
+    views, group = F.normalize(_wide(pooled), dim=-1).chunk(2), group.chunk(2)[0]  # [P, H] each, [P]
+    own = torch.arange(len(group), device=group.device) + rank * len(group)
+    same = group[:, None] == gather(group)
+    same = same.scatter(1, own[:, None], False)  # the positive stays
+    total = 0.0
+    for mine, other in (views, views[::-1]):
+        scores = mine @ gather(other).T / temperature  # [P, P over all ranks]
+        total = total + F.cross_entropy(scores.masked_fill(same, -torch.inf), own)
+    return total / 2

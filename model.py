@@ -27,8 +27,9 @@ from objectives import Problem
 class ModelConfig:
     encoder: Annotated[Literal["perceiver"], "how tokens become concepts"] = "perceiver"
     decoder: Annotated[
-        Literal["input", "posonly", "weighted"],
-        "how concepts become tokens: queries of token + position, of position alone, or a learned mixture of concepts",
+        Literal["input", "posonly", "weighted", "bag", "none"],
+        "how concepts become tokens: queries of token + position, of position alone, or a learned mixture of concepts; "
+        "bag: their mean says a bag of words (bow alone); none: not at all (contrastive alone)",
     ] = "posonly"
     layers: Annotated[int, "encoder layers; each reads the tokens, mixes the concepts, and has a gated FFN"] = 6
     decoder_layers: Annotated[int, "decoder blocks of cross-attention and FFN (input, posonly)"] = 1
@@ -81,11 +82,18 @@ class ModelConfig:
     def token_width(self):
         return self.token_dim or self.hidden
 
+    @property
+    def decodes(self):
+        """Concepts are decoded position by position."""
+        return self.decoder not in ("bag", "none")
+
     def unused(self):
         """Keys the chosen parts do not read -> why; the commands warn where one was given."""
         reasons = {}
         if self.decoder == "weighted":
             reasons["decoder_layers"] = "decoder = 'weighted' is one learned mixture"
+        if not self.decodes:
+            reasons["decoder_layers"] = f"decoder = {self.decoder!r} has no layers"
         return reasons
 
 
@@ -350,12 +358,16 @@ class ConceptModel(nn.Module):
         self.config, self.mask_id = config, mask_id
         H, T, V = config.hidden, config.token_width, config.vocab_size
         self.encoder = PerceiverEncoder(config)
-        self.decoder = WeightedDecoder(config) if config.decoder == "weighted" else QueryDecoder(config)
+        # Only what the objective trains is there: DDP waits for the gradient of every parameter.
+        decoders = {"input": QueryDecoder, "posonly": QueryDecoder, "weighted": WeightedDecoder}
+        self.decoder = decoders[config.decoder](config) if config.decodes else None
         # Without a norm here the initial loss is up to 2.9 nats too high. The seeds have none: no parameters there.
-        self.norm = nn.LayerNorm(H, elementwise_affine=False) if config.seeds_faithful else norm(H, config)
+        final_norm = nn.LayerNorm(H, elementwise_affine=False) if config.seeds_faithful else norm(H, config)
+        self.norm = final_norm if config.decodes else None
         # Thin tokens: the tied head is factorised, H -> T -> V.
-        self.narrow = nn.Linear(H, T, bias=False) if config.tied and T != H else None
-        self.head = None if config.tied else nn.Linear(H, V, bias=False)
+        says = config.decoder != "none"
+        self.narrow = nn.Linear(H, T, bias=False) if says and config.tied and T != H else None
+        self.head = nn.Linear(H, V, bias=False) if says and not config.tied else None
         # Unit-scale embeddings would give logits of size sqrt(T).
         self.logit_scale = T**-0.5 if config.tied and config.init != "gpt2" else 1.0
         self.init_weights()
@@ -385,14 +397,16 @@ class ConceptModel(nn.Module):
             "gpt2",
             "fan_in_depth",
         ):  # outputs into the residual stream, so that its size does not grow with depth
-            branches = [(self.encoder, 3 * config.layers), (self.decoder, 2 * config.decoder_layers)]
+            branches = [(self.encoder, 3 * config.layers)]
+            branches += [(self.decoder, 2 * config.decoder_layers)] if config.decodes else []
             for part, count in branches:
                 for name, weight in part.named_parameters():
                     if name.endswith(("out.weight", "wo.weight")):
                         weight.mul_(count**-0.5)
 
     def forward(self, *problems: Problem):
-        """(the loss of each, the concepts of each): the one entry for training, through DDP and torch.compile."""
+        """(the loss of each, the concepts of each): the one entry for training, through DDP and torch.compile. The loss
+        of a problem in which nothing is said is None: it is a matter of all ranks' concepts (losses.contrastive)."""
         concepts = tuple(self.encode(p.source, p.source_pos) for p in problems)
         return tuple(self.loss(c, p) for c, p in zip(concepts, problems, strict=True)), concepts
 
@@ -401,7 +415,10 @@ class ConceptModel(nn.Module):
         return self.encoder(ids, pos, mask)
 
     def decode(self, concepts, problem: Problem):
-        """Hidden states for the head at the scored positions (None: all): [B, K, T if tied else H]."""
+        """Hidden states for the head at the scored positions (None: all): [B, K, T if tied else H]; for a bag
+        the normalised mean of the concepts, [B, 1, T or H]."""
+        if problem.query_pos is None:
+            return self.to_head(F.rms_norm(concepts.mean(1, keepdim=True), (concepts.shape[-1],)))
         pos, ids, scored = problem.query_pos, problem.query_ids, problem.scored
         if ids is None:
             ids = torch.full((1, 1), self.mask_id, device=concepts.device)  # nothing may be seen: [MASK] everywhere
@@ -410,20 +427,23 @@ class ConceptModel(nn.Module):
         if scored is not None:
             pos = pos.expand(scored.shape[0], -1).gather(1, scored)
         x = self.decoder(concepts, pos, self.encoder.tokens(ids))
-        x = self.norm(x)
+        return self.to_head(self.norm(x))
+
+    def to_head(self, x):
         return x if self.narrow is None else self.narrow(x)
 
     def loss(self, concepts, problem: Problem):
-        """Mean cross-entropy in nats of the scored targets (or their sum weighted by problem.weights)."""
-        hidden, targets, weights = self.decode(concepts, problem), problem.targets, problem.weights
+        """Mean cross-entropy in nats of the scored targets (or their sum weighted by problem.weights); None where
+        nothing is said."""
+        if problem.targets is None:
+            return None
+        hidden = self.decode(concepts, problem).flatten(0, 1) * self.logit_scale
+        targets, weights = problem.targets, problem.weights
         if problem.scored is not None:
             targets = targets.gather(1, problem.scored)
-        return losses.cross_entropy(
-            hidden.flatten(0, 1) * self.logit_scale,
-            self.head_weight(),
-            targets.flatten(),
-            weights=None if weights is None else weights.flatten(),
-        )
+        if problem.query_pos is not None:  # one softmax a token, else one a row
+            targets, weights = targets.flatten(), None if weights is None else weights.flatten()
+        return losses.cross_entropy(hidden, self.head_weight(), targets, weights=weights)
 
     def logits(self, hidden):
         """hidden as `decode` returns it, [..., width] -> [..., V]."""
@@ -470,19 +490,27 @@ def flops(config: ModelConfig, problem: Problem):
         "mix": L * B * (8 * C * H * H + 4 * C * C * H),
         "ffn": 6 * L * B * C * H * inner,
     }
-    K = problem.query_pos.shape[1] if problem.scored is None else problem.scored.shape[1]
-    if config.decoder == "weighted":
-        counts["decoder"] = 2 * B * K * C * H + 2 * B * K * H * H
+    if problem.targets is None:  # nothing is said
+        return counts
+    if problem.query_pos is None:
+        K, counts["decoder"] = 1, 0
     else:
-        D, sees = config.decoder_layers, config.decoder == "input"
-        same = (
-            problem.scored is None and problem.query_pos.shape[0] == 1 and not (sees and problem.query_ids is not None)
-        )
-        queries = (1 if same else B) + (D - 1) * B  # those that are equal for all rows are made once
-        ffn = 4 if faithful else 6
-        counts["decoder"] = 2 * K * H * H * (queries + D * B)
-        counts["decoder"] += D * B * (4 * C * H * H + 4 * K * C * H + ffn * K * H * inner)
-        if sees and thin:
-            counts["decoder"] += 2 * T * H * (1 if problem.query_ids is None else B * K)
+        K = problem.query_pos.shape[1] if problem.scored is None else problem.scored.shape[1]
+        counts["decoder"] = decoder_flops(config, problem, K)
     counts["head"] = 2 * B * K * ((T if config.tied else H) * V + (H * T if config.tied and thin else 0))
     return counts
+
+
+def decoder_flops(config: ModelConfig, problem: Problem, K):
+    B, C, H, T = len(problem.source), config.concepts, config.hidden, config.token_width
+    if config.decoder == "weighted":
+        return 2 * B * K * C * H + 2 * B * K * H * H
+    D, sees = config.decoder_layers, config.decoder == "input"
+    same = problem.scored is None and problem.query_pos.shape[0] == 1 and not (sees and problem.query_ids is not None)
+    queries = (1 if same else B) + (D - 1) * B  # those that are equal for all rows are made once
+    ffn = 4 if config.seeds_faithful else 6
+    total = 2 * K * H * H * (queries + D * B)
+    total += D * B * (4 * C * H * H + 4 * K * C * H + ffn * K * H * config.intermediate)
+    if sees and T != H:
+        total += 2 * T * H * (1 if problem.query_ids is None else B * K)
+    return total

@@ -8,7 +8,8 @@ T tokens of the span to be said, K of them scored.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 @dataclass
 class ObjectiveConfig:
-    objective: Annotated[str, "what is learnt: mlm, tsdae, or a sum such as 'tsdae + 0.1*mlm'"] = "tsdae"
+    objective: Annotated[str, "what is learnt: mlm, tsdae, bow, contrastive, or a sum: 'tsdae + 0.1*bow'"] = "tsdae"
     mask_rate: Annotated[float, "mlm: share of a row's tokens that is hidden and scored"] = 0.3
     mask_unit: Annotated[Literal["token"], "mlm: what is hidden as a whole"] = "token"
     replace: Annotated[
@@ -32,21 +33,34 @@ class ObjectiveConfig:
         Literal["compact", "original"], "tsdae: survivors close up (the paper), or keep their positions (the seeds)"
     ] = "compact"
     score_rate: Annotated[float, "tsdae: share of a row's positions that is scored, chosen at random; 1: all"] = 1.0
+    token_weight: Annotated[
+        Literal["none", "idf"], "mlm, tsdae: all scored tokens count alike, or by their idf in the training sentences"
+    ] = "none"
+    views: Annotated[
+        Literal["adjacent", "deletion", "both"],
+        "contrastive: two spans in a row of one document, a row with different tokens deleted, or some of both",
+    ] = "both"
+    view_delete_rate: Annotated[float, "contrastive: share of a view's tokens that is deleted (deletion, both)"] = 0.4
+    temperature: Annotated[float, "contrastive: what cosines are divided by"] = 0.05
 
     def __post_init__(self):
         parse_objective(self.objective)
-        for key in ("mask_rate", "delete_rate"):
+        for key in ("mask_rate", "delete_rate", "view_delete_rate"):
             if not 0 < getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} leaves nothing to hide or to read; take 0 < {key} < 1")
         if not 0 < self.score_rate <= 1:
             raise ValueError(f"score_rate={self.score_rate} is no share; take 0 < score_rate <= 1")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} divides cosines; take a number above 0, such as 0.05")
         if self.visible_only and self.replace != "mask":
             raise ValueError("visible_only=True never shows a hidden token, replaced or not; write replace='mask'")
 
 
 KEYS = {  # the keys each objective uses; a key given and used by none of them is worth a warning
-    "mlm": {"mask_rate", "mask_unit", "replace", "visible_only"},
-    "tsdae": {"delete_rate", "positions", "score_rate"},
+    "mlm": {"mask_rate", "mask_unit", "replace", "visible_only", "token_weight"},
+    "tsdae": {"delete_rate", "positions", "score_rate", "token_weight"},
+    "bow": set(),
+    "contrastive": {"views", "view_delete_rate", "temperature"},
 }
 
 
@@ -67,19 +81,44 @@ def parse_objective(text: str) -> list[tuple[float, str]]:
     return parts
 
 
+def names(config: ObjectiveConfig) -> list[str]:
+    """The parts of the objective, without their weights."""
+    return [name for _, name in parse_objective(config.objective)]
+
+
 def unused_keys(config: ObjectiveConfig) -> set[str]:
     """Keys of ObjectiveConfig that the chosen objective does not look at."""
-    used = set().union(*(KEYS[name] for _, name in parse_objective(config.objective)))
+    used = set().union(*(KEYS[name] for name in names(config)))
+    if "contrastive" in used and config.views == "adjacent":
+        used.remove("view_delete_rate")
     return set().union(*KEYS.values()) - used
+
+
+def needs_idf(config: ObjectiveConfig) -> bool:
+    parts = names(config)
+    return "bow" in parts or (config.token_weight == "idf" and bool({"mlm", "tsdae"} & set(parts)))
+
+
+def needs_pairs(config: ObjectiveConfig) -> bool:
+    """Rows 2i and 2i + 1 must be adjacent spans of one document."""
+    return "contrastive" in names(config) and config.views != "deletion"
+
+
+def needed_decoder(config: ObjectiveConfig) -> str | None:
+    """What a model must be built with where nothing is said position by position; None: any real decoder."""
+    parts = set(names(config))
+    return None if parts & {"mlm", "tsdae"} else "bag" if "bow" in parts else "none"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Size V of the vocabulary, the id of [MASK], and all ids that are no text (chosen last by every noise)."""
+    """Size V of the vocabulary, the id of [MASK], all ids that are no text (chosen last by every noise), and how much
+    each token tells: idf [V] float32 on the device, for the objectives that ask for it."""
 
     size: int
     mask_id: int
     special_ids: tuple[int, ...] = ()
+    idf: Tensor | None = field(default=None, compare=False)
 
     def is_special(self, ids: Tensor) -> Tensor:
         """[B, N] ids -> [B, N] bool. Compared with plain numbers: no tensor to send."""
@@ -98,7 +137,7 @@ class Problem:
     source: Tensor  # [B, S] ids the encoder reads
     source_pos: Tensor | None = None  # [1|B, S] where they stood; None: 0 ... S-1
     targets: Tensor | None = None  # [B, T] the clean span to be said, whole and in order; None: nothing is decoded
-    query_pos: Tensor | None = None  # [1|B, T] its positions; None: a bag, said by the pooled concepts
+    query_pos: Tensor | None = None  # [1|B, T] its positions; None: a bag, said at once by the pooled concepts
     query_ids: Tensor | None = None  # [B, T] what a decoder may see of it ([MASK] where hidden); None: nothing
     scored: Tensor | None = None  # [B, K] columns of T, or [M] flat into B*T; None: all T
     weights: Tensor | None = None  # like scored; they carry the normaliser; None: the mean
@@ -152,6 +191,23 @@ def count(rate: float, n: int) -> int:
 # objectives. `call` is the first number of noise calls they may use; each has eight of them.
 
 
+def idf_weights(tokens: Tensor, vocab: Vocabulary) -> Tensor:
+    """tokens [B, K] -> [B, K] float32: a row's weights are as its tokens' idf and sum to 1/B."""
+    weights = vocab.idf[tokens]
+    return weights / weights.sum(1, keepdim=True).clamp_min(1e-6) / len(tokens)
+
+
+def token_weights(tokens: Tensor, vocab: Vocabulary, config: ObjectiveConfig) -> Tensor | None:
+    """Weights of scored tokens [B, K], or None: all alike."""
+    return idf_weights(tokens, vocab) if config.token_weight == "idf" else None
+
+
+def delete(ids: Tensor, noise: Noise, vocab: Vocabulary, rate: float, call: int) -> Tensor:
+    """The columns, in order, that are left of ids [B, N] when exactly round(rate * N) tokens are deleted: [B, S]."""
+    n = ids.shape[1]
+    return noise.order(call, ~vocab.is_special(ids))[:, : n - count(rate, n)].sort(dim=1).values
+
+
 def mlm(ids: Tensor, noise: Noise, vocab: Vocabulary, config: ObjectiveConfig, call: int = 0) -> Problem:
     """Masked language modelling: hide exactly round(mask_rate * N) tokens of each row of ids [B, N], score those.
     `visible_only` is MAE-LM (Meng et al. 2023): the encoder never meets a [MASK]."""
@@ -168,13 +224,15 @@ def mlm(ids: Tensor, noise: Noise, vocab: Vocabulary, config: ObjectiveConfig, c
     corrupted = ids.scatter(1, hidden, shown)
     positions = torch.arange(n, device=ids.device)[None]
     visible = order[:, k:].sort(dim=1).values if config.visible_only else None
+    scored = hidden.sort(dim=1).values
     return Problem(
         source=corrupted if visible is None else ids.gather(1, visible),
         source_pos=visible,
         targets=ids,
         query_pos=positions,
         query_ids=corrupted,
-        scored=hidden.sort(dim=1).values,
+        scored=scored,
+        weights=token_weights(ids.gather(1, scored), vocab, config),
     )
 
 
@@ -182,8 +240,7 @@ def tsdae(ids: Tensor, noise: Noise, vocab: Vocabulary, config: ObjectiveConfig,
     """Denoising auto-encoder (TSDAE, Wang et al. 2021): delete exactly round(delete_rate * N) tokens of each row of
     ids [B, N], say the whole row. The decoder sees nothing of it but the concepts."""
     n = ids.shape[1]
-    survivors = noise.order(call, ~vocab.is_special(ids))[:, : n - count(config.delete_rate, n)]
-    survivors = survivors.sort(dim=1).values  # [B, S]
+    survivors = delete(ids, noise, vocab, config.delete_rate, call)  # [B, S]
     scored = None
     if config.score_rate < 1:
         everywhere = torch.zeros_like(ids, dtype=torch.bool)
@@ -194,11 +251,49 @@ def tsdae(ids: Tensor, noise: Noise, vocab: Vocabulary, config: ObjectiveConfig,
         targets=ids,
         query_pos=torch.arange(n, device=ids.device)[None],
         scored=scored,
+        weights=token_weights(ids if scored is None else ids.gather(1, scored), vocab, config),
     )
 
 
-def make_problems(ids: Tensor, noise: Noise, vocab: Vocabulary, config: ObjectiveConfig) -> list[Problem]:
-    """One Problem a part of the objective, in the order of `parse_objective`. ids [B, N] int64 on the device."""
-    functions = {"mlm": mlm, "tsdae": tsdae}
-    parts = parse_objective(config.objective)
-    return [functions[name](ids, noise, vocab, config, call=8 * i) for i, (_, name) in enumerate(parts)]
+def bow(ids: Tensor, noise: Noise, vocab: Vocabulary, config: ObjectiveConfig, call: int = 0) -> Problem:
+    """Bag of words: the whole row ids [B, N] is read, and one softmax of the pooled concepts says its tokens, whatever
+    their order, each counting by its idf (the auxiliary loss of text VAEs, Zhao et al. 2017, arXiv:1703.10960)."""
+    return Problem(source=ids, targets=ids, weights=idf_weights(ids, vocab))
+
+
+def contrastive(
+    ids: Tensor,
+    noise: Noise,
+    vocab: Vocabulary,
+    config: ObjectiveConfig,
+    call: int = 0,
+    documents: Tensor | None = None,
+) -> Problem:
+    """Two views of one text, which pooled concepts must tell from those of other documents; nothing is said.
+
+    adjacent: rows 2i and 2i + 1 of ids [B, N], spans in a row of one document (Giorgi et al. 2021, arXiv:2006.03659).
+    deletion: each row twice, with different tokens deleted and the rest closed up.
+    both: of four rows the first two as spans, the other two each twice, all with deletions. (Deletions of spans alone
+    never left chance: at first their likeness is too faint to learn from.)
+    documents [B]: the document of each row; None: all differ.
+    """
+    if documents is None:
+        documents = torch.arange(len(ids), device=ids.device) // (2 if needs_pairs(config) else 1)
+    if config.views == "adjacent":
+        first, second, group = ids[0::2], ids[1::2], documents[0::2]
+    else:
+        a, b = (ids.gather(1, delete(ids, noise, vocab, config.view_delete_rate, call + i)) for i in range(2))
+        first, second, group = a, b, documents
+    if config.views == "both":
+        first, second = torch.cat([a[0::4], a[2::4], a[3::4]]), torch.cat([a[1::4], b[2::4], b[3::4]])
+        group = torch.cat([documents[0::4], documents[2::4], documents[3::4]])
+    return Problem(source=torch.cat([first, second]), views=2, group=group.repeat(2))
+
+
+def make_problems(
+    ids: Tensor, noise: Noise, vocab: Vocabulary, config: ObjectiveConfig, documents: Tensor | None = None
+) -> list[Problem]:
+    """One Problem a part of the objective, in the order of `parse_objective`. ids [B, N] int64 and the documents they
+    start in [B], on the device."""
+    functions = {"mlm": mlm, "tsdae": tsdae, "bow": bow, "contrastive": partial(contrastive, documents=documents)}
+    return [functions[name](ids, noise, vocab, config, call=8 * i) for i, name in enumerate(names(config))]

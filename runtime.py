@@ -28,6 +28,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
 
 import dataset
 from configurator import UserError, error_line, warn
@@ -164,6 +165,10 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """[n, ...] of every rank -> [ranks * n, ...] on every rank; gradients go back to where the rows come from."""
+        return torch.cat(all_gather(tensor)) if self.size > 1 else tensor
 
     def from_rank0(self, value):
         """Rank 0's value of any picklable object, on every rank."""
@@ -675,6 +680,14 @@ class LoadedRun:
         said = self.model.generate(self.model.encode(ids), ids.shape[1])
         same = float((said == ids).double().mean())
         return self.tokenizer.decode(said[0].tolist(), skip_special_tokens=False).strip(), same
+
+
+def untrained(model: ConceptModel, seed: int) -> ConceptModel:
+    """What train.py begins with at this seed, on the model's device; torch's generators stay as they were."""
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU, and the seed set for it alone
+        torch.default_generator.manual_seed(seed)
+        twin = ConceptModel(model.config, model.mask_id)
+    return twin.to(next(model.parameters()).device).eval()
 
 
 def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:

@@ -27,10 +27,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import dataset
+import geometry
+import losses
+import objectives
 import runtime
 from configurator import UserError, parse, show, warn
 from model import ConceptModel, ModelConfig, flops
-from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems, parse_objective, unused_keys
+from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems, parse_objective
 from runtime import NonFinite, RunFolder, World, say
 from validation import Validation, final_table, reconstructions
 
@@ -83,7 +86,10 @@ class TrainConfig:
     init_from: Annotated[str, "warm start from this run folder's latest checkpoint"] = ""
     init_part: Annotated[Literal["encoder", "all"], "which tensors a warm start takes"] = "encoder"
     wandb: Annotated[bool, "also log to Weights & Biases (WANDB_MODE=offline: to disk alone)"] = False
-    final_report: Annotated[Literal["losses"], "the table printed at the end"] = "losses"
+    final_report: Annotated[
+        Literal["losses", "retrieval"],
+        "the table printed at the end; retrieval: also how often a held-out document is found by its first sentence",
+    ] = "losses"
     print_config: Annotated[bool, "print the whole configuration as JSON and stop"] = False
 
     def __post_init__(self):
@@ -161,9 +167,36 @@ def nearest_multiple(x: int, of: int) -> int:
     return max(1, round(x / of)) * of
 
 
+def check_views(objective: ObjectiveConfig, plan: Plan):
+    """What a contrastive loss asks of the rows of a forward."""
+    if "contrastive" not in objectives.names(objective):
+        return
+    if plan.parts > 1:
+        raise UserError("contrastive tells a row from all others of one forward; write micro_batch=0")
+    group = {"adjacent": 2, "deletion": 1, "both": 4}[objective.views]
+    for rows, n in plan.shapes():
+        if rows % group:
+            raise UserError(
+                f"views={objective.views!r} needs rows in groups of {group}, but a rank has {rows} rows of length {n}; "
+                f"write a batch_size of which every rank has a multiple of {group}"
+            )
+
+
+def fit_decoder(objective: ObjectiveConfig, shape: ModelConfig) -> dict[str, str]:
+    """Builds no decoder where none would be trained; returns the keys that then have no use, and why."""
+    needed = objectives.needed_decoder(objective)
+    if needed is None:
+        if not shape.decodes:
+            raise UserError(f"decoder={shape.decoder!r} says nothing at a position; write --decoder=posonly")
+        return {}
+    reason, given = f"objective = {objective.objective!r} has no decoder", shape.decoder
+    shape.decoder = needed
+    return {} if given == needed else {"decoder": reason}
+
+
 def step_flops(plan: Plan, model: ModelConfig, objective: ObjectiveConfig) -> float:
     """Training FLOPs a token, mean over lengths: three times the forward's (backward is twice the forward)."""
-    vocab, total = Vocabulary(model.vocab_size, 0), 0
+    vocab, total = Vocabulary(model.vocab_size, 0, idf=torch.ones(model.vocab_size)), 0
     for rows, n in plan.shapes():
         ids = torch.zeros(rows, n, dtype=torch.int64)
         for problem in make_problems(ids, Noise(0, 0, torch.arange(rows)), vocab, objective):
@@ -223,8 +256,13 @@ class Trainer:
             torch._dynamo.config.cache_size_limit = max(8, min(32, len(self.plan.lengths)) + 1)
             self.forward = torch.compile(self.forward, dynamic=False)
 
-    def problems(self, ids: Tensor, rows: Tensor, step: int) -> list[Problem]:
-        return make_problems(ids, Noise(self.config.seed, step, rows), self.vocab, self.objective)
+    def problems(self, ids: Tensor, rows: Tensor, documents: Tensor, step: int) -> list[Problem]:
+        return make_problems(ids, Noise(self.config.seed, step, rows), self.vocab, self.objective, documents)
+
+    def contrastive(self, concepts: Tensor, problem: Problem) -> Tensor:
+        """The loss of a problem in which nothing is said: this rank's views among those of all ranks."""
+        temperature, world = self.objective.temperature, self.world
+        return losses.contrastive(concepts.mean(1), problem.group, temperature, world.gather, world.rank)
 
     def train_step(self, batches) -> tuple[Tensor, Tensor, Tensor]:
         """Takes this step's micro-batches from `batches`; returns (losses of the parts, loss, gradient norm), all on
@@ -236,16 +274,20 @@ class Trainer:
             torch.manual_seed(hash((config.seed, self.step, self.world.rank)) & 0x7FFFFFFF)
         parts = torch.zeros(len(self.weights), device=self.world.device)
         for i in range(self.plan.parts):
-            step, rows, ids, _ = next(batches)
+            step, rows, ids, documents = next(batches)
             assert step == self.step
-            problems = self.problems(ids, rows, step)
+            problems = self.problems(ids, rows, documents, step)
             waits = self.world.size > 1 and i < self.plan.parts - 1  # gradients are reduced once, after the last part
             with self.forward_of_ranks().no_sync() if waits else nullcontext():
                 with self.world.autocast():
-                    losses, _ = self.forward(*problems)
-                loss = sum(w * x for w, x in zip(self.weights, losses, strict=True)) / self.plan.parts
+                    said, concepts = self.forward(*problems)
+                found = [
+                    self.contrastive(c, problem) if loss is None else loss
+                    for loss, c, problem in zip(said, concepts, problems, strict=True)
+                ]
+                loss = sum(w * x for w, x in zip(self.weights, found, strict=True)) / self.plan.parts
                 loss.backward()
-            parts += torch.stack([x.detach() for x in losses]) / self.plan.parts
+            parts += torch.stack([x.detach() for x in found]) / self.plan.parts
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
         self.world.all_sum(parts).div_(self.world.size)
         total = sum(w * x for w, x in zip(self.weights, parts, strict=True))
@@ -322,7 +364,8 @@ def main(argv) -> int:
     if parsed.config is None:
         raise UserError("no config is given; try: python train.py config/quickstart.py")
     settings = config, objective, shape = tuple(parsed.make(group) for group in groups)
-    unused = {key: f"objective = {objective.objective!r} does not use it" for key in unused_keys(objective)}
+    unused = {key: f"objective = {objective.objective!r} does not use it" for key in objectives.unused_keys(objective)}
+    unused |= fit_decoder(objective, shape)
     unused |= shape.unused() | ({} if config.init_from else {"init_part": "there is no init_from"})
     own = ("--", show(parsed.config))  # what a base says may serve its other heirs
     for key in unused.keys() & {key for key, where in parsed.given.items() if where.startswith(own)}:
@@ -337,6 +380,7 @@ def main(argv) -> int:
 
     world = runtime.start(config.device, config.dtype, config.deterministic)
     plan = make_plan(config, world.size)
+    check_views(objective, plan)
     out = RunFolder(config.out_dir or Path("out") / parsed.config.stem)
     old = check_run_folder(out, config)
     fresh = out.pointer("latest") is None  # nothing to go on from
@@ -353,10 +397,12 @@ def main(argv) -> int:
     small = [n for n in config.lengths if n <= shape.concepts]
     if small:
         warn(f"rows of length {', '.join(map(str, small))} have no bottleneck: concepts={shape.concepts}")
-    sampler = dataset.Sampler(train_text, config.lengths, seed=config.seed)
+    rule = {"one_document": "contrastive" in objectives.names(objective), "pairs": objectives.needs_pairs(objective)}
+    sampler = dataset.Sampler(train_text, config.lengths, seed=config.seed, **rule)
 
     torch.manual_seed(config.seed)
-    vocab = Vocabulary(shape.vocab_size, train_text.mask, tuple(train_text.special_ids))
+    idf = torch.from_numpy(train_text.idf()).to(world.device) if objectives.needs_idf(objective) else None
+    vocab = Vocabulary(shape.vocab_size, train_text.mask, tuple(train_text.special_ids), idf)
     model = ConceptModel(shape, vocab.mask_id).to(world.device)
     per_token = step_flops(plan, shape, objective)
     trainer = Trainer(world, model, settings, plan, vocab)
@@ -413,9 +459,15 @@ def main(argv) -> int:
 
     numbers = trainer.numbers or validation.run()
     if world.rank == 0:
-        floor = dataset.unigram_floor(train_text.meta["counts"], val_text.tokens, val_text.eod)
-        print(f"\n{final_table(numbers, floor)}\n\nheld-out rows (text, read by the encoder, said):\n")
-        print(reconstructions(validation, dataset.load_tokenizer(data / "tokenizer.json")))
+        tokenizer = dataset.load_tokenizer(data / "tokenizer.json")
+        print(f"\n{final_table(numbers, validation, train_text, val_text)}\n")
+        print(f"{geometry.line(numbers, shape.concepts)}\n")
+        if config.final_report == "retrieval":
+            from retrieval import retrieval_table  # late: scipy
+
+            print(f"{retrieval_table(model, val_text, tokenizer, max(config.lengths))}\n")
+        if said := reconstructions(validation, tokenizer):
+            print(f"held-out rows (text, read by the encoder, said):\n\n{said}")
         print(f"run: {out.path} (curves.png, metrics.jsonl)", flush=True)
     world.barrier()
     return 0

@@ -4,6 +4,8 @@ The fixed validation rows, the numbers of one evaluation, and the table and samp
 Rows and noise come from a seed of their own, the same in every run, so that losses of different runs compare.
 """
 
+import math
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -12,12 +14,37 @@ from torch import Tensor
 
 import dataset
 import geometry
+import losses
 from configurator import UserError, warn
 from model import ConceptModel
-from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems, mlm, parse_objective
+from objectives import (
+    Noise,
+    ObjectiveConfig,
+    Problem,
+    Vocabulary,
+    make_problems,
+    mlm,
+    names,
+    needs_pairs,
+    parse_objective,
+)
 from runtime import World, exact_matmul
 
 SEED = 20250101
+
+
+@dataclass
+class Rows:
+    """A batch of validation rows: their numbers, their text, and the same number of rows as contrastive views need
+    them (pairs of adjacent spans, or the same text), with the documents of those."""
+
+    rows: Tensor  # [B]
+    ids: Tensor  # [B, n]
+    pairs: Tensor  # [B, n]
+    documents: Tensor  # [B]
+
+    def to(self, device) -> "Rows":
+        return Rows(*(x.to(device) for x in (self.rows, self.ids, self.pairs, self.documents)))
 
 
 class Validation:
@@ -35,53 +62,64 @@ class Validation:
     ):
         """tokens: how many are read of each length."""
         self.model, self.objective, self.vocab, self.world = model, objective, vocab, world
-        self.batches: dict[int, list[tuple[Tensor, Tensor]]] = {}  # length -> [(row numbers [B], ids [B, n]), ...]
-        sampler = dataset.Sampler(corpus, lengths, seed=SEED)
-        windows = {n: sampler.windows(n) for n in lengths}
+        self.weights = [weight for weight, _ in parse_objective(objective.objective)]
+        self.batches: dict[int, list[Rows]] = {}
+        self.samplers = [dataset.Sampler(corpus, lengths, seed=SEED)]
+        if needs_pairs(objective):
+            self.samplers.append(dataset.Sampler(corpus, lengths, seed=SEED, pairs=True))
+        windows = {n: min(sampler.windows(n) for sampler in self.samplers) for n in lengths}
         enough = [n for n in windows if windows[n] >= dataset.MIN_WINDOWS]
         verdict = "left out" if enough else "rough"
         for n in sorted(set(windows) - set(enough)):
             warn(f"the validation text has only {windows[n]} rows of length {n}; its loss is {verdict}")
         for n in sorted(enough or [n for n in windows if windows[n]]):
-            rows = np.arange(max(8, tokens // n), dtype=np.int64)
-            ids, _ = sampler.batch(0, n, rows)
-            size = max(1, min(len(rows), 8192 // n))
-            cuts = range(0, len(rows) - len(rows) % size, size)
-            whole = torch.from_numpy(rows), torch.from_numpy(ids)
-            self.batches[n] = [tuple(x[i : i + size] for x in whole) for i in cuts]
+            rows = max(8, tokens // n)
+            size = max(4, min(rows, 8192 // n) // 4 * 4)  # contrastive views come in fours
+            self.batches[n] = self.draw(n, rows - rows % size, size)
         if not self.batches:
             raise UserError(f"{corpus.path} has no row of any length; prepare with a larger --val_fraction")
         self.longest = max(self.batches)
-        rows = np.arange(geometry.ROWS, dtype=np.int64)
-        ids, _ = sampler.batch(0, self.longest, rows)
-        size = max(1, 8192 // self.longest)
-        self.fixed = list(zip(torch.from_numpy(rows).split(size), torch.from_numpy(ids).split(size), strict=True))
+        self.fixed = self.draw(self.longest, geometry.ROWS, max(4, 8192 // self.longest // 4 * 4))
 
-    def problems(self, ids: Tensor, rows: Tensor) -> list[tuple[float, Problem]]:
-        """(weight, problem) of each part of the objective."""
-        weights = [weight for weight, _ in parse_objective(self.objective.objective)]
-        return list(zip(weights, make_problems(ids, Noise(SEED, 0, rows), self.vocab, self.objective), strict=True))
+    def draw(self, n: int, rows: int, size: int) -> list[Rows]:
+        """The first `rows` rows of length n, in batches."""
+        numbers = np.arange(rows, dtype=np.int64)
+        drawn = [sampler.batch(0, n, numbers) for sampler in self.samplers]
+        columns = [torch.from_numpy(x).split(size) for x in (numbers, drawn[0][0], *drawn[-1])]
+        return [Rows(*batch) for batch in zip(*columns, strict=True)]
 
-    def mlm15(self, ids: Tensor, rows: Tensor) -> list[tuple[float, Problem]]:
+    def problems(self, batch: Rows) -> list[Problem]:
+        """Each part of the objective. Whatever else it is made of, a part is judged on the same rows."""
+        noise, parts = Noise(SEED, 0, batch.rows), names(self.objective)
+        made = make_problems(batch.ids, noise, self.vocab, self.objective)
+        if "contrastive" in parts:
+            i = parts.index("contrastive")
+            made[i] = make_problems(batch.pairs, noise, self.vocab, self.objective, batch.documents)[i]
+        return made
+
+    def mlm15(self, batch: Rows) -> list[Problem]:
         """Masked LM at 15 %, whatever the training rate: the number that compares with others'."""
         standard = ObjectiveConfig(objective="mlm", mask_rate=0.15, visible_only=self.objective.visible_only)
-        return [(1.0, mlm(ids, Noise(SEED, 0, rows), self.vocab, standard))]
+        return [mlm(batch.ids, Noise(SEED, 0, batch.rows), self.vocab, standard)]
 
-    def loss(self, n: int, problems) -> float:
+    def losses(self, n: int, problems) -> list[float]:
         """
-        Weighted loss in nats over the rows of length n. Batches are shared out over ranks, and summed with zeros for
-        the rest: the same bits on any number of ranks.
+        Loss in nats of each of the problems over the rows of length n. Batches are shared out over ranks, and summed
+        with zeros for the rest: the same bits on any number of ranks.
         """
-        world = self.world
-        sums = torch.zeros(len(self.batches[n]), dtype=torch.float64, device=world.device)
-        for i, (rows, ids) in enumerate(self.batches[n]):
+        world, model, batches = self.world, self.model, self.batches[n]
+        sums = torch.zeros(len(problems(batches[0])), len(batches), dtype=torch.float64, device=world.device)
+        for i, batch in enumerate(batches):
             if i % world.size != world.rank:
                 continue
-            with world.autocast():
-                for weight, problem in problems(ids.to(world.device), rows.to(world.device)):
-                    concepts = self.model.encode(problem.source, problem.source_pos)
-                    sums[i] += weight * self.model.loss(concepts, problem).double()
-        return float(world.all_sum(sums).mean())
+            for part, problem in enumerate(problems(batch.to(world.device))):
+                with world.autocast():
+                    concepts = model.encode(problem.source, problem.source_pos)
+                    loss = model.loss(concepts, problem)
+                if loss is None:
+                    loss = losses.contrastive(concepts.mean(1), problem.group, self.objective.temperature)
+                sums[part, i] = loss.double()
+        return world.all_sum(sums).mean(1).tolist()
 
     def loss_from(self, problems: list[Problem], concepts: Tensor) -> float:
         """Mean loss of the problems' rows, said from these concepts [rows of all problems, C, H]."""
@@ -96,15 +134,18 @@ class Validation:
         The concepts of the fixed rows (in a sum of objectives those of its first part), what they are worth to the
         decoder (summed), and the verdict. All ranks have the same rows: nothing is sent.
         """
-        device, numbers, use = self.world.device, {}, {}
-        batches = [self.problems(ids.to(device), rows.to(device)) for rows, ids in self.fixed]
-        for part in zip(*batches, strict=True):  # ((weight, problem of the first batch), (weight, of the second), ...)
-            weight, problems = part[0][0], [problem for _, problem in part]
+        fixed, numbers, use = [batch.to(self.world.device) for batch in self.fixed], {}, {}
+        parts = zip(*map(self.problems, fixed), strict=True)  # of each part the problem of each batch
+        for weight, problems in zip(self.weights, parts, strict=True):
+            said = problems[0].targets is not None
+            if not said:  # its rows are two views of a text, so take the texts
+                problems = [Problem(source=batch.ids) for batch in fixed]
             with exact_matmul():  # and no autocast: rounding must not look like content
                 concepts = torch.cat([self.model.encode(p.source, p.source_pos) for p in problems])
                 numbers = numbers or geometry.concept_geometry(concepts)
-            for name, nats in geometry.concept_use(partial(self.loss_from, problems), concepts).items():
-                use[name] = use.get(name, 0.0) + weight * nats
+            if said:
+                for name, nats in geometry.concept_use(partial(self.loss_from, problems), concepts).items():
+                    use[name] = use.get(name, 0.0) + weight * nats
         numbers |= use
         return numbers | {"verdict": geometry.verdict(numbers, self.model.config.concepts)}
 
@@ -112,37 +153,63 @@ class Validation:
     def run(self) -> dict[str, float | str]:
         """All numbers of one evaluation, by their names in metrics.jsonl."""
         self.model.eval()
-        losses = {f"val_loss_{n}": self.loss(n, self.problems) for n in self.batches}
-        numbers = {"val_loss": losses[f"val_loss_{self.longest}"], **losses}
-        if "mlm" in [name for _, name in parse_objective(self.objective.objective)]:
-            numbers["val_loss_mlm15"] = self.loss(self.longest, self.mlm15)
+        parts = {n: self.losses(n, self.problems) for n in self.batches}
+        total = {n: sum(w * x for w, x in zip(self.weights, found, strict=True)) for n, found in parts.items()}
+        numbers = {"val_loss": total[self.longest], **{f"val_loss_{n}": loss for n, loss in total.items()}}
+        if len(self.weights) > 1:
+            numbers |= {f"val_{p}": x for p, x in zip(names(self.objective), parts[self.longest], strict=True)}
+        if "mlm" in names(self.objective):
+            (numbers["val_loss_mlm15"],) = self.losses(self.longest, self.mlm15)
         numbers |= self.geometry()
         self.model.train()
         return numbers
 
 
-def final_table(numbers: dict[str, float], floor: float) -> str:
-    """The losses of an evaluation beside the unigram floor, in Markdown."""
-    rows = [["unigram floor (no model at all)", floor]]
-    for name, value in numbers.items():
-        if name == "val_loss_mlm15":
-            rows.append(["validation loss, MLM at 15 %, longest rows", value])
-        elif name.startswith("val_loss_"):
-            rows.append([f"validation loss, rows of {name[9:]}", value])
-    rows.append(["added by another row's concepts (longest rows)", numbers["delta_shuffle"]])
+def part_floor(part: str, validation: Validation, n: int, train: dataset.Corpus, val: dataset.Corpus) -> float:
+    """The loss in nats, on rows of length n, of guessing that knows nothing of the text: by how common tokens are, or
+    for contrastive by chance."""
+    if part == "contrastive":
+        problems = dict(zip(names(validation.objective), validation.problems(validation.batches[n][0]), strict=True))
+        return math.log(len(problems[part].source) / 2)
+    by_idf = part == "bow" or validation.objective.token_weight == "idf"
+    weights = train.idf() if by_idf else None
+    return dataset.unigram_floor(train.meta["counts"], val.tokens, val.eod, weights)
+
+
+def final_table(numbers: dict[str, float], validation: Validation, train: dataset.Corpus, val: dataset.Corpus) -> str:
+    """The losses of an evaluation beside the floors of guessing without the text, in Markdown."""
+    parts, longest = names(validation.objective), validation.longest
+    floors = {n: [part_floor(part, validation, n, train, val) for part in parts] for n in validation.batches}
+    rows = []
+    for n, found in floors.items():
+        total = sum(w * x for w, x in zip(validation.weights, found, strict=True))
+        rows.append([f"validation loss, rows of {n}", numbers[f"val_loss_{n}"], total])
+    for part, floor in zip(parts, floors[longest], strict=True):
+        if len(parts) > 1:
+            rows.append([f"of it {part}, longest rows", numbers[f"val_{part}"], floor])
+    if "val_loss_mlm15" in numbers:
+        floor = dataset.unigram_floor(train.meta["counts"], val.tokens, val.eod)
+        rows.append(["validation loss, MLM at 15 %, longest rows", numbers["val_loss_mlm15"], floor])
+    if "delta_shuffle" in numbers:
+        rows.append(["added by another row's concepts, longest rows", numbers["delta_shuffle"], 0.0])
     import report  # late
 
-    return report.table(["nats per scored token", "loss"], rows)
+    floor = "by chance" if parts == ["contrastive"] else "unigram floor"
+    return report.table(["nats per scored token", "loss", floor], rows)
 
 
 @torch.no_grad()
 def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
-    """Held-out rows of the shortest length: the text, what the encoder read of it, what the decoder said."""
+    """Held-out rows of the shortest length: the text, what the encoder read of it, what the decoder said; nothing where
+    the model says nothing position by position."""
     model, n = validation.model, min(validation.batches)
-    numbers, ids = (x[:rows].to(validation.world.device) for x in validation.batches[n][0])
-    _, problem = validation.problems(ids, numbers)[0]
+    if not model.config.decodes:
+        return ""
+    batch = validation.batches[n][0].to(validation.world.device)
+    ids = batch.ids[:rows]
+    problem = next(p for p in validation.problems(batch) if p.query_pos is not None)
     model.eval()
-    said = model.generate(model.encode(problem.source, problem.source_pos), n)  # [rows, n]
+    said = model.generate(model.encode(problem.source, problem.source_pos)[:rows], n)  # [rows, n]
     model.train()
     lines = []
     for i in range(len(ids)):

@@ -32,4 +32,5 @@ max_steps = 2000  # about 150 s on two free cores
 eval_interval = 500
 eval_tokens = 16384
 log_interval = 50
+final_report = "retrieval"
 compile = False

@@ -1,23 +1,40 @@
 """
 Which objective gives concepts that mean something? Three minutes an arm on Wikipedia, judged without training on STS-B
-and SICK-R beside every floor. About 20 minutes on two cores.
+and SICK-R beside every floor. About an hour and a half on two cores.
 
     python data/text/prepare.py --name=wiki --files wiki_*.txt.xz --tokenizer=bpe:8192
     python compare.py config/grids/first.py --data=DIR     # DIR holds STS-B/ and SICK/
 """
 
-base = "config/quickstart.py"  # a perceiver of 8 concepts, H 128 and 2 layers
+base = "config/tsdae_cpu.py"  # a perceiver of 8 concepts, H 128 and 2 layers, rows of 16 and 32 tokens
 
 arms = {
     "mlm_visible_30": {"objective": "mlm", "mask_rate": 0.3, "visible_only": True},
     "tsdae_original_30": {"objective": "tsdae", "positions": "original", "delete_rate": 0.3},
     "tsdae_compact_60": {"objective": "tsdae", "positions": "compact", "delete_rate": 0.6},
+    "tsdae_idf": {"objective": "tsdae", "positions": "compact", "delete_rate": 0.6, "token_weight": "idf"},
+    "contrastive": {"objective": "contrastive", "views": "both"},
+    "bow": {"objective": "bow"},
+    "tsdae_contrastive": {
+        "objective": "tsdae + 0.3*contrastive",
+        "positions": "compact",
+        "delete_rate": 0.6,
+        "token_weight": "idf",
+    },
+    "tsdae_bow": {
+        "objective": "tsdae + bow",
+        "positions": "compact",
+        "delete_rate": 0.6,
+        "token_weight": "idf",
+        "score_rate": 0.25,
+    },
 }
 seeds = (0, 1)
 tasks = "stsb,sick_r"
 
 dataset = "wiki"
 vocab_size = 0
-lengths = (16, 32)
-max_length = 32
+batch_size = 64
+init = "fan_in_positions"
+eval_interval = 0  # only before and after
 max_minutes = 3
