@@ -23,10 +23,11 @@ from typing import Annotated, Literal
 
 import torch
 
+import losses
 import runtime
 from configurator import UserError, parse, read_config
 from model import ConceptModel, ModelConfig, flops
-from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems, parse_objective
+from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems, needed_decoder, parse_objective
 
 ROOT = Path(__file__).resolve().parent
 
@@ -70,6 +71,7 @@ def read_preset(path: Path) -> Preset:
         ]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: {error}") from None
+    parts[0].decoder = needed_decoder(parts[1]) or parts[0].decoder
     if not parts[0].vocab_size:
         raise UserError(f"{path} leaves vocab_size to the data; give bench.py a config that sets it")
     lengths = values.get("lengths", (parts[0].max_length,))
@@ -84,14 +86,16 @@ def make_problem(preset, rows, length, device) -> list[Problem]:
     size = preset.model.vocab_size
     ids = torch.randint(size - 1, (rows, length), generator=torch.Generator().manual_seed(0)).to(device)
     noise = Noise(0, 0, torch.arange(rows, device=device))
-    return make_problems(ids, noise, Vocabulary(size, size - 1, (size - 1,)), preset.objective)
+    vocab = Vocabulary(size, size - 1, (size - 1,), torch.ones(size, device=device))
+    return make_problems(ids, noise, vocab, preset.objective)
 
 
 def has_reference(preset, problems):
     config, problem = preset.model, problems[0]
     plain = config.seeds_faithful and config.decoder_layers == 1 and config.concept_position == "none"
     blind = config.decoder != "input" or problem.query_ids is not None
-    in_place = problem.source_pos is not None or problem.source.shape == problem.targets.shape
+    said = problem.query_pos is not None
+    in_place = said and (problem.source_pos is not None or problem.source.shape == problem.targets.shape)
     return plain and blind and in_place and len(problems) == 1 and problem.weights is None
 
 
@@ -129,8 +133,8 @@ def make_arm(name, preset, device, dtype, compiled):
             if name == "reference":
                 loss = run(*reference_inputs(problems[0]))
             else:
-                parts, _ = run(*problems)
-                loss = sum(w * part for w, part in zip(weights, parts, strict=True))
+                parts = zip(weights, *run(*problems), problems, strict=True)
+                loss = sum(w * losses.complete(x, c, p, preset.objective.temperature) for w, x, c, p in parts)
         loss.backward()
         optimizer.step()
         return loss.item()  # waits for the device
@@ -208,14 +212,14 @@ def measure(preset: Preset, config: BenchConfig, device, dtype, best):
         problems = make_problem(preset, rows, length, device)
         times = {name: [] for name in names}
         for i in range(config.repeats + 2):
-            losses = {}
+            found = {}
             for name in names:
                 start = time.perf_counter()
-                losses[name] = steps[name](problems)
+                found[name] = steps[name](problems)
                 times[name].append(time.perf_counter() - start)
             runtime.say(f"{preset.name}, length {length}:", *(f"{n} {t[-1]:.3f} s" for n, t in times.items()))
-            if i == 0 and len(losses) == 2 and abs(losses["ours"] / losses["reference"] - 1) > 0.01:
-                raise AssertionError(f"ours and the reference do not agree: {losses}")
+            if i == 0 and len(found) == 2 and abs(found["ours"] / found["reference"] - 1) > 0.01:
+                raise AssertionError(f"ours and the reference do not agree: {found}")
         median = {name: statistics.median(t[2:]) for name, t in times.items()}  # two steps to warm up
         work = 3 * sum(sum(flops(preset.model, p).values()) for p in problems) / (rows * length)
         speed = rows * length / median["ours"]

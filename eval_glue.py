@@ -139,11 +139,14 @@ def all_floors(run: LoadedRun, name: str, pairs: tasks.Pairs, folder: Path) -> d
     try:
         folder.mkdir(exist_ok=True)
         temporary = folder / f".{path.name}.{os.getpid()}"
-        with open(temporary, "wb") as file:
-            np.savez_compressed(
-                file, **{f"{f}/{s}/{k}": v for f, d in found.items() for s, a in d.items() for k, v in a.items()}
-            )
-        dataset.sync_and_rename(temporary, path)
+        try:
+            with open(temporary, "wb") as file:
+                np.savez_compressed(
+                    file, **{f"{f}/{s}/{k}": v for f, d in found.items() for s, a in d.items() for k, v in a.items()}
+                )
+            dataset.sync_and_rename(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)  # Ctrl-C
     except OSError as error:
         warn(f"{folder} cannot be written ({error.strerror}); the floors will be computed again next time")
     return found

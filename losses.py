@@ -89,6 +89,12 @@ def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate):
     return total, torch.cat(grad_hidden), grad_weight
 
 
+def complete(loss, concepts, problem, temperature, gather=None, rank=0):
+    """The loss of a problem: as the model gives it, or, where that is None as nothing is said, the contrastive loss of
+    its concepts [B, C, H]."""
+    return contrastive(concepts.mean(1), problem.group, temperature, gather, rank) if loss is None else loss
+
+
 def contrastive(pooled, group, temperature, gather=None, rank=0):
     """Symmetric InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) with the batch as negatives (SimCSE,
     arXiv:2104.08821).

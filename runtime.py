@@ -88,17 +88,24 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 AT_EXIT = []  # called with the exit code: what must not be cut off by an early end
 
 
+def interrupt(number, frame):
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
 def command(main):
-    """Runs `main(argv) -> exit code`; a user's mistake ends in exit 2 and one line, printed once over all ranks."""
+    """Runs `main(argv) -> exit code`; a user's mistake ends in exit 2 and one line, printed once over all ranks.
+    SIGTERM ends a command as Ctrl-C does, tidily (train.py has its own way)."""
     sys.stderr = Unbreakable(sys.stderr)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         code = main(sys.argv[1:]) or 0
     except UserError as error:
         code = fail(str(error), 2)
     except NonFinite as error:
         code = fail(str(error), 1)
-    except KeyboardInterrupt:
-        code = 130
+    except KeyboardInterrupt as stop:
+        say("stopped; what is finished is kept")
+        code = 143 if str(stop) == "SIGTERM" else 130
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -286,6 +293,7 @@ class Signals:
 
     def __init__(self, world: World):
         self.received, self.since, self.work = 0, 0.0, None
+        self.stopped = 0  # what `agreed` said last
         self.group = dist.new_group(backend="gloo") if world.size > 1 else None
         self.flag = torch.zeros(1, dtype=torch.int64)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -307,15 +315,16 @@ class Signals:
     def agreed(self) -> int:
         """The signal to stop for, or 0; the same on every rank."""
         if self.group is None:
-            return self.received
-        stop = 0
+            self.stopped = self.received
+        if self.stopped or self.group is None:
+            return self.stopped
         if self.work is not None:
             self.work.wait()
-            stop = int(self.flag)
-        if not stop:
+            self.stopped = int(self.flag)
+        if not self.stopped:
             self.flag.fill_(int(self.received))
             self.work = dist.all_reduce(self.flag, dist.ReduceOp.MAX, group=self.group, async_op=True)
-        return stop
+        return self.stopped
 
 
 # -----------------------------------------------------------------------------------------------------------------

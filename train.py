@@ -259,11 +259,6 @@ class Trainer:
     def problems(self, ids: Tensor, rows: Tensor, documents: Tensor, step: int) -> list[Problem]:
         return make_problems(ids, Noise(self.config.seed, step, rows), self.vocab, self.objective, documents)
 
-    def contrastive(self, concepts: Tensor, problem: Problem) -> Tensor:
-        """The loss of a problem in which nothing is said: this rank's views among those of all ranks."""
-        temperature, world = self.objective.temperature, self.world
-        return losses.contrastive(concepts.mean(1), problem.group, temperature, world.gather, world.rank)
-
     def train_step(self, batches) -> tuple[Tensor, Tensor, Tensor]:
         """Takes this step's micro-batches from `batches`; returns (losses of the parts, loss, gradient norm), all on
         the device. A step whose loss or gradient is not finite changes nothing and leaves its number in bad_step."""
@@ -281,9 +276,10 @@ class Trainer:
             with self.forward_of_ranks().no_sync() if waits else nullcontext():
                 with self.world.autocast():
                     said, concepts = self.forward(*problems)
+                temperature, world = self.objective.temperature, self.world
                 found = [
-                    self.contrastive(c, problem) if loss is None else loss
-                    for loss, c, problem in zip(said, concepts, problems, strict=True)
+                    losses.complete(*part, temperature, world.gather, world.rank)
+                    for part in zip(said, concepts, problems, strict=True)
                 ]
                 loss = sum(w * x for w, x in zip(self.weights, found, strict=True)) / self.plan.parts
                 loss.backward()
@@ -457,7 +453,9 @@ def main(argv) -> int:
         say(f"saved step {trainer.step} in {out.path}; the same command goes on")
         return 128 + stopped
 
-    numbers = trainer.numbers or validation.run()
+    numbers = trainer.numbers or validation.run(signals.agreed)
+    if numbers is None:
+        return 128 + signals.stopped
     if world.rank == 0:
         tokenizer = dataset.load_tokenizer(data / "tokenizer.json")
         print(f"\n{final_table(numbers, validation, train_text, val_text)}\n")
@@ -583,8 +581,14 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
                 trainer.step, trainer.model, trainer.optimizer, trainer.state(), config.keep, config.ckpt_steps, best
             )
 
-    def evaluate():
-        numbers = trainer.numbers = validation.run()
+    def due(step) -> bool:
+        return step in (0, trainer.horizon) or bool(config.eval_interval and step % config.eval_interval == 0)
+
+    def evaluate() -> bool:
+        """False after a signal: it is made when the run goes on."""
+        numbers = trainer.numbers = validation.run(signals.agreed)
+        if numbers is None:
+            return False
         best = trainer.step > 0 and numbers["val_loss"] < trainer.best
         if best:
             trainer.best, trainer.best_step = numbers["val_loss"], trainer.step
@@ -597,22 +601,28 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
         say(f"step {trainer.step}: {shown}")
         if best:
             save(best=True)
+        return True
+
+    def stop() -> int:
+        trainer.check_finite()
+        if trainer.step:
+            save()
+        loader.close()
+        world.barrier()
+        return signals.stopped
 
     loader = runtime.Loader(sampler, rows_to_come(trainer.step), world.device)
     batches = iter(loader)
     watch = Stopwatch(world) if config.max_minutes and not trainer.horizon else None
-    if trainer.step == 0 and not any("val_loss" in record for record in out.metrics()):
-        evaluate()
+    judged = {record["step"] for record in out.metrics() if "val_loss" in record}
+    if due(trainer.step) and trainer.step not in judged and not evaluate():
+        return stop()
     clock, clock_step = time.monotonic(), trainer.step
     gc.collect()
     gc.freeze()  # a collection in the middle of a step walks all of torch, half a second
     while trainer.step < trainer.horizon or not trainer.horizon:
-        if stopped := signals.agreed():
-            trainer.check_finite()
-            save()
-            loader.close()
-            world.barrier()
-            return stopped
+        if signals.agreed():
+            return stop()
         began, length = time.monotonic(), sampler.length(trainer.step)
         parts, loss, norm = trainer.train_step(batches)
         trainer.numbers = None
@@ -644,10 +654,11 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
                 f"ETA {clock_left}",
                 last,
             )
-        if last or (config.eval_interval and step % config.eval_interval == 0):
+        if due(step):
             paused = time.monotonic()
             trainer.check_finite()
-            evaluate()
+            if not evaluate():
+                return stop()
             clock += time.monotonic() - paused
         if last or step in config.ckpt_steps or (config.ckpt_interval and step % config.ckpt_interval == 0):
             paused = time.monotonic()

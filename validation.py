@@ -5,6 +5,7 @@ Rows and noise come from a seed of their own, the same in every run, so that los
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,6 +32,10 @@ from objectives import (
 from runtime import World, exact_matmul
 
 SEED = 20250101
+
+
+class Stopped(Exception):
+    """A signal came in the middle of an evaluation."""
 
 
 @dataclass
@@ -63,6 +68,7 @@ class Validation:
         """tokens: how many are read of each length."""
         self.model, self.objective, self.vocab, self.world = model, objective, vocab, world
         self.weights = [weight for weight, _ in parse_objective(objective.objective)]
+        self.stop: Callable[[], int] = lambda: 0
         self.batches: dict[int, list[Rows]] = {}
         self.samplers = [dataset.Sampler(corpus, lengths, seed=SEED)]
         if needs_pairs(objective):
@@ -110,15 +116,14 @@ class Validation:
         world, model, batches = self.world, self.model, self.batches[n]
         sums = torch.zeros(len(problems(batches[0])), len(batches), dtype=torch.float64, device=world.device)
         for i, batch in enumerate(batches):
+            self.check()
             if i % world.size != world.rank:
                 continue
             for part, problem in enumerate(problems(batch.to(world.device))):
                 with world.autocast():
                     concepts = model.encode(problem.source, problem.source_pos)
                     loss = model.loss(concepts, problem)
-                if loss is None:
-                    loss = losses.contrastive(concepts.mean(1), problem.group, self.objective.temperature)
-                sums[part, i] = loss.double()
+                sums[part, i] = losses.complete(loss, concepts, problem, self.objective.temperature).double()
         return world.all_sum(sums).mean(1).tolist()
 
     def loss_from(self, problems: list[Problem], concepts: Tensor) -> float:
@@ -137,6 +142,7 @@ class Validation:
         fixed, numbers, use = [batch.to(self.world.device) for batch in self.fixed], {}, {}
         parts = zip(*map(self.problems, fixed), strict=True)  # of each part the problem of each batch
         for weight, problems in zip(self.weights, parts, strict=True):
+            self.check()
             said = problems[0].targets is not None
             if not said:  # its rows are two views of a text, so take the texts
                 problems = [Problem(source=batch.ids) for batch in fixed]
@@ -149,10 +155,24 @@ class Validation:
         numbers |= use
         return numbers | {"verdict": geometry.verdict(numbers, self.model.config.concepts)}
 
+    def check(self):
+        if self.stop():
+            raise Stopped
+
     @torch.no_grad()
-    def run(self) -> dict[str, float | str]:
-        """All numbers of one evaluation, by their names in metrics.jsonl."""
+    def run(self, stop: Callable[[], int] = lambda: 0) -> dict[str, float | str] | None:
+        """All numbers of one evaluation, by their names in metrics.jsonl; None as soon as `stop()`, which is asked
+        before each batch by all ranks alike, is not 0."""
+        self.stop = stop
         self.model.eval()
+        try:
+            return self.numbers()
+        except Stopped:
+            return None
+        finally:
+            self.model.train()
+
+    def numbers(self) -> dict[str, float | str]:
         parts = {n: self.losses(n, self.problems) for n in self.batches}
         total = {n: sum(w * x for w, x in zip(self.weights, found, strict=True)) for n, found in parts.items()}
         numbers = {"val_loss": total[self.longest], **{f"val_loss_{n}": loss for n, loss in total.items()}}
@@ -160,9 +180,7 @@ class Validation:
             numbers |= {f"val_{p}": x for p, x in zip(names(self.objective), parts[self.longest], strict=True)}
         if "mlm" in names(self.objective):
             (numbers["val_loss_mlm15"],) = self.losses(self.longest, self.mlm15)
-        numbers |= self.geometry()
-        self.model.train()
-        return numbers
+        return numbers | self.geometry()
 
 
 def part_floor(part: str, validation: Validation, n: int, train: dataset.Corpus, val: dataset.Corpus) -> float:

@@ -250,3 +250,21 @@ def test_a_mistake_ends_in_one_line_and_exit_2(place, tmp_path):
     assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
     assert "SICK_trial.txt:22: an empty sentence; " in found.stderr
     assert not (tmp_path / "run/eval").exists()
+
+
+def test_an_interruption_leaves_whole_files(place, monkeypatch):
+    """What was judged before Ctrl-C is kept; of what was being written there is no trace."""
+    shutil.copytree(place / "out" / "run", place / "stopped" / "run")
+
+    def stopped(file, **arrays):
+        if len(list((place / "stopped" / "run" / "eval").glob("*.json"))) == 1:
+            file.write(b"half of it")
+            raise KeyboardInterrupt
+        np.savez(file, **arrays)
+
+    monkeypatch.setattr(np, "savez_compressed", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        eval_glue.main([f"--run={place / 'stopped' / 'run'}", f"--data={place / 'glue'}", "--tasks=stsb,sick_r"])
+    judged = [path.name for path in (place / "stopped" / "run" / "eval").iterdir()]
+    floors = [path.name for path in (place / "stopped" / ".floors").iterdir()]
+    assert judged == ["zero_shot_stsb.json"] and len(floors) == 1 and floors[0].startswith("stsb_")
