@@ -366,9 +366,11 @@ class Comparison:
 
 
 def judged(out: RunFolder, name: str) -> bool:
-    """The latest checkpoint has its scores in eval/."""
+    """The latest checkpoint has its scores in eval/, with all that the tables show."""
     try:
         record = runtime.read_json(out.path / "eval" / f"zero_shot_{name}.json", "an evaluation")
+        if not all("token_idf" in split["lift"] for split in record["splits"].values()):
+            return False
         return [record["run_id"], record["checkpoint"]] == [out.config()["run_id"], f"ckpt_{out.pointer('latest')}"]
     except (UserError, KeyError, TypeError):
         return False
@@ -474,13 +476,15 @@ def task_cells(results: dict, arm: str, task: str) -> dict[str, str]:
         f"{task} over it": scores[-1][2],
         f"{task} untrained": " / ".join(score[3] for score in scores),
         f"{task} lift": scores[-1][4],
+        f"{task} over token_idf": scores[-1][5],
     }
 
 
 def score_cells(arm: dict, runs: list[dict], task: str, split: str, metric: str) -> list[str]:
-    """Score, best floor, how far over it, untrained twin, how far over that; x100. runs: this split, of each seed."""
+    """Score, best floor, how far over it, untrained twin, how far over that and over token_idf; x100. runs: this split,
+    of each seed."""
     if not runs:
-        return ["-"] * 5
+        return ["-"] * 6
     lifts = [run["lift_centred" if metric.endswith("_centred") else "lift"] for run in runs]
     floor = lifts[0]["best_floor"]["floor"]
     return [
@@ -489,6 +493,7 @@ def score_cells(arm: dict, runs: list[dict], task: str, split: str, metric: str)
         widest([lift["best_floor"] for lift in lifts]),
         spread(arm, f"{task}_{split}_untrained_{metric}", ".1f", 100),
         widest([lift["untrained"] for lift in lifts]),
+        widest([lift["token_idf"] for lift in lifts]),
     ]
 
 
@@ -509,7 +514,8 @@ def score_table(results: dict) -> str:
                 for metric in primaries(task):
                     cells = score_cells(found, [run[split] for run in runs], task, split, metric)
                     rows.append([arm, task, split, metric.replace("_", " "), *cells])
-    return table("arm,task,split,metric,score,best floor,over it,untrained,over untrained".split(","), rows)
+    header = "arm,task,split,metric,score,best floor,over it,untrained,over untrained,over token_idf"
+    return table(header.split(","), rows)
 
 
 def notes(results: dict, resolved: dict[str, dict]) -> str:

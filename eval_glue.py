@@ -173,9 +173,10 @@ def judge(name: str, ours: dict[str, dict], floors: dict[str, dict], pairs: task
             if metric in metrics:
                 kind = tasks.METRICS[metric][1]
                 best = max(means, key=lambda floor: means[floor][metric])  # noqa: B023
-                others = {floor: answers[floor][kind] for floor in (best, "untrained")}
+                others = {floor: answers[floor][kind] for floor in (best, "token_idf", "untrained")}
                 lifts = tasks.lifts(metric, ours[split][kind], others, labels)
-                result[split][key] = {"best_floor": {"floor": best, **lifts[best]}, "untrained": lifts["untrained"]}
+                named = {floor: lifts[floor] for floor in ("token_idf", "untrained")}
+                result[split][key] = {"best_floor": {"floor": best, **lifts[best]}, **named}
     return result
 
 
@@ -243,9 +244,11 @@ def score_table(records: list[dict]) -> str:
                 lift = {tasks.TASKS[record["task"]].primary: "lift", "pearson_centred": "lift_centred"}.get(metric)
                 if lift:
                     best = found[lift]["best_floor"]
-                    row += [f"{interval(best)} ({best['floor']})", interval(found[lift]["untrained"])]
-                rows.append(row + [""] * (len(columns) + 6 - len(row)))
-    return table(["task", "split", "metric", "score", *columns, "over the best floor", "over untrained"], rows)
+                    row.append(f"{interval(best)} ({best['floor']})")
+                    row += [interval(found[lift][floor]) for floor in ("token_idf", "untrained")]
+                rows.append(row + [""] * (len(columns) + 7 - len(row)))
+    lifts = ["over the best floor", "over token_idf", "over untrained"]
+    return table(["task", "split", "metric", "score", *columns, *lifts], rows)
 
 
 def main(argv) -> int:

@@ -11,7 +11,7 @@ def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0):
     """Cross-entropy of the logits `hidden @ weight.T` in nats, as a float32 scalar (float64 for float64 input).
 
     hidden [M, T], weight [V, T], targets [M] int64, or [M, n]: a bag of n targets for one softmax; weights like targets
-    or None: the mean over M; otherwise sum(weights * ce), so the weights carry the normaliser.
+    or None: the mean over targets; otherwise sum(weights * ce), so the weights carry the normaliser.
     At most `chunk` rows of logits exist at any one time (0: a default for the device).
     """
     rows, device = hidden.shape[0], hidden.device.type

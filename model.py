@@ -49,7 +49,7 @@ class ModelConfig:
         Literal["fan_in", "fan_in_positions", "fan_in_depth", "gpt2"],
         "fan_in: unit-scale embeddings, linears N(0, 1/fan_in); fan_in_positions: the encoder's positions at std 0.1; "
         "fan_in_depth: residual outputs scaled by depth; gpt2: that with std 0.02 everywhere",
-    ] = "fan_in"
+    ] = "fan_in_positions"
     seeds_faithful: Annotated[
         bool, "the seeds' structure: biases, un-normalised tokens, un-gated decoder FFN, no gain in the last norm"
     ] = False

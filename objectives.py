@@ -89,7 +89,7 @@ def names(config: ObjectiveConfig) -> list[str]:
 def unused_keys(config: ObjectiveConfig) -> set[str]:
     """Keys of ObjectiveConfig that the chosen objective does not look at."""
     used = set().union(*(KEYS[name] for name in names(config)))
-    if "contrastive" in used and config.views == "adjacent":
+    if "contrastive" in names(config) and config.views == "adjacent":
         used.remove("view_delete_rate")
     return set().union(*KEYS.values()) - used
 

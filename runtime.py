@@ -28,7 +28,6 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 import dataset
 from configurator import UserError, error_line, warn
@@ -175,7 +174,7 @@ class World:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """[n, ...] of every rank -> [ranks * n, ...] on every rank; gradients go back to where the rows come from."""
-        return torch.cat(all_gather(tensor)) if self.size > 1 else tensor
+        return Gather.apply(tensor, self.rank, self.size) if self.size > 1 else tensor
 
     def from_rank0(self, value):
         """Rank 0's value of any picklable object, on every rank."""
@@ -188,6 +187,24 @@ class World:
     def barrier(self):
         if self.size > 1:
             dist.barrier()
+
+
+class Gather(torch.autograd.Function):
+    """[n, ...] of every rank -> [ranks * n, ...] on every rank. The gradient of a rank's rows is the sum over ranks.
+    (torch.distributed.nn.functional has the same, deprecated.)"""
+
+    @staticmethod
+    def forward(ctx, tensor, rank, size):
+        ctx.rows = slice(rank * len(tensor), (rank + 1) * len(tensor))
+        whole = tensor.new_empty(size * len(tensor), *tensor.shape[1:])
+        dist.all_gather(list(whole.chunk(size)), tensor.contiguous())
+        return whole
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[ctx.rows], None, None
 
 
 def pick_device(name: str) -> torch.device:

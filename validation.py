@@ -40,8 +40,8 @@ class Stopped(Exception):
 
 @dataclass
 class Rows:
-    """A batch of validation rows: their numbers, their text, and the same number of rows as contrastive views need
-    them (pairs of adjacent spans, or the same text), with the documents of those."""
+    """A batch of validation rows: their numbers, their text, and as many rows as contrastive views need them (pairs of
+    adjacent spans, or rows that end with their document; without views the same text), with the documents of those."""
 
     rows: Tensor  # [B]
     ids: Tensor  # [B, n]
@@ -71,8 +71,9 @@ class Validation:
         self.stop: Callable[[], int] = lambda: 0
         self.batches: dict[int, list[Rows]] = {}
         self.samplers = [dataset.Sampler(corpus, lengths, seed=SEED)]
-        if needs_pairs(objective):
-            self.samplers.append(dataset.Sampler(corpus, lengths, seed=SEED, pairs=True))
+        if "contrastive" in names(objective):
+            pairs = needs_pairs(objective)
+            self.samplers.append(dataset.Sampler(corpus, lengths, seed=SEED, one_document=True, pairs=pairs))
         windows = {n: min(sampler.windows(n) for sampler in self.samplers) for n in lengths}
         enough = [n for n in windows if windows[n] >= dataset.MIN_WINDOWS]
         verdict = "left out" if enough else "rough"

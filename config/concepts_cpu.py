@@ -15,7 +15,6 @@ positions = "compact"
 delete_rate = 0.6
 score_rate = 0.25
 token_weight = "idf"
-init = "fan_in_positions"
 
 batch_size = 64  # 2,048 tokens a step
 max_minutes = 4

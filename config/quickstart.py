@@ -1,17 +1,21 @@
 """
-The first run: a small TSDAE model on Python's own docstrings, five minutes on two cores, no network.
+The first run: a small model on Python's own docstrings, five minutes on two cores, no network.
 
     python train.py config/quickstart.py
 
 Rows of 16 tokens lose 30 % of them; a perceiver reads what is left into 8 concepts of width 128, and a decoder that
-sees nothing else says the whole row. Expect a validation loss near 2.1 nats a token against a unigram floor of 6.8, 13
-nats more with the concepts of another row, and reconstructions that you recognise.
+sees nothing else says the whole row (TSDAE). At the same time the mean of the concepts says which words there were,
+rare ones counting more (bow): that is what makes texts of like content alike.
+
+Expect 2.6 nats a token for TSDAE against a unigram floor of 6.8, 11 more with the concepts of another row,
+reconstructions that you recognise, and the body of a docstring found by its first sentence in 27 % of 500 cases,
+against 9 % by the untrained model, 25 % by random word vectors and 46 % by TF-IDF.
 """
 
 dataset = "pydocs"
 vocab_size = 4096
 
-objective = "tsdae"
+objective = "tsdae + bow"
 delete_rate = 0.3
 positions = "original"
 

@@ -1,8 +1,8 @@
 """
-TSDAE for two cores: the quickstart's model on rows of 16 and 32 tokens, ten minutes.
+TSDAE alone for two cores: the quickstart's model on rows of 16 and 32 tokens, ten minutes.
 
 Expect, on 50 MB of Wikipedia with bpe:16384 after two million tokens, 2.4 nats a token on rows of 16 and 4.2 on rows of
-32, against a unigram floor of 7.5; another row's concepts add 8.8 (docs/LOG.md).
+32, against a unigram floor of 7.5; another row's concepts add 8.8 (docs/LOG.md; measured with init="fan_in").
 
     python train.py config/tsdae_cpu.py                                   # Python's docstrings
     python train.py config/tsdae_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
@@ -10,6 +10,7 @@ Expect, on 50 MB of Wikipedia with bpe:16384 after two million tokens, 2.4 nats 
 
 base = "config/quickstart.py"
 
+objective = "tsdae"
 lengths = (16, 32)
 max_length = 32
 max_minutes = 10

@@ -35,17 +35,19 @@ def make_corpus(folder: Path, documents: int = 1200, vocab_size: int = 400) -> P
     dataset.add_special_tokens(tokenizer)
     tokenizer.save(str(folder / "tokenizer.json"))
     digest, special = dataset.tokenizer_hash(folder / "tokenizer.json"), dataset.special_ids(tokenizer)
-    size, counts = dataset.vocab_size(tokenizer), None
+    size = dataset.vocab_size(tokenizer)
     for split, part in (("val", texts[::5]), ("train", [t for i, t in enumerate(texts) if i % 5])):
         writer = dataset.CorpusWriter(folder / f"{split}.bin", size, special, digest)
-        counts = np.zeros(size, np.int64)
+        counts, holds = np.zeros((2, size), np.int64)  # of tokens, and of sentences that hold each; last of train
         for text in part:
             encoded = [e.ids for e in tokenizer.encode_batch_fast([" " + s for s in text], add_special_tokens=False)]
             starts = np.cumsum([0] + [len(ids) for ids in encoded])
             ids = np.array([i for row in encoded for i in row] + [special["eod"]])
             counts += np.bincount(ids, minlength=size)
+            for row in encoded:
+                holds[list(set(row))] += 1
             writer.append(ids, starts[:-1], [0])
         writer.close()
-    meta = {"vocab_size": size, "tokenizer_hash": digest, "counts": counts.tolist()}
+    meta = {"vocab_size": size, "tokenizer_hash": digest, "counts": counts.tolist(), "document_counts": holds.tolist()}
     (folder / "meta.json").write_text(json.dumps(meta))
     return folder

@@ -181,6 +181,7 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
     assert cells["stsb best floor"] == f"{100 * dev['floors'][best['floor']]['pearson_centred']:.1f} {best['floor']}"
     shown = [f"{100 * lift[key]:+.1f}" for key in ("value", "low", "high")]
     assert cells["stsb lift"] == f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    assert cells["stsb over token_idf"].split()[0] == f"{100 * dev['lift_centred']['token_idf']['value']:+.1f}"
     assert "## Scores beside their floors" in (place / "again/compare/toy/report.md").read_text()
 
     assert compare.main(arguments(place, grid, "again")) == 0  # judged already

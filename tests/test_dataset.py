@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 import dataset  # noqa: E402
 from configurator import UserError  # noqa: E402
 from dataset import Corpus, CorpusWriter, Sampler  # noqa: E402
+from tests.corpus import make_corpus  # noqa: E402
 
 TEXT = """The river is old. It was here before us! Who knows why?
 A line break ends a sentence, too
@@ -258,6 +259,33 @@ def test_unigram_floor():
     assert dataset.unigram_floor(counts, tokens, eod=4) == pytest.approx(-np.log(p[[0, 0, 1, 2]]).mean())
 
 
+def test_weighted_unigram_floor(monkeypatch):
+    """Each token by its weight; the best guess is as weight times count, and no other guess is better."""
+    counts, tokens, weights = [3, 0, 4, 1, 100], np.array([0, 0, 1, 4, 2, 4], np.uint16), [0.5, 2.0, 0.0, 3.0, 7.0]
+    guess = [w * (c + 1) for w, c in zip(weights[:4], counts, strict=False)]
+    said = [(weights[t], guess[t] / sum(guess)) for t in tokens if t != 4]
+    expected = sum(-w * np.log(p) for w, p in said if w) / sum(w for w, _ in said)
+    monkeypatch.setattr(dataset, "CHUNK", 4)  # in several pieces
+    assert dataset.unigram_floor(counts, tokens, 4, weights) == pytest.approx(expected)
+    assert dataset.unigram_floor(counts, tokens, 4, np.ones(5)) == dataset.unigram_floor(counts, tokens, 4)
+    own = np.bincount(tokens, minlength=5) * 1000 - 1  # the guess from the counts of the text itself
+    for other in np.random.default_rng(0).integers(1, 1000, (20, 5)):
+        assert dataset.unigram_floor(own, tokens, 4, weights) <= dataset.unigram_floor(other, tokens, 4, weights)
+
+
+def test_idf(tmp_path, corpus):
+    text = Corpus(make_corpus(tmp_path / "toy", documents=60), "train")
+    ends = [*text.sentences[1:], text.count]
+    sentences = [set(text.tokens[a:b].tolist()) for a, b in zip(text.sentences, ends, strict=True)]
+    expected = np.log([(1 + len(sentences)) / (1 + sum(t in s for s in sentences)) for t in range(text.vocab_size)])
+    expected[list(text.special_ids)] = 0
+    assert text.idf() == pytest.approx(expected, rel=1e-6) and text.idf().dtype == np.float32
+    assert text.idf()[text.tokens[text.tokens != text.eod]].min() >= 0 and text.idf()[text.eod] == 0
+    with pytest.raises(UserError, match="does not say how rare tokens are; .*prepare.py") as error:
+        corpus[0].idf()
+    assert "\n" not in str(error.value)
+
+
 # -----------------------------------------------------------------------------------------------------------------
 # the sampler
 
@@ -359,3 +387,83 @@ def test_a_length_without_enough_rows_is_refused_with_the_next_shorter(tmp_path)
         Sampler(tiny, (512,), seed=0)
     shutil.copy(tmp_path / "tiny" / "train.bin", tmp_path / "tiny" / "val.bin")
     assert Sampler(Corpus(tmp_path / "tiny", "val"), (512,), seed=0).windows(512) == 0
+
+
+# -----------------------------------------------------------------------------------------------------------------
+# pairs
+
+
+def legal_pairs(documents, n):
+    """{start id of a first row: start ids of the second rows it may have}: the rules, slow and obvious."""
+    legal, place = {}, 0
+    for document in documents:
+        ends = np.cumsum([place, *map(len, document)]).tolist()
+        text_end = ends[-1]
+        if n > 32:
+            legal |= {a: {a + n} for a in ends[:-1] if a + 2 * n <= text_end + 1}
+        else:
+            for a, b, c in zip(ends, ends[1:], ends[2:], strict=False):  # sentences a to b and b to c
+                seconds = set(range(b, c - n + 1))
+                if n <= 16 and b + n <= text_end:  # a short one is joined with the next ones
+                    seconds.add(b)
+                if seconds:
+                    legal |= dict.fromkeys(range(a, b - n + 1), seconds)
+        place = text_end + 1
+    return legal
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Too few for thousands of windows, so that all of them are counted."""
+    documents = numbered(np.random.default_rng(4), 2500, longest=150)
+    return Corpus(write(tmp_path_factory.mktemp("data") / "few", documents), "train"), documents
+
+
+@pytest.mark.parametrize("n", [1, 7, 16, 17, 32, 33, 70])
+def test_pairs_are_adjacent_spans_of_one_document(corpus, few, n):
+    for text, documents in (corpus, few):
+        text.split = "val"  # so that rare lengths are not refused
+        legal = legal_pairs(documents, n)
+        sampler = Sampler(text, (n,), seed=3, pairs=True)
+        assert sampler.windows(n) == min(len(legal), 1000)
+        ids, document = sampler.batch(5, n, np.arange(3000))
+        starts = ids[:, 0]
+        assert (ids == text.tokens[starts[:, None] + np.arange(n)]).all()
+        first, second = starts[0::2], starts[1::2]
+        assert all(b in legal[a] for a, b in zip(first.tolist(), second.tolist(), strict=True))
+        assert (document[0::2] == document[1::2]).all() and (document == text.document_of(starts)).all()
+        assert (second >= first + n).all() and (second + n <= text.documents[document[1::2] + 1]).all()
+        if n <= 32:
+            assert (ids != EOD).all()
+        if len(legal) < 500:  # of few pairs all are found
+            assert len(set(first.tolist())) > 0.9 * len(legal)
+        if len(legal) < 1000:
+            text.split = "train"
+            with pytest.raises(UserError, match=f"only {len(legal)} rows of length {n}, fewer than 1,000"):
+                Sampler(text, (n,), seed=3, pairs=True)
+
+
+@pytest.mark.parametrize("n", [16, 32, 64])
+def test_pairs_are_a_pure_function_of_seed_step_and_row(corpus, n):
+    corpus, _ = corpus
+    corpus.split = "val"
+    ids, documents = Sampler(corpus, (n,), seed=1, pairs=True).batch(7, n, np.arange(200))
+    rows = np.random.default_rng(1).permutation(200)
+    for part in (rows[:31], rows[31:], np.array([7])):  # halves of pairs, in any order
+        some, their = Sampler(corpus, (8, n), seed=1, pairs=True).batch(7, n, part)
+        assert (some == ids[part]).all() and (their == documents[part]).all()
+    for seed, step in ((1, 8), (2, 7)):
+        other, _ = Sampler(corpus, (n,), seed=seed, pairs=True).batch(step, n, np.arange(200))
+        assert (other != ids).any(1).mean() > (0.9 if n < 64 else 0.5)
+
+
+def test_the_offsets_of_a_pair_are_uniform_and_independent(tmp_path):
+    lines = [[list(range(70 * (2 * d + s) + d, 70 * (2 * d + s) + d + 70)) for s in range(2)] for d in range(40)]
+    corpus = Corpus(write(tmp_path / "even", lines), "train")  # 40 documents of two sentences of 70 tokens
+    ids, document = Sampler(corpus, (20,), seed=0, pairs=True).batch(0, 20, np.arange(20_000))
+    first, second = ids[0::2, 0] - 141 * document[0::2], ids[1::2, 0] - 141 * document[0::2] - 70
+    for offset in (first, second):
+        seen = np.bincount(offset, minlength=51)
+        assert len(seen) == 51 and ((seen - seen.mean()) ** 2 / seen.mean()).sum() < 51 + 6 * 102**0.5
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.05
+    assert np.bincount(document[0::2], minlength=40).min() > 150  # of 250

@@ -1,10 +1,16 @@
-"""The chunked cross-entropy against the plain one."""
+"""The chunked cross-entropy and the contrastive loss against plain loops, and the latter on two ranks."""
+
+import math
+import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 import losses
+from runtime import World
 
 
 def example(rows=37, width=8, vocab=50, dtype=torch.float64):
@@ -66,3 +72,127 @@ def test_repeats_bit_for_bit():
         return loss, *torch.autograd.grad(loss, (hidden, weight))
 
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+# ---- bags: several targets for one softmax
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("chunk", [1, 8, 37, 1000, 0])
+def test_a_bag_of_targets_equals_a_loop(chunk, weighted):
+    hidden, weight, _, _ = example()
+    targets, weights = torch.randint(50, (37, 6)), torch.rand(37, 6, dtype=torch.float64)
+    targets[:, 4] = targets[:, 1]  # a word that stands in the bag twice counts twice
+    weights[3] = 0  # nothing of this row counts
+    log_p = torch.log_softmax(hidden @ weight.T, 1)
+    plain = 0.0
+    for m in range(37):
+        for i in range(6):
+            plain = plain - log_p[m, targets[m, i]] * (weights[m, i] if weighted else 1 / (37 * 6))
+    given = {"weights": weights if weighted else None, "chunk": chunk}
+    chunked = losses.cross_entropy(hidden, weight, targets, **given)
+    torch.testing.assert_close(chunked, plain)
+    with torch.no_grad():
+        torch.testing.assert_close(losses.cross_entropy(hidden, weight, targets, **given), plain)
+    expected = torch.autograd.grad(3 * plain, (hidden, weight))
+    torch.testing.assert_close(torch.autograd.grad(3 * chunked, (hidden, weight)), expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_bag_of_one_is_a_target_bit_for_bit(weighted):
+    hidden, weight, targets, weights = example(dtype=torch.float32)
+    found = []
+    for shape in ((37,), (37, 1)):
+        given = {"weights": weights.view(shape) if weighted else None, "chunk": 8}
+        loss = losses.cross_entropy(hidden, weight, targets.view(shape), **given)
+        with torch.no_grad():
+            unlearnt = losses.cross_entropy(hidden, weight, targets.view(shape), **given)
+        found.append((loss, unlearnt, *torch.autograd.grad(loss, (hidden, weight))))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+# ---- contrastive
+
+
+def slow_contrastive(pooled, group, temperature):
+    """Row by row: a view's other one among the other ones of all texts but those of the same document."""
+    unit = [x / x.norm() for x in pooled]
+    total, texts = 0.0, len(pooled) // 2
+    for i in range(len(pooled)):
+        other = (i + texts) % len(pooled)
+        among = range(0, texts) if i >= texts else range(texts, 2 * texts)
+        scores = [unit[i] @ unit[j] / temperature for j in among if j == other or group[j] != group[i]]
+        total = total + torch.stack(scores).logsumexp(0) - unit[i] @ unit[other] / temperature
+    return total / len(pooled)
+
+
+def views(texts=7, width=5, dtype=torch.float64, seed=0):
+    return torch.randn(2 * texts, width, dtype=dtype, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+@pytest.mark.parametrize("group", [range(7), [4, 4, 9, 2, 9, 4, 0]])
+def test_contrastive_equals_a_loop(group, temperature):
+    pooled, group = views(), torch.tensor(list(group)).repeat(2)
+    expected = slow_contrastive(pooled, group, temperature)
+    loss = losses.contrastive(pooled, group, temperature)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(3 * loss, pooled), torch.autograd.grad(3 * expected, pooled))
+    half = losses.contrastive(pooled.bfloat16(), group, temperature)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, losses.contrastive(pooled.bfloat16().float(), group, temperature))
+
+
+def test_contrastive_without_negatives_is_nothing():
+    for texts in (1, 7):
+        pooled = views(texts)
+        loss = losses.contrastive(pooled, torch.full((2 * texts,), 3), 0.05)
+        assert loss == 0 and not torch.autograd.grad(loss, pooled)[0].any()
+
+
+def test_contrastive_at_its_ends():
+    group = torch.arange(7).repeat(2)
+    assert losses.contrastive(torch.eye(7).repeat(2, 1), group, 0.01) < 1e-6  # views agree, texts do not
+    opposed = torch.eye(7).roll(1, 0)  # each view is the other view of the next text
+    assert losses.contrastive(torch.cat([torch.eye(7), opposed]), group, 0.01) == pytest.approx(100, abs=1e-3)
+    assert losses.contrastive(views().detach(), group, 1e9) == pytest.approx(math.log(7))  # chance
+
+
+GROUPS = torch.tensor([[5, 5, 8], [8, 1, 5]])  # of the three texts of each rank
+
+
+def one_of_two_ranks(rank, folder):
+    """What a training step does with the loss: mean gradient of DDP, mean loss."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    world, model = World(rank, 2, torch.device("cpu"), "float32"), linear()
+    ranks = DistributedDataParallel(model)
+    mine, group = rank_rows(rank), GROUPS[rank].repeat(2)
+    loss = losses.contrastive(ranks(mine), group, 0.1, world.gather, world.rank)
+    loss.backward()
+    gathered = world.gather(group)
+    mean = world.all_sum(loss.detach().clone()) / 2
+    torch.save({"loss": mean, "gradient": model.weight.grad, "gathered": gathered}, f"{folder}/{rank}.pt")
+    world.barrier()
+    os._exit(0)  # as runtime.command: taking the process group down while DDP holds it now and then never ends
+
+
+def linear():
+    torch.manual_seed(1)
+    return torch.nn.Linear(5, 4, bias=False, dtype=torch.float64)
+
+
+def rank_rows(rank):
+    return views(texts=3, seed=10 + rank).detach()
+
+
+def test_contrastive_on_two_ranks_equals_one(tmp_path):
+    torch.multiprocessing.spawn(one_of_two_ranks, (str(tmp_path),), nprocs=2)
+    found = [SimpleNamespace(**torch.load(tmp_path / f"{rank}.pt")) for rank in range(2)]
+    first, second = zip(*(rank_rows(rank).chunk(2) for rank in range(2)), strict=True)
+    model = linear()
+    loss = slow_contrastive(model(torch.cat(first + second)), GROUPS.flatten().repeat(2), 0.1)
+    loss.backward()
+    for rank in found:
+        torch.testing.assert_close(rank.loss, loss.detach(), atol=1e-9, rtol=0)
+        torch.testing.assert_close(rank.gradient, model.weight.grad, atol=1e-9, rtol=0)
+        assert torch.equal(rank.gathered, torch.cat([GROUPS[0].repeat(2), GROUPS[1].repeat(2)]))

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import losses
 import model as model_file
 from configurator import read_config
 from geometry import input_share, rank_slot_centred
@@ -40,6 +41,20 @@ def masked_problem(B=3, N=12, K=4, vocab=40, seed=1, **fields):
     source = ids.scatter(1, scored, MASK)
     given = dict(source=source, targets=ids, query_pos=torch.arange(N)[None], query_ids=source, scored=scored)
     return Problem(**{**given, **fields})
+
+
+def bow_problem(B=3, N=12, vocab=40, seed=2):
+    """The whole row is read, and said at once; its tokens do not count alike."""
+    noise = torch.Generator().manual_seed(seed)
+    ids = torch.randint(MASK + 1, vocab, (B, N), generator=noise)
+    weights = torch.rand(B, N, generator=noise, dtype=torch.float64)
+    return Problem(source=ids, targets=ids, weights=weights / weights.sum(1, keepdim=True) / B)
+
+
+def views_problem(texts=3, S=7, vocab=40, seed=3):
+    """Two views of each text, and nothing to be said."""
+    source = torch.randint(MASK + 1, vocab, (2 * texts, S), generator=torch.Generator().manual_seed(seed))
+    return Problem(source=source, views=2, group=torch.arange(texts).repeat(2))
 
 
 def structures():
@@ -211,6 +226,81 @@ def test_every_parameter_learns_and_flops_are_exact(keys):
         product *= model.head_weight().numel()  # the vocabulary's product, whose gradients are taken in its forward
         assert forward.get_total_flops() == sum(counts.values()) + 2 * product
         assert backward.get_total_flops() == 2 * (sum(counts.values()) - product)
+
+
+PARTS = dict(tsdae=lambda: masked_problem(query_ids=None), bow=bow_problem, contrastive=views_problem)
+SUMS = {  # parts of an objective -> the decoders it may have
+    ("bow",): ("bag",),
+    ("contrastive",): ("none",),
+    ("bow", "contrastive"): ("bag",),
+    ("tsdae", "bow"): ("input", "posonly", "weighted"),
+    ("contrastive", "tsdae"): ("input", "posonly", "weighted"),
+    ("tsdae", "bow", "contrastive"): ("input", "posonly", "weighted"),
+}
+WIDTHS = dict(token_dim=(0, 8), tied=(True, False), seeds_faithful=(False, True))
+
+
+def sums():
+    """Every sum of the three parts x its decoders x token width x head, faithful and ours, that may be built."""
+    for parts, decoders in SUMS.items():
+        for decoder, *values in itertools.product(decoders, *WIDTHS.values()):
+            keys = dict(zip(WIDTHS, values, strict=True), decoder=decoder)
+            try:
+                ModelConfig(**SMALL, **keys)
+            except ValueError:
+                continue
+            yield pytest.param(parts, keys, id="+".join(parts) + "-" + "-".join(map(str, keys.values())))
+
+
+@pytest.mark.parametrize("parts,keys", list(sums()))
+def test_sums_with_bags_and_views_train_every_parameter_and_flops_are_exact(parts, keys):
+    model, problems = build(**keys), [PARTS[part]() for part in parts]
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as forward:
+            said, concepts = model(*problems)
+        found = [c.pow(3).sum() if loss is None else loss for loss, c in zip(said, concepts, strict=True)]
+        with FlopCounterMode(display=False) as backward:
+            sum(found).backward()
+    assert [loss is None for loss in said] == [part == "contrastive" for part in parts]
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    rows = dict(tsdae=3 * 4, bow=3, contrastive=0)  # of the vocabulary's product
+    head = 2 * sum(rows[part] for part in parts) * model.head_weight().numel()
+    total = sum(sum(flops(model.config, problem).values()) for problem in problems)
+    assert forward.get_total_flops() == total + 2 * head
+    assert backward.get_total_flops() == 2 * (total - head)
+
+
+@pytest.mark.parametrize("keys", [dict(), dict(token_dim=8), dict(tied=False), dict(tied=False, token_dim=8)])
+def test_models_without_a_decoder_hold_only_what_they_train(keys):
+    """The contrastive loss itself, as training takes it, reaches all of the encoder, and a bag its head."""
+    head = {"narrow"} if keys == dict(token_dim=8) else set() if keys.get("tied", True) else {"head"}
+    for decoder, problem, more in ("bag", bow_problem(), head), ("none", views_problem(), set()):
+        model = build(decoder=decoder, **keys)
+        (said,), (concepts,) = model(problem)
+        losses.complete(said, concepts, problem, 0.05).backward()
+        assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"encoder"} | more
+        assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+        assert model.embed(problem.source).shape == (len(problem.source), 16)
+
+
+@pytest.mark.parametrize("keys", [dict(), dict(token_dim=8), dict(tied=False), dict(init="gpt2")])
+def test_a_bag_equals_its_formula(keys):
+    """Mean of the concepts, RMS-norm, (thin tokens: narrowed,) tied embeddings / sqrt(T); whatever decoder there is."""
+    problem = bow_problem()
+    for decoder in ("bag", "posonly", "weighted"):
+        model = perturb(build(decoder=decoder, **keys))
+        (loss,), (concepts,) = model(problem)
+        expected = 0.0
+        for row in range(3):
+            x = sum(concepts[row]) / len(concepts[row])
+            x = x / x.square().mean().sqrt()
+            if "token_dim" in keys:
+                x = model.narrow.weight @ x
+            head = model.head.weight if "tied" in keys else model.encoder.tokens.weight
+            scores = head @ x / (1 if "tied" in keys or "init" in keys else math.sqrt(len(x)))
+            log_p = scores - scores.exp().sum().log()
+            expected -= sum(w * log_p[i] for w, i in zip(problem.weights[row], problem.targets[row], strict=True))
+        torch.testing.assert_close(loss, expected)
 
 
 def test_recomputing_large_ffns_changes_no_gradient(monkeypatch):

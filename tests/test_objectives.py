@@ -12,16 +12,24 @@ from objectives import (
     Noise,
     ObjectiveConfig,
     Vocabulary,
+    bow,
+    contrastive,
     count,
     make_problems,
     mlm,
+    names,
+    needed_decoder,
+    needs_idf,
+    needs_pairs,
     parse_objective,
     tsdae,
     unused_keys,
 )
 
 V = 512
-VOCAB = Vocabulary(V, 511, (508, 509, 510, 511))
+SPECIAL = (508, 509, 510, 511)
+IDF = 8 * torch.rand(V, generator=torch.Generator().manual_seed(9)).index_fill(0, torch.tensor(SPECIAL), 0.0)
+VOCAB = Vocabulary(V, 511, SPECIAL, IDF)
 CONFIGS = [
     dict(objective="mlm"),
     dict(objective="mlm", mask_rate=0.5, visible_only=True),
@@ -30,6 +38,10 @@ CONFIGS = [
     dict(objective="tsdae", positions="original", delete_rate=0.3),
     dict(objective="tsdae", score_rate=0.25),
     dict(objective="tsdae + 0.1*mlm"),
+    dict(objective="mlm", token_weight="idf"),
+    dict(objective="tsdae", token_weight="idf", score_rate=0.25),
+    dict(objective="bow"),
+    dict(objective="tsdae + bow", token_weight="idf"),
 ]
 
 
@@ -91,6 +103,8 @@ def test_noise_does_not_depend_on_the_micro_batch(kw):
                 x, y = getattr(a, name), getattr(b, name)
                 assert (x is None) == (y is None)
                 assert x is None or torch.equal(x[rows], y)
+            if a.weights is not None:  # they carry the normaliser: the mean of the parts is the whole
+                torch.testing.assert_close(b.weights * len(rows), a.weights[rows] * 64)
 
 
 # ---- exact counts
@@ -172,6 +186,98 @@ def test_count():
     assert [count(r, 10) for r in (0.01, 0.3, 0.99)] == [1, 3, 9]
 
 
+# ---- weights by idf
+
+
+@pytest.mark.parametrize("kw", [kw for kw in CONFIGS if "idf" in kw.values() or "bow" in kw["objective"]])
+def test_weights_are_as_idf_and_sum_to_one_over_rows(kw):
+    ids, config = text(), ObjectiveConfig(**kw)
+    ids[3] = 508  # a row in which no token tells anything
+    for problem in make_problems(ids, noise(), VOCAB, config):
+        assert torch.equal(problem.targets, ids)
+        for row in range(64):
+            columns = range(32) if problem.scored is None else problem.scored[row].tolist()
+            idf = [0.0 if ids[row, c] in SPECIAL else IDF[ids[row, c]].item() for c in columns]
+            expected = [x / sum(idf) / 64 if row != 3 else 0.0 for x in idf]
+            assert problem.weights[row].tolist() == pytest.approx(expected, abs=1e-7)
+            assert problem.weights[row].sum().item() == pytest.approx(1 / 64 if row != 3 else 0, abs=1e-6)
+
+
+def test_bow_reads_and_says_the_whole_row():
+    ids = text()
+    problem = bow(ids, noise(), VOCAB, ObjectiveConfig(objective="bow"))
+    assert torch.equal(problem.source, ids) and torch.equal(problem.targets, ids)
+    assert problem.query_pos is problem.query_ids is problem.scored is problem.source_pos is None
+    assert problem.weights[:, 5].eq(0).all() and problem.weights[:, 6:].gt(0).all()
+
+
+# ---- views
+
+PLACES = Vocabulary(10**6, 999_999, (999_998,))
+
+
+def places(rows=16, n=20):
+    """Ids that tell their row and column, and the rows' documents: 0 0 0 0 1 1 1 1 ..."""
+    return torch.arange(rows)[:, None] * 100 + torch.arange(n), torch.arange(rows) // 4
+
+
+def origins(views, rows=16):
+    """Which rows of ids each text's two views come from."""
+    pairs, same = [(i, i + 1) for i in range(0, rows, 2)], [(i, i) for i in range(rows)]
+    if views == "both":  # of each four rows two are a pair, and two stand for themselves
+        return pairs[0::2] + same[2::4] + same[3::4]
+    return pairs if views == "adjacent" else same
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.4, 0.9])
+@pytest.mark.parametrize("views", ["adjacent", "deletion", "both"])
+def test_views(views, rate):
+    config = ObjectiveConfig(objective="contrastive", views=views, view_delete_rate=rate)
+    ids, documents = places()
+    problem = contrastive(ids, noise(16), PLACES, config, documents=documents)
+    assert problem.views == 2 and problem.targets is problem.query_pos is problem.source_pos is None
+    row, column = problem.source // 100, problem.source % 100
+    found = [tuple(pair) for pair in torch.stack(row[:, 0].chunk(2), 1).tolist()]
+    assert found == origins(views) and row.eq(row[:, :1]).all()
+    left = 20 if views == "adjacent" else 20 - max(1, round(rate * 20))
+    assert column.shape[1] == left and (column.diff(dim=1) > 0).all()  # the exact count; in order, none twice
+    assert torch.equal(problem.group, documents[row[:, 0]]) and len(problem.group) == len(problem.source)
+    if views != "adjacent" and rate == 0.4:  # no two views of a text, and no two texts, lose the same
+        assert len({tuple(c) for c in column.tolist()}) == len(column)
+    unknown = contrastive(ids, noise(16), PLACES, config).group.chunk(2)
+    apart = 8 if views != "deletion" else 16  # a pair is of one document, whichever it is
+    assert torch.equal(*unknown) and len(unknown[0].unique()) == apart
+
+
+def test_views_delete_every_column_alike_and_special_tokens_last():
+    ids = torch.arange(20).repeat(8000, 1)
+    config = ObjectiveConfig(objective="contrastive", views="deletion", view_delete_rate=0.5)
+    a, b = contrastive(ids, noise(8000), PLACES, config).source.chunk(2)
+    assert stats.chisquare(torch.bincount(a.flatten(), minlength=20).numpy()).pvalue > 1e-4
+    kept = torch.zeros_like(ids, dtype=torch.bool).scatter(1, a, True)
+    assert kept.gather(1, b).double().mean() == pytest.approx(0.5, abs=0.01)  # the two deletions are independent
+    config = ObjectiveConfig(objective="contrastive", views="deletion", view_delete_rate=0.95)
+    assert contrastive(text(), noise(), VOCAB, config).source.eq(508).sum(1).eq(1).all()
+
+
+@pytest.mark.parametrize("views", ["adjacent", "deletion", "both"])
+def test_views_do_not_depend_on_the_micro_batch(views):
+    """Of a sum only the number of the noise's calls is another."""
+    config, (ids, documents) = ObjectiveConfig(objective="contrastive", views=views), places()
+    whole = contrastive(ids, noise(16), PLACES, config, documents=documents)
+    by_rows = {tuple(pair): (a.tolist(), b.tolist()) for pair, a, b in zip(
+        origins(views), *whole.source.chunk(2), strict=True)}  # fmt: skip
+    for rows in (torch.arange(8, 16), torch.tensor([12, 13, 14, 15, 4, 5, 6, 7])):
+        (part,) = make_problems(ids[rows], Noise(3, 7, rows), PLACES, config, documents[rows])
+        for a, b in zip(*part.source.chunk(2), strict=True):
+            assert by_rows[int(a[0]) // 100, int(b[0]) // 100] == (a.tolist(), b.tolist())
+        assert torch.equal(part.group, documents[part.source[:, 0] // 100])
+    summed = ObjectiveConfig(objective="bow + contrastive", views=views)
+    vocab = Vocabulary(10**6, 999_999, idf=torch.ones(10**6))
+    second = make_problems(ids, noise(16), vocab, summed, documents)[1]
+    assert torch.equal(second.source, contrastive(ids, noise(16), vocab, summed, call=8, documents=documents).source)
+
+
 # ---- the leak test
 
 
@@ -179,14 +285,18 @@ def test_count():
 def test_nothing_leaks(kw):
     """
     With the noise fixed, clean tokens at hidden scored positions are changed to others of the same class: all of the
-    Problem but its targets stays bit-equal. Exceptions: mlm's kept 10 % (shown by design) and TSDAE's survivors.
+    Problem but its targets, and their weights, stays bit-equal. Exceptions: mlm's kept 10 % (shown by design), TSDAE's
+    survivors, and bow, which hides nothing: it reads the very row it says.
     """
     ids, config = text(), ObjectiveConfig(**kw)
     before = make_problems(ids, noise(), VOCAB, config)
     for part, problem in enumerate(before):
         scored = torch.zeros_like(ids, dtype=torch.bool)
         scored = scored.scatter(1, problem.scored, True) if problem.scored is not None else ~scored
-        name = parse_objective(config.objective)[part][1]
+        name = names(config)[part]
+        if name == "bow":
+            assert torch.equal(problem.source, ids) and problem.query_ids is None
+            continue
         if name == "tsdae":
             where = problem.source_pos
             if where is None:  # compact: ask the same noise where the survivors stood
@@ -203,6 +313,8 @@ def test_nothing_leaks(kw):
             a, b = getattr(problem, field.name), getattr(after, field.name)
             if field.name == "targets":
                 assert torch.equal(a != b, changed != ids)
+            elif field.name == "weights":
+                assert (a is None) == (b is None) == (config.token_weight == "none")
             elif torch.is_tensor(a):
                 assert torch.equal(a, b), field.name
             else:
@@ -220,13 +332,46 @@ def test_parse_objective():
             parse_objective(wrong)
 
 
-@pytest.mark.parametrize("kw", [dict(mask_rate=0), dict(delete_rate=1.0), dict(score_rate=0), dict(score_rate=1.1)])
+IMPOSSIBLE = dict(mask_rate=0), dict(delete_rate=1.0), dict(score_rate=0), dict(score_rate=1.1)
+IMPOSSIBLE += dict(view_delete_rate=0), dict(view_delete_rate=1.0), dict(temperature=0), dict(temperature=-0.05)
+
+
+@pytest.mark.parametrize("kw", IMPOSSIBLE)
 def test_impossible_rates(kw):
     with pytest.raises(ValueError, match="take"):
         ObjectiveConfig(**kw)
 
 
 def test_unused_keys():
-    assert unused_keys(ObjectiveConfig(objective="mlm")) == {"delete_rate", "positions", "score_rate"}
-    assert "mask_rate" in unused_keys(ObjectiveConfig(objective="tsdae"))
-    assert unused_keys(ObjectiveConfig(objective="tsdae + mlm")) == set()
+    views, tsdae = {"views", "view_delete_rate", "temperature"}, {"delete_rate", "positions", "score_rate"}
+    mlm = {"mask_rate", "mask_unit", "replace", "visible_only"}
+    assert unused_keys(ObjectiveConfig(objective="mlm")) == tsdae | views
+    assert unused_keys(ObjectiveConfig(objective="tsdae")) == mlm | views
+    assert unused_keys(ObjectiveConfig(objective="tsdae + mlm + contrastive")) == set()
+    everything = mlm | tsdae | views | {"token_weight"}
+    assert everything | {"objective"} == {field.name for field in fields(ObjectiveConfig)}
+    assert unused_keys(ObjectiveConfig(objective="bow")) == everything
+    assert unused_keys(ObjectiveConfig(objective="contrastive + bow")) == everything - views
+    given = ObjectiveConfig(objective="tsdae + contrastive", views="adjacent")
+    assert unused_keys(given) == mlm | {"view_delete_rate"}
+
+
+NEEDS = {  # objective: idf if token_weight is none, idf if it is idf, pairs, decoder
+    "mlm": (False, True, False, None),
+    "tsdae": (False, True, False, None),
+    "bow": (True, True, False, "bag"),
+    "contrastive": (False, False, True, "none"),
+    "bow + 0.5*contrastive": (True, True, True, "bag"),
+    "tsdae + bow": (True, True, False, None),
+    "0.3*contrastive + mlm": (False, True, True, None),
+}
+
+
+@pytest.mark.parametrize("objective", NEEDS)
+def test_needs(objective):
+    config = ObjectiveConfig(objective=objective)
+    weighted = ObjectiveConfig(objective=objective, token_weight="idf")
+    assert (needs_idf(config), needs_idf(weighted), needs_pairs(config), needed_decoder(config)) == NEEDS[objective]
+    assert needs_pairs(ObjectiveConfig(objective=objective, views="adjacent")) == needs_pairs(config)
+    assert not needs_pairs(ObjectiveConfig(objective=objective, views="deletion"))
+    assert names(config) == [name for _, name in parse_objective(objective)]

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 import runtime
+import sample
 import train
 from configurator import UserError
 from model import ConceptModel
+from objectives import parse_objective
 from runtime import NonFinite, RunFolder, load_run
 from tests.corpus import make_corpus
 
@@ -25,6 +27,7 @@ PRESETS = sorted((ROOT / "config").glob("*.py"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
 SMALL = ["--hidden=64", "--heads=2", "--intermediate=64", "--layers=2", "--concepts=8", "--vocab_size=0"]
 SMALL += ["--lengths=16", "--max_length=64", "--batch_size=8", "--micro_batch=0", "--eval_tokens=256", "--device=cpu"]
+SMALL += ["--final_report=losses"]
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +143,128 @@ def test_every_preset_prints_its_configuration(path, capsys, tmp_path):
         "tsdae_l6": 86_848_000,
     }
     assert printed["parameters"] == expected.get(path.stem, printed["parameters"])
+
+
+# ---- objectives that say nothing, or not position by position
+
+RUNS = {
+    "bow": ["--objective=bow"],
+    "adjacent": ["--objective=contrastive", "--views=adjacent"],
+    "deletion": ["--objective=contrastive", "--views=deletion", "--lengths=16,40"],
+    "both": ["--objective=contrastive", "--final_report=retrieval"],
+    "bow + contrastive": ["--objective=bow + 0.5*contrastive", "--lengths=16,40"],
+    "tsdae + bow": ["--objective=tsdae + 0.5*bow", "--token_weight=idf"],
+    "contrastive + mlm": ["--objective=0.3*contrastive + mlm", "--token_weight=idf", "--lengths=16,40"],
+}
+BRIEF = ["--log_interval=1", "--warmup=0", "--schedule=constant", "--eval_interval=0"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_bags_and_views_train(name, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(data, out, *BRIEF, "--max_steps=6", *RUNS[name]) == 0
+    config, metrics = json.loads((out / "config.json").read_text()), RunFolder(out).metrics()
+    printed, parts = capsys.readouterr().out, parse_objective(config["objective"])
+    names = [part for _, part in parts]
+    says = not {"tsdae", "mlm"}.isdisjoint(names)
+    assert config["decoder"] == ("posonly" if says else "bag" if "bow" in names else "none")
+    optimizer = torch.load(out / "ckpt_6/optim.pt", weights_only=True)["state"]
+    assert all(state["exp_avg"].any() for state in optimizer.values())
+    assert len(optimizer) == len(load_file(out / "ckpt_6/model.safetensors"))
+    for record in metrics:
+        for loss, part in (("loss", "loss_"), ("val_loss", "val_")):
+            found = [record.get(part + name) for name in names]
+            if loss in record and len(parts) > 1:
+                total = sum(weight * x for (weight, _), x in zip(parts, found, strict=True))
+                assert record[loss] == pytest.approx(total, rel=1e-5)
+            assert len(parts) > 1 or found == [None]
+        deltas = {f"delta_{kind}" for kind in ("shuffle", "zero", "mean")} & record.keys()
+        assert len(deltas) == (3 if "val_loss" in record and names != ["contrastive"] else 0)
+    assert ("by chance" in printed) == (names == ["contrastive"]) and ("said:" in printed) == says
+    assert all(f"of it {name}, longest rows" in printed for name in names if len(parts) > 1)
+    embedded = load_run(out, device="cpu").embed(["The red ship sees the old house."])
+    assert embedded.shape == (1, 64) and embedded.isfinite().all()
+
+
+@pytest.mark.parametrize("objective", ["bow", "contrastive"])
+def test_bags_and_views_learn(objective, data, tmp_path):
+    """Two deletions of a row have words in common; adjacent sentences of this corpus have nothing."""
+    more = [f"--objective={objective}", "--views=deletion", "--batch_size=32", "--eval_tokens=1024"]
+    run(data, tmp_path / "run", *BRIEF, *more, "--max_steps=60", "--dtype=float32")
+    first, last = [r["val_loss"] for r in RunFolder(tmp_path / "run").metrics() if "val_loss" in r]
+    assert last < first - 0.5
+
+
+def test_a_sum_with_views_goes_on_bit_for_bit(data, tmp_path):
+    more = [*BRIEF, "--objective=tsdae + 0.3*contrastive", "--lengths=16,40", "--ckpt_interval=0"]
+    run(data, tmp_path / "whole", *more, "--max_steps=7")
+    for steps in (4, 7):
+        run(data, tmp_path / "halves", *more, f"--max_steps={steps}")
+    assert losses(tmp_path / "halves") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 7
+    same_checkpoint(tmp_path / "halves", tmp_path / "whole")
+
+
+def test_a_sum_with_views_on_two_ranks_equals_one(data, tmp_path):
+    """Negatives are all rows of the step, whichever rank they are on."""
+    more = [*BRIEF, "--objective=tsdae + 0.3*contrastive", "--dtype=float32", "--max_steps=4"]
+    done = finish([*TORCHRUN, *arguments(data, tmp_path / "two", *more)])
+    assert done.returncode == 0, done.stderr[-2000:]
+    run(data, tmp_path / "one", *more)
+    two, one = (RunFolder(tmp_path / name).metrics() for name in ("two", "one"))
+    assert [r["step"] for r in two] == [r["step"] for r in one] == [0, 1, 2, 3, 4, 4]
+    for a, b in zip(two, one, strict=True):
+        for key in {"loss", "loss_tsdae", "loss_contrastive", "grad_norm", "val_loss", "val_contrastive"} & a.keys():
+            assert a[key] == pytest.approx(b[key], rel=1e-4)
+    assert "Warning" not in done.stderr  # of torch's, once a rank
+
+
+VIEW_MISTAKES = {
+    "--objective=contrastive --micro_batch=4": "write micro_batch=0",
+    "--objective=tsdae + contrastive --micro_batch=4": "write micro_batch=0",
+    "--objective=contrastive --views=adjacent --batch_size=7": "groups of 2, but a rank has 7 rows of length 16",
+    "--objective=contrastive --batch_size=6": "groups of 4, but a rank has 6 rows of length 16",
+    "--objective=bow + contrastive --lengths=16,64 --batch_size=2": "groups of 4, but a rank has 2 rows of",
+    "--decoder=none": "decoder='none' says nothing at a position; write --decoder=posonly",
+    "--objective=mlm + bow --decoder=bag": "decoder='bag' says nothing at a position; write --decoder=posonly",
+    "--objective=contrastive --temperature=0": "take a number above 0",
+    "--objective=contrastive --view_delete_rate=1": "0 < view_delete_rate < 1",
+}
+
+
+@pytest.mark.parametrize("flags", VIEW_MISTAKES)
+def test_mistakes_of_views_and_decoders(flags, data, tmp_path):
+    with pytest.raises(UserError) as caught:
+        run(data, tmp_path / "run", "--max_steps=2", *("--" + flag.strip() for flag in flags.split("--")[1:]))
+    assert VIEW_MISTAKES[flags] in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_deletion_needs_no_even_number_of_rows(data, tmp_path):
+    more = ["--objective=contrastive", "--views=deletion", "--batch_size=7", "--max_steps=1"]
+    assert run(data, tmp_path / "run", *BRIEF, *more) == 0
+
+
+def test_a_decoder_that_is_not_built_is_warned_of(capsys, data, tmp_path):
+    def warnings(*flags):
+        train.main(arguments(data, tmp_path, "--print_config", *flags))
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+
+    for name in ("bow", "contrastive"):
+        found = warnings(f"--objective={name}", "--decoder=input", "--decoder_layers=2")
+        assert any(f"decoder is not used (objective = '{name}' has no decoder)" in line for line in found)
+        assert any("decoder_layers is not used" in line for line in found)
+        assert not any("decoder" in line for line in warnings(f"--objective=tsdae + {name}", "--decoder=input"))
+
+
+def test_a_run_without_a_decoder_embeds_and_says_nothing(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    run(data, out, *BRIEF, "--objective=bow", "--max_steps=1")
+    capsys.readouterr()
+    assert sample.main([f"--run={out}", "--mode=embed", "--text=The dog.\nThe red ship."]) == 0
+    assert [len(json.loads(line)) for line in capsys.readouterr().out.splitlines()] == [64, 64]
+    with pytest.raises(UserError, match="was trained without a decoder, so it says nothing; write --mode=embed"):
+        sample.main([f"--run={out}", "--text=The dog."])
+    assert capsys.readouterr().out == ""
 
 
 # ---- bit for bit
@@ -304,7 +429,7 @@ def test_not_finite(where, data, tmp_path, monkeypatch):
         return value
 
     monkeypatch.setattr(ConceptModel, "loss", loss)
-    more = ["--max_steps=40", "--ckpt_interval=5", "--log_interval=10", "--eval_interval=0"]
+    more = ["--objective=tsdae", "--max_steps=40", "--ckpt_interval=5", "--log_interval=10", "--eval_interval=0"]
     with pytest.raises(NonFinite, match="step 7 is not finite"):
         run(data, tmp_path / "run", *more)
     assert RunFolder(tmp_path / "run").steps() == [5]
@@ -361,7 +486,11 @@ def test_mistakes(flag, data, tmp_path):
     assert not (tmp_path / "run" / "latest").exists()
 
 
-@pytest.mark.parametrize("words", [["config/quikstart.py"], ["config/quickstart.py", "--lr=abc"], []])
+FATAL = ["config/quikstart.py"], ["config/quickstart.py", "--lr=abc"], []
+FATAL += (["config/quickstart.py", "--objective=tsdae + contrastive", "--micro_batch=8"],)
+
+
+@pytest.mark.parametrize("words", FATAL, ids=" ".join)
 def test_a_mistake_is_one_line_and_exit_2(words):
     began = time.monotonic()
     done = finish(command(*words))

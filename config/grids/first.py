@@ -35,6 +35,5 @@ tasks = "stsb,sick_r"
 dataset = "wiki"
 vocab_size = 0
 batch_size = 64
-init = "fan_in_positions"
 eval_interval = 0  # only before and after
 max_minutes = 3

@@ -8,7 +8,7 @@ once the embedded corpus is there. It needs no task files, and says nothing abou
 base = "config/quickstart.py"
 
 arms = {
-    "fan_in": {},
+    "fan_in": {"init": "fan_in"},
     "gpt2": {"init": "gpt2"},
 }
 seeds = (0, 1)
