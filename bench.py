@@ -27,7 +27,16 @@ import losses
 import runtime
 from configurator import UserError, parse, read_config
 from model import ConceptModel, ModelConfig, flops
-from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems, needed_decoder, parse_objective
+from objectives import (
+    ROWS_OF_VIEWS,
+    Noise,
+    ObjectiveConfig,
+    Problem,
+    Vocabulary,
+    make_problems,
+    needed_decoder,
+    parse_objective,
+)
 
 ROOT = Path(__file__).resolve().parent
 
@@ -72,6 +81,8 @@ def read_preset(path: Path) -> Preset:
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: {error}") from None
     parts[0].decoder = needed_decoder(parts[1]) or parts[0].decoder
+    if not needed_decoder(parts[1]) and not parts[0].decodes:
+        raise UserError(f"{path}: decoder = {parts[0].decoder!r} says nothing at a position; write decoder = 'posonly'")
     if not parts[0].vocab_size:
         raise UserError(f"{path} leaves vocab_size to the data; give bench.py a config that sets it")
     lengths = values.get("lengths", (parts[0].max_length,))
@@ -133,8 +144,10 @@ def make_arm(name, preset, device, dtype, compiled):
             if name == "reference":
                 loss = run(*reference_inputs(problems[0]))
             else:
-                parts = zip(weights, *run(*problems), problems, strict=True)
-                loss = sum(w * losses.complete(x, c, p, preset.objective.temperature) for w, x, c, p in parts)
+                said, concepts = run(*problems)
+        if name == "ours":  # a contrastive loss is no matter of bfloat16
+            parts = zip(weights, said, concepts, problems, strict=True)
+            loss = sum(w * losses.complete(x, c, p, preset.objective.temperature) for w, x, c, p in parts)
         loss.backward()
         optimizer.step()
         return loss.item()  # waits for the device
@@ -209,6 +222,11 @@ def measure(preset: Preset, config: BenchConfig, device, dtype, best):
     by_length = []
     for length in sorted(preset.lengths):
         rows = config.batch * longest // length
+        group = ROWS_OF_VIEWS[preset.objective.views] if "contrastive" in preset.objective.objective else 1
+        if rows % group:
+            raise UserError(
+                f"{preset.name}: {rows} rows of length {length} do not make groups of {group}; give --batch=8"
+            )
         problems = make_problem(preset, rows, length, device)
         times = {name: [] for name in names}
         for i in range(config.repeats + 2):

@@ -406,8 +406,8 @@ class Sampler:
     n <= 32: n tokens of a sentence at least that long, from a random offset. Neither holds an end-of-document token.
     n > 32: from a sentence start on, across documents unless `one_document` (then up to its end-of-document token).
 
-    `pairs`: rows 2i and 2i + 1 are adjacent spans of one document: n <= 32 tokens of each of two sentences in a row, or
-    the halves of 2n tokens.
+    `pairs`: rows 2i and 2i + 1 are adjacent spans of one document: n <= 32 tokens of each of two sentences in a row
+    (only the second may be joined with what follows it), or the halves of 2n tokens.
 
     Raises UserError where a length of a training split has fewer than 1,000 windows; elsewhere ask `windows`.
     """

@@ -92,6 +92,8 @@ class ModelConfig:
         reasons = {}
         if self.decoder == "weighted":
             reasons["decoder_layers"] = "decoder = 'weighted' is one learned mixture"
+        if self.token_position == "rope" and self.init == "fan_in_positions":
+            reasons["init"] = "token_position = 'rope' has no positions to draw, so it is as fan_in"
         if not self.decodes:
             reasons["decoder_layers"] = f"decoder = {self.decoder!r} has no layers"
         return reasons
@@ -389,14 +391,11 @@ class ConceptModel(nn.Module):
         for p in slots:  # slots and their positions are of unit scale together
             p.normal_(std=0.02 if gpt2 else 1.0 if config.concept_position == "none" else 0.5**0.5)
         if self.encoder.norm_tokens is not None and not gpt2:
-            # The scale of token + position: reads are sharper, the input's share of the concepts is 3 times as high.
+            # The scale of token + unit position: reads are sharper, with those the input's share is 3 times as high.
             self.encoder.norm_tokens.weight.fill_(2**0.5)
         if init == "fan_in_positions" and self.encoder.positions is not None:  # what a token is outweighs where it is
             self.encoder.positions.weight.mul_(0.1)
-        if init in (
-            "gpt2",
-            "fan_in_depth",
-        ):  # outputs into the residual stream, so that its size does not grow with depth
+        if init in ("gpt2", "fan_in_depth"):  # outputs into the residual stream: its size does not grow with depth
             branches = [(self.encoder, 3 * config.layers)]
             branches += [(self.decoder, 2 * config.decoder_layers)] if config.decodes else []
             for part, count in branches:

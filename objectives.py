@@ -56,6 +56,8 @@ class ObjectiveConfig:
             raise ValueError("visible_only=True never shows a hidden token, replaced or not; write replace='mask'")
 
 
+ROWS_OF_VIEWS = {"adjacent": 2, "deletion": 1, "both": 4}  # contrastive: rows come in groups of so many
+
 KEYS = {  # the keys each objective uses; a key given and used by none of them is worth a warning
     "mlm": {"mask_rate", "mask_unit", "replace", "visible_only", "token_weight"},
     "tsdae": {"delete_rate", "positions", "score_rate", "token_weight"},
@@ -69,7 +71,7 @@ def parse_objective(text: str) -> list[tuple[float, str]]:
     parts = []
     for term in text.split("+"):
         match = re.fullmatch(r"\s*(?:(\d*\.?\d+(?:[eE]-?\d+)?)\s*\*\s*)?(\w+)\s*", term)
-        if not match or match[2] not in KEYS or float(match[1] or 1) == 0:
+        if not match or match[2] not in KEYS or not 0 < float(match[1] or 1) < 1e6:
             raise ValueError(
                 f"objective {text!r}: cannot read {term.strip()!r}; "
                 f"write one of {', '.join(KEYS)}, or a sum such as 'tsdae + 0.1*mlm'"
@@ -273,8 +275,8 @@ def contrastive(
 
     adjacent: rows 2i and 2i + 1 of ids [B, N], spans in a row of one document (Giorgi et al. 2021, arXiv:2006.03659).
     deletion: each row twice, with different tokens deleted and the rest closed up.
-    both: of four rows the first two as spans, the other two each twice, all with deletions. (Deletions of spans alone
-    never left chance: at first their likeness is too faint to learn from.)
+    both: of four rows the first two as spans, the other two each twice, all with deletions. (With spans alone, all
+    with deletions, the loss stayed at chance for 1.6 million tokens: docs/LOG.md.)
     documents [B]: the document of each row; None: all differ.
     """
     if documents is None:

@@ -26,7 +26,8 @@ LOGGED = (
 RUN_COLUMNS = ["date", "run", "run_id", "architecture", "objective", "data", "machine", "horizon", "steps", "Mtokens"]
 RUN_COLUMNS += ["loss", *LOGGED, "tokens_per_s", "tag", "commit", "wandb", "conclusion"]
 EVAL_COLUMNS = ["run", "run_id", "checkpoint", "mode", "head", "task", "split", "metric", "score", *FLOORS]
-EVAL_COLUMNS += ["over best_floor", "over untrained"]
+LIFTS = ("best_floor", "token_idf", "untrained")
+EVAL_COLUMNS += [f"over {floor}" for floor in LIFTS]
 
 
 def primaries(name: str) -> list[str]:
@@ -92,10 +93,7 @@ def eval_rows(folder: Path, path: Path) -> list[dict]:
                         "metric": metric,
                         "score": value,
                         **{floor: found["floors"].get(floor, {}).get(metric) for floor in FLOORS},
-                        **{
-                            f"over {key}": short_lift(lift[key]) if lift else None
-                            for key in ("best_floor", "untrained")
-                        },
+                        **{f"over {key}": short_lift(lift[key]) if key in lift else None for key in LIFTS},
                     }
                 )
     except (UserError, LookupError, TypeError, AttributeError, ValueError) as error:

@@ -202,7 +202,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # not ours to change
         dist.all_reduce(gradient)
         return gradient[ctx.rows], None, None
 
@@ -412,9 +412,12 @@ class Loader:
 def write_atomic(path: Path, text: str):
     """The file is either the old one or the whole new one, also after a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-    dataset.sync_and_rename(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as f:
+            f.write(text)
+        dataset.sync_and_rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # Ctrl-C
 
 
 def sync(path: Path):
@@ -529,6 +532,8 @@ class RunFolder:
             shutil.rmtree(self.path / f".ckpt_{step}_old", ignore_errors=True)
             sync(self.path)
             self.saved = step
+        else:  # saved before its evaluation, which a signal broke off
+            write_atomic(folder / "state.json", json.dumps(state, indent=1) + "\n")
         if best:
             write_atomic(self.path / "best", folder.name + "\n")
         write_atomic(self.path / "latest", folder.name + "\n")
@@ -699,6 +704,8 @@ class LoadedRun:
     @torch.no_grad()
     def generate(self, text: str) -> tuple[str, float]:
         """Text -> (what the decoder says from its concepts alone, share of tokens that are the same)."""
+        if not self.model.config.decodes:
+            raise UserError("the run was trained without a decoder, so it says nothing; use its embeddings")
         (ids,) = self.encode_texts([text])
         if len(ids) > self.max_length:
             warn(f"the text has {len(ids)} tokens; only the first {self.max_length} are read, as in training")
@@ -727,6 +734,7 @@ def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:
     try:
         shape = ModelConfig(**{f.name: config[f.name] for f in fields(ModelConfig)})
         mask_id = config["mask_id"]
+        max(config["lengths"]), [config[key] for key in ("run_id", "pad_id", "tokenizer_hash")]  # used later
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}/config.json does not describe a model ({error}); was it edited?") from None
     tokenizer = dataset.load_tokenizer(run.path / "tokenizer.json")

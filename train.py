@@ -173,7 +173,7 @@ def check_views(objective: ObjectiveConfig, plan: Plan):
         return
     if plan.parts > 1:
         raise UserError("contrastive tells a row from all others of one forward; write micro_batch=0")
-    group = {"adjacent": 2, "deletion": 1, "both": 4}[objective.views]
+    group = objectives.ROWS_OF_VIEWS[objective.views]
     for rows, n in plan.shapes():
         if rows % group:
             raise UserError(
@@ -182,16 +182,14 @@ def check_views(objective: ObjectiveConfig, plan: Plan):
             )
 
 
-def fit_decoder(objective: ObjectiveConfig, shape: ModelConfig) -> dict[str, str]:
-    """Builds no decoder where none would be trained; returns the keys that then have no use, and why."""
+def fit_decoder(objective: ObjectiveConfig, shape: ModelConfig):
+    """Builds no decoder where none would be trained."""
     needed = objectives.needed_decoder(objective)
-    if needed is None:
-        if not shape.decodes:
-            raise UserError(f"decoder={shape.decoder!r} says nothing at a position; write --decoder=posonly")
-        return {}
-    reason, given = f"objective = {objective.objective!r} has no decoder", shape.decoder
-    shape.decoder = needed
-    return {} if given == needed else {"decoder": reason}
+    if needed is None and not shape.decodes:
+        raise UserError(f"decoder={shape.decoder!r} says nothing at a position; write --decoder=posonly")
+    if needed not in (None, shape.decoder):
+        warn(f"objective={objective.objective!r} trains no decoder, so decoder={shape.decoder!r} is not built")
+        shape.decoder = needed
 
 
 def step_flops(plan: Plan, model: ModelConfig, objective: ObjectiveConfig) -> float:
@@ -361,7 +359,7 @@ def main(argv) -> int:
         raise UserError("no config is given; try: python train.py config/quickstart.py")
     settings = config, objective, shape = tuple(parsed.make(group) for group in groups)
     unused = {key: f"objective = {objective.objective!r} does not use it" for key in objectives.unused_keys(objective)}
-    unused |= fit_decoder(objective, shape)
+    fit_decoder(objective, shape)
     unused |= shape.unused() | ({} if config.init_from else {"init_part": "there is no init_from"})
     own = ("--", show(parsed.config))  # what a base says may serve its other heirs
     for key in unused.keys() & {key for key, where in parsed.given.items() if where.startswith(own)}:
@@ -394,6 +392,8 @@ def main(argv) -> int:
     if small:
         warn(f"rows of length {', '.join(map(str, small))} have no bottleneck: concepts={shape.concepts}")
     rule = {"one_document": "contrastive" in objectives.names(objective), "pairs": objectives.needs_pairs(objective)}
+    if rule["one_document"] and len(train_text.documents) < 3:  # starts, and the end
+        raise UserError(f"contrastive tells documents apart, but {show(train_text.path)} has one; take objective='bow'")
     sampler = dataset.Sampler(train_text, config.lengths, seed=config.seed, **rule)
 
     torch.manual_seed(config.seed)
@@ -450,11 +450,13 @@ def main(argv) -> int:
     validation = Validation(val_text, config.lengths, config.eval_tokens, model, objective, vocab, world)
     stopped = train_loop(trainer, out, sampler, validation, signals, per_token)
     if stopped:
-        say(f"saved step {trainer.step} in {out.path}; the same command goes on")
+        saved = f"saved step {trainer.step} in" if trainer.step else "nothing is lost in"
+        say(f"{saved} {out.path}; the same command goes on")
         return 128 + stopped
 
     numbers = trainer.numbers or validation.run(signals.agreed)
     if numbers is None:
+        say(f"stopped before the tables of {out.path}; the same command prints them")
         return 128 + signals.stopped
     if world.rank == 0:
         tokenizer = dataset.load_tokenizer(data / "tokenizer.json")
@@ -475,6 +477,7 @@ def print_config(settings, data: Path) -> int:
     """One JSON object on stdout; needs no data, but says null where a vocabulary size is missing."""
     config, objective, shape = settings
     plan = make_plan(config, 1)
+    check_views(objective, plan)
     if not shape.vocab_size and (data / "meta.json").is_file():
         shape.vocab_size = json.loads((data / "meta.json").read_text())["vocab_size"]
     values = {key: value for group in settings for key, value in asdict(group).items() if key != "print_config"}

@@ -19,6 +19,7 @@ import losses
 from configurator import UserError, warn
 from model import ConceptModel
 from objectives import (
+    ROWS_OF_VIEWS,
     Noise,
     ObjectiveConfig,
     Problem,
@@ -81,12 +82,16 @@ class Validation:
             warn(f"the validation text has only {windows[n]} rows of length {n}; its loss is {verdict}")
         for n in sorted(enough or [n for n in windows if windows[n]]):
             rows = max(8, tokens // n)
-            size = max(4, min(rows, 8192 // n) // 4 * 4)  # contrastive views come in fours
+            size = self.whole(min(rows, 8192 // n))
             self.batches[n] = self.draw(n, rows - rows % size, size)
         if not self.batches:
             raise UserError(f"{corpus.path} has no row of any length; prepare with a larger --val_fraction")
         self.longest = max(self.batches)
-        self.fixed = self.draw(self.longest, geometry.ROWS, max(4, 8192 // self.longest // 4 * 4))
+        self.fixed = self.draw(self.longest, geometry.ROWS, self.whole(8192 // self.longest))
+
+    def whole(self, rows: int) -> int:
+        """The next smaller number of rows that contrastive views can be made of, whatever views."""
+        return max(ROWS_OF_VIEWS["both"], rows - rows % ROWS_OF_VIEWS["both"])
 
     def draw(self, n: int, rows: int, size: int) -> list[Rows]:
         """The first `rows` rows of length n, in batches."""
@@ -132,29 +137,33 @@ class Validation:
         total = 0.0
         with self.world.autocast():
             for c, problem in zip(concepts.split(len(problems[0].source)), problems, strict=True):
+                self.check()
                 total += len(c) * self.model.loss(c, problem).item()
         return total / len(concepts)
 
     def geometry(self) -> dict[str, float | str]:
         """
-        The concepts of the fixed rows (in a sum of objectives those of its first part), what they are worth to the
-        decoder (summed), and the verdict. All ranks have the same rows: nothing is sent.
+        The concepts of the fixed rows, read whole as `embed` reads them; what its own concepts are worth to the decoder
+        in the first part of the objective that it says (for bow alone: to the bag); and the verdict. All ranks have the
+        same rows: nothing is sent.
         """
-        fixed, numbers, use = [batch.to(self.world.device) for batch in self.fixed], {}, {}
-        parts = zip(*map(self.problems, fixed), strict=True)  # of each part the problem of each batch
-        for weight, problems in zip(self.weights, parts, strict=True):
-            self.check()
-            said = problems[0].targets is not None
-            if not said:  # its rows are two views of a text, so take the texts
-                problems = [Problem(source=batch.ids) for batch in fixed]
-            with exact_matmul():  # and no autocast: rounding must not look like content
-                concepts = torch.cat([self.model.encode(p.source, p.source_pos) for p in problems])
-                numbers = numbers or geometry.concept_geometry(concepts)
-            if said:
-                for name, nats in geometry.concept_use(partial(self.loss_from, problems), concepts).items():
-                    use[name] = use.get(name, 0.0) + weight * nats
-        numbers |= use
+        fixed = [batch.to(self.world.device) for batch in self.fixed]
+        numbers = geometry.concept_geometry(self.concepts([Problem(source=batch.ids) for batch in fixed]))
+        parts = list(zip(*map(self.problems, fixed), strict=True))  # of each part the problem of each batch
+        by_position = [problems for problems in parts if problems[0].query_pos is not None]
+        said = by_position or [problems for problems in parts if problems[0].targets is not None]
+        if said:
+            numbers |= geometry.concept_use(partial(self.loss_from, said[0]), self.concepts(said[0]))
         return numbers | {"verdict": geometry.verdict(numbers, self.model.config.concepts)}
+
+    def concepts(self, problems: list[Problem]) -> Tensor:
+        """Concepts [rows of all problems, C, H], without autocast: rounding must not look like content."""
+        found = []
+        with exact_matmul():
+            for problem in problems:
+                self.check()
+                found.append(self.model.encode(problem.source, problem.source_pos))
+        return torch.cat(found)
 
     def check(self):
         if self.stop():
@@ -178,15 +187,15 @@ class Validation:
         total = {n: sum(w * x for w, x in zip(self.weights, found, strict=True)) for n, found in parts.items()}
         numbers = {"val_loss": total[self.longest], **{f"val_loss_{n}": loss for n, loss in total.items()}}
         if len(self.weights) > 1:
-            numbers |= {f"val_{p}": x for p, x in zip(names(self.objective), parts[self.longest], strict=True)}
+            numbers |= {f"val_loss_{p}": x for p, x in zip(names(self.objective), parts[self.longest], strict=True)}
         if "mlm" in names(self.objective):
             (numbers["val_loss_mlm15"],) = self.losses(self.longest, self.mlm15)
         return numbers | self.geometry()
 
 
 def part_floor(part: str, validation: Validation, n: int, train: dataset.Corpus, val: dataset.Corpus) -> float:
-    """The loss in nats, on rows of length n, of guessing that knows nothing of the text: by how common tokens are, or
-    for contrastive by chance."""
+    """About the loss in nats, on rows of length n, of guessing that knows nothing of the text: by how common tokens are
+    (idf weights pooled over rows), or for contrastive by chance."""
     if part == "contrastive":
         problems = dict(zip(names(validation.objective), validation.problems(validation.batches[n][0]), strict=True))
         return math.log(len(problems[part].source) / 2)
@@ -205,7 +214,7 @@ def final_table(numbers: dict[str, float], validation: Validation, train: datase
         rows.append([f"validation loss, rows of {n}", numbers[f"val_loss_{n}"], total])
     for part, floor in zip(parts, floors[longest], strict=True):
         if len(parts) > 1:
-            rows.append([f"of it {part}, longest rows", numbers[f"val_{part}"], floor])
+            rows.append([f"of it {part}, longest rows", numbers[f"val_loss_{part}"], floor])
     if "val_loss_mlm15" in numbers:
         floor = dataset.unigram_floor(train.meta["counts"], val.tokens, val.eod)
         rows.append(["validation loss, MLM at 15 %, longest rows", numbers["val_loss_mlm15"], floor])
@@ -213,8 +222,8 @@ def final_table(numbers: dict[str, float], validation: Validation, train: datase
         rows.append(["added by another row's concepts, longest rows", numbers["delta_shuffle"], 0.0])
     import report  # late
 
-    floor = "by chance" if parts == ["contrastive"] else "unigram floor"
-    return report.table(["nats per scored token", "loss", floor], rows)
+    kinds = ["unigram floor"] * (parts != ["contrastive"]) + ["chance"] * ("contrastive" in parts)
+    return report.table(["nats", "loss", ", ".join(kinds)], rows)
 
 
 @torch.no_grad()

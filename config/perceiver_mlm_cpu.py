@@ -2,7 +2,7 @@
 Masked LM for two cores: our defaults, 30 % hidden, rows of 32 and 64 tokens, ten minutes.
 
 Expect little: on 50 MB of Wikipedia, after five million tokens, it stands at the unigram floor (7.5 nats) and its
-verdict says that the decoder ignores the concepts (docs/LOG.md). It is the baseline to beat.
+verdict says that the decoder ignores the concepts (docs/LOG.md; with init="fan_in"). It is the baseline to beat.
 
     python train.py config/perceiver_mlm_cpu.py                                   # Python's docstrings
     python train.py config/perceiver_mlm_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared

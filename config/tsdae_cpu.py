@@ -14,3 +14,4 @@ objective = "tsdae"
 lengths = (16, 32)
 max_length = 32
 max_minutes = 10
+final_report = "losses"

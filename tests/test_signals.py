@@ -50,6 +50,8 @@ def test_in_an_evaluation_of_training(data, tmp_path, monkeypatch):
     assert len(calls) == 7 and timeless(tmp_path / "broken") == timeless(tmp_path / "whole")
     assert RunFolder(tmp_path / "broken").pointer("best") == RunFolder(tmp_path / "whole").pointer("best")
     same_checkpoint(tmp_path / "broken", tmp_path / "whole")
+    states = [(tmp_path / name / "ckpt_30" / "state.json").read_text() for name in ("broken", "whole")]
+    assert states[0] == states[1]  # the best evaluation, too, though it came after its checkpoint
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -20,3 +20,4 @@ max_steps = 20
 warmup = 5
 log_interval = 10
 eval_tokens = 2048
+final_report = "losses"
