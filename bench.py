@@ -35,7 +35,7 @@ from objectives import (
     Vocabulary,
     make_problems,
     needed_decoder,
-    parse_objective,
+    weights,
 )
 
 ROOT = Path(__file__).resolve().parent
@@ -136,7 +136,7 @@ def make_arm(name, preset, device, dtype, compiled):
             copy_weights(ours, model)
     run = torch.compile(model, dynamic=False) if compiled and name == "ours" else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    weights = [weight for weight, _ in parse_objective(preset.objective.objective)]
+    factors = weights(preset.objective)
 
     def step(problems):
         optimizer.zero_grad()
@@ -146,7 +146,7 @@ def make_arm(name, preset, device, dtype, compiled):
             else:
                 said, concepts = run(*problems)
         if name == "ours":  # a contrastive loss is no matter of bfloat16
-            parts = zip(weights, said, concepts, problems, strict=True)
+            parts = zip(factors, said, concepts, problems, strict=True)
             loss = sum(w * losses.complete(x, c, p, preset.objective.temperature) for w, x, c, p in parts)
         loss.backward()
         optimizer.step()

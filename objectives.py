@@ -88,6 +88,10 @@ def names(config: ObjectiveConfig) -> list[str]:
     return [name for _, name in parse_objective(config.objective)]
 
 
+def weights(config: ObjectiveConfig) -> list[float]:
+    return [weight for weight, _ in parse_objective(config.objective)]
+
+
 def unused_keys(config: ObjectiveConfig) -> set[str]:
     """Keys of ObjectiveConfig that the chosen objective does not look at."""
     used = set().union(*(KEYS[name] for name in names(config)))

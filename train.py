@@ -33,7 +33,7 @@ import objectives
 import runtime
 from configurator import UserError, parse, show, warn
 from model import ConceptModel, ModelConfig, flops
-from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems, parse_objective
+from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems
 from runtime import NonFinite, RunFolder, World, say
 from validation import Validation, final_table, reconstructions
 
@@ -236,7 +236,7 @@ class Trainer:
     def __init__(self, world: World, model: ConceptModel, settings, plan: Plan, vocab: Vocabulary):
         self.config, self.objective, _ = settings
         self.world, self.model, self.plan, self.vocab = world, model, plan, vocab
-        self.weights = [weight for weight, _ in parse_objective(self.objective.objective)]
+        self.weights = objectives.weights(self.objective)
         self.optimizer = make_optimizer(model, self.config)
         self.forward: nn.Module = model
         self.step, self.horizon = 0, 0
@@ -462,7 +462,7 @@ def main(argv) -> int:
         tokenizer = dataset.load_tokenizer(data / "tokenizer.json")
         print(f"\n{final_table(numbers, validation, train_text, val_text)}\n")
         print(f"{geometry.line(numbers, shape.concepts)}\n")
-        if config.final_report == "retrieval":
+        if config.final_report == "retrieval" and not signals.received:
             from retrieval import retrieval_table  # late: scipy
 
             print(f"{retrieval_table(model, val_text, tokenizer, max(config.lengths))}\n")
@@ -470,7 +470,8 @@ def main(argv) -> int:
             print(f"held-out rows (text, read by the encoder, said):\n\n{said}")
         print(f"run: {out.path} (curves.png, metrics.jsonl)", flush=True)
     world.barrier()
-    return 0
+    stopped = world.from_rank0(signals.received)
+    return 128 + stopped if stopped else 0
 
 
 def print_config(settings, data: Path) -> int:
@@ -645,7 +646,7 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
             clock, clock_step = time.monotonic(), step
             numbers = {"loss": float(loss), "lr": trainer.optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
             if len(parts) > 1:
-                names = [name for _, name in parse_objective(trainer.objective.objective)]
+                names = objectives.names(trainer.objective)
                 numbers |= {f"loss_{name}": float(x) for name, x in zip(names, parts, strict=True)}
             if world.rank == 0:
                 out.log(step=step, tokens=step * plan.tokens, **numbers, tokens_per_s=speed)

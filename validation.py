@@ -28,7 +28,7 @@ from objectives import (
     mlm,
     names,
     needs_pairs,
-    parse_objective,
+    weights,
 )
 from runtime import World, exact_matmul
 
@@ -68,7 +68,7 @@ class Validation:
     ):
         """tokens: how many are read of each length."""
         self.model, self.objective, self.vocab, self.world = model, objective, vocab, world
-        self.weights = [weight for weight, _ in parse_objective(objective.objective)]
+        self.weights = weights(objective)
         self.stop: Callable[[], int] = lambda: 0
         self.batches: dict[int, list[Rows]] = {}
         self.samplers = [dataset.Sampler(corpus, lengths, seed=SEED)]
