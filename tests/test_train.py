@@ -136,7 +136,7 @@ def test_every_preset_prints_its_configuration(path, capsys, tmp_path):
     assert train.main([str(path), "--print_config", f"--data_dir={tmp_path}"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["parameters"] > 0 and printed["train_flops_per_token"] > 0 and printed["shapes"]
-    expected = {  # SEEDS_SPEC 1.10
+    expected = {  # parameters of the original system's models
         "perceiver_mlm_l6": 61_059_584,
         "posonly_mlm_l6": 61_059_584,
         "weighted_mlm_l6": 83_762_688,

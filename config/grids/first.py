@@ -1,6 +1,6 @@
 """
 Which objective gives concepts that mean something? Three minutes an arm on Wikipedia, judged without training on STS-B
-and SICK-R beside every floor. About an hour and a half on two cores.
+and SICK-R beside every floor. About an hour.
 
     python data/text/prepare.py --name=wiki --files wiki_*.txt.xz --tokenizer=bpe:8192
     python compare.py config/grids/first.py --data=DIR     # DIR holds STS-B/ and SICK/
