@@ -4,7 +4,7 @@ Measures one training step (forward, backward, AdamW) of a preset: speed, share 
     python bench.py                               # the seeds' six-layer MLM step: 512 tokens, vocabulary 50,368
     python bench.py config/tsdae_cpu.py config/perceiver_mlm_l2.py --threads=2 --json=bench.json
 
-Where a plain reference of the same mathematics exists (tests/reference.py, for `seeds_faithful` presets), both take
+Where a plain reference of the same mathematics exists (lab/reference.py, for `seeds_faithful` presets), both take
 turns in one run on the same rows, and the ratio is that of the median times. Peak memory is that of a fresh process
 for each, everything included, in which what is freed is given back at once: what the step needs, not what an allocator
 keeps. Tokens are random, dropout is off, and compilation (on a GPU) is ours alone.
@@ -24,8 +24,8 @@ from typing import Annotated, Literal
 import torch
 
 import losses
-import runtime
-from configurator import UserError, parse, read_config
+from lab import command, distributed, files, runs
+from lab.configurator import UserError, parse, read_config
 from model import ConceptModel, ModelConfig, flops
 from objectives import (
     ROWS_OF_VIEWS,
@@ -129,8 +129,7 @@ def make_arm(name, preset, device, dtype, compiled):
     with device:
         model = ConceptModel(preset.model, preset.model.vocab_size - 1)
         if name == "reference":
-            sys.path.insert(0, str(ROOT / "tests"))
-            from reference import ReferenceMLM, copy_weights
+            from lab.reference import ReferenceMLM, copy_weights
 
             ours, model = model, ReferenceMLM(preset.model)
             copy_weights(ours, model)
@@ -214,7 +213,7 @@ def measure(preset: Preset, config: BenchConfig, device, dtype, best):
     dtypes = {"ours": dtype, "reference": dtype if config.reference_dtype == "same" else config.reference_dtype}
     memory = {}
     for name in names:
-        runtime.say(f"{preset.name}: memory of {name} ...")
+        command.say(f"{preset.name}: memory of {name} ...")
         where = (config.batch, longest, device, dtypes[name], compiled, config.threads)
         memory[name] = in_fresh_process(peak_bytes, name, preset, *where)
 
@@ -235,7 +234,7 @@ def measure(preset: Preset, config: BenchConfig, device, dtype, best):
                 start = time.perf_counter()
                 found[name] = steps[name](problems)
                 times[name].append(time.perf_counter() - start)
-            runtime.say(f"{preset.name}, length {length}:", *(f"{n} {t[-1]:.3f} s" for n, t in times.items()))
+            command.say(f"{preset.name}, length {length}:", *(f"{n} {t[-1]:.3f} s" for n, t in times.items()))
             if i == 0 and len(found) == 2 and abs(found["ours"] / found["reference"] - 1) > 0.01:
                 raise AssertionError(f"ours and the reference do not agree: {found}")
         median = {name: statistics.median(t[2:]) for name, t in times.items()}  # two steps to warm up
@@ -281,24 +280,24 @@ def main(argv) -> int:
         raise UserError(f"--json={config.json}: its folder does not exist; make it first")
     if config.threads:
         torch.set_num_threads(config.threads)
-    world = runtime.start(config.device, config.dtype)
+    world = distributed.start(config.device, config.dtype)
     best = ceiling(world.device, world.dtype)
-    machine = runtime.machine(world.device)
-    runtime.say(
+    machine = distributed.machine(world.device)
+    command.say(
         f"{machine['device']}, {machine['threads']} threads, {world.dtype}: products at {best / 1e9:,.0f} GFLOP/s"
     )
     results = {
         "machine": machine | {"dtype": world.dtype, "reference_dtype": config.reference_dtype},
         "torch": torch.__version__,
-        "commit": runtime.commit(),
+        "commit": runs.commit(),
         "ceiling": best,
         "presets": [measure(preset, config, world.device, world.dtype, best) for preset in presets],
     }
     print(table(results))
     if config.json:
-        runtime.write_atomic(Path(config.json), json.dumps(results, indent=1) + "\n")
+        files.write_atomic(Path(config.json), json.dumps(results, indent=1) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    runtime.command(main)
+    command.command(main)

@@ -23,14 +23,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
-import dataset
-import runtime
-import tasks
-from configurator import UserError, evaluate_safely, nearest, parse, read_layers, show
+from lab import command, dataset, files, tasks
+from lab.command import say
+from lab.configurator import UserError, evaluate_safely, nearest, parse, read_layers, show
+from lab.files import write_atomic
+from lab.registry import HORIZONS, primaries, registry
+from lab.report import table
+from lab.runs import RunFolder
 from objectives import ObjectiveConfig
-from registry import HORIZONS, primaries, registry
-from report import table
-from runtime import RunFolder, say, write_atomic
 
 ROOT = Path(__file__).resolve().parent
 
@@ -368,7 +368,7 @@ class Comparison:
 def judged(out: RunFolder, name: str) -> bool:
     """The latest checkpoint has its scores in eval/, with all that the tables show."""
     try:
-        record = runtime.read_json(out.path / "eval" / f"zero_shot_{name}.json", "an evaluation")
+        record = files.read_json(out.path / "eval" / f"zero_shot_{name}.json", "an evaluation")
         if not all("token_idf" in split["lift"] for split in record["splits"].values()):
             return False
         return [record["run_id"], record["checkpoint"]] == [out.config()["run_id"], f"ckpt_{out.pointer('latest')}"]
@@ -379,7 +379,7 @@ def judged(out: RunFolder, name: str) -> bool:
 def collect(out: RunFolder, names: list[str]) -> dict:
     """What a finished run says of itself; all that is a number stands flat in `numbers`."""
     config, metrics = out.config(), out.metrics()
-    state = runtime.read_json(out.checkpoint("latest", ("state.json",)) / "state.json", "the state of training")
+    state = files.read_json(out.checkpoint("latest", ("state.json",)) / "state.json", "the state of training")
     evaluations = [record for record in metrics if "val_loss" in record]
     if not evaluations:
         raise UserError(f"{out.path}/metrics.jsonl has no evaluation; delete the folder to train the run anew")
@@ -391,7 +391,7 @@ def collect(out: RunFolder, names: list[str]) -> dict:
     numbers["tokens_per_s"] = statistics.median(r["tokens_per_s"] for r in metrics if "tokens_per_s" in r)
     judged = {}
     for name in names:
-        record = runtime.read_json(out.path / "eval" / f"zero_shot_{name}.json", "an evaluation")
+        record = files.read_json(out.path / "eval" / f"zero_shot_{name}.json", "an evaluation")
         judged[name] = record["splits"]
         for split, found in record["splits"].items():
             numbers |= {f"{name}_{split}_{metric}": value for metric, value in found["metrics"].items()}
@@ -577,4 +577,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    runtime.command(main)
+    command.command(main)

@@ -13,7 +13,6 @@ the architecture, the tokenizer, the task's rows and the code: runs that share t
 
 import hashlib
 import json
-import os
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +20,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-import dataset
-import runtime
-import tasks
-from configurator import UserError, parse, warn
-from report import table
-from runtime import LoadedRun, say
+from lab import command, files, runs, tasks
+from lab.command import say
+from lab.configurator import UserError, parse, warn
+from lab.report import table
+from lab.runs import LoadedRun
 
 ROOT = Path(__file__).resolve().parent
 UNTRAINED_SEEDS = 5
@@ -75,7 +73,7 @@ class Twin(LoadedRun):
     """The architecture of a run with the weights of an initial seed; texts come as ids that are already there."""
 
     def __init__(self, run: LoadedRun, seed: int, ids: dict[str, list[int]]):
-        super().__init__(runtime.untrained(run.model, seed), run.tokenizer, run.config, step=0)
+        super().__init__(runs.untrained(run.model, seed), run.tokenizer, run.config, step=0)
         self.ids, self.warned = ids, True
 
     def encode_texts(self, texts):
@@ -113,7 +111,7 @@ def model_floors(run: LoadedRun, name: str, pairs: tasks.Pairs) -> dict[str, dic
 def floors_key(run: LoadedRun, name: str, pairs: tasks.Pairs) -> str:
     """Hash of all that the floors depend on, the code included: an edited model never meets another's floors."""
     digest = hashlib.sha256()
-    for file in ("model.py", "dataset.py", "runtime.py", "tasks.py", "eval_glue.py"):
+    for file in ("model.py", "lab/dataset.py", "lab/runs.py", "lab/tasks.py", "eval_glue.py"):
         digest.update((ROOT / file).read_bytes())
     shape = asdict(run.model.config) | {"mask_id": run.model.mask_id, "chunk": run.max_length}
     digest.update(json.dumps([shape, run.config["tokenizer_hash"], name, pairs.sentences]).encode())
@@ -138,15 +136,10 @@ def all_floors(run: LoadedRun, name: str, pairs: tasks.Pairs, folder: Path) -> d
     found = tasks.floors(name, pairs) | model_floors(run, name, pairs)
     try:
         folder.mkdir(exist_ok=True)
-        temporary = folder / f".{path.name}.{os.getpid()}"
-        try:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(
-                    file, **{f"{f}/{s}/{k}": v for f, d in found.items() for s, a in d.items() for k, v in a.items()}
-                )
-            dataset.sync_and_rename(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)  # Ctrl-C
+        with files.replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(
+                file, **{f"{f}/{s}/{k}": v for f, d in found.items() for s, a in d.items() for k, v in a.items()}
+            )
     except OSError as error:
         warn(f"{folder} cannot be written ({error.strerror}); the floors will be computed again next time")
     return found
@@ -258,7 +251,7 @@ def main(argv) -> int:
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
     names = choose_tasks(config.tasks, data)
     loaded = {name: tasks.Pairs(tasks.load_task(name, data)) for name in names}  # all mistakes in files first
-    run = runtime.load_run(config.run, config.ckpt, config.device)
+    run = runs.load_run(config.run, config.ckpt, config.device)
     folder = Path(config.run) / "eval"
     try:
         folder.mkdir(exist_ok=True)
@@ -267,7 +260,7 @@ def main(argv) -> int:
     records = []
     for name, pairs in loaded.items():
         record = zero_shot(run, name, pairs, Path(config.run).resolve().parent / ".floors")
-        runtime.write_atomic(folder / f"zero_shot_{name}.json", json.dumps(record, indent=1) + "\n")
+        files.write_atomic(folder / f"zero_shot_{name}.json", json.dumps(record, indent=1) + "\n")
         records.append(record)
     print(f"{run.config['run_id']}, ckpt_{run.step}, zero-shot, x100; lift with 95 % intervals\n")
     print(score_table(records))
@@ -279,4 +272,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    runtime.command(main)
+    command.command(main)

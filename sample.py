@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import runtime
-from configurator import parse
+from lab import command, runs
+from lab.configurator import parse
 
 
 @dataclass
@@ -36,7 +36,7 @@ def main(argv) -> int:
     parsed = parse(argv, SampleConfig, prog="sample.py", doc=__doc__, root=root, positional=False)
     config = parsed.make(SampleConfig)
     texts = config.text.splitlines()
-    run = runtime.load_run(config.run, config.ckpt, config.device)
+    run = runs.load_run(config.run, config.ckpt, config.device)
     if config.mode == "embed":
         for vector in run.embed(texts):
             print(json.dumps([round(x, 6) for x in vector.tolist()]))
@@ -48,4 +48,4 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    runtime.command(main)
+    command.command(main)

@@ -26,16 +26,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import dataset
 import geometry
 import losses
 import objectives
-import runtime
-from configurator import UserError, parse, show, warn
+from lab import command, dataset, distributed, files, runs
+from lab.command import NonFinite, say
+from lab.configurator import UserError, parse, show, warn
+from lab.distributed import World
+from lab.runs import RunFolder
+from lab.validation import Validation, final_table, reconstructions
 from model import ConceptModel, ModelConfig, flops
 from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems
-from runtime import NonFinite, RunFolder, World, say
-from validation import Validation, final_table, reconstructions
 
 ROOT = Path(__file__).resolve().parent
 HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_minutes")
@@ -372,15 +373,15 @@ def main(argv) -> int:
     if config.print_config:
         return print_config(settings, data)
 
-    world = runtime.start(config.device, config.dtype, config.deterministic)
+    world = distributed.start(config.device, config.dtype, config.deterministic)
     plan = make_plan(config, world.size)
     check_views(objective, plan)
     out = RunFolder(config.out_dir or Path("out") / parsed.config.stem)
     old = check_run_folder(out, config)
     fresh = out.pointer("latest") is None  # nothing to go on from
     if fresh and config.init_from:
-        runtime.warm_start_file(config.init_from)
-    signals = runtime.Signals(world)
+        runs.warm_start_file(config.init_from)
+    signals = distributed.Signals(world)
     if stopped := prepare_data(data, world, signals):
         return 128 + stopped
     train_text, val_text = dataset.Corpus(data, "train"), dataset.Corpus(data, "val")
@@ -408,7 +409,7 @@ def main(argv) -> int:
         "dtype": world.dtype,
         "compile": compiled,
         "ranks": world.size,
-        "machine": runtime.machine(world.device),
+        "machine": distributed.machine(world.device),
         "mask_id": train_text.mask,
         "pad_id": train_text.pad,
         "tokenizer_hash": train_text.tokenizer_hash,
@@ -416,14 +417,14 @@ def main(argv) -> int:
     if old is not None:
         resolved = old | check_config(out, old, resolved, world, parsed)
     if fresh and config.init_from:
-        for kind, tensors in runtime.load_part(model, config.init_from, config.init_part).items():
+        for kind, tensors in runs.load_part(model, config.init_from, config.init_part).items():
             say(f"warm start, {len(tensors)} tensors {kind}: {', '.join(tensors) or '-'}")
     elif not fresh:
         resume(out, trainer)
     resolved |= {
-        "run_id": resolved.get("run_id") or runtime.run_id(parsed.config.stem, shape),
+        "run_id": resolved.get("run_id") or runs.run_id(parsed.config.stem, shape),
         "preset": parsed.config.stem,
-        "commit": runtime.commit(),
+        "commit": runs.commit(),
         "parameters": model.num_parameters(),
         "train_flops_per_token": per_token,
         "tokens_per_step": plan.tokens,
@@ -443,7 +444,7 @@ def main(argv) -> int:
     trainer.prepare(compiled)
     say(
         f"{parsed.config.stem}: {model.num_parameters():,} parameters, {per_token / 1e6:.2f} MFLOP a token; "
-        f"{world.size} x {runtime.machine(world.device)['device']}, {world.dtype}, "
+        f"{world.size} x {distributed.machine(world.device)['device']}, {world.dtype}, "
         f"{'compiled' if compiled else 'eager'}; {train_text.count:,} tokens of text, {plan.tokens:,} a step "
         f"in {world.size} x {plan.parts} parts -> {out.path}"
     )
@@ -463,7 +464,7 @@ def main(argv) -> int:
         print(f"\n{final_table(numbers, validation, train_text, val_text)}\n")
         print(f"{geometry.line(numbers, shape.concepts)}\n")
         if config.final_report == "retrieval" and not signals.received:
-            from retrieval import retrieval_table  # late: scipy
+            from lab.retrieval import retrieval_table  # late: scipy
 
             print(f"{retrieval_table(model, val_text, tokenizer, max(config.lengths))}\n")
         if said := reconstructions(validation, tokenizer):
@@ -557,9 +558,9 @@ def check_config(out: RunFolder, old: dict, new: dict, world: World, parsed) -> 
 def resume(out: RunFolder, trainer: Trainer):
     """Puts the latest checkpoint into the trainer."""
     folder = out.checkpoint("latest")
-    runtime.load_weights(trainer.model, folder / "model.safetensors")
-    runtime.load_optimizer(trainer.optimizer, folder / "optim.pt")
-    state = runtime.read_json(folder / "state.json", "the state of training")
+    runs.load_weights(trainer.model, folder / "model.safetensors")
+    runs.load_optimizer(trainer.optimizer, folder / "optim.pt")
+    state = files.read_json(folder / "state.json", "the state of training")
     trainer.step, trainer.horizon = state["step"], state["horizon"]
     trainer.seconds_per_step = state["seconds_per_step"]
     if state["best_step"] in out.steps():
@@ -598,7 +599,7 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
             trainer.best, trainer.best_step = numbers["val_loss"], trainer.step
         if world.rank == 0:
             out.log(step=trainer.step, **numbers)
-            import report  # matplotlib, late
+            from lab import report  # matplotlib, late
 
             report.curves(out.metrics(), out.path / "curves.png")
         shown = ", ".join(f"{k} {v:.4g}" if k != "verdict" else v for k, v in numbers.items())
@@ -615,7 +616,7 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
         world.barrier()
         return signals.stopped
 
-    loader = runtime.Loader(sampler, rows_to_come(trainer.step), world.device)
+    loader = distributed.Loader(sampler, rows_to_come(trainer.step), world.device)
     batches = iter(loader)
     watch = Stopwatch(world) if config.max_minutes and not trainer.horizon else None
     judged = {record["step"] for record in out.metrics() if "val_loss" in record}
@@ -652,7 +653,7 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
                 out.log(step=step, tokens=step * plan.tokens, **numbers, tokens_per_s=speed)
             left = max(0, trainer.horizon - step) * plan.tokens / speed
             clock_left = f"{int(left) // 60}:{int(left) % 60:02d}" if trainer.horizon else "?"
-            runtime.status(
+            command.status(
                 f"step {step}/{trainer.horizon or '?'}  loss {numbers['loss']:.4f}  lr {numbers['lr']:.2e}  "
                 f"norm {numbers['grad_norm']:.2f}  {speed:,.0f} tok/s  {speed * per_token / 1e9:,.1f} model GFLOP/s  "
                 f"ETA {clock_left}",
@@ -674,4 +675,4 @@ def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation
 
 
 if __name__ == "__main__":
-    runtime.command(main)
+    command.command(main)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-import dataset
+from lab import dataset
 
 WORDS = "red green blue old new small large cold warm dry ship house river stone road tree dog bird man child".split()
 VERBS = "sees finds takes leaves likes makes moves holds keeps loses".split()

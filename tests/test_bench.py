@@ -5,7 +5,7 @@ import json
 import pytest
 
 import bench
-from configurator import UserError
+from lab.configurator import UserError
 
 TINY = """
 objective = "mlm"

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 import compare
-import registry
-from configurator import UserError
-from runtime import RunFolder
+from lab import registry
+from lab.configurator import UserError
+from lab.runs import RunFolder
 from tests.corpus import make_corpus
 from tests.test_eval_glue import write_tasks
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import configurator
-from configurator import UserError, error_line, parse, read_config
+from lab import configurator
+from lab.configurator import UserError, error_line, parse, read_config
 
 HORIZONS = ("max_steps", "max_tokens", "max_minutes")
 

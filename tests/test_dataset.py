@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import dataset  # noqa: E402
-from configurator import UserError  # noqa: E402
-from dataset import Corpus, CorpusWriter, Sampler  # noqa: E402
+from lab import dataset  # noqa: E402
+from lab.configurator import UserError  # noqa: E402
+from lab.dataset import Corpus, CorpusWriter, Sampler  # noqa: E402
 from tests.corpus import make_corpus  # noqa: E402
 
 TEXT = """The river is old. It was here before us! Who knows why?

@@ -14,11 +14,11 @@ from scipy import stats
 from sklearn import metrics as sk
 
 import eval_glue
-import tasks
 import train
-from configurator import UserError
+from lab import tasks
+from lab.configurator import UserError
+from lab.runs import load_run
 from model import ConceptModel
-from runtime import load_run
 from tests.corpus import make_corpus, sentence
 
 ROOT = Path(__file__).resolve().parent.parent

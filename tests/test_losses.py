@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import losses
-from runtime import World
+from lab.distributed import World
 
 
 def example(rows=37, width=8, vocab=50, dtype=torch.float64):
@@ -173,7 +173,7 @@ def one_of_two_ranks(rank, folder):
     mean = world.all_sum(loss.detach().clone()) / 2
     torch.save({"loss": mean, "gradient": model.weight.grad, "gathered": gathered}, f"{folder}/{rank}.pt")
     world.barrier()
-    os._exit(0)  # as runtime.command: taking the process group down while DDP holds it now and then never ends
+    os._exit(0)  # as command.command: taking the process group down while DDP holds it now and then never ends
 
 
 def linear():

@@ -10,15 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import real_data
-from reference import ReferenceMLM, copy_weights
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import losses
 import model as model_file
-from configurator import read_config
 from geometry import input_share, rank_slot_centred
+from lab.configurator import read_config
+from lab.reference import ReferenceMLM, copy_weights
 from model import ConceptModel, ModelConfig, attention, flops, rotate
 from objectives import Problem
 

@@ -18,13 +18,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "data")]
 
-import common  # noqa: E402
 import tiktoken  # noqa: E402
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers  # noqa: E402
 
-import dataset  # noqa: E402
-from configurator import UserError  # noqa: E402
-from dataset import Corpus  # noqa: E402
+from lab import dataset  # noqa: E402
+from lab import prepare as common  # noqa: E402
+from lab.configurator import UserError  # noqa: E402
+from lab.dataset import Corpus  # noqa: E402
 
 DATA = Path(os.environ.get("NANOCONCEPT_DATA", ROOT.parent / "shared" / "data"))
 WORDS = "the a old cat dog river mountain sees hears likes finds green quickly don't and with 1984 Été 東京".split()

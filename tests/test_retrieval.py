@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import dataset
-import retrieval
-import tasks
+from lab import dataset, retrieval, tasks
 from model import ConceptModel, ModelConfig
 from tests.corpus import make_corpus
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime import RunFolder
+from lab.runs import RunFolder
+from lab.validation import Validation
 from tests.corpus import make_corpus
 from tests.test_train import run, same_checkpoint
-from validation import Validation
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +57,6 @@ def test_in_an_evaluation_of_training(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_command_ends_tidily(number, code):
     """eval_glue.py and the others end by their exit code and one line."""
-    script = f"import runtime, signal; runtime.command(lambda argv: signal.raise_signal({int(number)}))"
+    script = f"from lab import command; import signal; command.command(lambda argv: signal.raise_signal({int(number)}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == code and done.stderr == "stopped; what is finished is kept\n"

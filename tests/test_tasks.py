@@ -9,8 +9,8 @@ from scipy import sparse, stats
 from sklearn import metrics as sk
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-import tasks
-from configurator import UserError
+from lab import tasks
+from lab.configurator import UserError
 
 # ---- metrics
 

@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import runtime
 import sample
 import train
-from configurator import UserError
+from lab import distributed
+from lab.command import NonFinite
+from lab.configurator import UserError
+from lab.runs import RunFolder, load_run
 from model import ConceptModel
 from objectives import parse_objective
-from runtime import NonFinite, RunFolder, load_run
 from tests.corpus import make_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -644,7 +645,7 @@ def test_the_loader_hands_on_errors():
             raise UserError("the text is damaged; prepare it again")
 
     with pytest.raises(UserError, match="damaged"):
-        next(iter(runtime.Loader(Broken(), [(0, 4, torch.arange(2).numpy())], torch.device("cpu"))))
+        next(iter(distributed.Loader(Broken(), [(0, 4, torch.arange(2).numpy())], torch.device("cpu"))))
 
 
 def test_no_secret_imports():

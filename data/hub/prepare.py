@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "data")]
+sys.path.insert(0, str(ROOT))
 
-import common  # noqa: E402
 import numpy as np  # noqa: E402
 
-import dataset  # noqa: E402
-from configurator import UserError, parse, show  # noqa: E402
+from lab import dataset, files  # noqa: E402
+from lab import prepare as common  # noqa: E402
+from lab.configurator import UserError, parse, show  # noqa: E402
 
 
 class Repository(NamedTuple):
@@ -175,7 +175,8 @@ def main(argv):
             (temporary / "job.json").write_text(json.dumps(job))
             parts.mkdir()
             for path in (tokenizer, journal):  # from here on the parts fit together
-                dataset.sync_and_rename(temporary / path.name, path)
+                files.sync(temporary / path.name)
+                os.replace(temporary / path.name, path)
 
     done = [parts / f"{number:05d}" for number in range(len(shards))]
     if left := sum(part.exists() for part in done):

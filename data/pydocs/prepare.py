@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Annotated
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "data")]
+sys.path.insert(0, str(ROOT))
 
-import common  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from configurator import UserError, parse  # noqa: E402
+from lab import prepare as common  # noqa: E402
+from lab.configurator import UserError, parse  # noqa: E402
 
 VAL_FRACTION = 0.05  # of the files
 SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}

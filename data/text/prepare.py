@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Annotated
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "data")]
+sys.path.insert(0, str(ROOT))
 
-import common  # noqa: E402
-
-import dataset  # noqa: E402
-from configurator import UserError, parse, show  # noqa: E402
+from lab import dataset  # noqa: E402
+from lab import prepare as common  # noqa: E402
+from lab.configurator import UserError, parse, show  # noqa: E402
 
 
 @dataclass

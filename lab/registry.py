@@ -11,11 +11,12 @@ import statistics
 from datetime import datetime
 from pathlib import Path
 
-import runtime
-import tasks
-from configurator import UserError, show, warn
-from report import table
-from runtime import RunFolder, say, write_atomic
+from lab import files, tasks
+from lab.command import say
+from lab.configurator import UserError, show, warn
+from lab.files import write_atomic
+from lab.report import table
+from lab.runs import RunFolder
 
 HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_minutes")
 FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "untrained")
@@ -44,7 +45,7 @@ def run_rows(folder: Path) -> tuple[dict, list[dict]]:
     training = [record for record in metrics if "loss" in record]
     evaluation = next((record for record in reversed(metrics) if "val_loss" in record), {})
     try:
-        state = runtime.read_json(out.checkpoint("latest", ("state.json",)) / "state.json", "the state of training")
+        state = files.read_json(out.checkpoint("latest", ("state.json",)) / "state.json", "the state of training")
     except UserError:  # no checkpoint yet, or deleted to save room
         state = {}
     step = state.get("step", metrics[-1]["step"] if metrics else 0)
@@ -76,7 +77,7 @@ def eval_rows(folder: Path, path: Path) -> list[dict]:
     """A row for each split and metric of an evaluation; scores and floors 0-1. A damaged file is worth a warning."""
     rows = []
     try:
-        record = runtime.read_json(path, "an evaluation")
+        record = files.read_json(path, "an evaluation")
         for split, found in record["splits"].items():
             for metric, value in found["metrics"].items():
                 kind = {tasks.TASKS[record["task"]].primary: "lift"}.get(metric, f"lift_{metric.rpartition('_')[2]}")

@@ -14,11 +14,11 @@ bodies they choose among stay.
 
 import numpy as np
 
-import tasks
-from dataset import Corpus
+from lab import tasks
+from lab.dataset import Corpus
+from lab.report import table
+from lab.runs import LoadedRun, untrained
 from model import ConceptModel
-from report import table
-from runtime import LoadedRun, untrained
 
 PAIRS, FEWEST = 500, 20  # how many are asked for; fewer than these say nothing
 SEED = 20250101  # of the choice of documents: the same in every run

@@ -36,7 +36,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from configurator import UserError, show
+from lab import files
+from lab.configurator import UserError, show
 
 MAGIC, VERSION = b"NCONCEPT", 1
 HEADER = struct.Struct("<8s6I3Q8x32s32x")  # the 128 bytes above
@@ -126,13 +127,6 @@ def pad_batch(rows: list[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
 
 # -----------------------------------------------------------------------------------------------------------------
 # writing
-
-
-def sync_and_rename(temporary, path):
-    """Makes a finished temporary file durable, then visible under its name."""
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 class CorpusWriter:
@@ -229,7 +223,8 @@ class CorpusWriter:
             )
         )  # fmt: skip
         self.discard(self.names[1:])
-        sync_and_rename(self.names[0], self.path)
+        files.sync(self.names[0])
+        os.replace(self.names[0], self.path)
 
     def discard(self, names=None):
         """Closes the files and deletes these (None: all temporary ones); after `close` there is nothing to delete."""
@@ -255,7 +250,7 @@ def prepare_command(folder) -> str:
     name = Path(folder).name
     if name in HUB_CORPORA:
         return f"python data/hub/prepare.py --name={name}"
-    if (Path(__file__).resolve().parent / "data" / name / "prepare.py").exists() and name not in ("text", "hub"):
+    if (Path(__file__).resolve().parent.parent / "data" / name / "prepare.py").exists() and name not in ("text", "hub"):
         return f"python data/{name}/prepare.py"
     return f"python data/text/prepare.py --name={name} --files FILES"
 

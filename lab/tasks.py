@@ -26,7 +26,7 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import rankdata
 
-from configurator import UserError, nearest, show, warn
+from lab.configurator import UserError, nearest, show, warn
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The tasks and their files

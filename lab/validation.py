@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import dataset
 import geometry
 import losses
-from configurator import UserError, warn
+from lab import dataset
+from lab.configurator import UserError, warn
+from lab.distributed import World, exact_matmul
 from model import ConceptModel
 from objectives import (
     ROWS_OF_VIEWS,
@@ -30,7 +31,6 @@ from objectives import (
     needs_pairs,
     weights,
 )
-from runtime import World, exact_matmul
 
 SEED = 20250101
 
@@ -220,7 +220,7 @@ def final_table(numbers: dict[str, float], validation: Validation, train: datase
         rows.append(["validation loss, MLM at 15 %, longest rows", numbers["val_loss_mlm15"], floor])
     if "delta_shuffle" in numbers:
         rows.append(["added by another row's concepts, longest rows", numbers["delta_shuffle"], 0.0])
-    import report  # late
+    from lab import report  # late
 
     kinds = ["unigram floor"] * (parts != ["contrastive"]) + ["chance"] * ("contrastive" in parts)
     return report.table(["nats", "loss", ", ".join(kinds)], rows)

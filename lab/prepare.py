@@ -35,8 +35,8 @@ import tiktoken
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
-import dataset
-from configurator import UserError, error_line, show
+from lab import dataset, files
+from lab.configurator import UserError, error_line, show
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING_TEXT = 100_000_000  # characters a tokenizer is trained on, at most
@@ -514,7 +514,8 @@ def finish(temporary: Path, folder: Path, spec: str, lowercase: bool, writers: d
     folder.mkdir(exist_ok=True)
     (folder / "meta.json").unlink(missing_ok=True)
     for name in ("tokenizer.json", "train.bin", "val.bin", "meta.json"):
-        dataset.sync_and_rename(temporary / name, folder / name)
+        files.sync(temporary / name)
+        os.replace(temporary / name, folder / name)
     parts = [f"{split} {w.count:,} tokens in {w.documents:,} documents" for split, w in writers.items()]
     print(f"{show(folder)}: {', '.join(parts)}; vocabulary {train.vocab_size:,}")
 

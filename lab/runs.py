@@ -1,0 +1,345 @@
+"""The run folder: configuration, checkpoints, metrics; and `load_run`, from it back to a model that embeds text."""
+
+import json
+import math
+import shutil
+import subprocess
+import tempfile
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lab import dataset
+from lab.command import AT_EXIT
+from lab.configurator import UserError, warn
+from lab.distributed import exact_matmul, pick_device
+from lab.files import read_json, replacing, sync, write_atomic
+from model import ConceptModel, ModelConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the run folder
+
+
+FILES = ("model.safetensors", "optim.pt", "state.json")
+
+
+class RunFolder:
+    """out/NAME: config.json, tokenizer.json, metrics.jsonl, ckpt_<step>/, `latest` and `best` naming one of them."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.saved = None  # the step whose folder this process wrote
+        self.mirror = None
+
+    def exists(self) -> bool:
+        return any((self.path / name).exists() for name in ("config.json", "latest", "best"))
+
+    def create(self, config: dict, tokenizer: Path):
+        with replacing(self.path / "tokenizer.json") as copy:
+            shutil.copyfile(tokenizer, copy)
+        self.write_config(config)
+
+    def check_writable(self):
+        """Makes the folder; UserError where nothing could be written into it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise UserError(f"out_dir {self.path} cannot be made ({error.strerror}); give another --out_dir") from None
+
+    def config(self) -> dict:
+        if not self.path.is_dir():
+            raise UserError(
+                f"no run folder at {self.path}; give the folder that train.py wrote, such as out/quickstart"
+            )
+        return read_json(self.path / "config.json", "the run's configuration")
+
+    def write_config(self, config: dict):
+        write_atomic(self.path / "config.json", json.dumps(config, indent=1) + "\n")
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint folder, ascending."""
+        return sorted(int(p.name[5:]) for p in self.path.glob("ckpt_*") if p.name[5:].isdigit())
+
+    def pointer(self, name: str) -> int | None:
+        """The step that `latest` or `best` names; without `latest`, the newest (a folder with that name is whole)."""
+        path = self.path / name
+        if not path.is_file():
+            return max(self.steps(), default=None) if name == "latest" else None
+        text = path.read_text(errors="replace").strip()
+        if not (text.startswith("ckpt_") and text[5:].isdigit()):
+            raise UserError(f"{path} names no checkpoint; write the name of a ckpt_ folder into it")
+        return int(text[5:])
+
+    def checkpoint(self, which: str = "latest", needs=FILES) -> Path:
+        """The folder of checkpoint 'latest', 'best' or a step, complete, or a UserError."""
+        if which in ("latest", "best"):
+            step = self.pointer(which)
+            if step is None:
+                raise UserError(f"{self.path} has no {which} checkpoint; train it first")
+        elif str(which).isdigit():
+            step = int(which)
+        else:
+            raise UserError(f"ckpt={which!r} is no checkpoint; write latest, best or a step")
+        folder = self.path / f"ckpt_{step}"
+        there = ", ".join(map(str, self.steps())) or "none"
+        if not folder.is_dir():
+            raise UserError(f"{self.path} has no checkpoint of step {step}; name one that there is: {there}")
+        for name in needs:
+            if not (folder / name).is_file():
+                raise UserError(
+                    f"checkpoint {folder} lacks {name}; name another in {self.path}/latest (steps there: {there}), "
+                    "or start anew with another --out_dir"
+                )
+        return folder
+
+    def save(self, step: int, model: ConceptModel, optimizer, state: dict, keep: int, keep_steps=(), best=False):
+        """Writes ckpt_<step> as a whole or not at all: a temporary name, everything on disk, then the rename."""
+        folder, temporary = self.path / f"ckpt_{step}", self.path / f".ckpt_{step}"
+        for rest in self.path.glob(".ckpt_*"):  # of a process that was killed
+            shutil.rmtree(rest)
+        if step != self.saved:
+            temporary.mkdir()
+            try:
+                save_file(model.state_dict(), temporary / "model.safetensors")
+                torch.save(optimizer.state_dict(), temporary / "optim.pt")
+            except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{temporary} cannot be written ({reason}); make room, then go on") from None
+            write_atomic(temporary / "state.json", json.dumps(state, indent=1) + "\n")
+            for name in FILES:
+                sync(temporary / name)
+            if folder.exists():  # left there by a process that was killed, or damaged
+                folder.rename(self.path / f".ckpt_{step}_old")
+            temporary.rename(folder)
+            shutil.rmtree(self.path / f".ckpt_{step}_old", ignore_errors=True)
+            sync(self.path)
+            self.saved = step
+        else:  # saved before its evaluation, which a signal broke off
+            write_atomic(folder / "state.json", json.dumps(state, indent=1) + "\n")
+        if best:
+            write_atomic(self.path / "best", folder.name + "\n")
+        write_atomic(self.path / "latest", folder.name + "\n")
+        wanted = {*self.steps()[-keep:], *keep_steps, self.pointer("best"), step}
+        for old in self.steps():
+            if old not in wanted:
+                shutil.rmtree(self.path / f"ckpt_{old}")
+
+    def mirror_to_wandb(self):
+        """From here on `log` also writes to the Weights & Biases run whose id and link config.json keeps."""
+        config = self.config()
+        try:
+            import wandb
+
+            run = wandb.init(
+                project="nanoconcept",
+                name=config["run_id"],
+                id=config.get("wandb_id"),
+                resume="allow" if "wandb_id" in config else None,
+                dir=str(self.path),
+                config=config,
+            )
+        except ImportError:
+            raise UserError("wandb is not installed; pip install wandb, or leave --wandb out") from None
+        except Exception as error:  # no key, no network: many classes
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(f"wandb cannot start ({reason}); set WANDB_MODE=offline, or leave --wandb out") from None
+        self.write_config(config | {"wandb_id": run.id, "wandb_url": run.url})
+        self.mirror = run.log
+        AT_EXIT.append(lambda code: run.finish(exit_code=code))
+
+    def log(self, **numbers):
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
+            f.write(json.dumps({k: rounded(v) for k, v in numbers.items()}) + "\n")
+        if self.mirror:
+            self.mirror(numbers, step=numbers["step"])
+
+    def metrics(self) -> list[dict]:
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        records = []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except ValueError:  # the last line of a process that was killed
+                break
+        return records
+
+    def cut(self, step: int, best: int | None):
+        """Forgets what came after `step`, and will come again: metrics, checkpoints. best: the best until then."""
+        named = self.pointer("best")
+        if named is not None and named > step:
+            write_atomic(self.path / "best", f"ckpt_{best}\n") if best else (self.path / "best").unlink()
+        for later in self.steps():
+            if later > step:
+                shutil.rmtree(self.path / f"ckpt_{later}")
+        kept = [record for record in self.metrics() if record["step"] <= step]
+        write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def rounded(value):
+    """Seven digits say all that a float32 knows."""
+    return float(f"{value:.7g}") if isinstance(value, float) and math.isfinite(value) else value
+
+
+def load_tensors(path: Path, device="cpu") -> dict[str, Tensor]:
+    try:
+        return load_file(path, device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); take another checkpoint") from None
+
+
+def load_weights(model: ConceptModel, path: Path):
+    """Strictly: every tensor there, none left over, every shape right."""
+    tensors, own = load_tensors(path), model.state_dict()
+    wrong = sorted(k for k in own.keys() | tensors.keys() if k not in own or k not in tensors)
+    wrong += sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
+    if wrong:
+        raise UserError(
+            f"{path} is of another model ({wrong[0]} differs, {len(wrong)} in all); take the checkpoint of this config"
+        )
+    model.load_state_dict(tensors)
+
+
+def load_optimizer(optimizer, path: Path):
+    try:
+        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # a damaged file fails in many ways, all of them the file's fault
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged or of another model ({reason}); take another checkpoint") from None
+
+
+def warm_start_file(run: str) -> Path:
+    """The tensors of another run's latest checkpoint."""
+    folder = RunFolder(run)
+    folder.config()
+    return folder.checkpoint("latest", needs=("model.safetensors",)) / "model.safetensors"
+
+
+def load_part(model: ConceptModel, run: str, part: str) -> dict[str, list[str]]:
+    """
+    Warm start: takes tensors by name and shape from the latest checkpoint of another run.
+    part: 'encoder' or 'all'. Returns the names taken, new (kept as initialised) and left over.
+    """
+    theirs, ours = load_tensors(warm_start_file(run)), model.state_dict()
+    wanted = {k: v for k, v in theirs.items() if part == "all" or k.startswith("encoder.")}
+    taken = {k: v for k, v in wanted.items() if k in ours and ours[k].shape == v.shape}
+    if not taken:
+        raise UserError(f"init_from={run}: no tensor fits this model; take a run of the same shape")
+    model.load_state_dict(taken, strict=False)
+    return {
+        "taken": sorted(taken),
+        "new": sorted(ours.keys() - taken.keys()),
+        "left over": sorted(theirs.keys() - taken.keys()),
+    }
+
+
+def run_id(preset: str, model: ModelConfig) -> str:
+    shape = f"H{model.hidden}L{model.layers}C{model.concepts}"
+    return f"{preset}_{shape}_{datetime.now():%Y%m%d_%H%M%S}"
+
+
+def commit() -> str | None:
+    """The commit this code stands at, marked when files differ from it; None outside a repository."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# from a run folder back to a model
+
+
+class LoadedRun:
+    """A trained model with its tokenizer; `embed` is the one path from text to vectors."""
+
+    def __init__(self, model: ConceptModel, tokenizer, config: dict, step: int):
+        self.model, self.tokenizer, self.config, self.step = model, tokenizer, config, step
+        self.device = next(model.parameters()).device
+        self.max_length = max(config["lengths"])
+        self.warned = False
+
+    def encode_texts(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, as training encoded it; never empty."""
+        return [dataset.encode_text(self.tokenizer, text) for text in texts]
+
+    @torch.no_grad()
+    def embed(self, texts: list[str], batch_tokens: int = 16384) -> Tensor:
+        """
+        list of n strings -> float32 [n, hidden] on the CPU: the mean of each text's concepts. A text longer than
+        max(lengths) is cut into chunks, its vector is their token-weighted mean.
+        """
+        pieces = []  # (text, ids)
+        for i, ids in enumerate(self.encode_texts(texts)):
+            pieces += [(i, ids[j : j + self.max_length]) for j in range(0, len(ids), self.max_length)]
+        if len(pieces) > len(texts) and not self.warned:
+            self.warned = True
+            warn(f"texts longer than {self.max_length} tokens are embedded in chunks and averaged")
+        pieces.sort(key=lambda piece: len(piece[1]))  # neighbours in length share a batch: little padding
+        total = torch.zeros(len(texts), self.config["hidden"], dtype=torch.float64)
+        tokens = torch.zeros(len(texts), 1, dtype=torch.float64)
+        with exact_matmul():
+            while pieces:
+                rows = max(1, batch_tokens // len(pieces[-1][1]))
+                batch, pieces = pieces[-rows:], pieces[:-rows]
+                ids, mask = dataset.pad_batch([ids for _, ids in batch], self.config["pad_id"])
+                ids, mask = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+                vectors = self.model.embed(ids, mask).double().cpu()
+                index = torch.tensor([i for i, _ in batch])
+                weight = mask.sum(1, keepdim=True).double().cpu()
+                total.index_add_(0, index, vectors * weight)
+                tokens.index_add_(0, index, weight)
+        return (total / tokens).float()
+
+    @torch.no_grad()
+    def generate(self, text: str) -> tuple[str, float]:
+        """Text -> (what the decoder says from its concepts alone, share of tokens that are the same)."""
+        if not self.model.config.decodes:
+            raise UserError("the run was trained without a decoder, so it says nothing; use its embeddings")
+        (ids,) = self.encode_texts([text])
+        if len(ids) > self.max_length:
+            warn(f"the text has {len(ids)} tokens; only the first {self.max_length} are read, as in training")
+        ids = torch.tensor([ids[: self.max_length]], device=self.device)
+        said = self.model.generate(self.model.encode(ids), ids.shape[1])
+        same = float((said == ids).double().mean())
+        return self.tokenizer.decode(said[0].tolist(), skip_special_tokens=False).strip(), same
+
+
+def untrained(model: ConceptModel, seed: int) -> ConceptModel:
+    """What train.py begins with at this seed, on the model's device; torch's generators stay as they were."""
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU, and the seed set for it alone
+        torch.default_generator.manual_seed(seed)
+        twin = ConceptModel(model.config, model.mask_id)
+    return twin.to(next(model.parameters()).device).eval()
+
+
+def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:
+    """
+    Run folder -> LoadedRun, in evaluation mode.
+    ckpt: 'latest', 'best' or a step. Raises UserError when a file is missing, damaged or of another model.
+    """
+    run = RunFolder(path)
+    config = run.config()
+    folder = run.checkpoint(str(ckpt), needs=("model.safetensors",))
+    try:
+        shape = ModelConfig(**{f.name: config[f.name] for f in fields(ModelConfig)})
+        mask_id = config["mask_id"]
+        max(config["lengths"]), [config[key] for key in ("run_id", "pad_id", "tokenizer_hash")]  # used later
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}/config.json does not describe a model ({error}); was it edited?") from None
+    tokenizer = dataset.load_tokenizer(run.path / "tokenizer.json")
+    if dataset.tokenizer_hash(run.path / "tokenizer.json") != config["tokenizer_hash"]:
+        raise UserError(f"{path}/tokenizer.json is not the one the run was trained with; put that one back")
+    model = ConceptModel(shape, mask_id)
+    load_weights(model, folder / "model.safetensors")
+    return LoadedRun(model.to(pick_device(device)).eval(), tokenizer, config, int(folder.name[5:]))
