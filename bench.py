@@ -1,5 +1,5 @@
 """
-Measures one training step (forward, backward, AdamW) of a preset: speed, share of the machine's best, memory.
+Measures the training step of a preset, as train.py takes it: speed, share of the machine's best, memory.
 
     python bench.py                               # the seeds' six-layer MLM step: 512 tokens, vocabulary 50,368
     python bench.py config/tsdae_cpu.py config/perceiver_mlm_l2.py --threads=2 --json=bench.json
@@ -7,7 +7,7 @@ Measures one training step (forward, backward, AdamW) of a preset: speed, share 
 Where a plain reference of the same mathematics exists (lab/reference.py, for `seeds_faithful` presets), both take
 turns in one run on the same rows, and the ratio is that of the median times. Peak memory is that of a fresh process
 for each, everything included, in which what is freed is given back at once: what the step needs, not what an allocator
-keeps. Tokens are random, dropout is off, and compilation (on a GPU) is ours alone.
+keeps. Tokens are random, dropout is off, and compilation is ours alone.
 """
 
 import json
@@ -17,26 +17,21 @@ import resource
 import statistics
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 
-import losses
-from lab import command, distributed, files, runs
-from lab.configurator import UserError, parse, read_config
-from model import ConceptModel, ModelConfig, flops
-from objectives import (
-    ROWS_OF_VIEWS,
-    Noise,
-    ObjectiveConfig,
-    Problem,
-    Vocabulary,
-    make_problems,
-    needed_decoder,
-    weights,
-)
+from lab import command, distributed, files, optim, runs
+from lab.configurator import UserError, parse
+from lab.distributed import World
+from lab.plan import cost, make_plan
+from lab.reference import ReferenceMLM, copy_weights, reference_inputs
+from lab.report import table
+from model import ConceptModel
+from noise import Noise
+from objectives import Rows, Vocabulary
 
 ROOT = Path(__file__).resolve().parent
 
@@ -46,7 +41,7 @@ class BenchConfig:
     json: Annotated[str, "file for the results; empty: none"] = ""
     batch: Annotated[int, "rows of the longest length in a step; shorter ones get as many tokens"] = 16
     threads: Annotated[int, "CPU threads (0: torch's choice)"] = 0
-    repeats: Annotated[int, "timed steps of each arm"] = 7
+    repeats: Annotated[int, "timed blocks of steps of each arm: one step on a CPU, ten on a GPU"] = 7
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], "number format of matrix products"] = "auto"
     reference_dtype: Annotated[Literal["same", "float32"], "the reference's; float32: what our dtype gains too"] = (
         "same"
@@ -60,125 +55,101 @@ class BenchConfig:
                 raise ValueError(f"{key} = {getattr(self, key)} is too few; write --{key}={least} or more")
 
 
-@dataclass
-class Preset:
-    """What is measured of a config file: its model, its objective, its row lengths."""
+def read_preset(path: Path, batch: int):
+    """What train.py makes of a config with this many rows of the longest length, without dropout."""
+    from train import Settings  # late: only its configuration
 
-    name: str
-    model: ModelConfig
-    objective: ObjectiveConfig
-    lengths: tuple[int, ...]
-
-
-def read_preset(path: Path) -> Preset:
-    values = {key: value for key, (value, _) in read_config(path, ROOT).items()}
-    values["dropout"] = 0.0
-    try:
-        parts = [
-            group(**{f.name: values[f.name] for f in fields(group) if f.name in values})
-            for group in (ModelConfig, ObjectiveConfig)
-        ]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: {error}") from None
-    parts[0].decoder = needed_decoder(parts[1]) or parts[0].decoder
-    if not needed_decoder(parts[1]) and not parts[0].decodes:
-        raise UserError(f"{path}: decoder = {parts[0].decoder!r} says nothing at a position; write decoder = 'posonly'")
-    if not parts[0].vocab_size:
+    settings = Settings.read([str(path), f"--batch_size={batch}", "--micro_batch=0", "--dropout=0"])
+    if not settings.model.vocab_size:
         raise UserError(f"{path} leaves vocab_size to the data; give bench.py a config that sets it")
-    lengths = values.get("lengths", (parts[0].max_length,))
-    return Preset(path.stem, *parts, tuple(lengths) if isinstance(lengths, tuple | list) else (lengths,))
+    return settings
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One arm: a model, its optimizer, and a step
 
 
-def make_problem(preset, rows, length, device) -> list[Problem]:
-    size = preset.model.vocab_size
-    ids = torch.randint(size - 1, (rows, length), generator=torch.Generator().manual_seed(0)).to(device)
-    noise = Noise(0, 0, torch.arange(rows, device=device))
-    vocab = Vocabulary(size, size - 1, (size - 1,), torch.ones(size, device=device))
-    return make_problems(ids, noise, vocab, preset.objective)
+def has_reference(settings) -> bool:
+    """The reference is the seeds' masked LM and TSDAE: plain tokens, one decoder layer, loss unweighted."""
+    model, parts = settings.model, settings.objectives.parts
+    plain = model.seeds_faithful and model.decoder_layers == 1 and model.concept_position == "none"
+    one = len(parts) == 1 and parts[0].predicts == "positions" and not parts[0].by_idf
+    whole = settings.objective.positions == "original" and settings.objective.score_rate == 1
+    return plain and one and (parts[0].name == "mlm" or (whole and model.decoder != "input"))
 
 
-def has_reference(preset, problems):
-    config, problem = preset.model, problems[0]
-    plain = config.seeds_faithful and config.decoder_layers == 1 and config.concept_position == "none"
-    blind = config.decoder != "input" or problem.query_ids is not None
-    said = problem.query_pos is not None
-    in_place = said and (problem.source_pos is not None or problem.source.shape == problem.targets.shape)
-    return plain and blind and in_place and len(problems) == 1 and problem.weights is None
+class Arm:
+    """`ours` or `reference`, and its training step."""
 
-
-def reference_inputs(problem: Problem):
-    """The same problem as the reference wants it: whole rows, a padding mask, labels of -100 where none is scored."""
-    ids = problem.source
-    keep = torch.ones_like(problem.targets, dtype=torch.bool)
-    if problem.source_pos is not None:  # the source is what survives; the reference reads all and masks the rest
-        ids = problem.targets
-        keep = torch.zeros_like(keep).scatter(1, problem.source_pos.expand(problem.source.shape), True)
-    labels = problem.targets
-    if problem.scored is not None:
-        labels = torch.full_like(labels, -100).scatter(1, problem.scored, labels.gather(1, problem.scored))
-    return ids, keep, labels
-
-
-def make_arm(name, preset, device, dtype, compiled):
-    """A function step(problems) -> loss that trains `name` ("ours" or "reference") by one step."""
-    torch.manual_seed(0)
-    with device:
-        model = ConceptModel(preset.model, preset.model.vocab_size - 1)
+    def __init__(self, name: str, settings, world: World, compiled: bool):
+        self.name, self.world, self.objectives, self.config = name, world, settings.objectives, settings.train
+        self.size, self.step = settings.model.vocab_size, 0
+        self.vocab = Vocabulary(self.size, self.size - 1, (), torch.ones(self.size, device=world.device))
+        self.model = ConceptModel(settings.model, self.vocab.mask_id)
         if name == "reference":
-            from lab.reference import ReferenceMLM, copy_weights
+            ours, self.model = self.model, ReferenceMLM(settings.model)
+            copy_weights(ours, self.model)
+        self.model.to(world.device)
+        self.forward = torch.compile(self.model, dynamic=False) if compiled and name == "ours" else self.model
+        config = self.config
+        self.optimizer = optim.adamw(self.model, 1e-4, config.weight_decay, (config.beta1, config.beta2))
 
-            ours, model = model, ReferenceMLM(preset.model)
-            copy_weights(ours, model)
-    run = torch.compile(model, dynamic=False) if compiled and name == "ours" else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    factors = weights(preset.objective)
+    def rows(self, count: int, length: int) -> Rows:
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(self.size - 1, (count, length), generator=generator).to(self.world.device)
+        numbers = torch.arange(count, device=self.world.device)
+        return Rows(ids, Noise(0, self.step, numbers), self.vocab, documents=numbers)
 
-    def step(problems):
-        optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            if name == "reference":
-                loss = run(*reference_inputs(problems[0]))
-            else:
-                said, concepts = run(*problems)
-        if name == "ours":  # a contrastive loss is no matter of bfloat16
-            parts = zip(factors, said, concepts, problems, strict=True)
-            loss = sum(w * losses.complete(x, c, p, preset.objective.temperature) for w, x, c, p in parts)
-        loss.backward()
-        optimizer.step()
-        return loss.item()  # waits for the device
+    def train(self, count: int, length: int) -> torch.Tensor:
+        """One step; returns the loss, on the device."""
+        rows = self.rows(count, length)
+        self.step += 1
+        if self.name == "ours":
+            loss = self.objectives.total(optim.add_gradients(self.forward, self.objectives, rows, self.world))
+        else:
+            with self.world.autocast():
+                loss = self.forward(*reference_inputs(self.objectives.problems(rows)[0]))
+            loss.backward()
+            loss = loss.detach()
+        optim.clipped_step(self.model, self.optimizer, 1e-4, self.config.clip, loss)
+        return loss
 
-    return step
+
+def wait(device: torch.device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is measured
 
 
-def ceiling(device, dtype):
-    """The best FLOP/s seen in ten products of large square matrices."""
-    n = 8192 if device.type == "cuda" else 2048
-    a, b = torch.randn(2, n, n, device=device, dtype=getattr(torch, dtype))
-    times = []
-    for _ in range(10):
-        start = time.perf_counter()
-        (a @ b)[0, 0].item()
-        times.append(time.perf_counter() - start)
-    return 2 * n**3 / min(times)
+def ceiling(world: World, seconds: float = 1.0) -> float:
+    """FLOP/s of products of large square matrices, over a second after half a second to warm up."""
+    n = 8192 if world.device.type == "cuda" else 2048
+    a, b = torch.randn(2, n, n, device=world.device, dtype=getattr(torch, world.dtype))
+    for duration in (seconds / 2, seconds):
+        wait(world.device)
+        start, products = time.perf_counter(), 0
+        while time.perf_counter() - start < duration:
+            for _ in range(20 if world.device.type == "cuda" else 1):
+                a @ b
+                products += 1
+            wait(world.device)
+        speed = 2 * n**3 * products / (time.perf_counter() - start)
+    return speed
 
 
-def peak_bytes(name, preset, rows, length, device, dtype, compiled, threads, results):
+def peak_bytes(name, path, config: BenchConfig, world: World, compiled, results):
     """In a fresh process: the most memory two steps held at once (the second has the optimizer's state)."""
-    if threads:
-        torch.set_num_threads(threads)
-    step, problems = make_arm(name, preset, device, dtype, compiled), make_problem(preset, rows, length, device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    settings = read_preset(path, config.batch)
+    arm = Arm(name, settings, world, compiled)
     for _ in range(2):
-        step(problems)
-    if device.type == "cuda":
-        results.put(torch.cuda.max_memory_allocated(device))
+        arm.train(config.batch, max(settings.train.lengths))
+    if world.device.type == "cuda":
+        results.put(torch.cuda.max_memory_allocated(world.device))
         return
     try:  # this program's own peak; ru_maxrss would begin with the size of its parent
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -204,84 +175,84 @@ def in_fresh_process(function, *args):
     return value
 
 
-def measure(preset: Preset, config: BenchConfig, device, dtype, best):
-    longest = max(preset.lengths)
-    compiled = device.type == "cuda" if config.compile == "auto" else config.compile
-    names = ["ours"]
-    if has_reference(preset, make_problem(preset, config.batch, longest, device)):
-        names.append("reference")
-    dtypes = {"ours": dtype, "reference": dtype if config.reference_dtype == "same" else config.reference_dtype}
-    memory = {}
-    for name in names:
-        command.say(f"{preset.name}: memory of {name} ...")
-        where = (config.batch, longest, device, dtypes[name], compiled, config.threads)
-        memory[name] = in_fresh_process(peak_bytes, name, preset, *where)
+def time_steps(arms: dict[str, Arm], rows: int, length: int, repeats: int) -> dict[str, float]:
+    """Median seconds of a step of each arm, in turns; two blocks of each to warm up."""
+    device = next(iter(arms.values())).world.device
+    steps = 10 if device.type == "cuda" else 1
+    times = {name: [] for name in arms}
+    for block in range(repeats + 2):
+        losses = {}
+        for name, arm in arms.items():
+            wait(device)
+            start = time.perf_counter()
+            for _ in range(steps):
+                losses[name] = arm.train(rows, length)
+            wait(device)
+            times[name].append((time.perf_counter() - start) / steps)
+        command.say(f"length {length}:", *(f"{name} {seconds[-1]:.3f} s" for name, seconds in times.items()))
+        if block == 0 and len(arms) == 2 and abs(losses["ours"] / losses["reference"] - 1) > 0.01:
+            raise AssertionError(f"ours and the reference do not agree: {losses}")
+    return {name: statistics.median(seconds[2:]) for name, seconds in times.items()}
 
-    steps = {name: make_arm(name, preset, device, dtypes[name], compiled) for name in names}
+
+def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
+    settings = read_preset(path, config.batch)
+    compiled = world.device.type == "cuda" if config.compile == "auto" else config.compile
+    worlds = {"ours": world}
+    if has_reference(settings):
+        other = world.dtype if config.reference_dtype == "same" else config.reference_dtype
+        worlds["reference"] = replace(world, dtype=other)
+    memory = {}
+    for name, where in worlds.items():
+        command.say(f"{settings.preset}: memory of {name} ...")
+        memory[name] = in_fresh_process(peak_bytes, name, path, config, where, compiled)
+    arms = {name: Arm(name, settings, where, compiled) for name, where in worlds.items()}
+    plan = make_plan(settings.train, settings.objectives, 1)
     by_length = []
-    for length in sorted(preset.lengths):
-        rows = config.batch * longest // length
-        group = ROWS_OF_VIEWS[preset.objective.views] if "contrastive" in preset.objective.objective else 1
-        if rows % group:
-            raise UserError(
-                f"{preset.name}: {rows} rows of length {length} do not make groups of {group}; give --batch=8"
-            )
-        problems = make_problem(preset, rows, length, device)
-        times = {name: [] for name in names}
-        for i in range(config.repeats + 2):
-            found = {}
-            for name in names:
-                start = time.perf_counter()
-                found[name] = steps[name](problems)
-                times[name].append(time.perf_counter() - start)
-            command.say(f"{preset.name}, length {length}:", *(f"{n} {t[-1]:.3f} s" for n, t in times.items()))
-            if i == 0 and len(found) == 2 and abs(found["ours"] / found["reference"] - 1) > 0.01:
-                raise AssertionError(f"ours and the reference do not agree: {found}")
-        median = {name: statistics.median(t[2:]) for name, t in times.items()}  # two steps to warm up
-        work = 3 * sum(sum(flops(preset.model, p).values()) for p in problems) / (rows * length)
-        speed = rows * length / median["ours"]
+    for rows, length in sorted(plan.shapes(), key=lambda shape: shape[1]):
+        seconds = time_steps(arms, rows, length, config.repeats)
+        _, flops = cost(replace(plan, lengths=(length,)), settings.model, settings.objectives)
+        speed = rows * length / seconds["ours"]
         by_length.append(
             {
                 "length": length,
                 "rows": rows,
                 "tokens_per_s": speed,
-                "flops_per_token": work,
-                "share_of_ceiling": speed * work / best,
-                "ratio_to_reference": median["reference"] / median["ours"] if len(names) == 2 else None,
+                "flops_per_token": flops,
+                "share_of_ceiling": speed * flops / best,
+                "ratio_to_reference": seconds["reference"] / seconds["ours"] if "reference" in seconds else None,
             }
         )
-    result = {"name": preset.name, **{k: v for k, v in by_length[-1].items() if k not in ("length", "rows")}}
-    result["peak_bytes"] = memory["ours"]
-    result["peak_bytes_reference"] = memory.get("reference")
-    result["by_length"] = by_length
-    return result
+    longest = {key: value for key, value in by_length[-1].items() if key not in ("length", "rows")}
+    peaks = {"peak_bytes": memory["ours"], "peak_bytes_reference": memory.get("reference")}
+    return {"name": settings.preset, **longest, **peaks, "by_length": by_length}
 
 
-def table(results):
-    head = f"{'preset':<22}{'length':>7}{'rows':>7}{'tokens/s':>12}{'MFLOP/token':>13}{'of best':>9}{'x reference':>13}"
-    lines = [head + f"{'peak MB':>9}{'reference':>11}"]
+def as_table(results: dict) -> str:
+    header = ["preset", "length", "rows", "tokens/s", "MFLOP/token", "% of ceiling", "x reference", "peak MB"]
+    rows = []
     for preset in results["presets"]:
         for row in preset["by_length"]:
             ratio = f"{row['ratio_to_reference']:.2f}" if row["ratio_to_reference"] else "-"
-            line = f"{preset['name']:<22}{row['length']:>7}{row['rows']:>7}{row['tokens_per_s']:>12,.0f}"
-            line += f"{row['flops_per_token'] / 1e6:>13.1f}{row['share_of_ceiling']:>9.0%}{ratio:>13}"
-            if row["length"] == max(r["length"] for r in preset["by_length"]):
-                other = preset["peak_bytes_reference"]
-                line += f"{preset['peak_bytes'] / 1e6:>9,.0f}{f'{other / 1e6:,.0f}' if other else '-':>11}"
-            lines.append(line)
-    return "\n".join(lines)
+            cells = [preset["name"], row["length"], row["rows"], f"{row['tokens_per_s']:,.0f}"]
+            cells += [f"{row['flops_per_token'] / 1e6:.2f}", f"{100 * row['share_of_ceiling']:.1f}", ratio]
+            peaks = [preset[key] for key in ("peak_bytes", "peak_bytes_reference") if preset[key]]
+            rows.append([*cells, " / ".join(f"{peak / 1e6:,.0f}" for peak in peaks)])
+    return table(header, rows)
 
 
 def main(argv) -> int:
     parsed = parse(argv, BenchConfig, prog="bench.py", doc=__doc__, root=ROOT, positional="many")
     config = parsed.make(BenchConfig)
-    presets = [read_preset(path) for path in parsed.configs] or [read_preset(ROOT / "config/perceiver_mlm_l6.py")]
+    paths = parsed.configs or [ROOT / "config/perceiver_mlm_l6.py"]
+    for path in paths:
+        read_preset(path, config.batch)  # what is wrong is said before anything is measured
     if config.json and not Path(config.json).absolute().parent.is_dir():
         raise UserError(f"--json={config.json}: its folder does not exist; make it first")
     if config.threads:
         torch.set_num_threads(config.threads)
     world = distributed.start(config.device, config.dtype)
-    best = ceiling(world.device, world.dtype)
+    best = ceiling(world)
     machine = distributed.machine(world.device)
     command.say(
         f"{machine['device']}, {machine['threads']} threads, {world.dtype}: products at {best / 1e9:,.0f} GFLOP/s"
@@ -291,9 +262,9 @@ def main(argv) -> int:
         "torch": torch.__version__,
         "commit": runs.commit(),
         "ceiling": best,
-        "presets": [measure(preset, config, world.device, world.dtype, best) for preset in presets],
+        "presets": [measure(path, config, world, best) for path in paths],
     }
-    print(table(results))
+    print(as_table(results))
     if config.json:
         files.write_atomic(Path(config.json), json.dumps(results, indent=1) + "\n")
     return 0

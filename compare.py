@@ -10,25 +10,25 @@ zero-shot; "" for none), and any key of training, for all arms. Its runs are out
 another as processes of train.py and eval_glue.py. What is done is skipped: the same command continues a killed grid.
 """
 
-import ast
+import contextlib
 import fcntl
+import io
 import json
 import re
 import signal
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
-from lab import command, dataset, files, tasks
+from lab import command, dataset, tasks
 from lab.command import say
-from lab.configurator import UserError, evaluate_safely, nearest, parse, read_layers, show
-from lab.files import write_atomic
-from lab.registry import HORIZONS, primaries, registry
-from lab.report import table
+from lab.configurator import UserError, parse, read_layers, show
+from lab.files import read_json, write_atomic
+from lab.registry import HORIZONS, registry
+from lab.report import LIFTS, dict_table, score_rows, score_table, spread
 from lab.runs import RunFolder
 from objectives import ObjectiveConfig
 
@@ -59,9 +59,8 @@ OURS = {  # keys of training that a grid cannot set
 @dataclass
 class Grid:
     name: str
-    base: Path  # the config that train.py is given; all else are flags
+    base: str  # the config that train.py is given; all else are flags
     arms: dict[str, dict]  # name -> key -> value, those for all arms included
-    places: dict[str, dict]  # name -> key -> "file:line"
     where: str  # "file:line" of the arms
     seeds: tuple[int, ...]
     tasks: list[str]
@@ -70,6 +69,12 @@ class Grid:
     def runs(self) -> list[tuple[str, str, int]]:
         """(run, arm, seed); all arms at the first seed come first, so that a grid half done is a comparison too."""
         return [(f"{arm}_s{seed}", arm, seed) for seed in self.seeds for arm in self.arms]
+
+    def arguments(self, arm: str, data_dir: str) -> list[str]:
+        """What train.py is given for an arm."""
+        values = self.arms[arm] | ({"data_dir": data_dir} if data_dir else {})
+        texts = {k: ",".join(map(str, v)) if isinstance(v, tuple | list) else str(v) for k, v in values.items()}
+        return [self.base, *(f"--{key}={text}" for key, text in texts.items())]
 
 
 def merge(*layers: dict) -> dict:
@@ -82,42 +87,19 @@ def merge(*layers: dict) -> dict:
     return merged
 
 
-def assigned(path: Path, name: str) -> ast.expr | None:
-    """What a config file, which has been read without a mistake, assigns to `name` in the end."""
-    assignments = [statement for statement in ast.parse(path.read_bytes()).body if isinstance(statement, ast.Assign)]
-    return next((a.value for a in reversed(assignments) if a.targets[0].id == name), None)
-
-
-def base_of(path: Path) -> Path | None:
-    base = assigned(path, "base")
-    return base and ROOT / evaluate_safely(base, {})
-
-
-def arm_places(where: str) -> dict[tuple[str, str], str]:
-    """(arm, key) -> "file:line", as far as `arms`, which stands at `where`, is written out."""
-    path = where.rpartition(":")[0]
-    value, found = assigned(Path(path), "arms"), {}
-    for name, arm in zip(value.keys, value.values, strict=True) if isinstance(value, ast.Dict) else ():
-        for key in arm.keys if isinstance(arm, ast.Dict) else ():
-            found[getattr(name, "value", None), getattr(key, "value", None)] = f"{path}:{key.lineno}"
-    return found
-
-
 def read_grid(path: Path) -> Grid:
-    """A grid file -> Grid. Keys of training are looked at later, by train.py."""
-    layers = read_layers(path, ROOT)
-    first = next((i for i, layer in enumerate(layers) if layer.keys() & set(GRID_KEYS)), len(layers) - 1)
+    """A grid file -> Grid. It may stand on another grid. Keys of training are looked at later, by train.py."""
+    layers = [layer for layer in read_layers(path, ROOT) if layer]
+    first = next((i for i, layer in enumerate(layers) if layer.keys() & set(GRID_KEYS)), len(layers))
     given = {name: entry for name, entry in merge(*layers[first:]).items() if not name.startswith("_")}
-    base = path
-    for _ in layers[first:]:  # a grid may stand on another
-        base = base and base_of(base)
-    if base is None:
-        raise UserError(f'{show(path)} has no base; write base = "config/quickstart.py" or so into its first line')
     if "arms" not in given:
         raise UserError(f'{show(path)} has no arms; write arms = {{"name": {{"key": value}}, ...}}')
+    if first == 0:
+        raise UserError(f'{show(path)} has no base; write base = "config/quickstart.py" or so into its first line')
+    _, place = next(iter(layers[first - 1].values()))
+    base = place.rpartition(":")[0]
 
     arms, where = given.pop("arms")
-    written = arm_places(where)
     if not isinstance(arms, dict) or not arms or not all(isinstance(arm, dict) for arm in arms.values()):
         raise UserError(f'{where}: arms is not a dict of dicts; write arms = {{"name": {{"key": value}}, ...}}')
     for name in arms:
@@ -129,38 +111,58 @@ def read_grid(path: Path) -> Grid:
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"{place}: seeds = {seeds} are not different whole numbers; write seeds = (0, 1)")
 
-    wanted, tasks_where = given.pop("tasks", ("", where))
+    wanted, place = given.pop("tasks", ("", where))
     wanted = wanted.split(",") if isinstance(wanted, str) else wanted
     if not isinstance(wanted, tuple | list) or not all(isinstance(name, str) for name in wanted):
-        raise UserError(f'{tasks_where}: tasks is no text; write tasks = "stsb,sick_r"')
+        raise UserError(f'{place}: tasks is no text; write tasks = "stsb,sick_r"')
     wanted = [name.strip() for name in wanted if name.strip()]
-
     common = {key: value for key, (value, _) in given.items()}
-    places = {key: place for key, (_, place) in given.items()}
-    return Grid(
-        path.stem,
-        base,
-        {name: merge(common, arm) for name, arm in arms.items()},
-        {name: places | {key: written.get((name, key), where) for key in arm} for name, arm in arms.items()},
-        where,
-        seeds,
-        wanted,
-        tasks_where,
-    )
-
-
-def flag(key: str, value) -> str:
-    text = ",".join(str(item) for item in value) if isinstance(value, tuple | list) else str(value)
-    return f"--{key}={text}"
-
-
-def train_arguments(grid: Grid, arm: str, config: CompareConfig) -> list[str]:
-    flags = [flag(key, value) for key, value in grid.arms[arm].items()]
-    return [str(grid.base), *flags] + ([f"--data_dir={config.data_dir}"] if config.data_dir else [])
+    arms = {name: merge(common, arm) for name, arm in arms.items()}
+    return Grid(path.stem, base, arms, where, seeds, wanted, place)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Processes
+# All that can be said of a grid before its first run starts
+
+
+def check_arms(grid: Grid, data_dir: str) -> dict[str, dict]:
+    """Arm -> every key of training, as train.py resolves it; UserError for unknown keys, impossible values and data
+    that are not there."""
+    from train import Settings  # late: `--help` and the registry do without
+
+    resolved = {}
+    for arm, keys in grid.arms.items():
+        try:
+            for key in [key for key in OURS if key in keys]:
+                raise UserError(f"{key} is set by compare.py; {OURS[key]}")
+            with contextlib.redirect_stderr(io.StringIO()):  # its warnings come again when the arm is trained
+                settings = Settings.read(grid.arguments(arm, data_dir))
+                resolved[arm] = settings.resolved()
+            if settings.train.dataset != "pydocs" or (settings.data / "meta.json").is_file():  # train.py makes pydocs
+                size = dataset.load_meta(settings.data)["vocab_size"]
+                if settings.model.vocab_size != size:
+                    raise UserError(
+                        f"vocab_size = {settings.model.vocab_size}, but {show(settings.data)} has {size}; "
+                        "write vocab_size = 0 to take its own"
+                    )
+        except UserError as error:
+            raise UserError(f"{grid.where}: arm {arm}: {error}") from None
+    return resolved
+
+
+def check_tasks(grid: Grid, data: Path) -> list[str]:
+    """Names of the grid's tasks, whose files have all been read once."""
+    try:
+        names = tasks.task_names(grid.tasks, data, zero_shot=True)
+        for name in names:
+            tasks.load_task(name, data)
+    except UserError as error:
+        raise UserError(f"{grid.tasks_where}: {error}") from None
+    return names
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The runs of a grid
 
 
 class Children:
@@ -176,108 +178,25 @@ class Children:
         if self.child:
             self.child.send_signal(number)
 
-    def run(self, words: list[str], **options) -> tuple[int, str]:
-        """Python with these words -> (exit code, standard output if it was asked for)."""
-        text = ""
+    def run(self, words: list[str], **options) -> int:
+        """Python with these words -> its exit code."""
         if not self.received:
-            with subprocess.Popen([sys.executable, *words], text=True, **options) as self.child:
+            with subprocess.Popen([sys.executable, *words], **options) as self.child:
                 if self.received:  # it came while the process was being made
                     self.child.send_signal(self.received)
-                text, _ = self.child.communicate()
-            code, self.child = self.child.returncode, None
-        return (128 + self.received if self.received else code), text
+                code = self.child.wait()
+            self.child = None
+        return 128 + self.received if self.received else code
 
 
-# train.py as a process of its own that looks at all arms: torch is imported once, not once an arm.
-CHECK = """
-import contextlib, io, json, sys
-sys.path.insert(0, sys.argv[1])
-import configurator, train
-keys = [k for g in (train.TrainConfig, train.ObjectiveConfig, train.ModelConfig) for k in configurator.fields_of(g)]
-answers = {}
-for arm, words in json.loads(sys.argv[2]).items():
+def take_lock(lock):
+    """A compare.py that was killed outright may have left a process that still trains; two would spoil the run. The
+    lock is let go when we and the last of our processes have ended."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()) as text:
-            train.main([*words, "--print_config"])
-        answers[arm] = {"config": json.loads(text.getvalue())}
-    except configurator.UserError as error:
-        answers[arm] = {"error": str(error)}
-print(json.dumps([keys, answers]))
-"""
-
-
-def check_arms(grid: Grid, config: CompareConfig, children: Children) -> dict[str, dict] | None:
-    """
-    All that can be said of the arms before the first one starts: arm -> every key of training, as train.py resolves
-    it; None after a signal. Raises UserError, with the place in the grid, for unknown keys and impossible values.
-    """
-    for arm, keys in grid.arms.items():
-        for key in keys.keys() & OURS.keys():
-            raise UserError(f"{grid.places[arm][key]}: {key} is set by compare.py; {OURS[key]}")
-    words = {arm: train_arguments(grid, arm, config) for arm in grid.arms}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}  # its warnings come again when an arm is trained
-    code, text = children.run(["-c", CHECK, str(ROOT), json.dumps(words)], **pipes)
-    if children.received:
-        return None
-    if code:
-        raise RuntimeError("train.py fails when asked about the arms; look at python train.py --help")
-    keys, answers = json.loads(text)
-    keys = set(keys)
-    for arm in grid.arms:
-        for key in grid.arms[arm]:
-            if key not in keys:
-                near = nearest(str(key), [*sorted(keys - OURS.keys()), *GRID_KEYS])
-                hint = f"did you mean {near}? " if near else ""
-                raise UserError(
-                    f"{grid.places[arm][key]}: unknown key {key}; {hint}python train.py --help lists the keys of arms"
-                )
-    for arm, answer in answers.items():
-        if "error" in answer:
-            raise UserError(placed(answer["error"], grid, arm))
-    return {arm: answer["config"] for arm, answer in answers.items()}
-
-
-def placed(sentence: str, grid: Grid, arm: str) -> str:
-    """What train.py said of a flag, as it is said of the place where the grid has it."""
-    for key, place in grid.places[arm].items():
-        written = f"{flag(key, grid.arms[arm][key])}: "
-        if sentence.startswith(written):
-            return f"{place}: arm {arm}: {sentence.removeprefix(written)}"
-    return f"{grid.where}: arm {arm}: {sentence}"
-
-
-def check_data(grid: Grid, resolved: dict[str, dict]):
-    """Each arm has its data; those of pydocs are made by train.py where they are missing."""
-    for arm, values in resolved.items():
-        folder = Path(values["data_dir"] or ROOT / "data") / values["dataset"]
-        if values["dataset"] == "pydocs" and not (folder / "meta.json").is_file():
-            continue
-        size = dataset.load_meta(folder)["vocab_size"]
-        if values["vocab_size"] != size:
-            raise UserError(
-                f"{grid.where}: arm {arm} has vocab_size = {values['vocab_size']}, but {show(folder)} has {size}; "
-                "write vocab_size = 0 to take its own"
-            )
-
-
-def check_tasks(grid: Grid, data: Path) -> list[str]:
-    """Names of the grid's tasks, whose files have all been read once."""
-    try:
-        names = tasks.task_names(grid.tasks, data)
-        for name in names:
-            if not tasks.TASKS[name].zero_shot and name in grid.tasks:
-                able = ", ".join(n for n, task in tasks.TASKS.items() if task.zero_shot)
-                raise UserError(f"{name} has no zero-shot score; take of {able}")
-        names = [name for name in names if tasks.TASKS[name].zero_shot]
-        for name in names:
-            tasks.load_task(name, data)
-    except UserError as error:
-        raise UserError(f"{grid.tasks_where}: {error}") from None
-    return names
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The runs of a grid
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"{show(lock.name)} is in use, perhaps by a run of a killed compare.py; waiting for its end")
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 DERIVED = {"parameters", "train_flops_per_token", "tokens_per_step", "shapes", "vocab_size", "out_dir", "seed"}
@@ -286,46 +205,27 @@ DERIVED = {"parameters", "train_flops_per_token", "tokens_per_step", "shapes", "
 class Comparison:
     """The folder of a grid: its runs, and results.json, which also remembers what is done."""
 
-    def __init__(self, grid: Grid, config: CompareConfig, data: Path, children: Children):
-        self.grid, self.config, self.data, self.children = grid, config, data, children
+    def __init__(self, grid: Grid, config: CompareConfig, data: Path):
+        self.grid, self.config, self.data = grid, config, data
         self.folder = Path(config.out) / "compare" / grid.name
         self.names = check_tasks(grid, data)
-        self.resolved = check_arms(grid, config, children)
-        if self.resolved is None:
-            return
-        check_data(grid, self.resolved)
+        self.resolved = check_arms(grid, config.data_dir)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.folder / ".lock", "w")  # closed with us and with the last of our processes
+            self.lock = open(self.folder / ".lock", "w")
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written ({error.strerror}); give another --out") from None
+        take_lock(self.lock)
         try:
-            self.trained = dict(json.loads((self.folder / "results.json").read_text(encoding="utf-8"))["trained"])
-        except (OSError, ValueError, KeyError, TypeError):  # nothing there, or damaged: train.py finds out what is done
+            self.trained = dict(read_json(self.folder / "results.json", "the results")["trained"])
+        except (UserError, LookupError, TypeError, ValueError):  # not there, or damaged: train.py sees what is done
             self.trained = {}
         self.runs, self.failed = {}, {}
-
-    def wait_for_lock(self) -> bool:
-        """
-        A compare.py that was killed outright may have left a process that still trains; two would spoil the run. False
-        after a signal.
-        """
-        waited = False
-        while not self.children.received:
-            try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if not waited:
-                    say(f"{self.folder} is in use, perhaps by a run of a killed compare.py; waiting for its end")
-                waited = True
-                time.sleep(0.2)
-        return False
+        self.children = Children()
 
     def start(self, *words) -> int:
         """A command of ours; what it prints is progress here, and goes to standard error."""
-        code, _ = self.children.run([str(word) for word in words], stdout=2, pass_fds=[self.lock.fileno()])
-        return code
+        return self.children.run([str(word) for word in words], stdout=2, pass_fds=[self.lock.fileno()])
 
     def do(self, run: str, arm: str, seed: int) -> int:
         """Trains and judges one run as far as that is not done; returns the exit code of what failed, or 0."""
@@ -333,7 +233,7 @@ class Comparison:
         wanted = {key: value for key, value in self.resolved[arm].items() if key not in DERIVED}
         if not out.exists() or self.trained.get(run) != [wanted, out.pointer("latest")]:
             say(f"{run}: training")
-            words = [*train_arguments(self.grid, arm, self.config), f"--seed={seed}", f"--out_dir={out.path}"]
+            words = [*self.grid.arguments(arm, self.config.data_dir), f"--seed={seed}", f"--out_dir={out.path}"]
             if code := self.start(ROOT / "train.py", *words, "--resume=auto"):
                 return code
             self.trained[run] = [wanted, out.pointer("latest")]
@@ -349,28 +249,54 @@ class Comparison:
         return 0
 
     def write(self) -> str:
-        """results.json and report.md of what is done so far; returns the table."""
+        """results.json and report.md of what is done so far; returns what the report says."""
         arms = {}
         for arm, keys in self.grid.arms.items():
             arms[arm] = {"keys": keys} | summary([run for run in self.runs.values() if run["arm"] == arm])
         results = {"grid": self.grid.name, "base": show(self.grid.base), "seeds": self.grid.seeds, "tasks": self.names}
         results |= {"arms": arms, "runs": self.runs, "failed": self.failed, "trained": self.trained}
-        text = f"{arm_table(results)}\n\n{notes(results, self.resolved)}"
-        scores = f"\n## Scores beside their floors\n\n{score_table(results)}\n" if self.names else ""
+        scores = [row for arm in arms for name in self.names for row in self.scores(arm, name)]
+        text = f"{arm_table(arms, scores)}\n\n{notes(results, self.resolved)}\n"
+        if scores:
+            text += f"\n## Scores beside their floors\n\n{score_table(scores)}\n"
         try:
             write_atomic(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
-            write_atomic(self.folder / "report.md", f"# {self.grid.name}\n\n{text}\n{scores}")
+            write_atomic(self.folder / "report.md", f"# {self.grid.name}\n\n{text}")
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written ({error.strerror}); free it and start again") from None
         return text
 
+    def scores(self, arm: str, task: str) -> list[dict]:
+        """Rows of those metrics of a task that have a lift, over the seeds of an arm."""
+        seeds = [run["tasks"][task] for run in self.runs.values() if run["arm"] == arm]
+        lifts = tasks.TASKS[task].lifts
+        return [row for row in score_rows(task, seeds, lifts, arm=arm) if row["metric"] in lifts]
+
+    def run_all(self) -> int:
+        """Returns the exit code."""
+        runs = self.grid.runs()
+        for number, (run, arm, seed) in enumerate(runs, 1):
+            say(f"[{number}/{len(runs)}] {self.folder / run}")
+            code = self.do(run, arm, seed)
+            if code in (2, 130, 143):  # a mistake that needs its user, or a stop
+                say(f"compare.py ends with {run}; what is done is kept, the same command goes on")
+                return code
+            if code:
+                say(f"{run} failed with exit code {code}; the others go on")
+                self.failed[run] = code
+        print(self.write(), end="")
+        say(f"{self.folder}: results.json, report.md")
+        return 1 if self.failed else 0
+
+
+def evaluation(out: RunFolder, name: str) -> dict:
+    return read_json(out.path / "eval" / f"zero_shot_{name}.json", "an evaluation")
+
 
 def judged(out: RunFolder, name: str) -> bool:
-    """The latest checkpoint has its scores in eval/, with all that the tables show."""
+    """The latest checkpoint has its scores in eval/."""
     try:
-        record = files.read_json(out.path / "eval" / f"zero_shot_{name}.json", "an evaluation")
-        if not all("token_idf" in split["lift"] for split in record["splits"].values()):
-            return False
+        record = evaluation(out, name)
         return [record["run_id"], record["checkpoint"]] == [out.config()["run_id"], f"ckpt_{out.pointer('latest')}"]
     except (UserError, KeyError, TypeError):
         return False
@@ -379,8 +305,8 @@ def judged(out: RunFolder, name: str) -> bool:
 def collect(out: RunFolder, names: list[str]) -> dict:
     """What a finished run says of itself; all that is a number stands flat in `numbers`."""
     config, metrics = out.config(), out.metrics()
-    state = files.read_json(out.checkpoint("latest", ("state.json",)) / "state.json", "the state of training")
-    evaluations = [record for record in metrics if "val_loss" in record]
+    state = read_json(out.checkpoint("latest", ("state.json",)) / "state.json", "the state of training")
+    evaluations, training = ([record for record in metrics if key in record] for key in ("val_loss", "loss"))
     if not evaluations:
         raise UserError(f"{out.path}/metrics.jsonl has no evaluation; delete the folder to train the run anew")
     first, last = evaluations[0], evaluations[-1]
@@ -388,12 +314,11 @@ def collect(out: RunFolder, names: list[str]) -> dict:
     if first["step"] == 0:
         numbers |= {f"{key}@0": first[key] for key in ("rank_slot_centred", "input_share")}
     numbers |= {"tokens": state["tokens"], "parameters": config["parameters"]}
-    numbers["tokens_per_s"] = statistics.median(r["tokens_per_s"] for r in metrics if "tokens_per_s" in r)
-    judged = {}
+    numbers |= {key: training[-1][key] for key in ("flops", "seconds") if key in training[-1]}
+    numbers["tokens_per_s"] = statistics.median(record["tokens_per_s"] for record in training)
+    splits = {name: evaluation(out, name)["splits"] for name in names}
     for name in names:
-        record = files.read_json(out.path / "eval" / f"zero_shot_{name}.json", "an evaluation")
-        judged[name] = record["splits"]
-        for split, found in record["splits"].items():
+        for split, found in splits[name].items():
             numbers |= {f"{name}_{split}_{metric}": value for metric, value in found["metrics"].items()}
             untrained = found["floors"]["untrained"].items()
             numbers |= {f"{name}_{split}_untrained_{metric}": value for metric, value in untrained}
@@ -404,7 +329,7 @@ def collect(out: RunFolder, names: list[str]) -> dict:
         "step": state["step"],
         "verdict": last.get("verdict"),
         "numbers": numbers,
-        "tasks": judged,
+        "tasks": splits,
     }
 
 
@@ -414,12 +339,8 @@ def summary(runs: list[dict]) -> dict[str, dict]:
     for run in runs:
         for key, value in run["numbers"].items():
             values.setdefault(key, []).append(value)
-    return {
-        "runs": len(runs),
-        "median": {key: statistics.median(found) for key, found in values.items()},
-        "min": {key: min(found) for key, found in values.items()},
-        "max": {key: max(found) for key, found in values.items()},
-    }
+    functions = {"median": statistics.median, "min": min, "max": max}
+    return {"runs": len(runs)} | {n: {key: f(found) for key, found in values.items()} for n, f in functions.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -428,7 +349,10 @@ def summary(runs: list[dict]) -> dict[str, dict]:
 
 COLUMNS = (  # title, key of `numbers`, format, scale
     ("Mtokens", "tokens", ".2f", 1e-6),
+    ("TFLOP", "flops", ".4g", 1e-12),
+    ("seconds", "seconds", ".0f", 1),
     ("val loss", "val_loss", ".3f", 1),
+    ("loss, mlm 15 %", "val_loss_mlm15", ".3f", 1),
     ("slot rank", "rank_slot_centred", ".2f", 1),
     ("raw rank", "rank_raw", ".2f", 1),
     ("pooled rank", "rank_pooled", ".2f", 1),
@@ -440,90 +364,34 @@ COLUMNS = (  # title, key of `numbers`, format, scale
 )
 
 
-def spread(arm: dict, key: str, form: str, scale: float) -> str:
-    """An arm's median, and its range where the seeds differ."""
-    if key not in arm["median"]:
-        return "-"
-    middle, low, high = (format(arm[which][key] * scale, form) for which in ("median", "min", "max"))
-    return middle if low == high else f"{middle} ({low}..{high})"
-
-
-def arm_table(results: dict) -> str:
-    """One row an arm: losses, geometry, and what each task says."""
-    known = {key for arm in results["arms"].values() for key in arm["median"]}
-    lengths = sorted((key for key in known if re.fullmatch(r"val_loss_\d+", key)), key=lambda key: int(key[9:]))
-    losses = [(f"loss, {key[9:]}", key, ".3f", 1) for key in lengths if len(lengths) > 1]
-    losses += [("loss, mlm 15 %", "val_loss_mlm15", ".3f", 1)] if "val_loss_mlm15" in known else []
+def arm_table(arms: dict[str, dict], scores: list[dict]) -> str:
+    """One row an arm: losses, geometry, and each task's scores on dev with the lifts of the last of them, which is the
+    centred one where there is one."""
+    known = {key for arm in arms.values() for key in arm["median"]}
+    lengths = sorted(int(key[9:]) for key in known if re.fullmatch(r"val_loss_\d+", key))
+    columns = list(COLUMNS)
+    if len(lengths) > 1:
+        columns[4:4] = [(f"loss, {n}", f"val_loss_{n}", ".3f", 1) for n in lengths]
     rows = []
-    for name, arm in results["arms"].items():
+    for name, arm in arms.items():
         row = {"arm": name, "seeds": str(arm["runs"])}
-        row |= {title: spread(arm, *column) for title, *column in (*COLUMNS[:2], *losses, *COLUMNS[2:])}
-        for task in results["tasks"]:
-            row |= task_cells(results, name, task)
+        for title, key, form, scale in columns:
+            if key in known or title == "val loss":
+                values = [arm[which].get(key) for which in ("median", "min", "max")]
+                row[title] = None if None in values else spread(tuple(values), form, scale)
+        dev = [score for score in scores if (score["arm"], score["split"]) == (name, "dev")]
+        row |= {f"{score['task']} {score['metric']}": score["score"] for score in dev}
+        row |= {f"{score['task']} over {floor}": score[f"over {floor}"] for score in dev for floor in LIFTS}
         rows.append(row)
-    return table(list(rows[0]), [list(row.values()) for row in rows])
-
-
-def task_cells(results: dict, arm: str, task: str) -> dict[str, str]:
-    """Title -> cell: raw and centred score, best floor and lift of the last of them; on dev where dev has labels."""
-    splits = [run["tasks"][task] for run in results["runs"].values() if run["arm"] == arm]
-    split = "dev" if not splits or "dev" in splits[0] else next(iter(splits[0]))
-    metrics = primaries(task)
-    scores = [score_cells(results["arms"][arm], [found[split] for found in splits], task, split, m) for m in metrics]
-    return {
-        **{task + m.removeprefix(metrics[0]).replace("_", " "): s[0] for m, s in zip(metrics, scores, strict=True)},
-        f"{task} best floor": scores[-1][1],
-        f"{task} over it": scores[-1][2],
-        f"{task} untrained": " / ".join(score[3] for score in scores),
-        f"{task} lift": scores[-1][4],
-        f"{task} over token_idf": scores[-1][5],
-    }
-
-
-def score_cells(arm: dict, runs: list[dict], task: str, split: str, metric: str) -> list[str]:
-    """Score, best floor, how far over it, untrained twin, how far over that and over token_idf; x100. runs: this split,
-    of each seed."""
-    if not runs:
-        return ["-"] * 6
-    lifts = [run["lift_centred" if metric.endswith("_centred") else "lift"] for run in runs]
-    floor = lifts[0]["best_floor"]["floor"]
-    return [
-        spread(arm, f"{task}_{split}_{metric}", ".1f", 100),
-        f"{100 * runs[0]['floors'][floor][metric]:.1f} {floor}",
-        widest([lift["best_floor"] for lift in lifts]),
-        spread(arm, f"{task}_{split}_untrained_{metric}", ".1f", 100),
-        widest([lift["untrained"] for lift in lifts]),
-        widest([lift["token_idf"] for lift in lifts]),
-    ]
-
-
-def widest(lifts: list[dict]) -> str:
-    """Median over seeds and the widest of their intervals: an arm is above what all of its seeds are above."""
-    value = statistics.median(lift["value"] for lift in lifts)
-    low, high = min(lift["low"] for lift in lifts), max(lift["high"] for lift in lifts)
-    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def score_table(results: dict) -> str:
-    """One row an arm, task, split and metric."""
-    rows = []
-    for arm, found in results["arms"].items():
-        for task in results["tasks"]:
-            runs = [run["tasks"][task] for run in results["runs"].values() if run["arm"] == arm]
-            for split in runs[0] if runs else ():
-                for metric in primaries(task):
-                    cells = score_cells(found, [run[split] for run in runs], task, split, metric)
-                    rows.append([arm, task, split, metric.replace("_", " "), *cells])
-    header = "arm,task,split,metric,score,best floor,over it,untrained,over untrained,over token_idf"
-    return table(header.split(","), rows)
+    return dict_table(rows)
 
 
 def notes(results: dict, resolved: dict[str, dict]) -> str:
     """What a reader of the table must know."""
     lines = ["Medians over seeds (min..max); @0: before training; Δshuffle: nats lost with another row's concepts."]
     if results["tasks"]:
-        lines += ["Scores x100 on dev; untrained: the same architecture and init, raw / centred; lift: over untrained,"]
-        lines += ["centred where there is a centred score, with the widest 95 % interval of the seeds."]
+        lines += ["Scores x100 on dev; over a floor: of the centred score where there is one, with the widest 95 %"]
+        lines += ["interval of the seeds; untrained: the same architecture and init."]
     keys = [field.name for field in fields(ObjectiveConfig)] + ["lengths", "dataset"]
     if len({json.dumps([values[key] for key in keys]) for values in resolved.values()}) > 1:
         lines.append("The arms differ in objective, noise or rows: their losses do not compare, their scores do.")
@@ -533,34 +401,6 @@ def notes(results: dict, resolved: dict[str, dict]) -> str:
     if results["failed"]:
         lines.append(f"Failed: {', '.join(f'{run} (exit {code})' for run, code in results['failed'].items())}.")
     return "\n".join(lines)
-
-
-def compare(path: Path, config: CompareConfig, data: Path) -> int:
-    """Runs a grid; returns the exit code."""
-    children = Children()
-    comparison = Comparison(read_grid(path), config, data, children)
-    if children.received:
-        return 128 + children.received
-    with comparison.lock:
-        return run_all(comparison)
-
-
-def run_all(comparison: Comparison) -> int:
-    if not comparison.wait_for_lock():
-        return 128 + comparison.children.received
-    runs = comparison.grid.runs()
-    for number, (run, arm, seed) in enumerate(runs, 1):
-        say(f"[{number}/{len(runs)}] {comparison.folder / run}")
-        code = comparison.do(run, arm, seed)
-        if code in (2, 130, 143):  # a mistake that needs its user, or a stop
-            say(f"compare.py ends with {run}; what is done is kept, the same command goes on")
-            return code
-        if code:
-            say(f"{run} failed with exit code {code}; the others go on")
-            comparison.failed[run] = code
-    print(comparison.write())
-    say(f"{comparison.folder}: results.json, report.md")
-    return 1 if comparison.failed else 0
 
 
 def main(argv) -> int:
@@ -573,7 +413,9 @@ def main(argv) -> int:
     if len(parsed.configs) != 1:
         raise UserError("give one grid, or --registry; try: python compare.py config/grids/smoke.py")
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
-    return compare(parsed.configs[0], config, data)
+    comparison = Comparison(read_grid(parsed.configs[0]), config, data)
+    with comparison.lock:
+        return comparison.run_all()
 
 
 if __name__ == "__main__":

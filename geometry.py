@@ -10,8 +10,6 @@ what changes with the text, a threshold for "zero", and never a rank without `in
 Ranks are Roy and Vetterli's (EUSIPCO 2007): exp(entropy of the singular values divided by their sum), in float64.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -156,23 +154,15 @@ def concept_geometry(concepts: Tensor) -> dict[str, float]:
 
 def ablations(concepts: Tensor) -> dict[str, Tensor]:
     """concepts [B, C, H] without their content, three ways: those of the next text, zeros, the mean over texts.
-    Take a whole batch at a time: in a mean of few texts each still finds a part of its own."""
+
+    What a text's loss gains with them (delta_shuffle, delta_zero, delta_mean, in nats) says what its own concepts are
+    worth to the decoder; 0: it does not use them. A shuffle that costs much more than the mean: it believes what they
+    say. Take a whole batch at a time: in a mean of few texts each still finds a part of its own."""
     return {
         "shuffle": concepts.roll(1, 0),
         "zero": torch.zeros_like(concepts),
         "mean": concepts.mean(0, keepdim=True).expand_as(concepts),
     }
-
-
-@torch.no_grad()
-def concept_use(loss: Callable[[Tensor], float], concepts: Tensor) -> dict[str, float]:
-    """{delta_shuffle, delta_zero, delta_mean}: what a text's loss gains, in nats, without its own concepts.
-
-    loss: concepts [B, C, H] -> the mean loss in nats of the same B texts, all else unchanged. Called four times.
-    0: the decoder does not use them. A shuffle that costs much more than the mean: it believes what they say.
-    """
-    own = float(loss(concepts))
-    return {f"delta_{name}": float(loss(c)) - own for name, c in ablations(concepts).items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,7 +180,7 @@ def line(numbers: dict, concepts: int) -> str:
 
 
 def verdict(numbers: dict, concepts: int) -> str:
-    """What is wrong, in plain words, from the numbers of `concept_geometry` and, where there are any, `concept_use`.
+    """What is wrong, in plain words, from the numbers of `concept_geometry` and, where there are any, of `ablations`.
     Begins with "healthy" if nothing is; several findings are joined by "; "."""
     C, slot, pooled, raw = concepts, *(numbers[f"rank_{kind}"] for kind in ("slot_centred", "pooled", "raw"))
     low = min(max(2.0, LOW_RANK * C), C / 2)  # one slot has rank 1, two have at most 2

@@ -47,7 +47,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Each chunk's gradient is taken while its logits are there, so backward recomputes nothing.
 
     A checkpointed chunk would do the logits' product twice: a third more work for the head, at the same peak memory.
-    The price: the two gradients ([M, T] and [V, T]) are held from here to backward.
+    The price: the two gradients ([M, T] and [V, T]) are held from here to backward. What is frozen costs none.
     """
 
     @staticmethod
@@ -55,19 +55,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype = _matmul_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             total, grad_hidden, grad_weight = _loss_and_gradients(
-                hidden.to(dtype), weight.to(dtype), targets, weights, chunk, weight.dtype
+                hidden.to(dtype), weight.to(dtype), targets, weights, chunk, weight.dtype, ctx.needs_input_grad[:2]
             )
-        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight)
+        ctx.save_for_backward(None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight)
         return total
 
     @staticmethod
     def backward(ctx, grad):
-        grad_hidden, grad_weight = ctx.saved_tensors
         # In place: [V, T] is large. (So a second backward through the same graph is an error.)
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None
+        return *(saved if saved is None else saved.mul_(grad) for saved in ctx.saved_tensors), None, None, None
 
 
-def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate):
+def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate, needed):
     total, grad_hidden, grad_weight = 0.0, [], None
     for i in range(0, hidden.shape[0], chunk):
         part = slice(i, i + chunk)
@@ -79,20 +78,15 @@ def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate):
         total = total + ((norm.log() - at_target) * w).sum()
         softmax = logits.mul_(w.sum(1, keepdim=True) / norm)  # times the row's weight
         delta = softmax.scatter_add_(1, target, -w.to(logits.dtype)).to(h.dtype)  # w (softmax - onehot)
-        grad_hidden.append(delta @ weight)
-        if grad_weight is None:
+        if needed[0]:
+            grad_hidden.append(delta @ weight)
+        if needed[1] and grad_weight is None:
             grad_weight = (delta.T @ h).to(accumulate)
-        elif h.dtype == accumulate:
+        elif needed[1] and h.dtype == accumulate:
             grad_weight = grad_weight.addmm_(delta.T, h)
-        else:
+        elif needed[1]:
             grad_weight = grad_weight.add_(delta.T @ h)  # bf16 products, summed in float32
-    return total, torch.cat(grad_hidden), grad_weight
-
-
-def complete(loss, concepts, problem, temperature, gather=None, rank=0):
-    """The loss of a problem: as the model gives it, or, where that is None as nothing is said, the contrastive loss of
-    its concepts [B, C, H]."""
-    return contrastive(concepts.mean(1), problem.group, temperature, gather, rank) if loss is None else loss
+    return total, torch.cat(grad_hidden) if needed[0] else None, grad_weight
 
 
 def contrastive(pooled, group, temperature, gather=None, rank=0):

@@ -1,27 +1,35 @@
 """
-Pre-training objectives. Every one turns clean rows of token ids into a `Problem`: what the encoder may read, what the
-decoder has to say, and which of it counts. The model never knows which objective made the Problem.
+Pre-training objectives. Each is one class that turns clean rows of token ids into a `Problem`: what the encoder may
+read, what must be predicted from the concepts, and which of it counts. The model never knows which objective made the
+Problem.
 
 Counts are fixed in advance (exactly round(rate * N) tokens of a row are masked, deleted or scored), so a row length has
 one static shape: no padding, no mask tensor, no wait for the device. Notation: B rows, N tokens a row, S tokens read,
-T tokens of the span to be said, K of them scored.
+T tokens of the span to be predicted, K of them scored.
+
+To add one: a subclass of `Objective`. It is found by its name in lower case, in `objective = "..."` and in `--help`.
 """
 
+import dataclasses
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-# -----------------------------------------------------------------------------------------------------------------
-# configuration
+import losses
+from noise import Noise, count
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration
 
 
 @dataclass
 class ObjectiveConfig:
-    objective: Annotated[str, "what is learnt: mlm, tsdae, bow, contrastive, or a sum: 'tsdae + 0.1*bow'"] = "tsdae"
+    objective: Annotated[str, "what is learnt: a class of objectives.py, or a sum such as 'tsdae + 0.1*bow'"] = "tsdae"
     mask_rate: Annotated[float, "mlm: share of a row's tokens that is hidden and scored"] = 0.3
     mask_unit: Annotated[Literal["token"], "mlm: what is hidden as a whole"] = "token"
     replace: Annotated[
@@ -33,6 +41,10 @@ class ObjectiveConfig:
         Literal["compact", "original"], "tsdae: survivors close up (the paper), or keep their positions (the seeds)"
     ] = "compact"
     score_rate: Annotated[float, "tsdae: share of a row's positions that is scored, chosen at random; 1: all"] = 1.0
+    bow_source: Annotated[
+        Literal["row", "survivors"],
+        "bow: the encoder reads the whole row, or what tsdae's deletion leaves of it (one encoder pass serves both)",
+    ] = "row"
     token_weight: Annotated[
         Literal["none", "idf"], "mlm, tsdae: all scored tokens count alike, or by their idf in the training sentences"
     ] = "none"
@@ -44,7 +56,6 @@ class ObjectiveConfig:
     temperature: Annotated[float, "contrastive: what cosines are divided by"] = 0.05
 
     def __post_init__(self):
-        parse_objective(self.objective)
         for key in ("mask_rate", "delete_rate", "view_delete_rate"):
             if not 0 < getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} leaves nothing to hide or to read; take 0 < {key} < 1")
@@ -54,66 +65,11 @@ class ObjectiveConfig:
             raise ValueError(f"temperature={self.temperature} divides cosines; take a number above 0, such as 0.05")
         if self.visible_only and self.replace != "mask":
             raise ValueError("visible_only=True never shows a hidden token, replaced or not; write replace='mask'")
+        Objectives(self)  # the sum can be read
 
 
-ROWS_OF_VIEWS = {"adjacent": 2, "deletion": 1, "both": 4}  # contrastive: rows come in groups of so many
-
-KEYS = {  # the keys each objective uses; a key given and used by none of them is worth a warning
-    "mlm": {"mask_rate", "mask_unit", "replace", "visible_only", "token_weight"},
-    "tsdae": {"delete_rate", "positions", "score_rate", "token_weight"},
-    "bow": set(),
-    "contrastive": {"views", "view_delete_rate", "temperature"},
-}
-
-
-def parse_objective(text: str) -> list[tuple[float, str]]:
-    """'tsdae + 0.1*mlm' -> [(1.0, 'tsdae'), (0.1, 'mlm')]; ValueError with a sentence for anything else."""
-    parts = []
-    for term in text.split("+"):
-        match = re.fullmatch(r"\s*(?:(\d*\.?\d+(?:[eE]-?\d+)?)\s*\*\s*)?(\w+)\s*", term)
-        if not match or match[2] not in KEYS or not 0 < float(match[1] or 1) < 1e6:
-            raise ValueError(
-                f"objective {text!r}: cannot read {term.strip()!r}; "
-                f"write one of {', '.join(KEYS)}, or a sum such as 'tsdae + 0.1*mlm'"
-            )
-        parts.append((float(match[1] or 1), match[2]))
-    names = [name for _, name in parts]
-    if len(set(names)) < len(names):
-        raise ValueError(f"objective {text!r} names a part twice; give it one weight")
-    return parts
-
-
-def names(config: ObjectiveConfig) -> list[str]:
-    """The parts of the objective, without their weights."""
-    return [name for _, name in parse_objective(config.objective)]
-
-
-def weights(config: ObjectiveConfig) -> list[float]:
-    return [weight for weight, _ in parse_objective(config.objective)]
-
-
-def unused_keys(config: ObjectiveConfig) -> set[str]:
-    """Keys of ObjectiveConfig that the chosen objective does not look at."""
-    used = set().union(*(KEYS[name] for name in names(config)))
-    if "contrastive" in names(config) and config.views == "adjacent":
-        used.remove("view_delete_rate")
-    return set().union(*KEYS.values()) - used
-
-
-def needs_idf(config: ObjectiveConfig) -> bool:
-    parts = names(config)
-    return "bow" in parts or (config.token_weight == "idf" and bool({"mlm", "tsdae"} & set(parts)))
-
-
-def needs_pairs(config: ObjectiveConfig) -> bool:
-    """Rows 2i and 2i + 1 must be adjacent spans of one document."""
-    return "contrastive" in names(config) and config.views != "deletion"
-
-
-def needed_decoder(config: ObjectiveConfig) -> str | None:
-    """What a model must be built with where nothing is said position by position; None: any real decoder."""
-    parts = set(names(config))
-    return None if parts & {"mlm", "tsdae"} else "bag" if "bow" in parts else "none"
+# ---------------------------------------------------------------------------------------------------------------------
+# What an objective is given, and what it makes
 
 
 @dataclass(frozen=True)
@@ -128,178 +84,283 @@ class Vocabulary:
 
     def is_special(self, ids: Tensor) -> Tensor:
         """[B, N] ids -> [B, N] bool. Compared with plain numbers: no tensor to send."""
-        found = ids == self.mask_id
+        special = ids == self.mask_id
         for i in self.special_ids:
-            found = found | (ids == i)
-        return found
+            special = special | (ids == i)
+        return special
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# the record every objective makes
+    def text_token(self, bits: Tensor) -> Tensor:
+        """Random numbers [B, K] -> ids that are text, all equally likely."""
+        special = sorted({self.mask_id, *self.special_ids})
+        ids = bits % (self.size - len(special))
+        for i in special:
+            ids = ids + (ids >= i)
+        return ids
+
+
+@dataclass
+class Rows:
+    """Clean rows of one length, and what is needed to corrupt them."""
+
+    ids: Tensor  # [B, N] int64
+    noise: Noise
+    vocab: Vocabulary
+    documents: Tensor | None = None  # [B] the document each row starts in
+    deletions: dict = field(default_factory=dict)  # (rate, positions) -> what `survivors` made of them
+
+    def survivors(self, rate: float, positions: str, call: int) -> tuple[Tensor, Tensor | None]:
+        """What is left when exactly round(rate * N) tokens of each row are deleted: ids [B, S] and their positions
+        (None: closed up). Parts of a sum that ask for the same get the same tensors, and share one encoder pass."""
+        if (rate, positions) not in self.deletions:
+            columns = self.left(rate, call)
+            kept = columns if positions == "original" else None
+            self.deletions[rate, positions] = self.ids.gather(1, columns), kept
+        return self.deletions[rate, positions]
+
+    def left(self, rate: float, call: int) -> Tensor:
+        """The columns, in order, that exactly round(rate * N) deletions leave of each row: [B, S]."""
+        n = self.ids.shape[1]
+        text_first = self.noise.order(call, ~self.vocab.is_special(self.ids))
+        return text_first[:, : n - count(rate, n)].sort(dim=1).values
+
+    def idf_weights(self, tokens: Tensor) -> Tensor:
+        """tokens [B, K] -> [B, K] float32: a row's weights are as its tokens' idf and sum to 1/B."""
+        weights = self.vocab.idf[tokens]
+        return weights / weights.sum(1, keepdim=True).clamp_min(1e-6) / len(tokens)
 
 
 @dataclass
 class Problem:
     source: Tensor  # [B, S] ids the encoder reads
     source_pos: Tensor | None = None  # [1|B, S] where they stood; None: 0 ... S-1
-    targets: Tensor | None = None  # [B, T] the clean span to be said, whole and in order; None: nothing is decoded
-    query_pos: Tensor | None = None  # [1|B, T] its positions; None: a bag, said at once by the pooled concepts
+    targets: Tensor | None = None  # [B, T] the clean span to be predicted, whole and in order; None: nothing is
+    query_pos: Tensor | None = None  # [1|B, T] its positions
     query_ids: Tensor | None = None  # [B, T] what a decoder may see of it ([MASK] where hidden); None: nothing
-    scored: Tensor | None = None  # [B, K] columns of T, or [M] flat into B*T; None: all T
+    scored: Tensor | None = None  # [B, K] columns of T; None: all T
     weights: Tensor | None = None  # like scored; they carry the normaliser; None: the mean
-    t: Tensor | None = None  # [B] noise level
-    views: int = 1  # rows i and i + B/views read the same text
-    group: Tensor | None = None  # [B] document, against false negatives
-
-
-# -----------------------------------------------------------------------------------------------------------------
-# noise
-
-MASK32 = 0xFFFFFFFF
-
-
-def _mix(x):
-    """The 32-bit finaliser of MurmurHash3, a bijection, for a Python int or an int64 tensor holding 0 ... 2^32-1.
-    A product overflows int64, but its low 32 bits, all that is kept, are right on every device."""
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & MASK32
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & MASK32
-    return x ^ (x >> 16)
-
-
-class Noise:
-    """
-    Random numbers as a function of (seed, step, global row, call, column) and of nothing else: the corruption of a row
-    is the same on any rank, micro-batch or device, and no generator has a state to save.
-    """
-
-    def __init__(self, seed: int, step: int, rows: Tensor):
-        """rows [B] int64: the rows' numbers in the global batch of this step."""
-        self.key = _mix((_mix((_mix(seed & MASK32) + step) & MASK32) + rows) & MASK32)  # [B]
-
-    def bits(self, call: int, columns: int) -> Tensor:
-        """[B, columns] int64 in 0 ... 2^32-1. The last step is a bijection of the column, so a row has no ties and
-        its argsort is the same on every device."""
-        key = _mix((self.key + call * 0x9E3779B9) & MASK32)
-        return _mix(torch.arange(columns, device=key.device) ^ key[:, None])
-
-    def order(self, call: int, last: Tensor) -> Tensor:
-        """A random order of each row's columns, [B, N]; those in `last` [B, N] bool come after all others."""
-        bits = self.bits(call, last.shape[1])
-        return torch.argsort(bits + (last.long() << 32), dim=1)
-
-
-def count(rate: float, n: int) -> int:
-    """How many of n tokens a rate below 1 takes: round(rate * n), at least one and not all."""
-    return max(1, min(round(rate * n), n - 1))
-
-
-# -----------------------------------------------------------------------------------------------------------------
-# objectives. `call` is the first number of noise calls they may use; each has eight of them.
-
-
-def idf_weights(tokens: Tensor, vocab: Vocabulary) -> Tensor:
-    """tokens [B, K] -> [B, K] float32: a row's weights are as its tokens' idf and sum to 1/B."""
-    weights = vocab.idf[tokens]
-    return weights / weights.sum(1, keepdim=True).clamp_min(1e-6) / len(tokens)
-
-
-def token_weights(tokens: Tensor, vocab: Vocabulary, config: ObjectiveConfig) -> Tensor | None:
-    """Weights of scored tokens [B, K], or None: all alike."""
-    return idf_weights(tokens, vocab) if config.token_weight == "idf" else None
-
-
-def delete(ids: Tensor, noise: Noise, vocab: Vocabulary, rate: float, call: int) -> Tensor:
-    """The columns, in order, that are left of ids [B, N] when exactly round(rate * N) tokens are deleted: [B, S]."""
-    n = ids.shape[1]
-    return noise.order(call, ~vocab.is_special(ids))[:, : n - count(rate, n)].sort(dim=1).values
-
-
-def mlm(ids: Tensor, noise: Noise, vocab: Vocabulary, config: ObjectiveConfig, call: int = 0) -> Problem:
-    """Masked language modelling: hide exactly round(mask_rate * N) tokens of each row of ids [B, N], score those.
-    `visible_only` is MAE-LM (Meng et al. 2023): the encoder never meets a [MASK]."""
-    n = ids.shape[1]
-    k = count(config.mask_rate, n)
-    order = noise.order(call, vocab.is_special(ids))
-    hidden = order[:, :k]  # [B, K], in random order
-    shown = torch.full_like(hidden, vocab.mask_id)
-    if config.replace == "80_10_10":
-        masked, random = round(0.8 * k), round(0.1 * k)
-        drawn = noise.bits(call + 1, k)[:, masked : masked + random] % vocab.size
-        kept = ids.gather(1, hidden[:, masked + random :])
-        shown = torch.cat([shown[:, :masked], drawn, kept], dim=1)
-    corrupted = ids.scatter(1, hidden, shown)
-    positions = torch.arange(n, device=ids.device)[None]
-    visible = order[:, k:].sort(dim=1).values if config.visible_only else None
-    scored = hidden.sort(dim=1).values
-    return Problem(
-        source=corrupted if visible is None else ids.gather(1, visible),
-        source_pos=visible,
-        targets=ids,
-        query_pos=positions,
-        query_ids=corrupted,
-        scored=scored,
-        weights=token_weights(ids.gather(1, scored), vocab, config),
+    group: Tensor | None = None  # [B] document of two views, rows i and i + B/2, against false negatives
+    predicts: str = (
+        "positions"  # each position's token; or "pooled": all tokens at once, from the pooled concepts; "none"
     )
 
 
-def tsdae(ids: Tensor, noise: Noise, vocab: Vocabulary, config: ObjectiveConfig, call: int = 0) -> Problem:
-    """Denoising auto-encoder (TSDAE, Wang et al. 2021): delete exactly round(delete_rate * N) tokens of each row of
-    ids [B, N], say the whole row. The decoder sees nothing of it but the concepts."""
-    n = ids.shape[1]
-    survivors = delete(ids, noise, vocab, config.delete_rate, call)  # [B, S]
-    scored = None
-    if config.score_rate < 1:
-        everywhere = torch.zeros_like(ids, dtype=torch.bool)
-        scored = noise.order(call + 1, everywhere)[:, : count(config.score_rate, n)].sort(dim=1).values
-    return Problem(
-        source=ids.gather(1, survivors),
-        source_pos=survivors if config.positions == "original" else None,
-        targets=ids,
-        query_pos=torch.arange(n, device=ids.device)[None],
-        scored=scored,
-        weights=token_weights(ids if scored is None else ids.gather(1, scored), vocab, config),
-    )
+# ---------------------------------------------------------------------------------------------------------------------
+# Objectives
+
+OBJECTIVES: dict[str, type["Objective"]] = {}  # name -> class
 
 
-def bow(ids: Tensor, noise: Noise, vocab: Vocabulary, config: ObjectiveConfig, call: int = 0) -> Problem:
-    """Bag of words: the whole row ids [B, N] is read, and one softmax of the pooled concepts says its tokens, whatever
-    their order, each counting by its idf (the auxiliary loss of text VAEs, Zhao et al. 2017, arXiv:1703.10960)."""
-    return Problem(source=ids, targets=ids, weights=idf_weights(ids, vocab))
+class Objective:
+    """Clean rows -> a Problem, and its loss."""
+
+    uses: frozenset | set = frozenset()  # keys of ObjectiveConfig that it reads
+    predicts = "positions"  # the kind of prediction that it trains: "positions", "pooled" or "none"
+    group = 1  # rows come in groups of so many
+    one_document = False  # a row holds text of one document
+    pairs = False  # rows 2i and 2i + 1 are adjacent spans of one document
+    negatives = False  # the other rows of a forward, over all ranks, are its negatives
+    by_idf = False  # tokens count by their idf
+    floor_name = "unigram floor"
+
+    def __init_subclass__(cls):
+        cls.name = cls.__name__.lower()
+        OBJECTIVES[cls.name] = cls
+
+    def __init__(self, config: ObjectiveConfig, call: int = 0):
+        """call: the first of eight numbers of noise calls that are its own in a sum."""
+        self.config, self.call = config, call
+
+    def problem(self, rows: Rows) -> Problem:
+        raise NotImplementedError
+
+    def loss(self, predicted: Tensor | None, concepts: Tensor, problem: Problem, gather=None, rank: int = 0) -> Tensor:
+        """The loss as a scalar. predicted: the model's cross-entropy, None where the problem predicts nothing; concepts
+        [B, C, H]; gather, rank: see losses.contrastive."""
+        return predicted
+
+    def floor(self, problem: Problem, unigram: Callable[[bool], float]) -> float:
+        """Its loss, in nats, without any text: unigram(by_idf) is the cross-entropy of knowing only how common tokens
+        are."""
+        return unigram(self.by_idf)
+
+    def reported(self) -> dict[str, "Objective"]:
+        """Fixed settings that are evaluated beside it, as others report them: name in the metrics -> objective."""
+        return {}
 
 
-def contrastive(
-    ids: Tensor,
-    noise: Noise,
-    vocab: Vocabulary,
-    config: ObjectiveConfig,
-    call: int = 0,
-    documents: Tensor | None = None,
-) -> Problem:
-    """Two views of one text, which pooled concepts must tell from those of other documents; nothing is said.
+class MLM(Objective):
+    """Masked language modelling: exactly round(mask_rate * N) tokens of each row are hidden and predicted.
 
-    adjacent: rows 2i and 2i + 1 of ids [B, N], spans in a row of one document (Giorgi et al. 2021, arXiv:2006.03659).
+    `visible_only` is MAE-LM (Meng et al. 2023): the encoder never meets a [MASK].
+    """
+
+    uses = {"mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
+
+    def __init__(self, config, call=0):
+        super().__init__(config, call)
+        self.by_idf = config.token_weight == "idf"
+
+    def problem(self, rows):
+        ids, vocab, n = rows.ids, rows.vocab, rows.ids.shape[1]
+        k = count(self.config.mask_rate, n)
+        order = rows.noise.order(self.call, vocab.is_special(ids))
+        hidden = order[:, :k]  # [B, K], in random order
+        shown = torch.full_like(hidden, vocab.mask_id)
+        if self.config.replace == "80_10_10":
+            masked, random = round(0.8 * k), round(0.1 * k)
+            drawn = vocab.text_token(rows.noise.bits(self.call + 1, k)[:, masked : masked + random])
+            kept = ids.gather(1, hidden[:, masked + random :])
+            shown = torch.cat([shown[:, :masked], drawn, kept], dim=1)
+        corrupted = ids.scatter(1, hidden, shown)
+        visible = order[:, k:].sort(dim=1).values if self.config.visible_only else None
+        scored = hidden.sort(dim=1).values
+        return Problem(
+            source=corrupted if visible is None else ids.gather(1, visible),
+            source_pos=visible,
+            targets=ids,
+            query_pos=torch.arange(n, device=ids.device)[None],
+            query_ids=corrupted,
+            scored=scored,
+            weights=rows.idf_weights(ids.gather(1, scored)) if self.by_idf else None,
+        )
+
+    def reported(self):
+        """Masked LM at 15 %, whatever the training rate."""
+        standard = {"objective": "mlm", "mask_rate": 0.15, "replace": "mask", "token_weight": "none"}
+        return {"mlm15": MLM(dataclasses.replace(self.config, **standard))}
+
+
+class TSDAE(Objective):
+    """Denoising auto-encoder: exactly round(delete_rate * N) tokens are deleted, the whole row is predicted.
+
+    The decoder sees nothing of the row but the concepts (Wang et al. 2021, arXiv:2104.06979).
+    """
+
+    uses = {"delete_rate", "positions", "score_rate", "token_weight"}
+
+    def __init__(self, config, call=0):
+        super().__init__(config, call)
+        self.by_idf = config.token_weight == "idf"
+
+    def problem(self, rows):
+        ids, n = rows.ids, rows.ids.shape[1]
+        source, source_pos = rows.survivors(self.config.delete_rate, self.config.positions, self.call)
+        scored = None
+        if self.config.score_rate < 1:
+            everywhere = torch.zeros_like(ids, dtype=torch.bool)
+            scored = rows.noise.order(self.call + 1, everywhere)[:, : count(self.config.score_rate, n)]
+            scored = scored.sort(dim=1).values
+        return Problem(
+            source=source,
+            source_pos=source_pos,
+            targets=ids,
+            query_pos=torch.arange(n, device=ids.device)[None],
+            scored=scored,
+            weights=rows.idf_weights(ids if scored is None else ids.gather(1, scored)) if self.by_idf else None,
+        )
+
+
+class Bow(Objective):
+    """Bag of words: one softmax of the pooled concepts predicts all tokens of the row, each counting by its idf.
+
+    The auxiliary loss of text VAEs (Zhao et al. 2017, arXiv:1703.10960).
+    """
+
+    predicts = "pooled"
+    by_idf = True
+
+    def __init__(self, config, call=0):
+        super().__init__(config, call)
+        self.uses = {"bow_source"} | ({"delete_rate", "positions"} if config.bow_source == "survivors" else set())
+
+    def problem(self, rows):
+        source, source_pos = rows.ids, None
+        if self.config.bow_source == "survivors":
+            source, source_pos = rows.survivors(self.config.delete_rate, self.config.positions, self.call)
+        weights = rows.idf_weights(rows.ids)
+        return Problem(source, source_pos, targets=rows.ids, weights=weights, predicts="pooled")
+
+
+class Contrastive(Objective):
+    """Two views of one text, which pooled concepts must tell from those of other documents; nothing is decoded.
+
+    adjacent: rows 2i and 2i + 1, spans in a row of one document (Giorgi et al. 2021, arXiv:2006.03659).
     deletion: each row twice, with different tokens deleted and the rest closed up.
     both: of four rows the first two as spans, the other two each twice, all with deletions. (With spans alone, all
     with deletions, the loss stayed at chance for 1.6 million tokens: docs/LOG.md.)
-    documents [B]: the document of each row; None: all differ.
     """
-    if documents is None:
-        documents = torch.arange(len(ids), device=ids.device) // (2 if needs_pairs(config) else 1)
-    if config.views == "adjacent":
-        first, second, group = ids[0::2], ids[1::2], documents[0::2]
-    else:
-        a, b = (ids.gather(1, delete(ids, noise, vocab, config.view_delete_rate, call + i)) for i in range(2))
-        first, second, group = a, b, documents
-    if config.views == "both":
-        first, second = torch.cat([a[0::4], a[2::4], a[3::4]]), torch.cat([a[1::4], b[2::4], b[3::4]])
-        group = torch.cat([documents[0::4], documents[2::4], documents[3::4]])
-    return Problem(source=torch.cat([first, second]), views=2, group=group.repeat(2))
+
+    predicts = "none"
+    one_document = True
+    negatives = True
+    floor_name = "chance"
+
+    def __init__(self, config, call=0):
+        super().__init__(config, call)
+        self.uses = {"views", "temperature"} | ({"view_delete_rate"} if config.views != "adjacent" else set())
+        self.group = {"adjacent": 2, "deletion": 1, "both": 4}[config.views]
+        self.pairs = config.views != "deletion"
+
+    def problem(self, rows):
+        ids, documents, views = rows.ids, rows.documents, self.config.views
+        if views == "adjacent":
+            first, second, group = ids[0::2], ids[1::2], documents[0::2]
+        else:
+            a, b = (ids.gather(1, rows.left(self.config.view_delete_rate, self.call + i)) for i in range(2))
+            first, second, group = a, b, documents
+        if views == "both":
+            first, second = torch.cat([a[0::4], a[2::4], a[3::4]]), torch.cat([a[1::4], b[2::4], b[3::4]])
+            group = torch.cat([documents[0::4], documents[2::4], documents[3::4]])
+        return Problem(source=torch.cat([first, second]), group=group.repeat(2), predicts="none")
+
+    def loss(self, predicted, concepts, problem, gather=None, rank=0):
+        return losses.contrastive(concepts.mean(1), problem.group, self.config.temperature, gather, rank)
+
+    def floor(self, problem, unigram):
+        return math.log(len(problem.source) / 2)
 
 
-def make_problems(
-    ids: Tensor, noise: Noise, vocab: Vocabulary, config: ObjectiveConfig, documents: Tensor | None = None
-) -> list[Problem]:
-    """One Problem a part of the objective, in the order of `parse_objective`. ids [B, N] int64 and the documents they
-    start in [B], on the device."""
-    functions = {"mlm": mlm, "tsdae": tsdae, "bow": bow, "contrastive": partial(contrastive, documents=documents)}
-    return [functions[name](ids, noise, vocab, config, call=8 * i) for i, name in enumerate(names(config))]
+# ---------------------------------------------------------------------------------------------------------------------
+# Sums
+
+
+class Objectives:
+    """All parts of `objective = "tsdae + 0.1*contrastive"`, and what they ask for together: of rows, the strictest."""
+
+    def __init__(self, config: ObjectiveConfig):
+        """ValueError with a sentence where the sum cannot be read."""
+        self.text, self.parts, self.weights = config.objective, [], []
+        for term in config.objective.split("+"):
+            match = re.fullmatch(r"\s*(?:(\d*\.?\d+(?:[eE]-?\d+)?)\s*\*\s*)?(\w+)\s*", term)
+            if not match or match[2] not in OBJECTIVES or not 0 < float(match[1] or 1) < 1e6:
+                raise ValueError(
+                    f"objective {config.objective!r}: cannot read {term.strip()!r}; "
+                    f"write one of {', '.join(OBJECTIVES)}, or a sum such as 'tsdae + 0.1*mlm'"
+                )
+            self.weights.append(float(match[1] or 1))
+            self.parts.append(OBJECTIVES[match[2]](config, call=8 * len(self.parts)))
+        self.names = [part.name for part in self.parts]
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"objective {config.objective!r} names a part twice; give it one weight")
+        kinds = {part.predicts for part in self.parts}
+        self.predicts = next(kind for kind in ("positions", "pooled", "none") if kind in kinds)
+        self.group = math.lcm(*(part.group for part in self.parts))
+        self.one_document = any(part.one_document for part in self.parts)
+        self.pairs = any(part.pairs for part in self.parts)
+        self.negatives = any(part.negatives for part in self.parts)
+        self.by_idf = any(part.by_idf for part in self.parts)
+        self.uses = {"objective"}.union(*(part.uses for part in self.parts))
+
+    def problems(self, rows: Rows) -> list[Problem]:
+        """One Problem a part."""
+        return [part.problem(rows) for part in self.parts]
+
+    def losses(self, predicted, concepts, problems, gather=None, rank=0) -> list[Tensor]:
+        """Of each part, from what the model returns for the problems; see Objective.loss."""
+        columns = zip(self.parts, predicted, concepts, problems, strict=True)
+        return [part.loss(p, c, problem, gather, rank) for part, p, c, problem in columns]
+
+    def total(self, values):
+        """The weighted sum of one number (or tensor) a part."""
+        return sum(weight * value for weight, value in zip(self.weights, values, strict=True))

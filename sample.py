@@ -4,7 +4,7 @@ Shows what a trained model makes of text.
     python sample.py --run=out/quickstart --mode=reconstruct --text="Return the number of items in the list."
     python sample.py --run=out/quickstart --mode=embed --text="$(cat lines.txt)"
 
-`reconstruct` reads the text into concepts and says it again from those alone; `embed` prints one JSON list a text.
+`reconstruct` reads the text into concepts and predicts it from those alone; `embed` prints one JSON list a text.
 """
 
 import json
@@ -42,8 +42,8 @@ def main(argv) -> int:
             print(json.dumps([round(x, 6) for x in vector.tolist()]))
         return 0
     for text in texts:
-        said, agree = run.generate(text)
-        print(f"text: {text}\nsaid: {said}\n      {agree:.0%} of the tokens are the same\n")
+        predicted, agree = run.generate(text)
+        print(f"text:      {text}\npredicted: {predicted}\n           {agree:.0%} of the tokens are the same\n")
     return 0
 
 

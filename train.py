@@ -17,29 +17,28 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import geometry
-import losses
-import objectives
-from lab import command, dataset, distributed, files, runs
+from lab import command, dataset, distributed, optim, report, runs
 from lab.command import NonFinite, say
-from lab.configurator import UserError, parse, show, warn
-from lab.distributed import World
+from lab.configurator import Parsed, UserError, fields_of, parse, show, warn
+from lab.distributed import Signals, World
+from lab.plan import cost, decide_compile, make_plan
 from lab.runs import RunFolder
 from lab.validation import Validation, final_table, reconstructions
-from model import ConceptModel, ModelConfig, flops
-from objectives import Noise, ObjectiveConfig, Problem, Vocabulary, make_problems
+from model import ConceptModel, ModelConfig
+from noise import Noise
+from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
 
 ROOT = Path(__file__).resolve().parent
-HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_minutes")
+HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_flops", "max_minutes")
 
 
 @dataclass
@@ -65,6 +64,7 @@ class TrainConfig:
     max_steps: Annotated[int, "horizon in optimizer steps"] = 0
     max_tokens: Annotated[float, "horizon in tokens drawn"] = 0.0
     max_epochs: Annotated[float, "horizon in corpus-tokens drawn"] = 0.0
+    max_flops: Annotated[float, "horizon in training FLOPs by the model's own count: what compares arms fairly"] = 0.0
     max_minutes: Annotated[
         float, "horizon in minutes of training steps (no evaluations), turned into steps once timed"
     ] = 0.0
@@ -74,7 +74,9 @@ class TrainConfig:
     ckpt_steps: Annotated[tuple[int, ...], "steps whose checkpoints are kept for ever"] = ()
     keep: Annotated[int, "how many of the last checkpoints are kept, besides the best"] = 2
     log_interval: Annotated[int, "steps between log lines"] = 20
-    compile: Annotated[bool | Literal["auto"], "torch.compile; auto: on a GPU"] = "auto"
+    compile: Annotated[
+        bool | Literal["auto"], "torch.compile; auto: on a GPU, and on a CPU where the run is long enough to gain by it"
+    ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], "of matrix products; auto: bfloat16 where the device is fast at it"
     ] = "auto"
@@ -104,6 +106,8 @@ class TrainConfig:
                 raise ValueError(f"{key}={getattr(self, key)} is negative; take 0 or more")
         if not self.lengths or min(self.lengths) < 2 or len(set(self.lengths)) < len(self.lengths):
             raise ValueError(f"lengths={self.lengths} must be different numbers of at least 2 tokens")
+        if len(self.lengths) > 32:
+            raise ValueError(f"{len(self.lengths)} lengths are as many shapes to compile; take at most 32")
         if not 0 <= self.beta1 < 1 or not 0 <= self.beta2 < 1 or not 0 <= self.lr_end <= 1:
             raise ValueError("beta1 and beta2 must lie in [0, 1), lr_end in [0, 1]")
         if not any(getattr(self, key) for key in HORIZONS):
@@ -111,190 +115,210 @@ class TrainConfig:
         dataset.check_name(self.dataset)
 
 
-# Keys that may differ when a run goes on, and those of them that end bit-exactness.
-FREE = {*HORIZONS, "eval_interval", "ckpt_interval", "log_interval", "device", "resume", "out_dir", "data_dir", "tag"}
-FREE |= {"keep", "ckpt_steps", "final_report", "wandb"}
-INEXACT = {"micro_batch", "compile", "dtype", "machine", "ranks"}
+# ---------------------------------------------------------------------------------------------------------------------
+# All that the user sets
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# how a step is cut into rows
+@dataclass
+class Settings:
+    """What the command line and its config say, checked as far as it can be without data."""
 
+    parsed: Parsed
+    train: TrainConfig
+    objective: ObjectiveConfig
+    model: ModelConfig
 
-@dataclass(frozen=True)
-class Plan:
-    """Tokens a step are constant: a step of length n has batch_size * max(lengths) / n rows, cut into `parts`."""
+    GROUPS = (TrainConfig, ObjectiveConfig, ModelConfig)
 
-    lengths: tuple[int, ...]
-    tokens: int  # a step
-    micro_tokens: int  # a forward of one rank
-    parts: int  # forwards a step on each rank
-
-    def rows(self, n: int, rank: int, part: int) -> np.ndarray:
-        """Global numbers of the rows of length n that this rank reads in this part of the step."""
-        size, block = self.micro_tokens // n, rank * self.parts + part
-        return np.arange(block * size, (block + 1) * size, dtype=np.int64)
-
-    def shapes(self) -> list[tuple[int, int]]:
-        """(rows, tokens) of every forward there can be."""
-        return [(self.micro_tokens // n, n) for n in self.lengths]
-
-
-def make_plan(config: TrainConfig, ranks: int) -> Plan:
-    longest = max(config.lengths)
-    if config.batch_size % ranks:
-        raise UserError(
-            f"batch_size={config.batch_size} cannot be shared by {ranks} ranks; "
-            f"write batch_size={nearest_multiple(config.batch_size, ranks)}"
-        )
-    share = config.batch_size // ranks
-    micro = config.micro_batch or share
-    if share % micro:
-        fit = min((d for d in range(1, share + 1) if share % d == 0), key=lambda d: abs(d - micro))
-        raise UserError(f"micro_batch={micro} does not divide the {share} rows a rank has; write micro_batch={fit}")
-    for n in config.lengths:
-        if micro * longest % n:
-            step = n // math.gcd(n, longest)
+    @classmethod
+    def read(cls, argv: list[str]) -> "Settings":
+        """Raises UserError; warns of keys that are given and not used, and builds no decoder where none is trained."""
+        parsed = parse(argv, *cls.GROUPS, prog="train.py", doc=__doc__, root=ROOT, exclusive=(HORIZONS,))
+        if parsed.config is None:
+            raise UserError("no config is given; try: python train.py config/quickstart.py")
+        settings = cls(parsed, *(parsed.make(group) for group in cls.GROUPS))
+        config, shape, objectives = settings.train, settings.model, settings.objectives
+        settings.warn_unused()
+        if objectives.predicts != "positions" and shape.decoder != objectives.predicts:
+            warn(f"objective={objectives.text!r} trains no decoder, so decoder={shape.decoder!r} is not built")
+            shape.decoder = objectives.predicts
+        if objectives.predicts == "positions" != shape.predicts:
+            raise UserError(f"decoder={shape.decoder!r} predicts no single position; write --decoder=posonly")
+        if max(config.lengths) > shape.max_length:
+            longest = max(config.lengths)
             raise UserError(
-                f"micro_batch={micro} rows of {longest} tokens are no whole number of rows of length {n}; "
-                f"write micro_batch={nearest_multiple(micro, step)}, and a batch_size it divides"
+                f"lengths={config.lengths} reach past max_length={shape.max_length}; write max_length={longest}"
             )
-    if len(config.lengths) > 32:
-        raise UserError(f"{len(config.lengths)} lengths are as many shapes to compile; take at most 32")
-    return Plan(config.lengths, config.batch_size * longest, micro * longest, share // micro)
+        if not shape.vocab_size and (settings.data / "meta.json").is_file():
+            shape.vocab_size = dataset.load_meta(settings.data)["vocab_size"]
+        make_plan(config, objectives, 1)
+        return settings
+
+    @property
+    def objectives(self) -> Objectives:
+        return Objectives(self.objective)
+
+    @property
+    def preset(self) -> str:
+        return self.parsed.config.stem
+
+    @property
+    def data(self) -> Path:
+        return Path(self.train.data_dir or ROOT / "data") / self.train.dataset
+
+    @classmethod
+    def keys(cls) -> set[str]:
+        return {key for group in cls.GROUPS for key in fields_of(group)}
+
+    def values(self) -> dict:
+        """Every key but print_config."""
+        groups = (self.train, self.objective, self.model)
+        values = {key: value for group in groups for key, value in asdict(group).items()}
+        del values["print_config"]
+        return values
+
+    def resolved(self) -> dict:
+        """What --print_config prints: JSON values, and what follows from them; null where the vocabulary is unknown."""
+        plan = make_plan(self.train, self.objectives, 1)
+        known = self.model.vocab_size > 0
+        parameters, flops = cost(plan, self.model, self.objectives) if known else (None, None)
+        derived = {"parameters": parameters, "train_flops_per_token": flops}
+        derived |= {"tokens_per_step": plan.tokens, "shapes": plan.shapes()}
+        return json.loads(json.dumps(self.values() | derived))
+
+    def warn_unused(self):
+        reasons = {key: f"(objective = {self.objective.objective!r})" for key in fields_of(ObjectiveConfig)}
+        unused = reasons.keys() - self.objectives.uses
+        parts = f"(encoder = {self.model.encoder!r}, decoder = {self.model.decoder!r})"
+        reasons |= dict.fromkeys(self.model.unused(), parts) | {"init_part": "(there is no init_from)"}
+        unused |= self.model.unused() | (set() if self.train.init_from else {"init_part"})
+        own = ("--", show(self.parsed.config))  # what a base says may serve its other heirs
+        for key, where in self.parsed.given.items():
+            if key in unused and where.startswith(own):
+                self.parsed.unused([key], reasons[key])
 
 
-def nearest_multiple(x: int, of: int) -> int:
-    return max(1, round(x / of)) * of
-
-
-def check_views(objective: ObjectiveConfig, plan: Plan):
-    """What a contrastive loss asks of the rows of a forward."""
-    if "contrastive" not in objectives.names(objective):
-        return
-    if plan.parts > 1:
-        raise UserError("contrastive tells a row from all others of one forward; write micro_batch=0")
-    group = objectives.ROWS_OF_VIEWS[objective.views]
-    for rows, n in plan.shapes():
-        if rows % group:
-            raise UserError(
-                f"views={objective.views!r} needs rows in groups of {group}, but a rank has {rows} rows of length {n}; "
-                f"write a batch_size of which every rank has a multiple of {group}"
-            )
-
-
-def fit_decoder(objective: ObjectiveConfig, shape: ModelConfig):
-    """Builds no decoder where none would be trained."""
-    needed = objectives.needed_decoder(objective)
-    if needed is None and not shape.decodes:
-        raise UserError(f"decoder={shape.decoder!r} says nothing at a position; write --decoder=posonly")
-    if needed not in (None, shape.decoder):
-        warn(f"objective={objective.objective!r} trains no decoder, so decoder={shape.decoder!r} is not built")
-        shape.decoder = needed
-
-
-def step_flops(plan: Plan, model: ModelConfig, objective: ObjectiveConfig) -> float:
-    """Training FLOPs a token, mean over lengths: three times the forward's (backward is twice the forward)."""
-    vocab, total = Vocabulary(model.vocab_size, 0, idf=torch.ones(model.vocab_size)), 0
-    for rows, n in plan.shapes():
-        ids = torch.zeros(rows, n, dtype=torch.int64)
-        for problem in make_problems(ids, Noise(0, 0, torch.arange(rows)), vocab, objective):
-            total += 3 * sum(flops(model, problem).values())
-    return total / (plan.micro_tokens * len(plan.lengths))
-
-
-# -----------------------------------------------------------------------------------------------------------------
-# training
-
-
-def learning_rate(config: TrainConfig, step: int, horizon: int) -> float:
-    """step counts from 0; before the horizon is known (max_minutes) the rate stays at its peak."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    done = min(1.0, (step - config.warmup) / max(1, horizon - config.warmup)) if horizon else 0.0
-    left = {
-        "cosine": (1 + math.cos(math.pi * done)) / 2,
-        "linear": 1 - done,
-        "constant": 1.0,
-        "wsd": min(1.0, (1 - done) / 0.2),
-    }[config.schedule]
-    return config.lr * (config.lr_end + (1 - config.lr_end) * left)
-
-
-def make_optimizer(model: ConceptModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """Only matrices of linear layers decay: no embedding, slot, position, norm or bias."""
-    decay = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) in decay], "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if id(p) not in decay], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
 
 
 class Trainer:
-    """Model, optimizer and counters, and the one step they take together."""
+    """Model, optimizer, text and run folder, and what is done with them: steps, evaluations, checkpoints."""
 
-    def __init__(self, world: World, model: ConceptModel, settings, plan: Plan, vocab: Vocabulary):
-        self.config, self.objective, _ = settings
-        self.world, self.model, self.plan, self.vocab = world, model, plan, vocab
-        self.weights = objectives.weights(self.objective)
-        self.optimizer = make_optimizer(model, self.config)
-        self.forward: nn.Module = model
-        self.step, self.horizon = 0, 0
+    def __init__(self, settings: Settings, world: World, out: RunFolder, signals: Signals):
+        config, shape = settings.train, settings.model
+        self.settings, self.config, self.world, self.out, self.signals = settings, config, world, out, signals
+        self.objectives = settings.objectives
+        self.plan = make_plan(config, self.objectives, world.size)
+        self.train_text, self.val_text = (dataset.Corpus(settings.data, split) for split in ("train", "val"))
+        text = self.train_text
+        if shape.vocab_size not in (0, text.vocab_size):
+            raise UserError(
+                f"vocab_size={shape.vocab_size}, but {settings.data} has {text.vocab_size}; "
+                "write --vocab_size=0 to take its own"
+            )
+        shape.vocab_size = text.vocab_size
+        if self.objectives.negatives and len(text.documents) < 3:  # starts, and the end
+            raise UserError(f"{self.objectives.text} tells documents apart, but {show(text.path)} has one; take bow")
+        rules = {"one_document": self.objectives.one_document, "pairs": self.objectives.pairs}
+        self.sampler = dataset.Sampler(text, config.lengths, seed=config.seed, **rules)
+        idf = torch.from_numpy(text.idf()).to(world.device) if self.objectives.by_idf else None
+        self.vocab = Vocabulary(shape.vocab_size, text.mask, tuple(text.special_ids), idf)
+        self.model = ConceptModel(shape, text.mask, config.seed).to(world.device)
+        self.forward: nn.Module = self.model
+        self.parameters, self.flops_per_token = cost(self.plan, shape, self.objectives)
+        self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, (config.beta1, config.beta2))
+        args = (self.val_text, config.lengths, config.eval_tokens, self.model, self.objectives, self.vocab, world)
+        self.validation = Validation(*args)
+        self.step, self.horizon, self.seconds = 0, 0, 0.0
         self.best, self.best_step = math.inf, None
+        self.judged: set[int] = set()  # steps whose evaluation is in the metrics
         self.numbers: dict | None = None  # the evaluation of this step
         self.seconds_per_step = 0.0  # once timed, when the horizon is given in minutes
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
 
-    def prepare(self, compiled: bool):
+    # What there is to go on from
+
+    def load(self):
+        """Takes over the latest checkpoint; rank 0 reads, so that all ranks stand at one step whatever their disks."""
+        there = self.world.on_rank0(lambda: self.out.read("latest"))
+        runs.load_weights(self.model, there["weights"], there["folder"])
+        try:
+            self.optimizer.load_state_dict(there["optimizer"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{there['folder']}/optim.pt is of another model ({error}); take another one") from None
+        state = there["state"]
+        self.step, self.horizon, self.seconds = state["step"], state["horizon"], state["seconds"]
+        self.seconds_per_step = state["seconds_per_step"]
+        if state["best_step"] in self.world.on_rank0(self.out.steps):
+            self.best, self.best_step = state["best_val_loss"], state["best_step"]
+        self.out.saved = self.step
+        say(f"going on at step {self.step} of {self.out.path}")
+
+    def state(self) -> dict:
+        return {
+            "step": self.step,
+            "tokens": self.step * self.plan.tokens,
+            "seconds": self.seconds,
+            "horizon": self.horizon,
+            "seconds_per_step": self.seconds_per_step,
+            "best_val_loss": self.best if math.isfinite(self.best) else None,
+            "best_step": self.best_step,
+        }
+
+    def save(self, best: bool = False):
+        if self.world.rank == 0:
+            keep = (self.config.keep, self.config.ckpt_steps)
+            self.out.save(self.step, self.model, self.optimizer, self.state(), *keep, best)
+
+    def find_horizon(self) -> int:
+        """Steps to the end; 0 while minutes are not yet timed."""
+        config, tokens = self.config, self.plan.tokens
+        if config.max_steps:
+            return config.max_steps
+        if config.max_minutes:
+            seconds = self.seconds_per_step
+            return max(1, self.step, int(config.max_minutes * 60 / seconds)) if seconds else 0
+        wanted = config.max_tokens or config.max_epochs * self.train_text.count
+        wanted = wanted or config.max_flops / self.flops_per_token
+        return max(1, math.ceil(wanted / tokens))
+
+    # One step
+
+    def wrap(self, compiled: bool):
         """Wraps the model for its ranks and compiles it; what compiles is exactly what trains."""
         if self.world.size > 1:
             ids = [self.world.device.index] if self.world.device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.model, ids, gradient_as_bucket_view=True)
         if compiled:
-            torch._dynamo.config.cache_size_limit = max(8, min(32, len(self.plan.lengths)) + 1)
+            torch._dynamo.config.cache_size_limit = max(8, len(self.plan.lengths) + 1)
             self.forward = torch.compile(self.forward, dynamic=False)
-
-    def problems(self, ids: Tensor, rows: Tensor, documents: Tensor, step: int) -> list[Problem]:
-        return make_problems(ids, Noise(self.config.seed, step, rows), self.vocab, self.objective, documents)
 
     def train_step(self, batches) -> tuple[Tensor, Tensor, Tensor]:
         """Takes this step's micro-batches from `batches`; returns (losses of the parts, loss, gradient norm), all on
         the device. A step whose loss or gradient is not finite changes nothing and leaves its number in bad_step."""
-        config, rate = self.config, learning_rate(self.config, self.step, self.horizon)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        config, world, plan = self.config, self.world, self.plan
         if self.model.config.dropout:  # the one use of a generator, seeded anew each step
-            torch.manual_seed(hash((config.seed, self.step, self.world.rank)) & 0x7FFFFFFF)
-        parts = torch.zeros(len(self.weights), device=self.world.device)
-        for i in range(self.plan.parts):
-            step, rows, ids, documents = next(batches)
+            torch.manual_seed(hash((config.seed, self.step, world.rank)) & 0x7FFFFFFF)
+        parts = torch.zeros(len(self.objectives.parts), device=world.device)
+        for i in range(plan.parts):
+            step, numbers, ids, documents = next(batches)
             assert step == self.step
-            problems = self.problems(ids, rows, documents, step)
-            waits = self.world.size > 1 and i < self.plan.parts - 1  # gradients are reduced once, after the last part
-            with self.forward_of_ranks().no_sync() if waits else nullcontext():
-                with self.world.autocast():
-                    said, concepts = self.forward(*problems)
-                temperature, world = self.objective.temperature, self.world
-                found = [
-                    losses.complete(*part, temperature, world.gather, world.rank)
-                    for part in zip(said, concepts, problems, strict=True)
-                ]
-                loss = sum(w * x for w, x in zip(self.weights, found, strict=True)) / self.plan.parts
-                loss.backward()
-            parts += torch.stack([x.detach() for x in found]) / self.plan.parts
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
-        self.world.all_sum(parts).div_(self.world.size)
-        total = sum(w * x for w, x in zip(self.weights, parts, strict=True))
-        bad = ~(torch.isfinite(norm) & torch.isfinite(total))
-        self.optimizer.found_inf = bad.float()  # fused AdamW leaves parameters and state as they are
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            rows = Rows(ids, Noise(config.seed, step, numbers), self.vocab, documents)
+            waits = world.size > 1 and i < plan.parts - 1  # gradients are reduced once, after the last part
+            with self.ranks.no_sync() if waits else nullcontext():
+                parts += optim.add_gradients(self.forward, self.objectives, rows, world, plan.parts)
+        world.all_sum(parts).div_(world.size)
+        loss = self.objectives.total(parts)
+        rate = optim.learning_rate(config.schedule, config.lr, self.step, self.horizon, config.warmup, config.lr_end)
+        norm, bad = optim.clipped_step(self.model, self.optimizer, rate, config.clip, loss)
         self.bad_step = torch.where(bad & (self.bad_step < 0), self.step, self.bad_step)
         self.step += 1
-        return parts, total, norm
+        self.numbers = None
+        return parts, loss, norm
 
-    def forward_of_ranks(self) -> DistributedDataParallel:
+    @property
+    def ranks(self) -> DistributedDataParallel:
         return getattr(self.forward, "_orig_mod", self.forward)
 
     def check_finite(self):
@@ -305,208 +329,157 @@ class Trainer:
                 "take a smaller --lr or a longer --warmup"
             )
 
-    def state(self) -> dict:
-        return {
-            "step": self.step,
-            "tokens": self.step * self.plan.tokens,
-            "horizon": self.horizon,
-            "seconds_per_step": self.seconds_per_step,
-            "best_val_loss": self.best if math.isfinite(self.best) else None,
-            "best_step": self.best_step,
-        }
+    # All steps
 
+    def rows_to_come(self):
+        """(step, length, row numbers) of every micro-batch of this rank, from here on."""
+        step = self.step
+        while True:
+            n = self.sampler.length(step)
+            for part in range(self.plan.parts):
+                yield step, n, self.plan.rows(n, self.world.rank, part)
+            step += 1
 
-def find_horizon(trainer: Trainer, corpus_tokens: int) -> int:
-    """Steps to the end; 0 while minutes are not yet timed."""
-    config, tokens = trainer.config, trainer.plan.tokens
-    if config.max_steps:
-        return config.max_steps
-    if config.max_minutes:
-        seconds = trainer.seconds_per_step
-        return max(1, trainer.step, int(config.max_minutes * 60 / seconds)) if seconds else 0
-    return max(1, math.ceil((config.max_tokens or config.max_epochs * corpus_tokens) / tokens))
+    def due(self) -> bool:
+        """This step is to be evaluated."""
+        interval = self.config.eval_interval
+        return self.step in (0, self.horizon) or bool(interval and self.step % interval == 0)
 
+    def train(self) -> int:
+        """Trains to the horizon; returns the signal that stopped it, or 0."""
+        loader = distributed.Loader(self.sampler, self.rows_to_come(), self.world.device)
+        try:
+            stopped = self.train_on(iter(loader))
+        finally:
+            loader.close()
+        if stopped:
+            self.check_finite()
+            if self.step:
+                self.save()
+            self.world.barrier()
+        return stopped
 
-class Stopwatch:
-    """
-    Seconds a step, for a horizon in minutes: each length's first step (allocation, compilation) is left out,
-    then 20 steps are timed.
-    """
+    def train_on(self, batches) -> int:
+        config, clock = self.config, Clock(self)
+        if self.due() and self.step not in self.judged and not self.evaluate():
+            return self.signals.stopped
+        gc.collect()
+        gc.freeze()  # a collection in the middle of a step walks all of torch, half a second
+        clock.start()
+        while self.step < self.horizon or not self.horizon:
+            if self.signals.agreed():
+                clock.pause()
+                return self.signals.stopped
+            result = self.train_step(batches)
+            clock.stepped()
+            last = self.step == self.horizon
+            if self.step % config.log_interval == 0 or last:
+                self.log(*result, clock.speed(), last)
+            saved = last or self.step in config.ckpt_steps
+            saved = saved or bool(config.ckpt_interval and self.step % config.ckpt_interval == 0)
+            if self.due() or saved:
+                self.check_finite()
+                clock.pause()
+                if self.due() and not self.evaluate():
+                    return self.signals.stopped
+                if saved:
+                    self.save()
+                clock.start()
+        return 0
 
-    def __init__(self, world: World):
-        self.world, self.seen, self.seconds, self.excluded = world, set(), [], 0.0
+    def evaluate(self) -> bool:
+        """False after a signal: it is made when the run goes on."""
+        numbers = self.numbers = self.validation.run(self.signals.agreed)
+        if numbers is None:
+            return False
+        best = self.step > 0 and numbers["val_loss"] < self.best
+        if best:
+            self.best, self.best_step = numbers["val_loss"], self.step
+        if self.world.rank == 0:
+            self.out.log(step=self.step, **numbers)
+            report.curves(self.out.metrics(), self.out.path / "curves.png")
+        shown = ", ".join(f"{k} {v:.4g}" if k != "verdict" else v for k, v in numbers.items())
+        say(f"step {self.step}: {shown}")
+        if best:
+            self.save(best=True)
+        return True
 
-    def lap(self, length: int, start: float) -> float:
-        """Called after a step; returns the mean seconds of a step once they are known, else 0."""
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.monotonic() - start
-        if length in self.seen:
-            self.seconds.append(seconds)
-        else:
-            self.excluded += seconds
-        self.seen.add(length)
-        return sum(self.seconds) / len(self.seconds) if len(self.seconds) >= 20 else 0.0
-
-
-# -----------------------------------------------------------------------------------------------------------------
-# the command
-
-
-def main(argv) -> int:
-    groups = (TrainConfig, ObjectiveConfig, ModelConfig)
-    parsed = parse(argv, *groups, prog="train.py", doc=__doc__, root=ROOT, exclusive=(HORIZONS,))
-    if parsed.config is None:
-        raise UserError("no config is given; try: python train.py config/quickstart.py")
-    settings = config, objective, shape = tuple(parsed.make(group) for group in groups)
-    unused = {key: f"objective = {objective.objective!r} does not use it" for key in objectives.unused_keys(objective)}
-    fit_decoder(objective, shape)
-    unused |= shape.unused() | ({} if config.init_from else {"init_part": "there is no init_from"})
-    own = ("--", show(parsed.config))  # what a base says may serve its other heirs
-    for key in unused.keys() & {key for key, where in parsed.given.items() if where.startswith(own)}:
-        parsed.unused([key], f"({unused[key]})")
-    if max(config.lengths) > shape.max_length:
-        raise UserError(
-            f"lengths={config.lengths} reach past max_length={shape.max_length}; write max_length={max(config.lengths)}"
+    def log(self, parts: Tensor, loss: Tensor, norm: Tensor, speed: float, last: bool):
+        """A line of metrics and of status. speed: tokens a second since the last one."""
+        self.check_finite()
+        step, tokens = self.step, self.step * self.plan.tokens
+        numbers = {"loss": float(loss), "lr": self.optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
+        if len(parts) > 1:
+            numbers |= {f"loss_{name}": float(x) for name, x in zip(self.objectives.names, parts, strict=True)}
+        if self.world.rank == 0:
+            spent = {"flops": tokens * self.flops_per_token, "seconds": self.seconds}
+            self.out.log(step=step, tokens=tokens, **numbers, tokens_per_s=speed, **spent)
+        left = int(max(0, self.horizon - step) * self.plan.tokens / speed)
+        command.status(
+            f"step {step}/{self.horizon or '?'}  loss {numbers['loss']:.4f}  lr {numbers['lr']:.2e}  "
+            f"norm {numbers['grad_norm']:.2f}  {speed:,.0f} tok/s  "
+            f"{speed * self.flops_per_token / 1e9:,.1f} model GFLOP/s  "
+            f"ETA {f'{left // 60}:{left % 60:02d}' if self.horizon else '?'}",
+            last,
         )
-    data = Path(config.data_dir or ROOT / "data") / config.dataset
-    if config.print_config:
-        return print_config(settings, data)
-
-    world = distributed.start(config.device, config.dtype, config.deterministic)
-    plan = make_plan(config, world.size)
-    check_views(objective, plan)
-    out = RunFolder(config.out_dir or Path("out") / parsed.config.stem)
-    old = check_run_folder(out, config)
-    fresh = out.pointer("latest") is None  # nothing to go on from
-    if fresh and config.init_from:
-        runs.warm_start_file(config.init_from)
-    signals = distributed.Signals(world)
-    if stopped := prepare_data(data, world, signals):
-        return 128 + stopped
-    train_text, val_text = dataset.Corpus(data, "train"), dataset.Corpus(data, "val")
-    size = train_text.vocab_size
-    if shape.vocab_size not in (0, size):
-        raise UserError(f"vocab_size={shape.vocab_size}, but {data} has {size}; write --vocab_size=0 to take its own")
-    shape.vocab_size = size
-    small = [n for n in config.lengths if n <= shape.concepts]
-    if small:
-        warn(f"rows of length {', '.join(map(str, small))} have no bottleneck: concepts={shape.concepts}")
-    rule = {"one_document": "contrastive" in objectives.names(objective), "pairs": objectives.needs_pairs(objective)}
-    if rule["one_document"] and len(train_text.documents) < 3:  # starts, and the end
-        raise UserError(f"contrastive tells documents apart, but {show(train_text.path)} has one; take objective='bow'")
-    sampler = dataset.Sampler(train_text, config.lengths, seed=config.seed, **rule)
-
-    torch.manual_seed(config.seed)
-    idf = torch.from_numpy(train_text.idf()).to(world.device) if objectives.needs_idf(objective) else None
-    vocab = Vocabulary(shape.vocab_size, train_text.mask, tuple(train_text.special_ids), idf)
-    model = ConceptModel(shape, vocab.mask_id).to(world.device)
-    per_token = step_flops(plan, shape, objective)
-    trainer = Trainer(world, model, settings, plan, vocab)
-    compiled = decide_compile(config.compile, world)
-    resolved = {
-        **{key: value for group in settings for key, value in asdict(group).items() if key != "print_config"},
-        "dtype": world.dtype,
-        "compile": compiled,
-        "ranks": world.size,
-        "machine": distributed.machine(world.device),
-        "mask_id": train_text.mask,
-        "pad_id": train_text.pad,
-        "tokenizer_hash": train_text.tokenizer_hash,
-    }
-    if old is not None:
-        resolved = old | check_config(out, old, resolved, world, parsed)
-    if fresh and config.init_from:
-        for kind, tensors in runs.load_part(model, config.init_from, config.init_part).items():
-            say(f"warm start, {len(tensors)} tensors {kind}: {', '.join(tensors) or '-'}")
-    elif not fresh:
-        resume(out, trainer)
-    resolved |= {
-        "run_id": resolved.get("run_id") or runs.run_id(parsed.config.stem, shape),
-        "preset": parsed.config.stem,
-        "commit": runs.commit(),
-        "parameters": model.num_parameters(),
-        "train_flops_per_token": per_token,
-        "tokens_per_step": plan.tokens,
-    }
-    horizon = find_horizon(trainer, train_text.count)
-    finished = 0 < horizon <= trainer.step
-    world.barrier()  # all ranks have read before rank 0 writes
-    if world.rank == 0 and not finished:
-        out.cut(-1 if fresh else trainer.step, trainer.best_step)
-        out.create(resolved, data / "tokenizer.json")
-        if config.wandb:
-            out.mirror_to_wandb()
-    world.barrier()
-    if horizon and trainer.horizon not in (0, horizon):
-        warn(f"the horizon moves from {trainer.horizon} to {horizon} steps; the schedule is computed anew")
-    trainer.horizon = horizon
-    trainer.prepare(compiled)
-    say(
-        f"{parsed.config.stem}: {model.num_parameters():,} parameters, {per_token / 1e6:.2f} MFLOP a token; "
-        f"{world.size} x {distributed.machine(world.device)['device']}, {world.dtype}, "
-        f"{'compiled' if compiled else 'eager'}; {train_text.count:,} tokens of text, {plan.tokens:,} a step "
-        f"in {world.size} x {plan.parts} parts -> {out.path}"
-    )
-    validation = Validation(val_text, config.lengths, config.eval_tokens, model, objective, vocab, world)
-    stopped = train_loop(trainer, out, sampler, validation, signals, per_token)
-    if stopped:
-        saved = f"saved step {trainer.step} in" if trainer.step else "nothing is lost in"
-        say(f"{saved} {out.path}; the same command goes on")
-        return 128 + stopped
-
-    numbers = trainer.numbers or validation.run(signals.agreed)
-    if numbers is None:
-        say(f"stopped before the tables of {out.path}; the same command prints them")
-        return 128 + signals.stopped
-    if world.rank == 0:
-        tokenizer = dataset.load_tokenizer(data / "tokenizer.json")
-        print(f"\n{final_table(numbers, validation, train_text, val_text)}\n")
-        print(f"{geometry.line(numbers, shape.concepts)}\n")
-        if config.final_report == "retrieval" and not signals.received:
-            from lab.retrieval import retrieval_table  # late: scipy
-
-            print(f"{retrieval_table(model, val_text, tokenizer, max(config.lengths))}\n")
-        if said := reconstructions(validation, tokenizer):
-            print(f"held-out rows (text, read by the encoder, said):\n\n{said}")
-        print(f"run: {out.path} (curves.png, metrics.jsonl)", flush=True)
-    world.barrier()
-    stopped = world.from_rank0(signals.received)
-    return 128 + stopped if stopped else 0
 
 
-def print_config(settings, data: Path) -> int:
-    """One JSON object on stdout; needs no data, but says null where a vocabulary size is missing."""
-    config, objective, shape = settings
-    plan = make_plan(config, 1)
-    check_views(objective, plan)
-    if not shape.vocab_size and (data / "meta.json").is_file():
-        shape.vocab_size = json.loads((data / "meta.json").read_text())["vocab_size"]
-    values = {key: value for group in settings for key, value in asdict(group).items() if key != "print_config"}
-    values |= {"parameters": None, "train_flops_per_token": None}
-    if shape.vocab_size:
-        with torch.device("meta"):
-            values["parameters"] = ConceptModel(shape).num_parameters()
-        values["train_flops_per_token"] = step_flops(plan, shape, objective)
-    else:
-        warn("vocab_size is 0 and there are no data, so parameters and FLOPs are null; give --vocab_size")
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(values | {"tokens_per_step": plan.tokens, "shapes": plan.shapes()}, indent=1))
-    return 0
+class Clock:
+    """Seconds of training, evaluations and checkpoints apart; and a horizon in minutes, turned into steps: each
+    length's first step (allocation, compilation) is left out, then 20 steps are timed."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.began = trainer, time.monotonic()
+        self.logged = (trainer.step, trainer.seconds)
+        self.timing = bool(trainer.config.max_minutes and not trainer.horizon)
+        self.seen, self.timed, self.excluded = set(), [], 0.0
+
+    def start(self):
+        self.began = time.monotonic()
+
+    def pause(self):
+        """Adds the seconds since the last start, step or pause."""
+        now = time.monotonic()
+        self.trainer.seconds += now - self.began
+        self.began = now
+
+    def stepped(self):
+        trainer = self.trainer
+        if not self.timing:
+            self.pause()
+            return
+        if trainer.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        before = trainer.seconds
+        self.pause()
+        length = trainer.sampler.length(trainer.step - 1)
+        if length in self.seen:
+            self.timed.append(trainer.seconds - before)
+        else:
+            self.excluded += trainer.seconds - before
+        self.seen.add(length)
+        if len(self.timed) == 20:
+            self.timing = False
+            trainer.seconds_per_step = trainer.world.on_rank0(lambda: sum(self.timed) / len(self.timed))
+            trainer.horizon = trainer.find_horizon()
+            say(
+                f"{trainer.config.max_minutes:g} minutes are {trainer.horizon} steps of "
+                f"{trainer.seconds_per_step:.3f} s ({self.excluded:.1f} s of first steps are left out, and so are "
+                "evaluations)"
+            )
+
+    def speed(self) -> float:
+        """Tokens a second since it was asked last."""
+        (step, seconds), trainer = self.logged, self.trainer
+        self.logged = (trainer.step, trainer.seconds)
+        return (trainer.step - step) * trainer.plan.tokens / max(trainer.seconds - seconds, 1e-9)
 
 
-def check_run_folder(out: RunFolder, config: TrainConfig) -> dict | None:
-    """The configuration of the run that is there, or None where a new one starts."""
-    there = out.exists()
-    if config.resume == "must" and not there:
-        raise UserError(f"resume='must', but {out.path} holds no run; leave it out to start one")
-    if config.resume == "never" and there:
-        raise UserError(f"resume='never', but {out.path} holds a run; give another --out_dir")
-    out.check_writable()
-    return out.config() if there else None
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
 
 
-def prepare_data(data: Path, world: World, signals) -> int:
+def prepare_data(data: Path, world: World, signals: Signals) -> int:
     """The embedded corpus is made on the spot; for any other the command that makes it is printed. Returns the signal
     that stopped it, or 0."""
     if data.name == "pydocs" and not (data / "meta.json").is_file() and world.rank == 0:
@@ -520,158 +493,117 @@ def prepare_data(data: Path, world: World, signals) -> int:
             process.wait()
         elif process.returncode:
             raise UserError(f"preparing {data} failed (see above); run {dataset.prepare_command(data)} by itself")
-    stopped = world.from_rank0(signals.received)
+    stopped = world.on_rank0(lambda: signals.received)
     if not stopped:
         dataset.load_meta(data)
     return stopped
 
 
-def decide_compile(wanted, world: World) -> bool:
-    if wanted is False or (wanted == "auto" and world.device.type == "cpu"):
-        return False
-    try:
-        torch.compile(lambda x: x + 1)(torch.zeros(2, device=world.device))
-    except Exception as error:  # no compiler, no Triton: many ways to fail, one way on
-        warn(f"torch.compile does not work here ({str(error).splitlines()[0]}); training goes on uncompiled")
-        return False
-    return True
+def resolve(trainer: Trainer, old: dict | None, compiled: bool) -> dict:
+    """config.json: every key as it is in force, and what follows from them; `segments` has an entry for each time the
+    run was started or went on."""
+    settings, world, text = trainer.settings, trainer.world, trainer.train_text
+    now = {"machine": distributed.machine(world.device), "ranks": world.size}
+    values = settings.values() | {"dtype": world.dtype, "compile": compiled} | now
+    values |= {"mask_id": text.mask, "pad_id": text.pad, "tokenizer_hash": text.tokenizer_hash}
+    values = json.loads(json.dumps(values))  # tuples become lists, as in the file
+    if old is not None:
+        trainer.out.check_same(old, values, HORIZONS)
+        if "tag" not in settings.parsed.given:
+            values["tag"] = old.get("tag", "")
+        values = old | values
+    commit = runs.commit()
+    return values | {
+        "run_id": values.get("run_id") or runs.run_id(settings.preset, settings.model),
+        "preset": settings.preset,
+        "commit": commit,
+        "parameters": trainer.parameters,
+        "train_flops_per_token": trainer.flops_per_token,
+        "tokens_per_step": trainer.plan.tokens,
+        "segments": [*values.get("segments", []), {"step": trainer.step, "commit": commit, **now}],
+    }
 
 
-def check_config(out: RunFolder, old: dict, new: dict, world: World, parsed) -> dict:
-    """The configuration to go on with, or a UserError that says why it is not the run's that is there."""
-    new = json.loads(json.dumps(new))  # tuples become lists, as in the file
-    differs = sorted(key for key in new if key in old and old[key] != new[key])
-    if "tag" not in parsed.given:
-        new["tag"] = old.get("tag", "")
-    if "dtype" in differs and parsed.values["dtype"] == "auto":
-        differs.remove("dtype")  # decided once, when the run began
-        world.dtype = new["dtype"] = old["dtype"]
-    fatal = [key for key in differs if key not in FREE | INEXACT]
-    if fatal:
-        what = ", ".join(f"{key} ({old[key]} there, {new[key]} now)" for key in fatal)
-        raise UserError(f"{out.path} holds a run that differs in {what}; give another --out_dir=")
-    if inexact := [key for key in differs if key in INEXACT]:
-        warn(f"{', '.join(inexact)} changed: the run goes on, but no longer bit for bit")
-    return new
+def begin(trainer: Trainer, there: dict):
+    """Puts the run that is there, or a new one, in place: weights, folder, horizon."""
+    config, world, out, old = trainer.config, trainer.world, trainer.out, there["config"]
+    wanted = old["compile"] if old and config.compile == "auto" else config.compile
+    flops = trainer.find_horizon() * trainer.plan.tokens * trainer.flops_per_token
+    compiled = decide_compile(wanted, world.device, len(config.lengths), flops, config.max_minutes)
+    resolved = resolve(trainer, old, compiled)  # says what is wrong before anything is loaded
+    if not there["fresh"]:
+        trainer.load()
+        resolved["segments"][-1]["step"] = trainer.step
+    elif config.init_from:
+        for kind, tensors in runs.load_part(trainer.model, config.init_from, config.init_part).items():
+            say(f"warm start, {len(tensors)} tensors {kind}: {', '.join(tensors) or '-'}")
+    horizon = trainer.find_horizon()
+    if world.rank == 0 and not 0 < horizon <= trainer.step:
+        out.cut(-1 if there["fresh"] else trainer.step, trainer.best_step)
+        out.create(resolved, trainer.settings.data / "tokenizer.json")
+        if config.wandb:
+            out.mirror_to_wandb()
+    trainer.judged = world.on_rank0(lambda: {record["step"] for record in out.metrics() if "val_loss" in record})
+    if horizon and trainer.horizon not in (0, horizon):
+        warn(f"the horizon moves from {trainer.horizon} to {horizon} steps; the schedule is computed anew")
+    trainer.horizon = horizon
+    trainer.wrap(compiled)
+    say(
+        f"{trainer.settings.preset}: {trainer.parameters:,} parameters, {trainer.flops_per_token / 1e6:.2f} MFLOP a "
+        f"token; {world.size} x {resolved['machine']['device']}, {world.dtype}, "
+        f"{'compiled' if compiled else 'eager'}; {trainer.train_text.count:,} tokens of text, "
+        f"{trainer.plan.tokens:,} a step in {world.size} x {trainer.plan.parts} parts -> {out.path}"
+    )
 
 
-def resume(out: RunFolder, trainer: Trainer):
-    """Puts the latest checkpoint into the trainer."""
-    folder = out.checkpoint("latest")
-    runs.load_weights(trainer.model, folder / "model.safetensors")
-    runs.load_optimizer(trainer.optimizer, folder / "optim.pt")
-    state = files.read_json(folder / "state.json", "the state of training")
-    trainer.step, trainer.horizon = state["step"], state["horizon"]
-    trainer.seconds_per_step = state["seconds_per_step"]
-    if state["best_step"] in out.steps():
-        trainer.best, trainer.best_step = state["best_val_loss"], state["best_step"]
-    out.saved = trainer.step
-    say(f"going on at step {trainer.step} of {out.path}")
+def print_results(trainer: Trainer):
+    """The tables that end a run, on rank 0."""
+    config, model, validation = trainer.config, trainer.model, trainer.validation
+    tokenizer = dataset.load_tokenizer(trainer.settings.data / "tokenizer.json")
+    print(f"\n{final_table(trainer.numbers, validation, trainer.train_text, trainer.val_text)}\n")
+    print(f"{geometry.line(trainer.numbers, model.config.concepts)}\n")
+    if config.final_report == "retrieval" and not trainer.signals.received:
+        from lab.floors import retrieval_table  # late: scipy
+
+        print(f"{retrieval_table(model, trainer.val_text, tokenizer, max(config.lengths))}\n")
+    if texts := reconstructions(validation, tokenizer):
+        print(f"held-out rows (text, what of it the encoder read, what was predicted):\n\n{texts}")
+    print(f"run: {trainer.out.path} (curves.png, metrics.jsonl)", flush=True)
 
 
-def train_loop(trainer: Trainer, out: RunFolder, sampler, validation: Validation, signals, per_token: float) -> int:
-    """Trains to the horizon; returns the signal that stopped it, or 0."""
-    config, world, plan = trainer.config, trainer.world, trainer.plan
-
-    def rows_to_come(step):
-        while True:
-            n = sampler.length(step)
-            for part in range(plan.parts):
-                yield step, n, plan.rows(n, world.rank, part)
-            step += 1
-
-    def save(best=False):
-        if world.rank == 0:
-            out.save(
-                trainer.step, trainer.model, trainer.optimizer, trainer.state(), config.keep, config.ckpt_steps, best
-            )
-
-    def due(step) -> bool:
-        return step in (0, trainer.horizon) or bool(config.eval_interval and step % config.eval_interval == 0)
-
-    def evaluate() -> bool:
-        """False after a signal: it is made when the run goes on."""
-        numbers = trainer.numbers = validation.run(signals.agreed)
-        if numbers is None:
-            return False
-        best = trainer.step > 0 and numbers["val_loss"] < trainer.best
-        if best:
-            trainer.best, trainer.best_step = numbers["val_loss"], trainer.step
-        if world.rank == 0:
-            out.log(step=trainer.step, **numbers)
-            from lab import report  # matplotlib, late
-
-            report.curves(out.metrics(), out.path / "curves.png")
-        shown = ", ".join(f"{k} {v:.4g}" if k != "verdict" else v for k, v in numbers.items())
-        say(f"step {trainer.step}: {shown}")
-        if best:
-            save(best=True)
-        return True
-
-    def stop() -> int:
-        trainer.check_finite()
-        if trainer.step:
-            save()
-        loader.close()
-        world.barrier()
-        return signals.stopped
-
-    loader = distributed.Loader(sampler, rows_to_come(trainer.step), world.device)
-    batches = iter(loader)
-    watch = Stopwatch(world) if config.max_minutes and not trainer.horizon else None
-    judged = {record["step"] for record in out.metrics() if "val_loss" in record}
-    if due(trainer.step) and trainer.step not in judged and not evaluate():
-        return stop()
-    clock, clock_step = time.monotonic(), trainer.step
-    gc.collect()
-    gc.freeze()  # a collection in the middle of a step walks all of torch, half a second
-    while trainer.step < trainer.horizon or not trainer.horizon:
-        if signals.agreed():
-            return stop()
-        began, length = time.monotonic(), sampler.length(trainer.step)
-        parts, loss, norm = trainer.train_step(batches)
-        trainer.numbers = None
-        step, last = trainer.step, trainer.step == trainer.horizon
-        if watch and (seconds := watch.lap(length, began)):
-            trainer.seconds_per_step = world.from_rank0(seconds)
-            trainer.horizon = find_horizon(trainer, 0)
-            last = trainer.step == trainer.horizon
-            say(
-                f"{config.max_minutes:g} minutes are {trainer.horizon} steps of {trainer.seconds_per_step:.3f} s "
-                f"({watch.excluded:.1f} s of first steps are left out, and so are evaluations)"
-            )
-            watch = None
-        if step % config.log_interval == 0 or last:
-            trainer.check_finite()
-            speed = (step - clock_step) * plan.tokens / (time.monotonic() - clock)
-            clock, clock_step = time.monotonic(), step
-            numbers = {"loss": float(loss), "lr": trainer.optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
-            if len(parts) > 1:
-                names = objectives.names(trainer.objective)
-                numbers |= {f"loss_{name}": float(x) for name, x in zip(names, parts, strict=True)}
-            if world.rank == 0:
-                out.log(step=step, tokens=step * plan.tokens, **numbers, tokens_per_s=speed)
-            left = max(0, trainer.horizon - step) * plan.tokens / speed
-            clock_left = f"{int(left) // 60}:{int(left) % 60:02d}" if trainer.horizon else "?"
-            command.status(
-                f"step {step}/{trainer.horizon or '?'}  loss {numbers['loss']:.4f}  lr {numbers['lr']:.2e}  "
-                f"norm {numbers['grad_norm']:.2f}  {speed:,.0f} tok/s  {speed * per_token / 1e9:,.1f} model GFLOP/s  "
-                f"ETA {clock_left}",
-                last,
-            )
-        if due(step):
-            paused = time.monotonic()
-            trainer.check_finite()
-            if not evaluate():
-                return stop()
-            clock += time.monotonic() - paused
-        if last or step in config.ckpt_steps or (config.ckpt_interval and step % config.ckpt_interval == 0):
-            paused = time.monotonic()
-            trainer.check_finite()
-            save()
-            clock += time.monotonic() - paused
-    loader.close()
-    return 0
+def main(argv) -> int:
+    settings = Settings.read(argv)
+    if settings.train.print_config:
+        if not settings.model.vocab_size:
+            warn("vocab_size is 0 and there are no data, so parameters and FLOPs are null; give --vocab_size")
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(settings.resolved(), indent=1))
+        return 0
+    config = settings.train
+    world = distributed.start(config.device, config.dtype, config.deterministic)
+    make_plan(config, settings.objectives, world.size)
+    out = RunFolder(config.out_dir or Path("out") / settings.preset)
+    there = world.on_rank0(lambda: out.look(config.resume, config.init_from))
+    if there["config"] and config.dtype == "auto":
+        world = replace(world, dtype=there["config"]["dtype"])  # decided once, when the run began
+    signals = Signals(world)
+    if stopped := prepare_data(settings.data, world, signals):
+        return 128 + stopped
+    trainer = Trainer(settings, world, out, signals)
+    begin(trainer, there)
+    if stopped := trainer.train():
+        saved = f"saved step {trainer.step} in" if trainer.step else "nothing is lost in"
+        say(f"{saved} {out.path}; the same command goes on")
+        return 128 + stopped
+    trainer.numbers = trainer.numbers or trainer.validation.run(signals.agreed)
+    if trainer.numbers is None:
+        say(f"stopped before the tables of {out.path}; the same command prints them")
+        return 128 + signals.stopped
+    if world.rank == 0:
+        print_results(trainer)
+    world.barrier()
+    stopped = world.on_rank0(lambda: signals.received)
+    return 128 + stopped if stopped else 0
 
 
 if __name__ == "__main__":

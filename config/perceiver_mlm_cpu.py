@@ -30,4 +30,3 @@ warmup = 200
 max_minutes = 10
 eval_interval = 500
 log_interval = 50
-compile = False

@@ -29,7 +29,7 @@ dropout = 0.1
 
 lengths = (512,)
 batch_size = 512  # 262,144 tokens a step
-micro_batch = 32
+micro_batch = 128  # rows of 512 tokens a forward
 lr = 3e-4
 schedule = "cosine"
 warmup = 3000

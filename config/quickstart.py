@@ -37,4 +37,3 @@ eval_interval = 500
 eval_tokens = 16384
 log_interval = 50
 final_report = "retrieval"
-compile = False

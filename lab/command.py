@@ -12,8 +12,6 @@ import time
 import traceback
 from contextlib import suppress
 
-import torch.distributed as dist
-
 from lab.configurator import UserError, error_line, warn
 
 
@@ -111,7 +109,8 @@ def command(main):
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     sys.stderr.flush()
-    if dist.is_initialized() or threading.active_count() > 1:
+    dist = sys.modules.get("torch.distributed")
+    if (dist and dist.is_initialized()) or threading.active_count() > 1:
         os._exit(code)  # no waiting for collectives or threads that will never end
     sys.exit(code)
 

@@ -27,16 +27,18 @@ encoded on its own, here and in `embed` alike, so that a sentence has the same t
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import struct
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from lab import files
 from lab.configurator import UserError, show
 
 MAGIC, VERSION = b"NCONCEPT", 1
@@ -44,7 +46,7 @@ HEADER = struct.Struct("<8s6I3Q8x32s32x")  # the 128 bytes above
 MAX_VOCAB = 1 << 16  # ids are uint16
 MIN_WINDOWS = 1000  # fewer rows of a length than this would be learned by heart
 CHUNK = 1 << 22  # items of a file that are looked at in one go
-HUB_CORPORA = ("minipile",)  # the table of data/hub/prepare.py
+CHECKED = 1 << 27  # bytes at either end of tokens and tables that are checked when a file is opened: 0.1 s
 
 SPECIAL_NAMES = {  # the first name that a tokenizer has is taken; where it has none, the first is appended
     "eod": ("<|endoftext|>", "</s>", "[EOS]"),
@@ -54,7 +56,20 @@ SPECIAL_NAMES = {  # the first name that a tokenizer has is taken; where it has 
 }
 
 
-# -----------------------------------------------------------------------------------------------------------------
+class HubCorpus(NamedTuple):
+    """Where a corpus of data/hub/prepare.py lies on the Hugging Face hub."""
+
+    path: str  # owner/name
+    train: str  # how the names of its parquet files begin
+    val: str | None  # None: it has none, a share of the documents is taken
+    text: str = "text"  # the column
+    val_fraction: float = 0.001
+
+
+HUB_CORPORA = {"minipile": HubCorpus("JeanKaddour/minipile", "data/train-", "data/validation-")}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # tokenizers, and text -> ids
 
 
@@ -67,13 +82,13 @@ def add_special_tokens(tokenizer: Tokenizer):
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """{"eod", "mask", "pad", "sep"} -> id, each by the first of its names that the tokenizer has."""
-    found = {}
+    special = {}
     for role, names in SPECIAL_NAMES.items():
         ids = [i for i in map(tokenizer.token_to_id, names) if i is not None]
         if not ids:
             raise UserError(f"the tokenizer has no token named {' or '.join(names)}; prepare the data again with it")
-        found[role] = ids[0]
-    return found
+        special[role] = ids[0]
+    return special
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:
@@ -105,15 +120,21 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[\r\n]+")
 
 
 def split_sentences(text: str) -> list[str]:
-    """Text -> its sentences, stripped; empty ones are dropped."""
-    return [part for piece in SENTENCE_END.split(text) if (part := piece.strip())]
+    """Text -> its sentences as they are encoded: stripped, one space in front; empty ones are dropped."""
+    return [" " + stripped for part in SENTENCE_END.split(text) if (stripped := part.strip())]
+
+
+def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Texts -> ids of each, exactly as in the training files. A text without any token is one separator."""
+    sentences = [split_sentences(text) for text in texts]
+    flat = [sentence for own in sentences for sentence in own]
+    encodings = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+    rows = [[i for encoding in islice(encodings, len(own)) for i in encoding.ids] for own in sentences]
+    return [row or [special_ids(tokenizer)["sep"]] for row in rows]
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Text -> ids, exactly as in the training files. A text without any token is one separator."""
-    sentences = [" " + sentence for sentence in split_sentences(text)]
-    encoded = tokenizer.encode_batch_fast(sentences, add_special_tokens=False)
-    return [i for encoding in encoded for i in encoding.ids] or [special_ids(tokenizer)["sep"]]
+    return encode_texts(tokenizer, [text])[0]
 
 
 def pad_batch(rows: list[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,14 +146,14 @@ def pad_batch(rows: list[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # writing
 
 
 class CorpusWriter:
-    """Streams one token file to disk in constant memory; `path` appears, whole, at `close`.
+    """Streams one token file to disk in constant memory. Its header is written by `close`; until then it is none.
 
-    The tokens go to `path.tmp`, the two tables to files beside it, which `close` appends.
+    The two tables grow in files without a name, which `close` appends.
     """
 
     def __init__(self, path, vocab_size: int, special: dict[str, int], tokenizer_hash: str):
@@ -141,100 +162,46 @@ class CorpusWriter:
         self.path = Path(path)
         self.vocab_size, self.special, self.tokenizer_hash = vocab_size, special, tokenizer_hash
         self.count = self.documents = self.sentences = 0
-        self.names = [self.path.with_name(self.path.name + end) for end in (".tmp", ".documents", ".sentences")]
-        self.files = [open(name, "wb+") for name in self.names]
-        self.files[0].write(bytes(HEADER.size))
+        self.file = open(self.path, "wb")
+        self.file.write(bytes(HEADER.size))
+        self.tables = [tempfile.TemporaryFile(dir=self.path.parent) for _ in range(2)]  # documents, sentences
 
     def append(self, tokens, sentence_starts, document_starts):
         """Tokens, and where in them sentences and documents start. A document may go on in the next call."""
         if len(tokens) and int(tokens.max()) >= self.vocab_size:
             raise ValueError(f"token id {tokens.max()} in a vocabulary of {self.vocab_size}")
-        self.files[0].write(np.asarray(tokens, "<u2").tobytes())
-        self.files[1].write((np.asarray(document_starts, "<i8") + self.count).tobytes())
-        self.files[2].write((np.asarray(sentence_starts, "<i8") + self.count).tobytes())
+        self.file.write(np.asarray(tokens, "<u2").tobytes())
+        for table, starts in zip(self.tables, (document_starts, sentence_starts), strict=True):
+            table.write((np.asarray(starts, "<i8") + self.count).tobytes())
         self.count += len(tokens)
         self.documents += len(document_starts)
         self.sentences += len(sentence_starts)
 
-    def table(self, which: int, first: int, last: int) -> np.ndarray:
-        """Items first..last-1 of what was written so far; 0: tokens, 1: document starts, 2: sentence starts."""
-        self.files[which].flush()
-        dtype, begin = ("<u2", HEADER.size) if which == 0 else ("<i8", 0)
-        return np.fromfile(self.names[which], dtype, last - first, offset=begin + first * np.dtype(dtype).itemsize)
-
-    def move_tail(self, other: "CorpusWriter") -> tuple[int, int]:
-        """Moves the last document to the empty `other`; of a single document the last twentieth, from a sentence start.
-
-        Returns the first token and the first sentence that went.
-        """
-        if self.sentences < 2:
-            raise UserError("the text has only one sentence, too little to train and validate on; give more text")
-        single = self.documents == 1
-        if not single:
-            cut = int(self.table(1, self.documents - 1, self.documents)[0])
-            low = self.find_sentence(cut)
-        else:
-            low = min(max(self.find_sentence(int(self.count * 0.95)), 1), self.sentences - 1)
-            cut = int(self.table(2, low, low + 1)[0])
-        for at in range(cut, self.count, CHUNK):
-            other.append(self.table(0, at, min(at + CHUNK, self.count)), [], [0] if at == cut else [])
-        for at in range(low, self.sentences, CHUNK):
-            starts = self.table(2, at, min(at + CHUNK, self.sentences)) - cut
-            other.files[2].write(starts.tobytes())
-        other.sentences = self.sentences - low
-
-        self.files[0].truncate(HEADER.size + 2 * cut)
-        self.files[2].truncate(8 * low)
-        self.count, self.sentences = cut, low
-        self.documents -= not single
-        self.files[1].truncate(8 * self.documents)
-        for file in self.files:
-            file.seek(0, os.SEEK_END)
-        if single:
-            self.append(np.array([self.special["eod"]]), [], [])
-        return cut, low
-
-    def find_sentence(self, token: int) -> int:
-        """The first sentence that starts at or after `token`, by bisection in the file."""
-        low, high = 0, self.sentences
-        while low < high:
-            middle = (low + high) // 2
-            if self.table(2, middle, middle + 1)[0] < token:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+    def copy(self, source: "TokenFile", first: int, last: int):
+        """Appends the tokens first..last-1 of another file, with the sentences and documents that start there."""
+        for at in range(first, last, CHUNK):
+            span = at, min(at + CHUNK, last)
+            sentences = source.sentences[slice(*np.searchsorted(source.sentences, span))]
+            documents = source.documents[slice(*np.searchsorted(source.documents[:-1], span))]
+            self.append(source.tokens[slice(*span)], sentences - at, documents - at)
 
     def close(self):
         if self.sentences == 0:
             raise UserError("there is no text in the input; name files that hold some")
-        tokens, documents, sentences = self.files
-        tokens.write(bytes(-tokens.tell() % 8))
-        documents.write(struct.pack("<q", self.count))
-        for file in (documents, sentences):
-            file.seek(0)
-            shutil.copyfileobj(file, tokens, 1 << 20)
+        self.file.write(bytes(-self.file.tell() % 8))
+        self.tables[0].write(struct.pack("<q", self.count))
+        for table in self.tables:
+            table.seek(0)
+            shutil.copyfileobj(table, self.file, 1 << 20)
+            table.close()
         ids = (self.special[role] for role in SPECIAL_NAMES)
-        tokens.seek(0)
-        tokens.write(
-            HEADER.pack(
-                MAGIC, VERSION, self.vocab_size, *ids, self.count, self.documents, self.sentences,
-                bytes.fromhex(self.tokenizer_hash),
-            )
-        )  # fmt: skip
-        self.discard(self.names[1:])
-        files.sync(self.names[0])
-        os.replace(self.names[0], self.path)
-
-    def discard(self, names=None):
-        """Closes the files and deletes these (None: all temporary ones); after `close` there is nothing to delete."""
-        for file in self.files:
-            file.close()
-        for name in self.names if names is None else names:
-            name.unlink(missing_ok=True)
+        counts = self.count, self.documents, self.sentences
+        self.file.seek(0)
+        self.file.write(HEADER.pack(MAGIC, VERSION, self.vocab_size, *ids, *counts, bytes.fromhex(self.tokenizer_hash)))
+        self.file.close()
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # reading
 
 
@@ -250,9 +217,14 @@ def prepare_command(folder) -> str:
     name = Path(folder).name
     if name in HUB_CORPORA:
         return f"python data/hub/prepare.py --name={name}"
-    if (Path(__file__).resolve().parent.parent / "data" / name / "prepare.py").exists() and name not in ("text", "hub"):
+    if name not in ("text", "hub") and (Path(__file__).resolve().parents[1] / f"data/{name}/prepare.py").exists():
         return f"python data/{name}/prepare.py"
     return f"python data/text/prepare.py --name={name} --files FILES"
+
+
+def again(folder) -> str:
+    """What to do about a damaged data folder."""
+    return f"prepare it again: {prepare_command(folder)} --overwrite"
 
 
 def load_meta(folder) -> dict:
@@ -261,81 +233,110 @@ def load_meta(folder) -> dict:
     if not path.is_file():
         raise UserError(f"{show(folder)} holds no prepared data; run {prepare_command(folder)}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(meta, dict):
+            return meta
     except ValueError:
-        raise UserError(f"{show(path)} is damaged; {again(folder)}") from None
+        pass
+    raise UserError(f"{show(path)} is damaged; {again(folder)}")
 
 
-def again(folder) -> str:
-    return f"prepare it again: {prepare_command(folder)} --overwrite"
+def both_ends(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The first and last CHECKED bytes of an array, in pieces; each begins with the last item of the one before."""
+    most = CHECKED // array.itemsize
+    for end in (array[:most], array[max(most - 1, array.size - most) :]):
+        for at in range(0, end.size, CHUNK):
+            yield end[at : at + CHUNK + 1]
 
 
-def open_tokens(path, remedy: str):
-    """A token file -> its header's fields, and tokens, document starts and N, sentence starts, all memory-mapped."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{show(path)} is missing; {remedy}")
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        packed = file.read(HEADER.size)
-    if packed[:8] != MAGIC:
-        raise UserError(f"{show(path)} is not a token file of this project; {remedy}")
-    if size < HEADER.size:
-        raise UserError(f"{show(path)} is cut off after {size} bytes; {remedy}")
-    header = HEADER.unpack(packed)
-    version, (count, documents, sentences) = header[1], header[7:10]
-    if version != VERSION:
-        raise UserError(f"{show(path)} has format version {version}, this code reads {VERSION}; {remedy}")
-    begin = HEADER.size + (2 * count + 7) // 8 * 8
-    middle = begin + 8 * (documents + 1)
-    if size != middle + 8 * sentences:
-        expected = f"its header says {middle + 8 * sentences:,}"
-        raise UserError(f"{show(path)} has {size:,} bytes where {expected}; {remedy}")
-    # plain arrays over the mapping: the memmap class itself slows every small index down
-    raw = np.asarray(np.memmap(path, np.uint8, "r"))
-    tokens = raw[HEADER.size : HEADER.size + 2 * count].view("<u2")
-    return header, tokens, raw[begin:middle].view("<i8"), raw[middle:].view("<i8")
+class TokenFile:
+    """One memory-mapped token file, checked.
 
-
-class Corpus:
-    """One memory-mapped token file of a data folder, checked.
-
-    tokens uint16 [N], documents int64 [D+1], sentences int64 [S], vocab_size, eod, mask, pad, sep, special_ids
-    (sorted), count (N), tokenizer_hash.
+    tokens uint16 [N], documents int64 [D+1], sentences int64 [S], count (N), vocab_size, eod, mask, pad, sep,
+    special_ids (sorted), tokenizer_hash. Of a very long file both ends are checked here, the rest where it is used.
+    remedy: what the user does about a file that is damaged.
     """
+
+    def __init__(self, path, remedy: str):
+        self.path, self.remedy = Path(path), remedy
+        if not self.path.is_file():
+            raise self.error("is missing")
+        size = self.path.stat().st_size
+        with open(self.path, "rb") as file:
+            packed = file.read(HEADER.size)
+        if packed[:8] != MAGIC:
+            raise self.error("is not a token file of this project")
+        if size < HEADER.size:
+            raise self.error(f"is cut off after {size} bytes")
+        _, version, self.vocab_size, *ids, self.count, documents, sentences, digest = HEADER.unpack(packed)
+        if version != VERSION:
+            raise self.error(f"has format version {version}, this code reads {VERSION}")
+        begin = HEADER.size + (2 * self.count + 7) // 8 * 8
+        middle = begin + 8 * (documents + 1)
+        if size != middle + 8 * sentences:
+            raise self.error(f"has {size:,} bytes where its header says {middle + 8 * sentences:,}")
+        self.eod, self.mask, self.pad, self.sep = ids
+        self.special_ids = tuple(sorted(set(ids)))
+        self.tokenizer_hash = digest.hex()
+        if not max(ids) < self.vocab_size <= MAX_VOCAB:
+            raise self.error("has a damaged header")
+
+        # plain arrays over the mapping: the memmap class itself slows every small index down
+        raw = np.asarray(np.memmap(self.path, np.uint8, "r"))
+        self.tokens = raw[HEADER.size : HEADER.size + 2 * self.count].view("<u2")
+        self.documents = raw[begin:middle].view("<i8")
+        self.sentences = raw[middle:].view("<i8")
+        for part in both_ends(self.tokens):
+            self.check_ids(part)
+        self.check_tables(
+            sentences > 0
+            and self.documents[0] == 0
+            and self.documents[-1] == self.count
+            and self.sentences[0] >= 0
+            and self.sentences[-1] < self.count
+            and all((part[1:] > part[:-1]).all() for a in (self.documents, self.sentences) for part in both_ends(a))
+        )
+
+    def error(self, what: str) -> UserError:
+        return UserError(f"{show(self.path)} {what}; {self.remedy}")
+
+    def check_ids(self, tokens):
+        if tokens.size and (largest := int(tokens.max())) >= self.vocab_size:
+            raise self.error(f"holds token id {largest} in a vocabulary of {self.vocab_size}")
+
+    def check_tables(self, good):
+        if not good:
+            raise self.error("has damaged tables")
+
+    def sentence_spans(self, sentence) -> tuple[np.ndarray, np.ndarray]:
+        """Sentence numbers -> where each starts, and the next one (or the end of the file)."""
+        last = sentence + 1 == self.sentences.size
+        start, end = self.sentences[sentence], self.sentences[np.where(last, 0, sentence + 1)]
+        end = np.where(last, self.count, end)
+        self.check_tables(((0 <= start) & (start < end) & (end <= self.count)).all())
+        return start, end
+
+
+class Corpus(TokenFile):
+    """The token file of one split ("train", "val") of a finished data folder, whose meta.json is `meta`."""
 
     def __init__(self, folder, split: str):
         self.folder, self.split = Path(folder), split
         self.meta = load_meta(folder)
-        path = self.path = self.folder / f"{split}.bin"
-        remedy = again(folder)
-        header, self.tokens, self.documents, self.sentences = open_tokens(path, remedy)
-        _, _, self.vocab_size, *ids, self.count, _, _, digest = header
-        self.eod, self.mask, self.pad, self.sep = ids
-        self.special_ids = tuple(sorted(set(ids)))
-        self.tokenizer_hash = digest.hex()
+        super().__init__(self.folder / f"{split}.bin", again(folder))
         tokenizer = self.folder / "tokenizer.json"
         if not tokenizer.is_file():
-            raise UserError(f"{show(tokenizer)} is missing; {remedy}")
+            raise UserError(f"{show(tokenizer)} is missing; {self.remedy}")
         if tokenizer_hash(tokenizer) != self.tokenizer_hash:
-            raise UserError(f"{show(path)} was made with another tokenizer than {show(tokenizer)}; {remedy}")
-
-        self.check_ids(self.tokens[:50_000_000])  # a tenth of a second; the rest is checked as it is sampled
-        self.check_ids(self.tokens[max(self.count - 50_000_000, 50_000_000) :])
-        if self.sentences.size == 0 or self.documents[-1] != self.count or not 0 <= self.sentences[-1] < self.count:
-            raise UserError(f"{show(path)} has damaged tables; {remedy}")
-
-    def check_ids(self, tokens):
-        for at in range(0, tokens.size, CHUNK):
-            largest = int(tokens[at : at + CHUNK].max())
-            if largest >= self.vocab_size:
-                what = f"{show(self.path)} holds token id {largest} in a vocabulary of {self.vocab_size}"
-                raise UserError(f"{what}; {again(self.folder)}")
+            raise self.error(f"was made with another tokenizer than {show(tokenizer)}")
+        if self.meta.get("vocab_size", self.vocab_size) != self.vocab_size:
+            raise self.error(f"has another vocabulary than {show(self.folder / 'meta.json')} says")
 
     def gather(self, starts, n: int) -> np.ndarray:
         """Rows of n tokens from these starts [R] -> int64 [R, n]."""
+        self.check_tables(((0 <= starts) & (starts <= self.count - n)).all())
         rows = self.tokens[starts[:, None] + np.arange(n)]  # uint16 [R, n]
-        self.check_ids(rows.ravel())
+        self.check_ids(rows)
         return rows.astype(np.int64)
 
     def document_of(self, starts) -> np.ndarray:
@@ -346,9 +347,9 @@ class Corpus:
         special tokens, which are no text."""
         if "document_counts" not in self.meta:
             raise UserError(f"{show(self.folder / 'meta.json')} does not say how rare tokens are; {again(self.folder)}")
-        found = np.log((1 + self.sentences.size) / (1 + np.array(self.meta["document_counts"], np.float64)))
-        found[list(self.special_ids)] = 0
-        return found.astype(np.float32)
+        idf = np.log((1 + self.sentences.size) / (1 + np.array(self.meta["document_counts"], np.float64)))
+        idf[list(self.special_ids)] = 0
+        return idf.astype(np.float32)
 
 
 def unigram_floor(counts, tokens, eod: int, weights=None) -> float:
@@ -367,7 +368,7 @@ def unigram_floor(counts, tokens, eod: int, weights=None) -> float:
     return float(-(seen * np.log(smoothed[used] / smoothed.sum())).sum() / seen.sum())
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # the sampler: rows as a pure function of (seed, step, row)
 
 
@@ -442,13 +443,12 @@ class Sampler:
         return np.where(second, start2, start), np.where(second, rows2, rows) * both
 
     def single_places(self, n: int, sentence: np.ndarray, join: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """The same for rows that are no pairs; join: a short sentence may be joined with the next ones."""
         corpus = self.corpus
-        start = corpus.sentences[sentence]
+        start, end = corpus.sentence_spans(sentence)
         if n > 32:
             limit = corpus.documents[corpus.document_of(start) + 1] if self.one_document else corpus.count
             return start, (start + n <= limit).astype(np.int64)
-        last = sentence + 1 == corpus.sentences.size
-        end = np.where(last, corpus.count, corpus.sentences[np.where(last, 0, sentence + 1)])
         end = end - (corpus.tokens[end - 1] == corpus.eod)  # of a document's last sentence
         rows = np.maximum(end - start - n + 1, 0)
         if n <= 16 and join:
@@ -458,13 +458,13 @@ class Sampler:
 
     def windows(self, n: int) -> int:
         """Rows of n tokens the corpus offers, counted until 1,000 are sure."""
-        found = 0
+        count = 0
         for at in range(0, self.corpus.sentences.size, CHUNK // 16):
             sentence = np.arange(at, min(at + CHUNK // 16, self.corpus.sentences.size))
-            found += int(self.places(n, sentence)[1].sum())
-            if found >= MIN_WINDOWS:
+            count += int(self.places(n, sentence)[1].sum())
+            if count >= MIN_WINDOWS:
                 return MIN_WINDOWS
-        return found
+        return count
 
     def batch(self, step: int, n: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Global row numbers [R] -> ids int64 [R, n] and the document each row starts in, int64 [R].

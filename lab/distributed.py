@@ -45,12 +45,19 @@ class World:
         """[n, ...] of every rank -> [ranks * n, ...] on every rank; gradients go back to where the rows come from."""
         return Gather.apply(tensor, self.rank, self.size) if self.size > 1 else tensor
 
-    def from_rank0(self, value):
-        """Rank 0's value of any picklable object, on every rank."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+    def on_rank0(self, function):
+        """What a function returns on rank 0, on every rank; a UserError that it raises there is raised on all. What it
+        reads stands on rank 0's disk alone where nodes share none."""
+        box = [None]
+        if self.rank == 0:
+            try:
+                box = [function()]
+            except UserError as error:
+                box = [error]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, device=self.device)
+        if isinstance(box[0], UserError):
+            raise box[0]
         return box[0]
 
     def barrier(self):
@@ -226,6 +233,8 @@ class Loader:
         threading.Thread(target=self._gather, args=(sampler, plan), daemon=True).start()
 
     def _gather(self, sampler, plan):
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # a thread begins with GPU 0
         try:
             for i, (step, n, rows) in enumerate(plan):
                 self.free.acquire()

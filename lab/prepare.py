@@ -1,13 +1,14 @@
 """
 What the prepare scripts share: documents in, a finished data folder out (its files: see dataset.py).
 
-A script gives a source of pieces of text; `build` makes the tokenizer, encodes on all cores in constant memory and in
-the order of the source, and puts the folder in place. All files are made in a temporary folder beside it, and moved at
-the end, meta.json last: a killed preparation leaves nothing that looks finished.
+    config = configure(argv, Text, "data/text/prepare.py", __doc__)  # Text: a dataclass on top of Output
+    build(config, Files)  # Files: a Source of pieces of text, made of config
+
+`build` makes the tokenizer, encodes on all cores in constant memory and in the order of the source, and puts the folder
+in place. All files are made in a temporary folder beside it, and moved at the end, meta.json last: a killed preparation
+leaves nothing that looks finished.
 """
 
-import errno
-import glob
 import json
 import multiprocessing
 import os
@@ -17,7 +18,6 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
@@ -32,25 +33,44 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import tiktoken
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from lab import dataset, files
-from lab.configurator import UserError, error_line, show
+from lab.configurator import UserError, parse, show
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 TRAINING_TEXT = 100_000_000  # characters a tokenizer is trained on, at most
 BATCH = 1_000_000  # characters that a process encodes in one go
 PIECE = 1 << 20  # characters of a document that are read in one go
+TOKENIZER = "bpe:SIZE is trained on the text; or tiktoken:NAME, hub:OWNER/NAME, or a tokenizer.json"
 
 
 @dataclass
 class Output:
     """Keys that every prepare script has."""
 
-    data_dir: Annotated[str, "folder that holds the data folders"] = str(ROOT / "data")
+    name: Annotated[str, "name of the dataset: its folder in data_dir"] = ""
+    tokenizer: Annotated[str, TOKENIZER] = "bpe:8192"
     lowercase: Annotated[bool, "lower-case all text (stands in tokenizer.json, so it holds later too)"] = False
+    data_dir: Annotated[str, "folder that holds the data folders"] = str(ROOT / "data")
     overwrite: Annotated[bool, "replace a finished data folder of this name"] = False
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.data_dir) / self.name
+
+
+def configure(argv: list[str], kind: type[Output], script: str, doc: str):
+    """argv -> the configuration of a script; what is wrong with it is refused before anything takes long."""
+    config = parse(argv, kind, prog=script, doc=doc, root=ROOT, positional=False).make(kind)
+    if not config.name:
+        raise UserError("the dataset has no name; add --name=NAME")
+    folder = Path(config.data_dir) / dataset.check_name(config.name)
+    if (folder / "meta.json").exists() and not config.overwrite:
+        raise UserError(f"{show(folder)} is prepared already; add --overwrite to replace it, or take another name")
+    check_spec(config.tokenizer)
+    return config
 
 
 class Piece(NamedTuple):
@@ -63,12 +83,18 @@ class Piece(NamedTuple):
 
 
 class Source:
-    """Pieces of text that can be read more than once; `done` of `total` is what the bar shows."""
+    """Pieces of text, which can be read more than once."""
 
-    total, done, unit = None, 0, "B"
+    total, done, unit = None, 0, "B"  # `done` of `total` is what the bar shows
+    meta = {}  # what meta.json says of the source
 
     def __iter__(self) -> Iterator[Piece]:
         raise NotImplementedError
+
+
+def clean(text: str) -> str:
+    """The text with ? for half characters (written as \\ud800), which have no bytes in UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def in_val(fraction: float, *keys: int) -> bool:
@@ -76,51 +102,24 @@ def in_val(fraction: float, *keys: int) -> bool:
     return bool(dataset.hash32(0x0DA7A, *keys)[0] < fraction * 2**32)
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# the end of a command
+def progress(*items, **about) -> tqdm:
+    """A bar; in a log file a line every ten seconds."""
+    return tqdm(*items, mininterval=0.2 if sys.stderr.isatty() else 10, **about)
 
 
-def run(main):
-    """`main(argv)`; a user's mistake ends in exit 2 and one line, Ctrl-C in 130, SIGTERM in 143."""
-
-    def terminate(number, frame):
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(error_line(error), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was left behind that looks finished", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            raise
-        print(error_line(f"{error.filename or 'writing'}: {error.strerror}; name another --data_dir"), file=sys.stderr)
-        sys.exit(2)
-
-
-# -----------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # several processes
+
+
+def start_worker(initialize, *arguments):
+    """A worker ends with its parent, however that ends."""
+    parent = multiprocessing.parent_process().sentinel
+    threading.Thread(target=lambda: (multiprocessing.connection.wait([parent]), os._exit(1)), daemon=True).start()
+    initialize(*arguments)
 
 
 def nothing():
     pass
-
-
-def start_worker(initialize, arguments):
-    """A worker leaves signals to its parent, and ends with it however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process().sentinel
-    end_with_parent = threading.Thread(
-        target=lambda: (multiprocessing.connection.wait([parent]), os._exit(1)), daemon=True
-    )
-    end_with_parent.start()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    initialize(*arguments)
 
 
 @contextmanager
@@ -140,23 +139,23 @@ def signals_later():
         signal.raise_signal(number)
 
 
-def ordered_map(function, items: Iterable, initialize=nothing, arguments=(), inline: int = 2) -> Iterator:
-    """map() over all cores, in order, with a bounded number of items under way; at most `inline` items: right here."""
+def ordered_map(function, items: Iterable, initialize=nothing, *arguments) -> Iterator:
+    """map() over all cores, in order, with a bounded number of items under way. Each process begins with
+    `initialize(*arguments)`. One or two items are not worth a process: they are mapped right here."""
     items = iter(items)
-    head = list(islice(items, inline + 1))
+    head = list(islice(items, 3))
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if len(head) <= inline or workers == 1:
+    if len(head) < 3 or workers == 1:
         initialize(*arguments)
         yield from map(function, chain(head, items))
         return
     # "spawn": a fork of a process whose tokenizer library has threads may hang
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (initialize, arguments))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (initialize, *arguments))
     pending = deque()
     try:
-        with signals_later():
-            pending.append(pool.submit(function, head[0]))  # starts all workers
-        for item in chain(head[1:], items):
-            pending.append(pool.submit(function, item))
+        for item in chain(head, items):
+            with signals_later():  # this may start a worker
+                pending.append(pool.submit(function, item))
             if len(pending) > 3 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -165,38 +164,34 @@ def ordered_map(function, items: Iterable, initialize=nothing, arguments=(), inl
         pool.shutdown(cancel_futures=True)  # waits for what is under way, a second at the most
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # tokenizers
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level BPE writes as themselves
 BYTE_OF = {chr(b): b for b in PRINTABLE}
 BYTE_OF |= {chr(256 + i): b for i, b in enumerate(sorted(set(range(256)) - set(PRINTABLE)))}
+TIKTOKEN = "gpt2", "r50k_base", "p50k_base", "p50k_edit"  # of this pattern; all others are too large for the format
 CHAR_OF = {b: c for c, b in BYTE_OF.items()}
 
 
-def check_spec(spec: str) -> str:
-    """Refuses a --tokenizer that cannot work, before anything takes long."""
+def check_spec(spec: str):
+    """Refuses a --tokenizer that cannot work."""
     kind, _, rest = spec.partition(":")
-    usage = "write bpe:8192, tiktoken:gpt2 or the path of a tokenizer.json"
     if kind == "bpe":
         least = 256 + len(dataset.SPECIAL_NAMES)
-        if not rest.isascii() or not rest.isdigit():
-            raise UserError(f"--tokenizer={spec} names no vocabulary size; {usage}")
-        if not least <= int(rest) <= dataset.MAX_VOCAB:
-            raise UserError(f"--tokenizer={spec} is out of range; take {least} to {dataset.MAX_VOCAB} entries")
+        if not (rest.isascii() and rest.isdigit() and least <= int(rest) <= dataset.MAX_VOCAB):
+            sizes = f"{least} to {dataset.MAX_VOCAB}"
+            raise UserError(f"--tokenizer={spec} names no vocabulary size of {sizes}; write for example bpe:8192")
     elif kind == "tiktoken":
-        if rest not in tiktoken.list_encoding_names():
-            names = ", ".join(sorted(tiktoken.list_encoding_names()))
-            raise UserError(f"tiktoken has no encoding {rest!r}; take one of {names}")
+        if rest not in TIKTOKEN:
+            most = f"of at most {dataset.MAX_VOCAB:,} entries"
+            raise UserError(f"tiktoken has no encoding {rest!r} {most}; take one of {', '.join(TIKTOKEN)}")
     elif kind == "hub":
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", rest):
             raise UserError(f"--tokenizer={spec} names no repository; write hub:owner/name")
-    elif not Path(spec).exists() and not spec.endswith(".json"):
-        raise UserError(f"--tokenizer={spec} is neither a kind of tokenizer nor a file; {usage}")
     else:
         dataset.load_tokenizer(spec)
-    return spec
 
 
 def train_bpe(source: Source, size: int, lowercase: bool) -> Tokenizer:
@@ -215,9 +210,9 @@ def train_bpe(source: Source, size: int, lowercase: bool) -> Tokenizer:
     def sentences():
         read = 0
         for piece in source:
-            if piece.split == "train" and read < TRAINING_TEXT:
+            if piece.split == "train":
                 read += len(piece.text)
-                yield [" " + sentence for sentence in dataset.split_sentences(piece.text)]
+                yield dataset.split_sentences(piece.text)
             if read >= TRAINING_TEXT:
                 return
 
@@ -225,8 +220,13 @@ def train_bpe(source: Source, size: int, lowercase: bool) -> Tokenizer:
     return tokenizer
 
 
-def from_tiktoken(encoding: tiktoken.Encoding, byte_level_pattern: bool) -> Tokenizer:
+def from_tiktoken(name: str) -> Tokenizer:
     """A tiktoken encoding as a tokenizer. Its ranks are undone into the pairs that byte-level BPE merges."""
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except Exception as error:  # of the network
+        remedy = "connect to the network once, or take --tokenizer=bpe:8192"
+        raise offline(f"tiktoken:{name}", error, remedy) from None
     ranks = encoding._mergeable_ranks
     vocab = {"".join(CHAR_OF[b] for b in token): rank for token, rank in ranks.items()}
     merges = []
@@ -238,12 +238,25 @@ def from_tiktoken(encoding: tiktoken.Encoding, byte_level_pattern: bool) -> Toke
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         merges.append(tuple("".join(CHAR_OF[b] for b in part) for part in parts))
     tokenizer = Tokenizer(models.BPE(vocab=vocab | encoding._special_tokens, merges=merges, ignore_merges=True))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=byte_level_pattern)
-    split = pre_tokenizers.Split(Regex(encoding._pat_str), "isolated")
-    tokenizer.pre_tokenizer = byte_level if byte_level_pattern else pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(encoding._special_tokens))
     return tokenizer
+
+
+def from_hub(name: str) -> Tokenizer:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    try:
+        path = hf_hub_download(name, "tokenizer.json", local_files_only=True)
+    except Exception:  # it is not in the cache
+        try:
+            HfApi().model_info(name, timeout=8)  # fails at once where the download would try for long
+            path = hf_hub_download(name, "tokenizer.json")
+        except Exception as error:  # of many libraries
+            remedy = "connect to the network, or give --tokenizer=PATH.json or --tokenizer=bpe:8192"
+            raise offline(f"hub:{name}", error, remedy) from None
+    return dataset.load_tokenizer(path)
 
 
 def offline(what: str, error: Exception, remedy: str) -> UserError:
@@ -258,39 +271,13 @@ def make_tokenizer(spec: str, source: Source, lowercase: bool, path: Path):
         print(f"training a tokenizer of {rest} entries", file=sys.stderr)
         tokenizer = train_bpe(source, int(rest), lowercase)
     else:
-        if kind == "tiktoken":
-            try:
-                encoding = tiktoken.get_encoding(rest)
-            except Exception as error:
-                remedy = "connect to the network once, or take --tokenizer=bpe:8192"
-                raise offline(f"tiktoken:{rest}", error, remedy) from None
-            tokenizer = from_tiktoken(encoding, rest in ("gpt2", "r50k_base", "p50k_base"))
-        elif kind == "hub":
-            from huggingface_hub import HfApi, hf_hub_download
-
-            try:
-                file = hf_hub_download(rest, "tokenizer.json", local_files_only=True)
-            except Exception:
-                file = None  # not in the cache
-            try:
-                if file is None:
-                    HfApi().model_info(rest, timeout=8)  # fails at once where the download would try for long
-                    file = hf_hub_download(rest, "tokenizer.json")
-            except Exception as error:  # of many libraries
-                remedy = "connect to the network, or give --tokenizer=PATH.json or --tokenizer=bpe:8192"
-                raise offline(f"hub:{rest}", error, remedy) from None
-            tokenizer = dataset.load_tokenizer(file)
-        else:
-            tokenizer = dataset.load_tokenizer(spec)
+        load = {"tiktoken": from_tiktoken, "hub": from_hub}.get(kind)
+        tokenizer = load(rest) if load else dataset.load_tokenizer(spec)
         if lowercase:
             lower = normalizers.Lowercase()
             own = tokenizer.normalizer
             tokenizer.normalizer = normalizers.Sequence([own, lower]) if own else lower
     dataset.add_special_tokens(tokenizer)
-    size = dataset.vocab_size(tokenizer)
-    if size > dataset.MAX_VOCAB:
-        most = f"{dataset.MAX_VOCAB:,}"
-        raise UserError(f"the vocabulary of {spec} has {size:,} entries, more than {most}; use a smaller one")
     tokenizer.save(str(path))
 
 
@@ -298,12 +285,8 @@ def fast_twin(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
     """tiktoken's encoder with the same merges, 3 to 7 times as fast; None where a tokenizer is of another kind."""
     spec = json.loads(tokenizer.to_str())
     model, pre = spec["model"], spec["pre_tokenizer"] or {}
-    steps = pre.get("pretokenizers", [pre])
-    regex = steps[0].get("pattern", {}).get("Regex")
-    split = len(steps) == 2 and steps[0].get("behavior") == "Isolated" and not steps[0].get("invert") and regex
-    pattern = GPT2_PATTERN if len(steps) == 1 and steps[0].get("use_regex") else split and regex
     plain = not any(model.get(k) for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
-    if model["type"] != "BPE" or steps[-1].get("type") != "ByteLevel" or not pattern or not plain:
+    if model["type"] != "BPE" or not plain or pre.get("type") != "ByteLevel" or not pre.get("use_regex"):
         return None
     vocab = model["vocab"]
     pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
@@ -312,7 +295,7 @@ def fast_twin(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
     if not bytes_first or any(a >= b for a, b in zip(made, made[1:], strict=False)):
         return None  # tiktoken merges in the order of ids
     ranks = {bytes(BYTE_OF[c] for c in token): vocab[token] for token in [*BYTE_OF, *map("".join, pairs)]}
-    return tiktoken.Encoding("twin", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    return tiktoken.Encoding("twin", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
 
 
 class Encoder:
@@ -320,7 +303,6 @@ class Encoder:
 
     def __init__(self, path):
         self.tokenizer = dataset.load_tokenizer(path)
-        self.size = dataset.vocab_size(self.tokenizer)
         self.eod = dataset.special_ids(self.tokenizer)["eod"]
         self.twin = fast_twin(self.tokenizer)
         added = self.tokenizer.get_added_tokens_decoder().values()
@@ -337,17 +319,15 @@ class Encoder:
         if normalizer:
             texts = [normalizer.normalize_str(sentence) for sentence in sentences]
         ids = [self.twin.encode_ordinary(text) for text in texts]
-        if self.ordinary:
-            odd = [
-                i for i, text in enumerate(texts) if self.ordinary.search(text) or self.ordinary.search(sentences[i])
-            ]
+        if has := self.ordinary and self.ordinary.search:
+            odd = [i for i, text in enumerate(texts) if has(text) or has(sentences[i])]
             for i, own in zip(odd, self.slow([sentences[i] for i in odd]), strict=True):
                 ids[i] = own
         step = max(len(sentences) // 50, 1)
         return ids if ids[::step] == self.slow(sentences[::step]) else self.slow(sentences)
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # encoding
 
 ENCODER = None  # of this process
@@ -355,6 +335,7 @@ ENCODER = None  # of this process
 
 def start_encoder(path):
     global ENCODER
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process
     ENCODER = Encoder(path)
 
 
@@ -370,167 +351,155 @@ def batches(source: Source) -> Iterator[list[Piece]]:
         yield batch
 
 
-def count_tokens(tokens: np.ndarray, lengths: np.ndarray, size: int, eod: int) -> np.ndarray:
-    """Consecutive sentences -> int64 [2, V]: how often each token occurs, and in how many of the sentences."""
-    pairs = np.unique(np.repeat(np.arange(len(lengths)) * size, lengths) + tokens)
-    counts = np.stack([np.bincount(tokens, minlength=size), np.bincount(pairs % size, minlength=size)])
-    counts[:, eod] = 0  # known from the number of documents
-    return counts
-
-
-def encode_pieces(batch: list[Piece]) -> dict:
-    """{split: (tokens uint16, sentence starts, document starts)}, and "counts" of the training tokens."""
-    sentences = [[" " + sentence for sentence in dataset.split_sentences(piece.text)] for piece in batch]
+def encode_pieces(batch: list[Piece]) -> list[tuple]:
+    """(split, tokens, sentence starts, document starts) of each piece; documents without text are left out."""
+    sentences = [dataset.split_sentences(piece.text) for piece in batch]
     ids = iter(ENCODER([sentence for own in sentences for sentence in own]))
-    encoded = [[one for one in islice(ids, len(own)) if one] for own in sentences]
-    result = {}
-    for split in {piece.split for piece in batch}:
-        rows, spoken, documents = [], [], []  # sentences and end-of-document tokens; which is which
-        for piece, own in zip(batch, encoded, strict=True):
-            if piece.split != split or (piece.first and piece.last and not own):
-                continue
-            if piece.first:
-                documents.append(len(rows))
-            end = [[ENCODER.eod]] if piece.last else []
-            rows += own + end
-            spoken += [True] * len(own) + [False] * len(end)
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        tokens = np.fromiter(chain.from_iterable(rows), np.uint16, lengths.sum())
-        starts = np.cumsum(lengths) - lengths
-        result[split] = tokens, starts[np.array(spoken, bool)], starts[np.array(documents, np.int64)]
-        if split == "train":
-            result["counts"] = count_tokens(tokens, lengths, ENCODER.size, ENCODER.eod).astype(np.int32)
+    result = []
+    for piece, own in zip(batch, sentences, strict=True):
+        rows = [row for row in islice(ids, len(own)) if row]
+        if rows or not (piece.first and piece.last):
+            starts = np.cumsum([0, *map(len, rows)])
+            end = [ENCODER.eod] if piece.last else []
+            tokens = np.fromiter(chain(*rows, end), np.uint16, starts[-1] + len(end))
+            result.append((piece.split, tokens, starts[:-1], [0] if piece.first else []))
     return result
 
 
-def encode(source: Source, tokenizer: Path, writers: dict, counts: np.ndarray, about: str = "encoding"):
-    """Streams a source into its writers {split: CorpusWriter}; `counts` [2, V] grows."""
-    tty = sys.stderr.isatty()
-    with tqdm(total=source.total, desc=about, unit=source.unit, unit_scale=True, mininterval=0.2 if tty else 10) as bar:
-        with closing(ordered_map(encode_pieces, batches(source), start_encoder, (tokenizer,))) as results:
-            for result in results:
-                for split, writer in writers.items():
-                    if split in result:
-                        writer.append(*result[split])
-                counts += result.get("counts", 0)
-                bar.update(min(source.done, source.total or source.done) - bar.n)
+class Splits:
+    """train.bin and val.bin of a folder while they grow."""
+
+    def __init__(self, folder: Path, tokenizer: Path):
+        self.folder, self.tokenizer = folder, tokenizer
+        loaded = dataset.load_tokenizer(tokenizer)
+        self.size, self.special = dataset.vocab_size(loaded), dataset.special_ids(loaded)
+        self.hash = dataset.tokenizer_hash(tokenizer)
+        self.writers = {split: self.writer(split) for split in ("train", "val")}
+
+    def writer(self, split: str) -> dataset.CorpusWriter:
+        return dataset.CorpusWriter(self.folder / f"{split}.bin", self.size, self.special, self.hash)
+
+    def encode(self, source: Source, about: str = "encoding"):
+        """Appends a whole source."""
+        with progress(total=source.total, desc=about, unit=source.unit, unit_scale=True) as bar:
+            with closing(ordered_map(encode_pieces, batches(source), start_encoder, self.tokenizer)) as results:
+                for result in results:
+                    for split, *arrays in result:
+                        self.writers[split].append(*arrays)
+                    bar.update(min(source.done, source.total or source.done) - bar.n)
+
+    def close(self):
+        """Completes both files; an empty validation split gets the end of the training text first."""
+        if self.writers["val"].sentences == 0 and self.writers["train"].sentences > 0:
+            self.hold_out()
+        for writer in self.writers.values():
+            writer.close()
+
+    def hold_out(self):
+        """Moves the last document to the validation split; of a single document the last twentieth, from a sentence
+        start."""
+        whole, val = self.writers["train"], self.writers["val"]
+        if whole.sentences < 2:
+            raise UserError("the text has only one sentence, too little to train and validate on; give more text")
+        whole.close()
+        text = dataset.TokenFile(whole.path.rename(self.folder / "whole.bin"), "prepare it again")
+        self.writers["train"] = train = self.writer("train")
+        if whole.documents > 1:
+            cut = int(text.documents[-2])
+            train.copy(text, 0, cut)
+        else:
+            twentieth = int(np.searchsorted(text.sentences, int(text.count * 0.95)))
+            cut = int(text.sentences[min(max(twentieth, 1), whole.sentences - 1)])
+            train.copy(text, 0, cut)
+            train.append(np.array([text.eod]), [], [])
+            val.append(np.array([], int), [], [0])
+        val.copy(text, cut, text.count)
 
 
-@contextmanager
-def open_writers(folder: Path, tokenizer: Path) -> Iterator[dict]:
-    """{split: CorpusWriter}; those that are not closed at the end leave nothing."""
-    loaded = dataset.load_tokenizer(tokenizer)
-    size, special = dataset.vocab_size(loaded), dataset.special_ids(loaded)
-    digest = dataset.tokenizer_hash(tokenizer)
-    paths = {split: folder / f"{split}.bin" for split in ("train", "val")}
-    writers = {split: dataset.CorpusWriter(path, size, special, digest) for split, path in paths.items()}
-    try:
-        yield writers
-    finally:
-        for writer in writers.values():
-            writer.discard()
+def sentences_of(text: dataset.TokenFile) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokens, and the sentences' lengths in them; an end-of-document token is part of the sentence before it."""
+    for at in range(0, len(text.sentences), 200_000):
+        starts, ends = text.sentence_spans(np.arange(at, min(at + 200_000, len(text.sentences))))
+        yield text.tokens[starts[0] : ends[-1]], ends - starts
 
 
-def close_writers(writers: dict, counts: np.ndarray):
-    """Completes the files; an empty validation split gets the last document (or the end of the only one)."""
-    train, val = writers["train"], writers["val"]
-    if val.sentences == 0 and train.sentences > 0:
-        train.move_tail(val)
-        for at in range(0, val.sentences, 100_000):
-            starts = val.table(2, at, min(at + 100_000, val.sentences) + 1)
-            ends = np.append(starts[1:], val.count) if at + 100_000 >= val.sentences else starts[1:]
-            starts = starts[: len(ends)]
-            tokens = val.table(0, int(starts[0]), int(ends[-1]))
-            counts -= count_tokens(tokens, ends - starts, val.vocab_size, val.special["eod"])
-    train.close()
-    val.close()
-    counts[0, train.special["eod"]] = train.documents
+def count_tokens(size: int, part: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """int64 [2, size]: how often each token occurs, and in how many of the sentences."""
+    tokens, lengths = part
+    pairs = np.repeat(np.arange(len(lengths)) * size, lengths) + tokens
+    pairs.sort()
+    first = np.append(True, pairs[1:] != pairs[:-1])
+    return np.stack([np.bincount(ids, minlength=size) for ids in (tokens, pairs[first] % size)])
 
 
-# -----------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # the data folder
 
 
-def check_folder(name: str, output: Output) -> Path:
-    """The folder to make; refused if it is finished already and not to be overwritten."""
-    folder = Path(output.data_dir) / dataset.check_name(name)
-    if (folder / "meta.json").exists() and not output.overwrite:
-        raise UserError(f"{show(folder)} is prepared already; add --overwrite to replace it, or take another name")
+@contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that goes away however this ends; what dead processes left is removed first."""
+    stem = f".{folder.name}.tmp-"
+    temporary = folder.with_name(f"{stem}{os.getpid()}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder.parent):
-            pass
+        temporary.mkdir(parents=True)
     except OSError as error:
         what = f"{show(folder.parent)} cannot be written to ({error.strerror})"
         raise UserError(f"{what}; name another --data_dir") from None
-    return folder
-
-
-def alive(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-@contextmanager
-def temporary_folder(folder: Path):
-    """A folder beside `folder` that goes away however this ends; what dead processes left is removed first."""
-    stem = f".{folder.name}.tmp-"
-    for left in folder.parent.glob(glob.escape(stem) + "*"):
-        number = left.name.removeprefix(stem)
-        if number.isdigit() and not alive(int(number)):
-            shutil.rmtree(left, ignore_errors=True)
-    temporary = folder.with_name(f"{stem}{os.getpid()}")
-    temporary.mkdir()
-    try:
+        for left in folder.parent.glob(f"{stem}*"):
+            try:
+                os.kill(int(left.name.removeprefix(stem)), 0)
+            except ProcessLookupError:
+                shutil.rmtree(left, ignore_errors=True)
+            except (ValueError, PermissionError):  # another dataset's; another user's
+                pass
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def finish(temporary: Path, folder: Path, spec: str, lowercase: bool, writers: dict, counts: np.ndarray, more: dict):
-    """Writes meta.json and moves all files into place: the old meta.json goes first, the new one comes last."""
-    train, val = writers["train"], writers["val"]
+def finish(splits: Splits, config: Output, more: dict):
+    """Completes the files, writes meta.json with `more` in it and moves all into place: the old meta.json goes first,
+    the new one comes last."""
+    splits.close()
+    text = dataset.TokenFile(splits.folder / "train.bin", "prepare it again")
+    counts = sum(ordered_map(partial(count_tokens, splits.size), sentences_of(text)))
+    counts[:, text.eod] = len(text.documents) - 1, 0
+    folder, writers = config.folder, splits.writers
     meta = {
-        "name": folder.name,
-        "vocab_size": train.vocab_size,
-        "tokenizer": spec,
-        "tokenizer_hash": train.tokenizer_hash,
-        "lowercase": lowercase,
+        "name": config.name,
+        "vocab_size": splits.size,
+        "tokenizer": config.tokenizer,
+        "tokenizer_hash": splits.hash,
+        "lowercase": config.lowercase,
         "command": shlex.join([show(sys.argv[0]), *sys.argv[1:]]),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
-    for split, writer in (("train", train), ("val", val)):
-        meta |= {f"{split}_{what}": getattr(writer, name) for what, name in WHAT.items()}
+    for split, w in writers.items():
+        sizes = {"tokens": w.count, "documents": w.documents, "sentences": w.sentences}
+        meta |= {f"{split}_{what}": size for what, size in sizes.items()}
     libraries = {name: version(name) for name in ("numpy", "tokenizers", "tiktoken")}
-    meta["versions"] = {"python": platform.python_version()} | libraries | more.pop("versions", {})
-    meta |= more | {"counts": counts[0].tolist(), "document_counts": counts[1].tolist()}
-    (temporary / "meta.json").write_text(json.dumps(meta) + "\n", encoding="utf-8")
+    versions = {"python": platform.python_version()} | libraries | more.get("versions", {})
+    meta |= more | {"versions": versions}
+    meta |= {"counts": counts[0].tolist(), "document_counts": counts[1].tolist()}
+    (splits.folder / "meta.json").write_text(json.dumps(meta) + "\n", encoding="utf-8")
 
     folder.mkdir(exist_ok=True)
     (folder / "meta.json").unlink(missing_ok=True)
     for name in ("tokenizer.json", "train.bin", "val.bin", "meta.json"):
-        files.sync(temporary / name)
-        os.replace(temporary / name, folder / name)
+        files.sync(splits.folder / name)
+        os.replace(splits.folder / name, folder / name)
     parts = [f"{split} {w.count:,} tokens in {w.documents:,} documents" for split, w in writers.items()]
-    print(f"{show(folder)}: {', '.join(parts)}; vocabulary {train.vocab_size:,}")
+    print(f"{show(folder)}: {', '.join(parts)}; vocabulary {splits.size:,}")
 
 
-WHAT = {"tokens": "count", "documents": "documents", "sentences": "sentences"}
-
-
-def build(source: Source, name: str, spec: str, output: Output, more: dict | None = None):
-    """The whole preparation of a source that can be read twice: first for the tokenizer, then to encode it."""
-    folder = check_folder(name, output)
-    with temporary_folder(folder) as temporary:
+def build(config: Output, source_kind):
+    """The whole preparation of the source `source_kind(config)`, which is read for the tokenizer, and to encode it."""
+    with temporary_folder(config.folder) as temporary:
+        source = source_kind(config)
         tokenizer = temporary / "tokenizer.json"
-        make_tokenizer(spec, source, output.lowercase, tokenizer)
-        with open_writers(temporary, tokenizer) as writers:
-            counts = np.zeros((2, writers["train"].vocab_size), np.int64)
-            encode(source, tokenizer, writers, counts)
-            close_writers(writers, counts)
-        finish(temporary, folder, spec, output.lowercase, writers, counts, more or {})
+        make_tokenizer(config.tokenizer, source, config.lowercase, tokenizer)
+        splits = Splits(temporary, tokenizer)
+        splits.encode(source)
+        finish(splits, config, source.meta)

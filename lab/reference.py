@@ -86,6 +86,19 @@ class ReferenceMLM(nn.Module):
         return F.cross_entropy(self.head_logits(hidden[masked]).float(), labels[masked])
 
 
+def reference_inputs(problem):
+    """(ids, keep, labels) of a Problem as the reference wants it: whole rows, a padding mask, labels of -100 where none
+    is scored."""
+    ids, keep = problem.source, torch.ones_like(problem.targets, dtype=torch.bool)
+    if problem.source_pos is not None:
+        ids = problem.targets
+        keep = torch.zeros_like(keep).scatter(1, problem.source_pos.expand(problem.source.shape), True)
+    labels = problem.targets
+    if problem.scored is not None:
+        labels = torch.full_like(labels, -100).scatter(1, problem.scored, labels.gather(1, problem.scored))
+    return ids, keep, labels
+
+
 def copy_weights(model, reference):
     """Give the reference the weights of a seeds_faithful ConceptModel with one decoder layer."""
 
@@ -100,31 +113,33 @@ def copy_weights(model, reference):
 
     encoder, decoder = model.encoder, model.decoder
     with torch.no_grad():
-        same(reference.tokens, encoder.tokens)
-        same(reference.positions, encoder.positions)
+        same(reference.tokens, model.tokens)
+        same(reference.positions, model.positions)
         if encoder.widen is not None:
             same(reference.project, encoder.widen)
-        reference.slots.copy_(encoder.first_concepts()[0])
+        reference.slots.copy_(encoder.slots()[0])
         for mine, theirs in zip(reference.layers, encoder.layers, strict=True):
-            attention(mine.cross, theirs.read.q, theirs.read.kv, theirs.read.out)
-            mine.self_attention.in_proj_weight.copy_(theirs.mix.qkv.weight)
-            mine.self_attention.in_proj_bias.copy_(theirs.mix.qkv.bias)
-            same(mine.self_attention.out_proj, theirs.mix.out)
-            norms = (mine.norm1, theirs.read.norm), (mine.norm2, theirs.mix.norm), (mine.norm3, theirs.ffn.norm)
-            for a, b in (*norms, (mine.wi, theirs.ffn.wi), (mine.wo, theirs.ffn.wo)):
+            cross, between, ffn = theirs.cross, theirs.self_attention, theirs.ffn
+            attention(mine.cross, cross.q, cross.kv, cross.out)
+            mine.self_attention.in_proj_weight.copy_(between.qkv.weight)
+            mine.self_attention.in_proj_bias.copy_(between.qkv.bias)
+            same(mine.self_attention.out_proj, between.out)
+            for a, b in (mine.norm1, cross.norm), (mine.norm2, between.norm), (mine.norm3, ffn.norm):
                 same(a, b)
+            same(mine.wi, ffn.wi)
+            same(mine.wo, ffn.wo)
         same(reference.norm, encoder.norm)
         if model.config.decoder == "weighted":
             reference.mixture.copy_(decoder.mixture.weight)
             same(reference.mixture_norm, decoder.norm)
             same(reference.dense, decoder.dense)
         else:
-            read, ffn = decoder.reads[0], decoder.ffns[0]
+            cross, ffn = decoder.cross[0], decoder.ffns[0]
             same(reference.query_positions, decoder.positions)
-            if decoder.widen is not None:
+            if model.config.decoder == "input" and decoder.widen is not None:
                 same(reference.query_project, decoder.widen)
-            attention(reference.read, read.q, read.kv, read.out)
-            for a, b in (reference.norm_a, read.norm), (reference.norm_b, ffn.norm), (reference.w1, ffn.wi):
+            attention(reference.read, cross.q, cross.kv, cross.out)
+            for a, b in (reference.norm_a, cross.norm), (reference.norm_b, ffn.norm), (reference.w1, ffn.wi):
                 same(a, b)
             same(reference.w2, ffn.wo)
         reference.head.weight.copy_(model.head_weight())

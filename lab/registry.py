@@ -11,30 +11,19 @@ import statistics
 from datetime import datetime
 from pathlib import Path
 
-from lab import files, tasks
 from lab.command import say
 from lab.configurator import UserError, show, warn
-from lab.files import write_atomic
-from lab.report import table
+from lab.files import read_json, write_atomic
+from lab.report import dict_table, lift_text, score_rows, score_table
 from lab.runs import RunFolder
+from lab.tasks import TASKS
 
-HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_minutes")
-FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "untrained")
-LOGGED = (
+HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_flops", "max_minutes")
+LOGGED = (  # of the last evaluation
     *("val_loss", "val_loss_mlm15", "rank_slot_centred", "rank_raw", "rank_pooled", "input_share", "dead_slots"),
     *("delta_shuffle", "verdict"),
 )
-RUN_COLUMNS = ["date", "run", "run_id", "architecture", "objective", "data", "machine", "horizon", "steps", "Mtokens"]
-RUN_COLUMNS += ["loss", *LOGGED, "tokens_per_s", "tag", "commit", "wandb", "conclusion"]
-EVAL_COLUMNS = ["run", "run_id", "checkpoint", "mode", "head", "task", "split", "metric", "score", *FLOORS]
-LIFTS = ("best_floor", "token_idf", "untrained")
-EVAL_COLUMNS += [f"over {floor}" for floor in LIFTS]
-
-
-def primaries(name: str) -> list[str]:
-    """The primary metric of a task, and the centred one where there is one."""
-    primary = tasks.TASKS[name].primary
-    return [metric for metric in (primary, f"{primary}_centred") if metric in tasks.METRICS]
+DAMAGED = (UserError, LookupError, TypeError, AttributeError, ValueError)  # what reading a file not of ours ends in
 
 
 def run_rows(folder: Path) -> tuple[dict, list[dict]]:
@@ -45,11 +34,12 @@ def run_rows(folder: Path) -> tuple[dict, list[dict]]:
     training = [record for record in metrics if "loss" in record]
     evaluation = next((record for record in reversed(metrics) if "val_loss" in record), {})
     try:
-        state = files.read_json(out.checkpoint("latest", ("state.json",)) / "state.json", "the state of training")
+        state = read_json(out.checkpoint("latest", ("state.json",)) / "state.json", "the state of training")
     except UserError:  # no checkpoint yet, or deleted to save room
         state = {}
     step = state.get("step", metrics[-1]["step"] if metrics else 0)
-    horizon = next((f"{key}={config[key]:g}" for key in HORIZONS if config[key]), "")
+    horizon = next((f"{key}={config[key]:g}" for key in HORIZONS if config.get(key)), None)
+    last = training[-1] if training else {}
     row = {
         "date": f"{stamp:%Y-%m-%d %H:%M}",
         "run": str(folder),
@@ -62,7 +52,9 @@ def run_rows(folder: Path) -> tuple[dict, list[dict]]:
         "horizon": horizon,
         "steps": f"{step}/{state.get('horizon') or '?'}",
         "Mtokens": step * config["tokens_per_step"] / 1e6,
-        "loss": training[-1]["loss"] if training else None,
+        "TFLOP": last["flops"] / 1e12 if "flops" in last else None,
+        "seconds": last.get("seconds"),
+        "loss": last.get("loss"),
         **{key: evaluation.get(key) for key in LOGGED},
         "tokens_per_s": statistics.median(record["tokens_per_s"] for record in training) if training else None,
         "tag": config["tag"],
@@ -74,37 +66,15 @@ def run_rows(folder: Path) -> tuple[dict, list[dict]]:
 
 
 def eval_rows(folder: Path, path: Path) -> list[dict]:
-    """A row for each split and metric of an evaluation; scores and floors 0-1. A damaged file is worth a warning."""
-    rows = []
+    """A row for each split and metric of an evaluation. A damaged file is worth a warning."""
     try:
-        record = files.read_json(path, "an evaluation")
-        for split, found in record["splits"].items():
-            for metric, value in found["metrics"].items():
-                kind = {tasks.TASKS[record["task"]].primary: "lift"}.get(metric, f"lift_{metric.rpartition('_')[2]}")
-                lift = found.get(kind, {}) if metric in primaries(record["task"]) else {}
-                rows.append(
-                    {
-                        "run": str(folder),
-                        "run_id": record["run_id"],
-                        "checkpoint": record["checkpoint"],
-                        "mode": record["mode"],
-                        "head": record["protocol"]["head"],
-                        "task": record["task"],
-                        "split": split,
-                        "metric": metric,
-                        "score": value,
-                        **{floor: found["floors"].get(floor, {}).get(metric) for floor in FLOORS},
-                        **{f"over {key}": short_lift(lift[key]) if key in lift else None for key in LIFTS},
-                    }
-                )
-    except (UserError, LookupError, TypeError, AttributeError, ValueError) as error:
+        record = read_json(path, "an evaluation")
+        lead = {"run": str(folder)} | {key: record[key] for key in ("run_id", "checkpoint", "mode")}
+        lead["head"] = record["protocol"]["head"]
+        return score_rows(record["task"], [record["splits"]], TASKS[record["task"]].lifts, **lead)
+    except DAMAGED as error:
         warn(f"{show(path)} is no evaluation ({reason(error)}); it is left out")
-    return rows
-
-
-def short_lift(lift: dict) -> str:
-    floor = f" ({lift['floor']})" if "floor" in lift else ""
-    return f"{lift['value']:+.3f} [{lift['low']:+.3f}, {lift['high']:+.3f}] {lift['verdict']}{floor}"
+        return []
 
 
 def conclusion(path: Path) -> str | None:
@@ -120,21 +90,18 @@ def reason(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def markdown(rows: list[dict], columns: list[str]) -> str:
-    """Rows as a table; numbers to four digits, nothing as a dash, no bar inside a cell."""
+def write_csv(path: Path, rows: list[dict]):
+    """Scores and lifts as they are, 0-1; of several seeds the middle."""
 
-    def cell(value):
-        text = "-" if value in (None, "") else f"{value:.4g}" if isinstance(value, float) else str(value)
-        return text.replace("|", "\\|").replace("\n", " ")
+    def plain(value):
+        if isinstance(value, dict):
+            return lift_text(value, "+.3f", 1)
+        return value[0] if isinstance(value, tuple) else value
 
-    return table(columns, [[cell(row[column]) for column in columns] for row in rows])
-
-
-def write_csv(path: Path, rows: list[dict], columns: list[str]):
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: plain(value) for key, value in row.items()} for row in rows)
     write_atomic(path, text.getvalue())
 
 
@@ -147,18 +114,18 @@ def registry(out: Path) -> int:
     for folder in sorted(folders):
         try:
             row, lines = run_rows(folder)
-        except (UserError, LookupError, TypeError, AttributeError, ValueError, OSError) as error:
+        except (*DAMAGED, OSError) as error:
             warn(f"{folder} is damaged or no run ({reason(error)}); it is left out")
             continue
         runs.append(row)
         evaluations += lines
     runs.sort(key=lambda row: (row["date"], row["run"]))
-    primary = [row for row in evaluations if row["metric"] in primaries(row["task"])]
-    print(f"## Training runs\n\n{markdown(runs, RUN_COLUMNS)}\n")
-    print(f"## Evaluations\n\n{markdown(primary, EVAL_COLUMNS)}")
+    primary = [row for row in evaluations if row["metric"] in TASKS[row["task"]].lifts]
+    print(f"## Training runs\n\n{dict_table(runs)}\n")
+    print(f"## Evaluations, x100\n\n{score_table(primary)}")
     try:
-        write_csv(out / "registry_runs.csv", runs, RUN_COLUMNS)
-        write_csv(out / "registry_evals.csv", evaluations, EVAL_COLUMNS)
+        write_csv(out / "registry_runs.csv", runs)
+        write_csv(out / "registry_evals.csv", evaluations)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); free it for registry_*.csv") from None
     say(f"{out}: registry_runs.csv, registry_evals.csv")

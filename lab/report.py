@@ -1,6 +1,16 @@
-"""Pictures and tables. matplotlib is imported by nothing else, and only when a picture is drawn."""
+"""Pictures and tables: all of them. matplotlib is imported by nothing else, and only when a picture is drawn.
 
+A number of several seeds is a tuple (middle, low, high); a lift is a dict {"value", "low", "high", "verdict"} and,
+where it is over the best of all floors, "floor". Both are 0-1, and printed x100.
+"""
+
+import statistics
 from pathlib import Path
+
+from lab.files import replacing
+
+FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "untrained")
+LIFTS = ("best_floor", "token_idf", "untrained")
 
 
 def curves(metrics: list[dict], path: Path):
@@ -28,10 +38,9 @@ def curves(metrics: list[dict], path: Path):
         axes.spines[["top", "right"]].set_visible(False)
     if left.get_legend_handles_labels()[1]:
         left.legend(frameon=False)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=100)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100)
     plt.close(figure)
-    temporary.replace(path)
 
 
 def natural(name: str):
@@ -51,3 +60,79 @@ def table(header: list[str], rows: list[list]) -> str:
 
     rule = "|" + "|".join("-" * (w + 1) + (":" if n else "-") for w, n in zip(width, numeric, strict=True)) + "|"
     return "\n".join([line(header), rule, *map(line, cells)])
+
+
+def dict_table(rows: list[dict]) -> str:
+    """A table with a column for each key, in the order in which they first come."""
+    if not rows:
+        return "none"
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return table(list(columns), [[cell(row.get(column)) for column in columns] for row in rows])
+
+
+def cell(value) -> str:
+    """A number of several seeds, a lift, another number or text, as it stands in a table."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, tuple):
+        return spread(value)
+    if isinstance(value, dict):
+        return lift_text(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def spread(values: tuple, form: str = ".1f", scale: float = 100) -> str:
+    """(middle, low, high) -> "middle (low..high)"; "middle" alone where there is no more, or all look the same."""
+    middle, *ends = (format(scale * value, form) for value in values)
+    return f"{middle} ({'..'.join(ends)})" if set(ends) - {middle} else middle
+
+
+def interval(lift: dict, form: str = "+.1f", scale: float = 100) -> str:
+    value, low, high = (format(scale * lift[key], form) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def lift_text(lift: dict, form: str = "+.1f", scale: float = 100) -> str:
+    floor = f" ({lift['floor']})" if "floor" in lift else ""
+    return f"{interval(lift, form, scale)} {lift['verdict']}{floor}"
+
+
+def over_seeds(values: list) -> tuple | dict:
+    """Median, least and greatest of numbers. Of lifts the median with the widest interval: above a floor is only what
+    all seeds are above."""
+    if not isinstance(values[0], dict):
+        return statistics.median(values), min(values), max(values)
+    low, high = min(lift["low"] for lift in values), max(lift["high"] for lift in values)
+    verdict = "above floor" if low > 0 else "at floor"
+    middle = statistics.median(lift["value"] for lift in values)
+    return {**values[0], "value": middle, "low": low, "high": high, "verdict": verdict}
+
+
+def score_rows(task: str, seeds: list[dict], lifts: dict[str, str], **lead) -> list[dict]:
+    """
+    What the evaluations of a task found -> a row {**lead, task, split, metric, score, each floor, over each floor} for
+    every split and metric.
+    seeds: the "splits" of one record for each seed; lifts: metric -> the key of its lift there.
+    """
+    rows = []
+    for split, first in seeds[0].items() if seeds else ():
+        same = [splits[split] for splits in seeds]
+        for metric in first["metrics"]:
+            row = {**lead, "task": task, "split": split, "metric": metric}
+            row["score"] = over_seeds([one["metrics"][metric] for one in same])
+            for floor in FLOORS:  # they do not depend on the seed of training
+                value = first["floors"].get(floor, {}).get(metric)
+                ends = first.get(f"{floor}_range", {}).get(metric, ())
+                row[floor] = None if value is None else (value, *ends)
+            for floor in LIFTS:
+                found = [one.get(lifts.get(metric), {}).get(floor) for one in same]
+                row[f"over {floor}"] = over_seeds(found) if all(found) else None
+            rows.append(row)
+    return rows
+
+
+def score_table(rows: list[dict]) -> str:
+    """Rows of `score_rows`; a floor that none of them has gets no column."""
+    empty = {key for key in FLOORS if all(row[key] is None for row in rows)}
+    return dict_table([{key: value for key, value in row.items() if key not in empty} for row in rows])

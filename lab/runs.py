@@ -29,6 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FILES = ("model.safetensors", "optim.pt", "state.json")
 
+# Keys of training that may differ when a run goes on, besides its horizon; and those of them that end bit-exactness.
+FREE = {"eval_interval", "ckpt_interval", "log_interval", "device", "resume", "out_dir", "data_dir", "tag"}
+FREE |= {"keep", "ckpt_steps", "final_report", "wandb"}
+INEXACT = {"micro_batch", "compile", "dtype", "machine", "ranks"}
+
 
 class RunFolder:
     """out/NAME: config.json, tokenizer.json, metrics.jsonl, ckpt_<step>/, `latest` and `best` naming one of them."""
@@ -54,6 +59,29 @@ class RunFolder:
                 pass
         except OSError as error:
             raise UserError(f"out_dir {self.path} cannot be made ({error.strerror}); give another --out_dir") from None
+
+    def look(self, resume: str, init_from: str) -> dict:
+        """What is there for a training run: {"config": its config.json or None, "fresh": no checkpoint to go on from}.
+        resume: "auto", "must" or "never"; init_from: a run for a warm start, or ""."""
+        there = self.exists()
+        if resume == "must" and not there:
+            raise UserError(f"resume='must', but {self.path} holds no run; leave it out to start one")
+        if resume == "never" and there:
+            raise UserError(f"resume='never', but {self.path} holds a run; give another --out_dir")
+        self.check_writable()
+        fresh = self.pointer("latest") is None
+        if fresh and init_from:
+            warm_start_file(init_from)
+        return {"config": self.config() if there else None, "fresh": fresh}
+
+    def check_same(self, old: dict, new: dict, horizons: tuple[str, ...]):
+        """UserError where the run that is there differs in more than may change; a warning where bits are lost."""
+        differs = sorted(key for key in new if key in old and old[key] != new[key])
+        if fatal := [key for key in differs if key not in FREE | INEXACT | {*horizons}]:
+            what = ", ".join(f"{key} ({old[key]} there, {new[key]} now)" for key in fatal)
+            raise UserError(f"{self.path} holds a run that differs in {what}; give another --out_dir=")
+        if inexact := [key for key in differs if key in INEXACT]:
+            warn(f"{', '.join(inexact)} changed: the run goes on, but no longer bit for bit")
 
     def config(self) -> dict:
         if not self.path.is_dir():
@@ -100,6 +128,19 @@ class RunFolder:
                     "or start anew with another --out_dir"
                 )
         return folder
+
+    def read(self, which: str = "latest") -> dict:
+        """A whole checkpoint: {"folder", "weights", "optimizer", "state"}."""
+        folder = self.checkpoint(which)
+        path = folder / "optim.pt"
+        try:
+            optimizer = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file fails in many ways, all of them the file's fault
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{path} is damaged ({reason}); take another checkpoint") from None
+        weights = load_tensors(folder / "model.safetensors")
+        state = read_json(folder / "state.json", "the state of training")
+        return {"folder": folder, "weights": weights, "optimizer": optimizer, "state": state}
 
     def save(self, step: int, model: ConceptModel, optimizer, state: dict, keep: int, keep_steps=(), best=False):
         """Writes ckpt_<step> as a whole or not at all: a temporary name, everything on disk, then the rename."""
@@ -197,24 +238,17 @@ def load_tensors(path: Path, device="cpu") -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged ({error}); take another checkpoint") from None
 
 
-def load_weights(model: ConceptModel, path: Path):
-    """Strictly: every tensor there, none left over, every shape right."""
-    tensors, own = load_tensors(path), model.state_dict()
+def load_weights(model: ConceptModel, tensors: dict[str, Tensor], path: Path):
+    """Strictly: every tensor there, none left over, every shape right. path: where they come from."""
+    own = model.state_dict()
     wrong = sorted(k for k in own.keys() | tensors.keys() if k not in own or k not in tensors)
     wrong += sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
     if wrong:
         raise UserError(
-            f"{path} is of another model ({wrong[0]} differs, {len(wrong)} in all); take the checkpoint of this config"
+            f"{path} is of another model, or of older code ({wrong[0]} differs, {len(wrong)} in all); "
+            "take the checkpoint of this config"
         )
     model.load_state_dict(tensors)
-
-
-def load_optimizer(optimizer, path: Path):
-    try:
-        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # a damaged file fails in many ways, all of them the file's fault
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or of another model ({reason}); take another checkpoint") from None
 
 
 def warm_start_file(run: str) -> Path:
@@ -230,7 +264,8 @@ def load_part(model: ConceptModel, run: str, part: str) -> dict[str, list[str]]:
     part: 'encoder' or 'all'. Returns the names taken, new (kept as initialised) and left over.
     """
     theirs, ours = load_tensors(warm_start_file(run)), model.state_dict()
-    wanted = {k: v for k, v in theirs.items() if part == "all" or k.startswith("encoder.")}
+    encoder = ("tokens.", "positions.", "encoder.")
+    wanted = {k: v for k, v in theirs.items() if part == "all" or k.startswith(encoder)}
     taken = {k: v for k, v in wanted.items() if k in ours and ours[k].shape == v.shape}
     if not taken:
         raise UserError(f"init_from={run}: no tensor fits this model; take a run of the same shape")
@@ -271,7 +306,7 @@ class LoadedRun:
 
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, as training encoded it; never empty."""
-        return [dataset.encode_text(self.tokenizer, text) for text in texts]
+        return dataset.encode_texts(self.tokenizer, texts)
 
     @torch.no_grad()
     def embed(self, texts: list[str], batch_tokens: int = 16384) -> Tensor:
@@ -285,42 +320,40 @@ class LoadedRun:
         if len(pieces) > len(texts) and not self.warned:
             self.warned = True
             warn(f"texts longer than {self.max_length} tokens are embedded in chunks and averaged")
-        pieces.sort(key=lambda piece: len(piece[1]))  # neighbours in length share a batch: little padding
+        pieces.sort(key=lambda piece: -len(piece[1]))  # neighbours in length share a batch: little padding
         total = torch.zeros(len(texts), self.config["hidden"], dtype=torch.float64)
         tokens = torch.zeros(len(texts), 1, dtype=torch.float64)
-        with exact_matmul():
-            while pieces:
-                rows = max(1, batch_tokens // len(pieces[-1][1]))
-                batch, pieces = pieces[-rows:], pieces[:-rows]
-                ids, mask = dataset.pad_batch([ids for _, ids in batch], self.config["pad_id"])
-                ids, mask = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+        at = 0
+        while at < len(pieces):
+            batch = pieces[at : at + max(1, batch_tokens // len(pieces[at][1]))]
+            at += len(batch)
+            ids, mask = dataset.pad_batch([ids for _, ids in batch], self.config["pad_id"])
+            ids, mask = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+            with exact_matmul():
                 vectors = self.model.embed(ids, mask).double().cpu()
-                index = torch.tensor([i for i, _ in batch])
-                weight = mask.sum(1, keepdim=True).double().cpu()
-                total.index_add_(0, index, vectors * weight)
-                tokens.index_add_(0, index, weight)
+            index = torch.tensor([i for i, _ in batch])
+            weight = mask.sum(1, keepdim=True).double().cpu()
+            total.index_add_(0, index, vectors * weight)
+            tokens.index_add_(0, index, weight)
         return (total / tokens).float()
 
     @torch.no_grad()
     def generate(self, text: str) -> tuple[str, float]:
-        """Text -> (what the decoder says from its concepts alone, share of tokens that are the same)."""
-        if not self.model.config.decodes:
-            raise UserError("the run was trained without a decoder, so it says nothing; use its embeddings")
+        """Text -> (what the decoder predicts from its concepts alone, share of tokens that are the same)."""
+        if self.model.config.predicts != "positions":
+            raise UserError("the run was trained without a decoder, so it predicts no text; use its embeddings")
         (ids,) = self.encode_texts([text])
         if len(ids) > self.max_length:
             warn(f"the text has {len(ids)} tokens; only the first {self.max_length} are read, as in training")
         ids = torch.tensor([ids[: self.max_length]], device=self.device)
-        said = self.model.generate(self.model.encode(ids), ids.shape[1])
-        same = float((said == ids).double().mean())
-        return self.tokenizer.decode(said[0].tolist(), skip_special_tokens=False).strip(), same
+        predicted = self.model.generate(self.model.encode(ids), ids.shape[1])
+        same = float((predicted == ids).double().mean())
+        return self.tokenizer.decode(predicted[0].tolist(), skip_special_tokens=False).strip(), same
 
 
 def untrained(model: ConceptModel, seed: int) -> ConceptModel:
-    """What train.py begins with at this seed, on the model's device; torch's generators stay as they were."""
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU, and the seed set for it alone
-        torch.default_generator.manual_seed(seed)
-        twin = ConceptModel(model.config, model.mask_id)
-    return twin.to(next(model.parameters()).device).eval()
+    """What train.py begins with at this seed, on the model's device."""
+    return ConceptModel(model.config, model.mask_id, seed).to(next(model.parameters()).device).eval()
 
 
 def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:
@@ -336,10 +369,13 @@ def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:
         mask_id = config["mask_id"]
         max(config["lengths"]), [config[key] for key in ("run_id", "pad_id", "tokenizer_hash")]  # used later
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}/config.json does not describe a model ({error}); was it edited?") from None
+        raise UserError(
+            f"{path}/config.json does not describe a model ({error}); was it edited, or written by older code?"
+        ) from None
     tokenizer = dataset.load_tokenizer(run.path / "tokenizer.json")
     if dataset.tokenizer_hash(run.path / "tokenizer.json") != config["tokenizer_hash"]:
         raise UserError(f"{path}/tokenizer.json is not the one the run was trained with; put that one back")
     model = ConceptModel(shape, mask_id)
-    load_weights(model, folder / "model.safetensors")
+    path = folder / "model.safetensors"
+    load_weights(model, load_tensors(path), path)
     return LoadedRun(model.to(pick_device(device)).eval(), tokenizer, config, int(folder.name[5:]))

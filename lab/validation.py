@@ -4,53 +4,33 @@ The fixed validation rows, the numbers of one evaluation, and the table and samp
 Rows and noise come from a seed of their own, the same in every run, so that losses of different runs compare.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import geometry
-import losses
 from lab import dataset
 from lab.configurator import UserError, warn
 from lab.distributed import World, exact_matmul
+from lab.report import table
 from model import ConceptModel
-from objectives import (
-    ROWS_OF_VIEWS,
-    Noise,
-    ObjectiveConfig,
-    Problem,
-    Vocabulary,
-    make_problems,
-    mlm,
-    names,
-    needs_pairs,
-    weights,
-)
+from noise import Noise
+from objectives import Objective, Objectives, Problem, Rows, Vocabulary
 
 SEED = 20250101
-
-
-class Stopped(Exception):
-    """A signal came in the middle of an evaluation."""
+GROUP = 4  # batches hold whole groups of views, whatever the objective
 
 
 @dataclass
-class Rows:
-    """A batch of validation rows: their numbers, their text, and as many rows as contrastive views need them (pairs of
-    adjacent spans, or rows that end with their document; without views the same text), with the documents of those."""
+class Batch:
+    """Validation rows of one length: their numbers [B], ids [B, n] and documents [B]."""
 
-    rows: Tensor  # [B]
-    ids: Tensor  # [B, n]
-    pairs: Tensor  # [B, n]
-    documents: Tensor  # [B]
-
-    def to(self, device) -> "Rows":
-        return Rows(*(x.to(device) for x in (self.rows, self.ids, self.pairs, self.documents)))
+    rows: Tensor
+    ids: Tensor
+    documents: Tensor
 
 
 class Validation:
@@ -62,187 +42,183 @@ class Validation:
         lengths: tuple[int, ...],
         tokens: int,
         model: ConceptModel,
-        objective: ObjectiveConfig,
+        objectives: Objectives,
         vocab: Vocabulary,
         world: World,
     ):
         """tokens: how many are read of each length."""
-        self.model, self.objective, self.vocab, self.world = model, objective, vocab, world
-        self.weights = weights(objective)
-        self.stop: Callable[[], int] = lambda: 0
-        self.batches: dict[int, list[Rows]] = {}
-        self.samplers = [dataset.Sampler(corpus, lengths, seed=SEED)]
-        if "contrastive" in names(objective):
-            pairs = needs_pairs(objective)
-            self.samplers.append(dataset.Sampler(corpus, lengths, seed=SEED, one_document=True, pairs=pairs))
-        windows = {n: min(sampler.windows(n) for sampler in self.samplers) for n in lengths}
+        self.model, self.objectives, self.vocab, self.world = model, objectives, vocab, world
+        rules = {(False, False), *((part.one_document, part.pairs) for part in objectives.parts)}
+        self.samplers = {
+            rule: dataset.Sampler(corpus, lengths, seed=SEED, one_document=rule[0], pairs=rule[1]) for rule in rules
+        }
+        windows = {n: min(sampler.windows(n) for sampler in self.samplers.values()) for n in lengths}
         enough = [n for n in windows if windows[n] >= dataset.MIN_WINDOWS]
-        verdict = "left out" if enough else "rough"
         for n in sorted(set(windows) - set(enough)):
-            warn(f"the validation text has only {windows[n]} rows of length {n}; its loss is {verdict}")
-        for n in sorted(enough or [n for n in windows if windows[n]]):
-            rows = max(8, tokens // n)
-            size = self.whole(min(rows, 8192 // n))
-            self.batches[n] = self.draw(n, rows - rows % size, size)
-        if not self.batches:
+            judged = "left out" if enough else "rough"
+            warn(f"the validation text has only {windows[n]} rows of length {n}; its loss is {judged}")
+        self.lengths = sorted(enough or [n for n in windows if windows[n]])
+        if not self.lengths:
             raise UserError(f"{corpus.path} has no row of any length; prepare with a larger --val_fraction")
-        self.longest = max(self.batches)
-        self.fixed = self.draw(self.longest, geometry.ROWS, self.whole(8192 // self.longest))
+        self.longest = self.lengths[-1]
+        self.batches = {}  # (rule, length) -> batches
+        for n in self.lengths:
+            rows = max(8, tokens // n)
+            size = self.batch_size(n, rows)
+            for rule in rules:
+                self.batches[rule, n] = self.draw(rule, n, rows - rows % size, size)
+        self.fixed = self.draw((False, False), self.longest, geometry.ROWS, self.batch_size(self.longest))
 
-    def whole(self, rows: int) -> int:
-        """The next smaller number of rows that contrastive views can be made of, whatever views."""
-        return max(ROWS_OF_VIEWS["both"], rows - rows % ROWS_OF_VIEWS["both"])
+    def batch_size(self, n: int, rows: int = geometry.ROWS) -> int:
+        """Rows of length n in a batch: at most 8,192 tokens, in whole groups."""
+        size = min(rows, 8192 // n)
+        return max(GROUP, size - size % GROUP)
 
-    def draw(self, n: int, rows: int, size: int) -> list[Rows]:
-        """The first `rows` rows of length n, in batches."""
+    def draw(self, rule: tuple[bool, bool], n: int, rows: int, size: int) -> list[Batch]:
+        """The first `rows` rows of length n under a sampler's rule, in batches."""
         numbers = np.arange(rows, dtype=np.int64)
-        drawn = [sampler.batch(0, n, numbers) for sampler in self.samplers]
-        columns = [torch.from_numpy(x).split(size) for x in (numbers, drawn[0][0], *drawn[-1])]
-        return [Rows(*batch) for batch in zip(*columns, strict=True)]
+        columns = (torch.from_numpy(x).split(size) for x in (numbers, *self.samplers[rule].batch(0, n, numbers)))
+        return [Batch(*columns) for columns in zip(*columns, strict=True)]
 
-    def problems(self, batch: Rows) -> list[Problem]:
-        """Each part of the objective. Whatever else it is made of, a part is judged on the same rows."""
-        noise, parts = Noise(SEED, 0, batch.rows), names(self.objective)
-        made = make_problems(batch.ids, noise, self.vocab, self.objective)
-        if "contrastive" in parts:
-            i = parts.index("contrastive")
-            made[i] = make_problems(batch.pairs, noise, self.vocab, self.objective, batch.documents)[i]
-        return made
+    def batches_of(self, part: Objective, n: int) -> list[Batch]:
+        """The rows a part is judged on: those of its own rule, whatever else the sum is made of."""
+        return self.batches[(part.one_document, part.pairs), n]
 
-    def mlm15(self, batch: Rows) -> list[Problem]:
-        """Masked LM at 15 %, whatever the training rate: the number that compares with others'."""
-        standard = ObjectiveConfig(objective="mlm", mask_rate=0.15, visible_only=self.objective.visible_only)
-        return [mlm(batch.ids, Noise(SEED, 0, batch.rows), self.vocab, standard)]
+    def problem(self, part: Objective, batch: Batch) -> Problem:
+        rows, ids, documents = (x.to(self.world.device) for x in (batch.rows, batch.ids, batch.documents))
+        return part.problem(Rows(ids, Noise(SEED, 0, rows), self.vocab, documents))
 
-    def losses(self, n: int, problems) -> list[float]:
-        """
-        Loss in nats of each of the problems over the rows of length n. Batches are shared out over ranks, and summed
-        with zeros for the rest: the same bits on any number of ranks.
-        """
-        world, model, batches = self.world, self.model, self.batches[n]
-        sums = torch.zeros(len(problems(batches[0])), len(batches), dtype=torch.float64, device=world.device)
+    # What follows yields before each batch, so that whoever asks for an evaluation may break it off.
+
+    def loss(self, part: Objective, n: int) -> Iterator[None]:
+        """-> loss in nats of a part over the rows of length n. Batches are shared out over ranks, and summed with zeros
+        for the rest: the same bits on any number of ranks."""
+        world, model, batches = self.world, self.model, self.batches_of(part, n)
+        sums = torch.zeros(len(batches), dtype=torch.float64, device=world.device)
         for i, batch in enumerate(batches):
-            self.check()
-            if i % world.size != world.rank:
-                continue
-            for part, problem in enumerate(problems(batch.to(world.device))):
+            yield
+            if i % world.size == world.rank:
+                problem = self.problem(part, batch)
                 with world.autocast():
                     concepts = model.encode(problem.source, problem.source_pos)
-                    loss = model.loss(concepts, problem)
-                sums[part, i] = losses.complete(loss, concepts, problem, self.objective.temperature).double()
-        return world.all_sum(sums).mean(1).tolist()
+                    predicted = model.loss(concepts, problem)
+                sums[i] = part.loss(predicted, concepts, problem).double()
+        return world.all_sum(sums).mean().item()
 
-    def loss_from(self, problems: list[Problem], concepts: Tensor) -> float:
-        """Mean loss of the problems' rows, said from these concepts [rows of all problems, C, H]."""
+    def concepts(self, problems: list[Problem]) -> Iterator[None]:
+        """-> concepts [rows of all problems, C, H], without autocast: rounding must not look like content."""
+        parts = []
+        for problem in problems:
+            yield
+            with exact_matmul():
+                parts.append(self.model.encode(problem.source, problem.source_pos))
+        return torch.cat(parts)
+
+    def loss_from(self, problems: list[Problem], concepts: Tensor) -> Iterator[None]:
+        """-> mean loss of the problems' rows, predicted from these concepts [rows of all problems, C, H]."""
         total = 0.0
-        with self.world.autocast():
-            for c, problem in zip(concepts.split(len(problems[0].source)), problems, strict=True):
-                self.check()
+        for c, problem in zip(concepts.split(len(problems[0].source)), problems, strict=True):
+            yield
+            with self.world.autocast():
                 total += len(c) * self.model.loss(c, problem).item()
         return total / len(concepts)
 
-    def geometry(self) -> dict[str, float | str]:
+    def geometry(self) -> Iterator[None]:
         """
-        The concepts of the fixed rows, read whole as `embed` reads them; what its own concepts are worth to the decoder
-        in the first part of the objective that it says (for bow alone: to the bag); and the verdict. All ranks have the
-        same rows: nothing is sent.
+        -> the concepts of the fixed rows, read whole as `embed` reads them; what its own concepts are worth to the
+        first part of the objective that a decoder predicts (for bow alone: to the bag); and the verdict. All ranks have
+        the same rows: nothing is sent.
         """
-        fixed = [batch.to(self.world.device) for batch in self.fixed]
-        numbers = geometry.concept_geometry(self.concepts([Problem(source=batch.ids) for batch in fixed]))
-        parts = list(zip(*map(self.problems, fixed), strict=True))  # of each part the problem of each batch
-        by_position = [problems for problems in parts if problems[0].query_pos is not None]
-        said = by_position or [problems for problems in parts if problems[0].targets is not None]
-        if said:
-            numbers |= geometry.concept_use(partial(self.loss_from, said[0]), self.concepts(said[0]))
+        whole = [Problem(source=batch.ids.to(self.world.device)) for batch in self.fixed]
+        numbers = geometry.concept_geometry((yield from self.concepts(whole)))
+        ordered = sorted(self.objectives.parts, key=lambda part: part.predicts != "positions")
+        judged = next((part for part in ordered if part.predicts != "none"), None)
+        if judged is not None:
+            problems = [self.problem(judged, batch) for batch in self.fixed]
+            concepts = yield from self.concepts(problems)
+            own = yield from self.loss_from(problems, concepts)
+            for name, other in geometry.ablations(concepts).items():
+                numbers[f"delta_{name}"] = (yield from self.loss_from(problems, other)) - own
         return numbers | {"verdict": geometry.verdict(numbers, self.model.config.concepts)}
 
-    def concepts(self, problems: list[Problem]) -> Tensor:
-        """Concepts [rows of all problems, C, H], without autocast: rounding must not look like content."""
-        found = []
-        with exact_matmul():
-            for problem in problems:
-                self.check()
-                found.append(self.model.encode(problem.source, problem.source_pos))
-        return torch.cat(found)
-
-    def check(self):
-        if self.stop():
-            raise Stopped
+    def evaluate(self, numbers: dict) -> Iterator[None]:
+        """Fills `numbers` in."""
+        objectives, longest = self.objectives, self.longest
+        losses = {}  # length -> the loss of each part
+        for n in self.lengths:
+            losses[n] = []
+            for part in objectives.parts:
+                losses[n].append((yield from self.loss(part, n)))
+        numbers["val_loss"] = objectives.total(losses[longest])
+        numbers |= {f"val_loss_{n}": objectives.total(parts) for n, parts in losses.items()}
+        if len(objectives.parts) > 1:
+            numbers |= {f"val_loss_{name}": x for name, x in zip(objectives.names, losses[longest], strict=True)}
+        for part in objectives.parts:
+            for name, standard in part.reported().items():
+                numbers[f"val_loss_{name}"] = yield from self.loss(standard, longest)
+        numbers |= yield from self.geometry()
 
     @torch.no_grad()
     def run(self, stop: Callable[[], int] = lambda: 0) -> dict[str, float | str] | None:
         """All numbers of one evaluation, by their names in metrics.jsonl; None as soon as `stop()`, which is asked
         before each batch by all ranks alike, is not 0."""
-        self.stop = stop
         self.model.eval()
         try:
-            return self.numbers()
-        except Stopped:
-            return None
+            numbers = {}
+            for _ in self.evaluate(numbers):
+                if stop():
+                    return None
+            return numbers
         finally:
             self.model.train()
 
-    def numbers(self) -> dict[str, float | str]:
-        parts = {n: self.losses(n, self.problems) for n in self.batches}
-        total = {n: sum(w * x for w, x in zip(self.weights, found, strict=True)) for n, found in parts.items()}
-        numbers = {"val_loss": total[self.longest], **{f"val_loss_{n}": loss for n, loss in total.items()}}
-        if len(self.weights) > 1:
-            numbers |= {f"val_loss_{p}": x for p, x in zip(names(self.objective), parts[self.longest], strict=True)}
-        if "mlm" in names(self.objective):
-            (numbers["val_loss_mlm15"],) = self.losses(self.longest, self.mlm15)
-        return numbers | self.geometry()
+    def floors(self, n: int, train: dataset.Corpus, val: dataset.Corpus) -> list[float]:
+        """About the loss of each part, on rows of length n, of guessing that knows nothing of the text: by how common
+        tokens are (idf weights pooled over rows), or by chance."""
 
+        def unigram(by_idf):
+            weights = train.idf() if by_idf else None
+            return dataset.unigram_floor(train.meta["counts"], val.tokens, val.eod, weights)
 
-def part_floor(part: str, validation: Validation, n: int, train: dataset.Corpus, val: dataset.Corpus) -> float:
-    """About the loss in nats, on rows of length n, of guessing that knows nothing of the text: by how common tokens are
-    (idf weights pooled over rows), or for contrastive by chance."""
-    if part == "contrastive":
-        problems = dict(zip(names(validation.objective), validation.problems(validation.batches[n][0]), strict=True))
-        return math.log(len(problems[part].source) / 2)
-    by_idf = part == "bow" or validation.objective.token_weight == "idf"
-    weights = train.idf() if by_idf else None
-    return dataset.unigram_floor(train.meta["counts"], val.tokens, val.eod, weights)
+        parts = self.objectives.parts
+        return [part.floor(self.problem(part, self.batches_of(part, n)[0]), unigram) for part in parts]
 
 
 def final_table(numbers: dict[str, float], validation: Validation, train: dataset.Corpus, val: dataset.Corpus) -> str:
     """The losses of an evaluation beside the floors of guessing without the text, in Markdown."""
-    parts, longest = names(validation.objective), validation.longest
-    floors = {n: [part_floor(part, validation, n, train, val) for part in parts] for n in validation.batches}
+    objectives = validation.objectives
     rows = []
-    for n, found in floors.items():
-        total = sum(w * x for w, x in zip(validation.weights, found, strict=True))
-        rows.append([f"validation loss, rows of {n}", numbers[f"val_loss_{n}"], total])
-    for part, floor in zip(parts, floors[longest], strict=True):
-        if len(parts) > 1:
-            rows.append([f"of it {part}, longest rows", numbers[f"val_loss_{part}"], floor])
-    if "val_loss_mlm15" in numbers:
-        floor = dataset.unigram_floor(train.meta["counts"], val.tokens, val.eod)
-        rows.append(["validation loss, MLM at 15 %, longest rows", numbers["val_loss_mlm15"], floor])
+    for n in validation.lengths:
+        floors = validation.floors(n, train, val)
+        rows.append([f"validation loss, rows of {n}", numbers[f"val_loss_{n}"], objectives.total(floors)])
+    for part, floor in zip(objectives.parts, floors, strict=True):
+        if len(objectives.parts) > 1:
+            rows.append([f"of it {part.name}, longest rows", numbers[f"val_loss_{part.name}"], floor])
+        for name in part.reported():
+            unweighted = dataset.unigram_floor(train.meta["counts"], val.tokens, val.eod)
+            rows.append([f"validation loss, {name}, longest rows", numbers[f"val_loss_{name}"], unweighted])
     if "delta_shuffle" in numbers:
         rows.append(["added by another row's concepts, longest rows", numbers["delta_shuffle"], 0.0])
-    from lab import report  # late
-
-    kinds = ["unigram floor"] * (parts != ["contrastive"]) + ["chance"] * ("contrastive" in parts)
-    return report.table(["nats", "loss", ", ".join(kinds)], rows)
+    kinds = dict.fromkeys(part.floor_name for part in objectives.parts)
+    return table(["nats", "loss", ", ".join(kinds)], rows)
 
 
 @torch.no_grad()
 def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
-    """Held-out rows of the shortest length: the text, what the encoder read of it, what the decoder said; nothing where
-    the model says nothing position by position."""
-    model, n = validation.model, min(validation.batches)
-    if not model.config.decodes:
+    """Held-out rows of the shortest length: the text, what the encoder read of it, what the decoder predicted; nothing
+    where the model has no decoder."""
+    model, n = validation.model, validation.lengths[0]
+    part = next((part for part in validation.objectives.parts if part.predicts == "positions"), None)
+    if part is None:
         return ""
-    batch = validation.batches[n][0].to(validation.world.device)
-    ids = batch.ids[:rows]
-    problem = next(p for p in validation.problems(batch) if p.query_pos is not None)
+    problem = validation.problem(part, validation.batches_of(part, n)[0])
     model.eval()
-    said = model.generate(model.encode(problem.source, problem.source_pos)[:rows], n)  # [rows, n]
+    predicted = model.generate(model.encode(problem.source, problem.source_pos)[:rows], n)  # [rows, n]
     model.train()
     lines = []
-    for i in range(len(ids)):
-        for name, row in (("text", ids[i]), ("read", problem.source[i]), ("said", said[i])):
+    for i in range(rows):
+        for name, row in (("text", problem.targets[i]), ("read", problem.source[i]), ("predicted", predicted[i])):
             text = tokenizer.decode(row.tolist(), skip_special_tokens=False)
-            lines.append(f"  {name}: {' '.join(text.split())}")
+            lines.append(f"  {name + ':':<11}{' '.join(text.split())}")
         lines.append("")
     return "\n".join(lines)

@@ -18,5 +18,4 @@ max_length = 128
 batch_size = 256  # 32,768 tokens a step
 lr = 1e-3
 warmup = 200
-compile = "auto"
 max_tokens = 1e8

@@ -14,186 +14,137 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np  # noqa: E402
+from lab import dataset, files, prepare
+from lab.command import command
+from lab.configurator import UserError, show
 
-from lab import dataset, files  # noqa: E402
-from lab import prepare as common  # noqa: E402
-from lab.configurator import UserError, parse, show  # noqa: E402
-
-
-class Repository(NamedTuple):
-    path: str  # owner/name on the hub
-    train: str  # start of the names of its parquet files
-    val: str | None  # None: it has none, a share of the documents is taken
-    text: str = "text"  # the column
-    val_fraction: float = 0.001
-
-
-CORPORA = {"minipile": Repository("JeanKaddour/minipile", "data/train-", "data/validation-")}
-assert tuple(CORPORA) == dataset.HUB_CORPORA
+NAMES = ", ".join(dataset.HUB_CORPORA)
 
 
 @dataclass
-class Hub:
-    name: Annotated[str, f"the corpus: {', '.join(CORPORA)}"] = ""
-    tokenizer: Annotated[str, "hub:OWNER/NAME, a tokenizer.json, or bpe:SIZE, trained on it"] = (
-        "hub:answerdotai/ModernBERT-base"
-    )
+class Hub(prepare.Output):
+    name: Annotated[str, f"the corpus: {NAMES}"] = ""
+    tokenizer: Annotated[str, prepare.TOKENIZER] = "hub:answerdotai/ModernBERT-base"
     local: Annotated[str, "folder that holds the corpus' parquet files as the hub does (data/train-*.parquet)"] = ""
 
     def __post_init__(self):
-        if not self.name:
-            raise ValueError(f"the corpus has no name; write --name=NAME, one of {', '.join(CORPORA)}")
-        dataset.check_name(self.name)
-        if self.name not in CORPORA:
-            raise ValueError(f"there is no corpus {self.name}; write --name=NAME, one of {', '.join(CORPORA)}")
+        if self.name not in dataset.HUB_CORPORA:
+            raise ValueError(f"there is no corpus {self.name!r}; write --name=NAME, one of {NAMES}")
 
 
-class Shard(NamedTuple):
-    split: str  # "train" or "val"
-    url: str
-
-
-def find_shards(repository: Repository, local: str) -> list[Shard]:
-    """The parquet files of a corpus, in order."""
-    prefixes = {"train": repository.train} | ({"val": repository.val} if repository.val else {})
+def find_shards(corpus: dataset.HubCorpus, local: str) -> list[tuple[str, str]]:
+    """(split, url) of the parquet files of a corpus, in order."""
     if local:
         folder = Path(local)
         if not folder.is_dir():
-            raise UserError(f"--local={local} is no folder; name the one that holds {repository.train}*.parquet")
+            raise UserError(f"--local={local} is no folder; name the one that holds {corpus.train}*.parquet")
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
         root = str(folder.resolve())
     else:
         from huggingface_hub import HfApi
 
         try:
-            names = [file.rfilename for file in HfApi().dataset_info(repository.path, timeout=8).siblings]
+            names = [file.rfilename for file in HfApi().dataset_info(corpus.path, timeout=8).siblings]
         except Exception as error:  # of many libraries
-            raise common.offline(repository.path, error, LOCAL.format(repository.train)) from None
-        root = f"hf://datasets/{repository.path}"
+            remedy = "connect to the network, or download it elsewhere and give --local=DIR that holds its"
+            raise prepare.offline(corpus.path, error, f"{remedy} {corpus.train}*.parquet") from None
+        root = f"hf://datasets/{corpus.path}"
     shards = []
-    for split, prefix in prefixes.items():
-        found = sorted(name for name in names if name.startswith(prefix) and name.endswith(".parquet"))
-        if not found:
-            raise UserError(f"{local or repository.path} has no file {prefix}*.parquet; give --local=DIR that has them")
-        shards += [Shard(split, f"{root}/{name}") for name in found]
+    for split, prefix in {"train": corpus.train, "val": corpus.val}.items():
+        own = sorted(name for name in names if prefix and name.startswith(prefix) and name.endswith(".parquet"))
+        if prefix and not own:
+            raise UserError(f"{local or corpus.path} has no file {prefix}*.parquet; give --local=DIR that has them")
+        shards += [(split, f"{root}/{name}") for name in own]
     return shards
 
 
-LOCAL = "connect to the network, or download it elsewhere and give --local=DIR that holds its {}*.parquet"
-
-
-class Rows(common.Source):
+class Rows(prepare.Source):
     """The documents of some shards, streamed; the bar counts characters."""
 
     unit = "chars"
 
-    def __init__(self, repository: Repository, shards: list[Shard]):
-        self.repository, self.shards = repository, shards
+    def __init__(self, corpus: dataset.HubCorpus, shards: list[tuple[str, str]]):
+        self.corpus, self.shards = corpus, shards
 
-    def __iter__(self) -> Iterator[common.Piece]:
+    def __iter__(self) -> Iterator[prepare.Piece]:
         from datasets import load_dataset
 
         self.done = 0
-        for shard in self.shards:
-            fraction = self.repository.val_fraction if not self.repository.val else 0
-            key = int(dataset.hash64(0, *shard.url.rpartition("/")[2].encode())[0])
+        fraction = 0 if self.corpus.val else self.corpus.val_fraction
+        for split, url in self.shards:
+            key = int(dataset.hash64(0, *url.rpartition("/")[2].encode())[0])
             try:
-                rows = load_dataset("parquet", data_files=[shard.url], split="train", streaming=True)
-                for number, row in enumerate(rows.select_columns([self.repository.text])):
-                    text = row[self.repository.text]
+                rows = load_dataset("parquet", data_files=[url], split="train", streaming=True)
+                for number, row in enumerate(rows.select_columns([self.corpus.text])):
+                    text = row[self.corpus.text] or ""
                     self.done += len(text)
-                    split = "val" if fraction and common.in_val(fraction, key, number) else shard.split
                     if text.strip():
-                        yield common.Piece(split, text)
-            except (UserError, GeneratorExit):
-                raise
+                        val = fraction and prepare.in_val(fraction, key, number)
+                        yield prepare.Piece("val" if val else split, text)
             except Exception as error:  # pyarrow's and the network's are of many kinds
                 reason = " ".join(str(error).split())[:160]
-                raise UserError(
-                    f"{show_url(shard.url)} cannot be read ({reason}); mend that, then run this again to go on here"
-                ) from None
+                what = f"{url} cannot be read ({reason})"
+                raise UserError(f"{what}; mend that, then run this again to go on here") from None
 
 
-def show_url(url: str) -> str:
-    return url if url.startswith("hf://") else show(url)
-
-
-def encode_part(repository: Repository, shard: Shard, part: Path, tokenizer: Path, about: str):
-    """One shard -> a folder with train.bin, val.bin (where not empty) and counts.npy, in place when complete."""
+def encode_part(source: Rows, part: Path, tokenizer: Path, about: str):
+    """One shard -> a folder with train.bin and val.bin, where there is text for them; in place when complete."""
     temporary = part.with_name(part.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    with common.open_writers(temporary, tokenizer) as writers:
-        counts = np.zeros((2, writers["train"].vocab_size), np.int64)
-        common.encode(Rows(repository, [shard]), tokenizer, writers, counts, about)
-        np.save(temporary / "counts.npy", counts)
-        for writer in writers.values():
-            if writer.sentences:
-                writer.close()
+    splits = prepare.Splits(temporary, tokenizer)
+    splits.encode(source, about)
+    for writer in splits.writers.values():
+        if writer.sentences:
+            writer.close()
+            files.sync(writer.path)
+        else:
+            writer.path.unlink()
     os.replace(temporary, part)
 
 
-def merge(parts: list[Path], writers: dict) -> np.ndarray:
-    """Appends all parts to the writers; returns the sum of their counts."""
-    counts = np.zeros((2, writers["train"].vocab_size), np.int64)
-    for part in parts:
-        counts += np.load(part / "counts.npy")
-        for split, writer in writers.items():
-            if (part / f"{split}.bin").exists():
-                remedy = f"delete {show(part)} and run this again"
-                _, tokens, documents, sentences = dataset.open_tokens(part / f"{split}.bin", remedy)
-                for at in range(0, len(tokens), dataset.CHUNK):
-                    end = min(at + dataset.CHUNK, len(tokens))
-                    low, high = np.searchsorted(sentences, (at, end))
-                    first, last = np.searchsorted(documents[:-1], (at, end))
-                    writer.append(tokens[at:end], sentences[low:high] - at, documents[first:last] - at)
-    return counts
+def encode_parts(config: Hub, corpus: dataset.HubCorpus, parts: Path) -> list[Path]:
+    """The folders of all parts of a corpus, in order; those that an earlier run completed are not made again."""
+    shards = find_shards(corpus, config.local)
+    tokenizer, journal = parts / "tokenizer.json", parts / "job.json"
+    urls = [url for _, url in shards]
+    job = json.dumps({"tokenizer": config.tokenizer, "lowercase": config.lowercase, "shards": urls})
+    if not journal.exists() or journal.read_text() != job:
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir()
+        prepare.make_tokenizer(config.tokenizer, Rows(corpus, shards), config.lowercase, tokenizer)
+        files.sync(tokenizer)
+        files.write_atomic(journal, job)  # from here on the parts fit together
+
+    folders = [parts / f"{number:05d}" for number in range(len(shards))]
+    if done := sum(part.exists() for part in folders):
+        print(f"going on: {done} of {len(shards)} parts are there", file=sys.stderr)
+    for number, (shard, part) in enumerate(zip(shards, folders, strict=True), 1):
+        if not part.exists():
+            encode_part(Rows(corpus, [shard]), part, tokenizer, f"part {number}/{len(shards)}")
+    return folders
 
 
 def main(argv):
-    parsed = parse(argv, Hub, common.Output, prog="data/hub/prepare.py", doc=__doc__, root=ROOT, positional=False)
-    config, output = parsed.make(Hub), parsed.make(common.Output)
-    common.check_spec(config.tokenizer)
-    folder = common.check_folder(config.name, output)
-    repository = CORPORA[config.name]
-    shards = find_shards(repository, config.local)
-
-    parts = folder.with_name(f".{config.name}.parts")
-    job = {"tokenizer": config.tokenizer, "lowercase": output.lowercase, "shards": [shard.url for shard in shards]}
-    tokenizer, journal = parts / "tokenizer.json", parts / "job.json"
-    if not journal.exists() or json.loads(journal.read_text()) != job:
-        shutil.rmtree(parts, ignore_errors=True)
-        with common.temporary_folder(folder) as temporary:
-            source = Rows(repository, shards)
-            common.make_tokenizer(config.tokenizer, source, output.lowercase, temporary / "tokenizer.json")
-            (temporary / "job.json").write_text(json.dumps(job))
-            parts.mkdir()
-            for path in (tokenizer, journal):  # from here on the parts fit together
-                files.sync(temporary / path.name)
-                os.replace(temporary / path.name, path)
-
-    done = [parts / f"{number:05d}" for number in range(len(shards))]
-    if left := sum(part.exists() for part in done):
-        print(f"going on: {left} of {len(shards)} parts are there", file=sys.stderr)
-    for number, (shard, part) in enumerate(zip(shards, done, strict=True), 1):
-        if not part.exists():
-            encode_part(repository, shard, part, tokenizer, f"part {number}/{len(shards)}")
-
-    with common.temporary_folder(folder) as temporary:
-        shutil.copy(tokenizer, temporary)
-        with common.open_writers(temporary, tokenizer) as writers:
-            counts = merge(done, writers)
-            common.close_writers(writers, counts)
-        more = {"repository": repository.path, "shards": len(shards)}
-        common.finish(temporary, folder, config.tokenizer, output.lowercase, writers, counts, more)
+    config = prepare.configure(argv, Hub, "data/hub/prepare.py", __doc__)
+    corpus = dataset.HUB_CORPORA[config.name]
+    parts = config.folder.with_name(f".{config.name}.parts")
+    with prepare.temporary_folder(config.folder) as temporary:
+        folders = encode_parts(config, corpus, parts)
+        tokenizer = shutil.copy(parts / "tokenizer.json", temporary)
+        splits = prepare.Splits(temporary, tokenizer)
+        for part in folders:
+            for split, writer in splits.writers.items():
+                if (part / f"{split}.bin").exists():
+                    text = dataset.TokenFile(part / f"{split}.bin", f"delete {show(part)} and run this again")
+                    writer.copy(text, 0, text.count)
+        prepare.finish(splits, config, {"repository": corpus.path, "shards": len(folders)})
     shutil.rmtree(parts)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command(main)

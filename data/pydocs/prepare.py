@@ -18,17 +18,17 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tqdm import tqdm  # noqa: E402
-
-from lab import prepare as common  # noqa: E402
-from lab.configurator import UserError, parse  # noqa: E402
+from lab import prepare
+from lab.command import command
+from lab.configurator import UserError
 
 VAL_FRACTION = 0.05  # of the files
 SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}
@@ -36,9 +36,9 @@ FILES = 32  # that a process reads in one go
 
 
 @dataclass
-class Pydocs:
+class Pydocs(prepare.Output):
     name: Annotated[str, "name of the dataset: its folder in data_dir"] = "pydocs"
-    tokenizer: Annotated[str, "bpe:SIZE is trained on the text; or tiktoken:NAME, or a tokenizer.json"] = "bpe:4096"
+    tokenizer: Annotated[str, prepare.TOKENIZER] = "bpe:4096"
     max_mb: Annotated[float, "stop after this many million characters; 0: read all"] = 0.0
 
 
@@ -107,18 +107,17 @@ def documents(path: str) -> list[str]:
         tree = ast.parse(source)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return []  # templates, Python 2, bad encodings: not ours to mend
-    found, nodes = [], [tree]
+    texts, nodes = [], [tree]
     while nodes:
         node = nodes.pop()
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             docstring = ast.get_docstring(node, clean=False)
-            text = prose(docstring) if docstring else ""
-            if text:
-                found.append(text)
+            if docstring and (text := prose(docstring)):
+                texts.append(text)
         for block in ("finalbody", "orelse", "handlers", "body"):  # statements only: expressions hold no definitions
             inner = getattr(node, block, ())
             nodes += reversed(inner) if isinstance(inner, list) else ()
-    return found
+    return texts
 
 
 def read_files(files: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
@@ -145,37 +144,38 @@ def walk() -> Iterator[tuple[str, str]]:
                     yield f"{kind}/{os.path.relpath(path, root)}", path
 
 
-class Docstrings(common.Source):
+class Docstrings(prepare.Source):
     """All documents, held in memory (some 30 MB); the bar counts characters."""
 
     unit = "chars"
 
-    def __init__(self, max_mb: float):
-        limit = max_mb * 1e6 or float("inf")
+    def __init__(self, config: Pydocs):
+        limit = config.max_mb * 1e6 or float("inf")
         files = list(walk())
         groups = [files[at : at + FILES] for at in range(0, len(files), FILES)]
-        self.pieces, self.total, self.duplicates, seen = [], 0, 0, set()
-        results = common.ordered_map(read_files, groups)
-        bar = tqdm(results, "docstrings", len(groups), unit="groups", mininterval=0.2 if sys.stderr.isatty() else 10)
-        for name, texts in (one for result in bar for one in result):
-            key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-            split = "val" if common.in_val(VAL_FRACTION, key) else "train"
-            for text in texts:
-                digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
-                if digest in seen:
-                    self.duplicates += 1
-                elif self.total < limit:
-                    seen.add(digest)
-                    self.pieces.append(common.Piece(split, text.encode("utf-8", "replace").decode()))
-                    self.total += len(text)
-            if self.total >= limit:
-                bar.close()
-                results.close()
-                break
+        self.pieces, self.total, duplicates, seen = [], 0, 0, set()
+        with closing(prepare.ordered_map(read_files, groups)) as results:
+            for name, texts in chain.from_iterable(prepare.progress(results, "docstrings", len(groups))):
+                key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+                split = "val" if prepare.in_val(VAL_FRACTION, key) else "train"
+                for text in texts:
+                    text = prepare.clean(text)
+                    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+                    if digest in seen:
+                        duplicates += 1
+                    elif self.total < limit:
+                        seen.add(digest)
+                        self.pieces.append(prepare.Piece(split, text))
+                        self.total += len(text)
+                if self.total >= limit:
+                    break
         if not self.pieces:
             raise UserError("this Python has no docstrings; run it without -OO and with its standard library")
+        packages = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
+        versions = dict(sorted(packages.items()))
+        self.meta = {"characters": self.total, "duplicates": duplicates, "versions": versions}
 
-    def __iter__(self) -> Iterator[common.Piece]:
+    def __iter__(self) -> Iterator[prepare.Piece]:
         self.done = 0
         for piece in self.pieces:
             self.done += len(piece.text)
@@ -183,15 +183,8 @@ class Docstrings(common.Source):
 
 
 def main(argv):
-    parsed = parse(argv, Pydocs, common.Output, prog="data/pydocs/prepare.py", doc=__doc__, root=ROOT, positional=False)
-    config, output = parsed.make(Pydocs), parsed.make(common.Output)
-    common.check_spec(config.tokenizer)
-    common.check_folder(config.name, output)
-    source = Docstrings(config.max_mb)
-    packages = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
-    more = {"characters": source.total, "duplicates": source.duplicates, "versions": dict(sorted(packages.items()))}
-    common.build(source, config.name, config.tokenizer, output, more)
+    prepare.build(prepare.configure(argv, Pydocs, "data/pydocs/prepare.py", __doc__), Docstrings)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command(main)

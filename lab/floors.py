@@ -1,0 +1,370 @@
+"""
+Floors: what a score must be compared with before it means anything, and the bootstrap that says whether it is above.
+
+    floors = task_floors(run, pairs, cache)             # {"word_tfidf": {"dev": answers, ..}, .., "untrained": ..}
+    lifts("pearson", ours, {"untrained": theirs}, labels)       # the difference, with its 95 % interval
+    print(retrieval_table(model, corpus, tokenizer, max_length=16))
+
+Words are `[a-z0-9']+` of the lower-cased text; character n-grams (3, 4, 5) lie inside one word padded with a space on
+each side; tf is the raw count, idf = ln((1 + n) / (1 + df)) + 1 over both sentences of the task's train pairs. Where a
+task has no train split, the other labelled split serves for idf, centring and thresholds alike.
+"""
+
+import hashlib
+import json
+import re
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from lab.command import say
+from lab.configurator import warn
+from lab.dataset import Corpus
+from lab.files import replacing
+from lab.report import interval, spread, table
+from lab.runs import LoadedRun, untrained
+from lab.tasks import Pairs, answer, stack, standardised
+from model import ConceptModel
+
+VERSION = 1  # raise it by hand when a definition below changes: floors that were kept are then computed anew
+WORD = re.compile(r"[a-z0-9']+")
+RANDOM_WIDTH, RANDOM_SEEDS, UNTRAINED_SEEDS = 256, 8, 5
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Floors of a task that need its texts alone
+
+
+def count_matrix(rows, width: int) -> sparse.csr_array:
+    """Lists of ids below `width` -> how often each occurs in each list, float64 [n, width]."""
+    ends = np.cumsum([0] + [len(row) for row in rows])
+    ids = np.fromiter((i for row in rows for i in row), np.int64, ends[-1])
+    counts = sparse.csr_array((np.ones(len(ids)), ids, ends), shape=(len(rows), width))
+    counts.sum_duplicates()
+    return counts
+
+
+def word_counts(sentences) -> tuple[sparse.csr_array, list[str]]:
+    """Counts [n, W] and the W words of its columns."""
+    number = {}
+    rows = [[number.setdefault(word, len(number)) for word in WORD.findall(text.lower())] for text in sentences]
+    return count_matrix(rows, len(number)), list(number)
+
+
+def char_counts(counts, words) -> sparse.csr_array:
+    """Word counts [n, W] -> counts of the character 3-, 4- and 5-grams inside the words [n, G]."""
+    number = {}
+    rows = []
+    for word in words:
+        padded = f" {word} "
+        grams = [padded[i : i + n] for n in (3, 4, 5) for i in range(len(padded) - n + 1)]
+        rows.append([number.setdefault(gram, len(number)) for gram in grams])
+    return sparse.csr_array(counts @ count_matrix(rows, len(number)))
+
+
+def idf(counts) -> np.ndarray:
+    """ln((1 + n) / (1 + df)) + 1 of each column of counts [n, W]."""
+    n, seen = counts.shape[0], (counts > 0).sum(0)
+    return np.log((1 + n) / (1 + np.asarray(seen).ravel())) + 1
+
+
+def scale_columns(counts, weights) -> sparse.csr_array:
+    return sparse.csr_array(counts @ sparse.diags_array(weights))
+
+
+def averages(counts, weights) -> sparse.csr_array:
+    """A [n, W] such that A @ vectors is the mean of vectors [W, D] over the items of each row of counts [n, W], item w
+    having the weight weights[w]; 0 where there is no item."""
+    weighted = scale_columns(counts, weights)
+    total = np.asarray(weighted.sum(1)).ravel()
+    return sparse.csr_array(sparse.diags_array(1 / np.where(total > 0, total, 1)) @ weighted)
+
+
+def random_vectors(words, seed: int, width: int = RANDOM_WIDTH) -> np.ndarray:
+    """A Gaussian vector for each word [W, width], a function of the word and the seed alone: splitmix64 over a hash
+    of the word, then Box-Muller."""
+    digests = b"".join(
+        hashlib.blake2b(w.encode(), digest_size=8, salt=seed.to_bytes(8, "little")).digest() for w in words
+    )
+    key = np.frombuffer(digests, "<u8")
+    z = key[:, None] + np.arange(1, width // 2 + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    z = z ^ z >> np.uint64(31)
+    radius = np.sqrt(-2 * np.log(((z >> np.uint64(32)).astype(np.float64) + 0.5) / 2**32))
+    angle = (z & np.uint64(0xFFFFFFFF)).astype(np.float64) * (2 * np.pi / 2**32)
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], 1)
+
+
+def majority(labels) -> dict[str, np.ndarray]:
+    """Always the commonest class of the split itself: what no constant answer can beat."""
+    return {"predictions": np.full((1, len(labels)), np.bincount(labels).argmax())}
+
+
+def each_idf(counts, pairs: Pairs) -> dict[str, np.ndarray]:
+    """Fitting split -> idf over both sentences of its pairs, as often as they occur."""
+    return {other: idf(counts[pairs.index[other].ravel()]) for other in set(pairs.fitted_on.values())}
+
+
+def answers(vectors, pairs: Pairs) -> dict[str, dict]:
+    """Split -> answers; `vectors` [U, D], or a dict of them where they depend on the fitting split."""
+    return {
+        split: answer(vectors[other] if isinstance(vectors, dict) else vectors, pairs, split)
+        for split, other in pairs.fitted_on.items()
+    }
+
+
+def text_floors(pairs: Pairs) -> dict[str, dict[str, dict]]:
+    """Floor -> split -> answers: majority (of classes), word_tfidf, char_tfidf, random_vectors."""
+    words, vocabulary = word_counts(pairs.sentences)
+    floors = {}
+    if pairs.task.kind != "score":
+        floors["majority"] = {split: majority(pairs.labels[split]) for split in pairs.scored}
+    for floor, counts in (("word_tfidf", words), ("char_tfidf", char_counts(words, vocabulary))):
+        tfidf = {other: scale_columns(counts, weights) for other, weights in each_idf(counts, pairs).items()}
+        floors[floor] = answers(tfidf, pairs)
+    plain = averages(words, np.ones(len(vocabulary)))
+    runs = [answers(plain @ random_vectors(vocabulary, seed), pairs) for seed in range(RANDOM_SEEDS)]
+    return floors | {"random_vectors": stack(runs)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Floors of a task that need a model, and where all of them are kept
+
+
+def embed(run: LoadedRun, pairs: Pairs) -> np.ndarray:
+    """Vectors [U, H] of pairs.sentences; zero where nobody will look."""
+    needed = pairs.needed()
+    vectors = np.zeros((len(pairs.sentences), run.config["hidden"]), np.float32)
+    vectors[needed] = run.embed([pairs.sentences[i] for i in needed]).numpy()
+    return vectors
+
+
+def model_floors(run: LoadedRun, pairs: Pairs) -> dict[str, dict[str, dict]]:
+    """Floor -> split -> answers at 5 initial seeds. untrained: the same architecture and init; token_idf: the
+    idf-weighted mean of its token embeddings."""
+    counts = count_matrix(run.encode_texts(pairs.sentences), run.model.config.vocab_size)
+    means = {other: averages(counts, weights) for other, weights in each_idf(counts, pairs).items()}
+    seeds = []
+    for seed in range(UNTRAINED_SEEDS):
+        twin = LoadedRun(untrained(run.model, seed), run.tokenizer, run.config, step=0)
+        twin.warned = True  # of texts in chunks: the run itself says it
+        tokens = twin.model.tokens.weight.detach().cpu().double().numpy()  # [V, T]
+        lexical = answers({other: mean @ tokens for other, mean in means.items()}, pairs)
+        seeds.append({"token_idf": lexical, "untrained": answers(embed(twin, pairs), pairs)})
+    return stack(seeds)
+
+
+def cache_key(run: LoadedRun, pairs: Pairs) -> str:
+    """Hash of all that the floors of a task depend on."""
+    model = asdict(run.model.config) | {"mask_id": run.model.mask_id, "chunk": run.max_length}
+    settings = [VERSION, RANDOM_SEEDS, UNTRAINED_SEEDS, model, run.config["tokenizer_hash"]]
+    digest = hashlib.sha256(json.dumps([settings, pairs.name, pairs.sentences]).encode())
+    for split, index in pairs.index.items():
+        digest.update(split.encode() + index.tobytes() + pairs.labels[split].tobytes())
+    return digest.hexdigest()[:16]
+
+
+def task_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dict[str, dict]]:
+    """Floor -> split -> answers, read from the folder `cache`, or computed and put there."""
+    path = cache / f"{pairs.name}_{cache_key(run, pairs)}.npz"
+    floors = {}
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            for name in arrays.files:
+                floor, split, kind = name.split("/")
+                floors.setdefault(floor, {}).setdefault(split, {})[kind] = arrays[name]
+        return floors
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # absent or damaged
+        pass
+    say(f"{pairs.name}: floors, and the untrained model at {UNTRAINED_SEEDS} seeds")
+    floors = text_floors(pairs) | model_floors(run, pairs)
+    try:
+        cache.mkdir(exist_ok=True)
+        save_arrays(path, {f"{f}/{s}/{k}": v for f, d in floors.items() for s, a in d.items() for k, v in a.items()})
+    except OSError as error:
+        warn(f"{cache} cannot be written ({error.strerror}); the floors will be computed again next time")
+    return floors
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]):
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lift: is the difference more than luck in the choice of items?
+
+
+def resampled(metric: str, answers, labels, counts) -> np.ndarray:
+    """The metric of each answer [K, n] on each resample, counts [R, n] of how often it holds an item -> [R, K]."""
+    total = counts.sum(1, keepdims=True)
+    if metric == "mcc" or metric.startswith("pearson"):  # mcc of two classes is the correlation of their numbers
+        x, y = np.stack([standardised(a) for a in answers], 1), standardised(labels)  # [n, K], [n]
+        mean_x, mean_y = counts @ x / total, counts @ y[:, None] / total
+        var_x, var_y = counts @ x**2 / total - mean_x**2, counts @ y[:, None] ** 2 / total - mean_y**2
+        covariance = counts @ (x * y[:, None]) / total - mean_x * mean_y
+        safe = (var_x > 1e-12) & (var_y > 1e-12)
+        return np.divide(
+            covariance, np.sqrt(np.where(safe, var_x * var_y, 1)), where=safe, out=np.zeros_like(covariance)
+        )
+    if metric == "accuracy":
+        return counts @ (answers == labels).T.astype(np.float64) / total
+    raise ValueError(f"no bootstrap of {metric}")
+
+
+def lifts(metric: str, ours, others: dict, labels, seed: int = 0, resamples: int = 2000) -> dict[str, dict]:
+    """
+    By how much `ours` [S, n] is above each of others {floor: [F, n]}: the median over our S runs minus the mean over
+    the floor's F, {"value", "low", "high", "verdict"} with the 95 % percentile interval over paired resamples of the
+    items. "above floor" only where all of it lies above 0.
+    """
+    every = np.concatenate([ours, *others.values()])
+    ends = np.cumsum([len(ours)] + [len(other) for other in others.values()])
+
+    def differences(counts):
+        metrics = resampled(metric, every, labels, counts)
+        middle = np.median(metrics[:, : ends[0]], 1)
+        return np.stack([middle - metrics[:, a:b].mean(1) for a, b in zip(ends[:-1], ends[1:], strict=True)], 1)
+
+    n, chance = len(labels), np.random.default_rng(seed)
+    value = differences(np.ones((1, n)))[0]
+    drawn = []
+    for at in range(0, resamples, 100):  # a hundred at a time: 6 MB of counts for 8,000 items
+        rows = min(100, resamples - at)
+        items = chance.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
+        drawn.append(differences(np.bincount(items.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)))
+    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5], axis=0)
+    verdict = ["above floor" if bound > 0 else "at floor" for bound in low]
+    columns = zip(others, value, low, high, verdict, strict=True)
+    return {name: {"value": float(v), "low": float(a), "high": float(b), "verdict": w} for name, v, a, b, w in columns}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Retrieval without labels, for the end of a run: which of 500 held-out bodies belongs to this first sentence?
+#
+# A query is the first sentence of a validation document, its answer what follows in it. Vectors are means of concepts,
+# as in `LoadedRun.embed`; likeness is the cosine, raw and centred (less the mean over all queries and bodies). A query
+# is answered where its own body is strictly the most alike: a tie is a miss. Intervals are of the difference to a
+# floor, over paired resamples of the queries; the bodies they choose among stay.
+
+PAIRS, FEWEST = 500, 20  # how many are asked for; fewer than these tell nothing
+SEED = 20250101  # of the choice of documents: the same in every run
+SHORTEST = 3, 8  # tokens of a first sentence and of a body; what is shorter hardly tells anything
+LONGEST = 128  # tokens that are read of either: what bounds the cost on a corpus of long documents
+TIE = 1e-9  # cosines that differ by less are equal: the order of a sum must not decide
+KINDS = "raw", "centred"
+RANDOM, TFIDF, UNTRAINED = "random vectors", "word TF-IDF", "the untrained twin"
+
+
+def retrieval_pairs(corpus: Corpus, tokenizer, count: int = PAIRS) -> list[tuple[str, str]]:
+    """
+    Up to `count` (first sentence, rest of the document, without end-of-document), in a fixed pseudo-random order.
+    No first sentence and no body comes twice, whatever its case and spaces: each query has one answer.
+    """
+    chosen, seen = [], (set(), set())
+    for document in np.random.default_rng(SEED).permutation(len(corpus.documents) - 1):
+        if len(chosen) == count:
+            break
+        start, end = corpus.documents[document : document + 2]
+        second = np.searchsorted(corpus.sentences, start) + 1
+        if second == len(corpus.sentences) or (cut := corpus.sentences[second]) >= end:
+            continue
+        end -= corpus.tokens[end - 1] == corpus.eod
+        if cut - start < SHORTEST[0] or end - cut < SHORTEST[1]:
+            continue
+        ids = corpus.tokens[start:cut], corpus.tokens[cut:end]
+        pair = [tokenizer.decode(x[:LONGEST].tolist(), skip_special_tokens=False).strip() for x in ids]
+        keys = [" ".join(text.lower().split()) for text in pair]
+        if not any(key in known or not key for key, known in zip(keys, seen, strict=True)):
+            chosen.append(tuple(pair))
+            for key, known in zip(keys, seen, strict=True):
+                known.add(key)
+    return chosen
+
+
+def answered(queries: np.ndarray, bodies: np.ndarray) -> np.ndarray:
+    """Vectors [n, D] of queries and of their bodies -> bool [n]: is a query's own body strictly the most alike? The
+    cosine of a row of zeros is 0."""
+    norms = (np.linalg.norm(v, axis=1, keepdims=True) for v in (queries, bodies))
+    x, y = (v / np.where(norm > 0, norm, 1) for v, norm in zip((queries, bodies), norms, strict=True))
+    cosines = x @ y.T  # [n, n]
+    own = cosines.diagonal().copy()
+    np.fill_diagonal(cosines, -np.inf)
+    return own > cosines.max(1) + TIE
+
+
+def hits(vectors) -> dict[str, np.ndarray]:
+    """Vectors [2n, D] of n queries, then their n bodies -> {"raw", "centred": int64 [1, n]}, 1 where answered."""
+    vectors = np.asarray(vectors, np.float64)
+    n = len(vectors) // 2
+    both = vectors, vectors - vectors.mean(0)
+    return {kind: answered(v[:n], v[n:])[None].astype(np.int64) for kind, v in zip(KINDS, both, strict=True)}
+
+
+def retrieval_hits(model: ConceptModel, corpus: Corpus, tokenizer, max_length: int, texts: list[str]):
+    """(hits of the model, {floor: hits of its runs}); texts: n queries, then their n bodies."""
+    config = {"lengths": (max_length,), "hidden": model.config.hidden, "pad_id": corpus.pad}
+
+    def concepts(model):
+        run = LoadedRun(model, tokenizer, config, step=0)
+        run.warned = True  # of texts in chunks: the table says it
+        return hits(run.embed(texts).numpy())
+
+    words, vocabulary = word_counts(texts)
+    plain = averages(words, np.ones(len(vocabulary)))
+    floors = {
+        RANDOM: [hits(plain @ random_vectors(vocabulary, seed)) for seed in range(RANDOM_SEEDS)],
+        TFIDF: [hits(scale_columns(words, idf(words)).toarray())],  # dense: LONGEST bounds it
+        UNTRAINED: [concepts(untrained(model, seed)) for seed in range(UNTRAINED_SEEDS)],
+    }
+    training = model.training
+    model.eval()
+    ours = concepts(model)
+    model.train(training)
+    return ours, {name: stack(runs) for name, runs in floors.items()}
+
+
+def retrieval_verdict(lifts: dict[str, dict]) -> str:
+    """Differences to the floors -> where retrieval stands. Its floor is what knows nothing that training taught."""
+    groups = {"above": [], "not above": [], "below": []}
+    for name, lift in lifts.items():
+        groups["above" if lift["low"] > 0 else "below" if lift["high"] < 0 else "not above"].append(name)
+    where = ", ".join(f"{how} {' and '.join(names)}" for how, names in groups.items() if names)
+    at_floor = not {RANDOM, UNTRAINED} <= set(groups["above"])
+    return f"retrieval is at its floor: {where}" if at_floor else f"retrieval is {where}"
+
+
+def retrieval_table(model: ConceptModel, corpus: Corpus, tokenizer, max_length: int) -> str:
+    """
+    The table in Markdown, and what it says; never fails for want of text.
+    corpus: the validation text; max_length: tokens the model reads at once, longer texts are the mean of chunks.
+    """
+    pairs = retrieval_pairs(corpus, tokenizer)
+    n = len(pairs)
+    if n < FEWEST:
+        return f"retrieval: {n} held-out documents have a first sentence and a body of their own, {FEWEST} are needed"
+    texts = [query for query, _ in pairs] + [body for _, body in pairs]
+    ours, floors = retrieval_hits(model, corpus, tokenizer, max_length, texts)
+    over = {k: lifts("accuracy", ours[k], {f: runs[k] for f, runs in floors.items()}, np.ones(n)) for k in KINDS}
+
+    def score(runs):  # [F, n]
+        each = runs.mean(1)
+        return spread((each.mean(), each.min(), each.max()))
+
+    rows = [["chance", *[spread((1 / n,))] * 2, "", ""]]
+    for name, runs in floors.items():
+        rows.append([name, *(score(runs[k]) for k in KINDS), *(interval(over[k][name]) for k in KINDS)])
+    rows.append(["this model", *(score(ours[k]) for k in KINDS), "", ""])
+    header = [f"first sentence -> its body among {n}, % right", *KINDS, "this model less it, raw", "centred"]
+    verdicts = {k: retrieval_verdict(over[k]) for k in KINDS}
+    agree = len(set(verdicts.values())) == 1
+    notes = [f"{verdicts['raw']} (raw and centred)"] if agree else [f"{k}: {text}" for k, text in verdicts.items()]
+    few = "" if n == PAIRS else f"; {n} pairs are all that the validation text has"
+    notes.append(
+        f"[95 % interval over queries]; (least..most of {RANDOM_SEEDS} seeds of random vectors, {UNTRAINED_SEEDS} of "
+        f"the twin); texts end at {LONGEST} tokens and are read {max_length} at a time{few}"
+    )
+    return "\n".join([table(header, rows), "", *notes])

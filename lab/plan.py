@@ -1,0 +1,106 @@
+"""How a step is cut into rows over ranks and micro-batches, what it costs, and whether compiling it pays."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lab.command import say
+from lab.configurator import UserError, warn
+from model import ModelConfig, measure
+from noise import Noise
+from objectives import Objectives, Rows, Vocabulary
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tokens a step are constant: a step of length n has batch_size * max(lengths) / n rows, cut into `parts`."""
+
+    lengths: tuple[int, ...]
+    tokens: int  # a step
+    micro_tokens: int  # a forward of one rank
+    parts: int  # forwards a step on each rank
+
+    def rows(self, n: int, rank: int, part: int) -> np.ndarray:
+        """Global numbers of the rows of length n that this rank reads in this part of the step."""
+        size, block = self.micro_tokens // n, rank * self.parts + part
+        return np.arange(block * size, (block + 1) * size, dtype=np.int64)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """(rows, tokens) of every forward there can be."""
+        return [(self.micro_tokens // n, n) for n in self.lengths]
+
+
+def make_plan(config, objectives: Objectives, ranks: int) -> Plan:
+    """config: of training, its lengths, batch_size and micro_batch. UserError with the nearest number that divides."""
+    longest = max(config.lengths)
+    if config.batch_size % ranks:
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be shared by {ranks} ranks; "
+            f"write batch_size={nearest_multiple(config.batch_size, ranks)}"
+        )
+    share = config.batch_size // ranks
+    micro = min(config.micro_batch or share, share)
+    if share % micro:
+        fit = min((d for d in range(1, share + 1) if share % d == 0), key=lambda d: abs(d - micro))
+        raise UserError(f"micro_batch={micro} does not divide the {share} rows a rank has; write micro_batch={fit}")
+    for n in config.lengths:
+        if micro * longest % n:
+            step = n // math.gcd(n, longest)
+            raise UserError(
+                f"micro_batch={micro} rows of {longest} tokens are no whole number of rows of length {n}; "
+                f"write micro_batch={nearest_multiple(micro, step)}, and a batch_size it divides"
+            )
+        if micro * longest // n % objectives.group:
+            raise UserError(
+                f"objective={objectives.text!r} needs rows in groups of {objectives.group}, but a rank has "
+                f"{micro * longest // n} rows of length {n}; write a batch_size of which every rank has a multiple"
+            )
+    if objectives.negatives and share > micro:
+        raise UserError(f"{objectives.text} tells a row from all others of one forward; write micro_batch=0")
+    return Plan(config.lengths, config.batch_size * longest, micro * longest, share // micro)
+
+
+def nearest_multiple(x: int, of: int) -> int:
+    return max(1, round(x / of)) * of
+
+
+def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, float]:
+    """(parameters, training FLOPs a token, mean over lengths: three times the forward's)."""
+    total = 0
+    for rows, n in plan.shapes():
+
+        def work(concept_model, rows=rows, n=n):
+            numbers = torch.arange(rows)
+            vocab = Vocabulary(model.vocab_size, 0, idf=torch.ones(model.vocab_size))
+            ids = torch.zeros(rows, n, dtype=torch.int64)
+            problems = objectives.problems(Rows(ids, Noise(0, 0, numbers), vocab, documents=numbers))
+            objectives.losses(*concept_model(*problems), problems)
+
+        parameters, modules = measure(model, work)
+        total += 3 * modules["Global"]
+    return parameters, total / (plan.micro_tokens * len(plan.lengths))
+
+
+# On two threads of an AVX512_BF16 machine, quickstart: what compiling a shape costs without torch's cache, the share of
+# a step's time that it saves, and the speed of eager steps on a thread.
+COMPILE_SECONDS, COMPILE_SAVES, EAGER_FLOPS = 40.0, 0.35, 30e9
+
+
+def decide_compile(wanted, device: torch.device, shapes: int, flops: float, minutes: float) -> bool:
+    """Compiled or not: `wanted` True, False or "auto", which on a CPU goes by the FLOPs (or minutes) of the whole run,
+    so that the same run decides the same again. False, with a warning, where torch.compile does not work."""
+    if wanted == "auto" and device.type == "cpu":
+        gain = COMPILE_SAVES * (minutes * 60 or flops / (EAGER_FLOPS * torch.get_num_threads()))
+        price = COMPILE_SECONDS * shapes
+        wanted = gain > price
+        say(f"compile={wanted}: about {gain:.0f} s to gain, {price:.0f} s to compile {shapes} shapes")
+    if wanted is False:
+        return False
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # no compiler, no Triton: many ways to fail, one way on
+        warn(f"torch.compile does not work here ({str(error).splitlines()[0]}); training goes on uncompiled")
+        return False
+    return True

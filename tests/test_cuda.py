@@ -1,0 +1,84 @@
+"""The road a GPU takes, on a GPU: skipped where there is none."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from corpus import make_corpus
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    pytest.mark.timeout(300),
+]
+SMALL = ["--lengths=16,32", "--max_length=32", "--batch_size=32", "--warmup=5", "--eval_interval=0", "--log_interval=1"]
+SMALL += ["--dataset=tiny", "--vocab_size=0", "--final_report=losses", "--eval_tokens=1024", "--device=cuda"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_corpus(folder / "tiny", documents=3000)
+    return folder
+
+
+def train(data, out, *flags):
+    words = ["config/concepts_cpu.py", f"--data_dir={data}", f"--out_dir={out}", *SMALL, *flags]
+    done = subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    records = map(json.loads, (Path(out) / "metrics.jsonl").read_text().splitlines())
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+@pytest.mark.parametrize("objective", ["tsdae + bow", "mlm", "contrastive"])
+def test_a_training_step_never_waits_for_the_device(objective):
+    from lab import distributed, optim
+    from model import ConceptModel, ModelConfig
+    from noise import Noise
+    from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
+
+    world = distributed.start("cuda")
+    objectives = Objectives(ObjectiveConfig(objective=objective))
+    decoder = "posonly" if objectives.predicts == "positions" else objectives.predicts
+    shape = ModelConfig(layers=2, hidden=64, heads=2, intermediate=64, concepts=8, max_length=32, decoder=decoder)
+    shape.vocab_size = 500
+    model = ConceptModel(shape, 3).to(world.device)
+    optimizer = optim.adamw(model, 1e-3, 0.01, (0.9, 0.98))
+    vocab = Vocabulary(500, 3, (0, 1, 2), torch.ones(500, device=world.device))
+    ids, numbers = torch.randint(4, 500, (16, 32), device=world.device), torch.arange(16, device=world.device)
+
+    def step(i):
+        rows = Rows(ids, Noise(0, i, numbers), vocab, documents=numbers)
+        loss = objectives.total(optim.add_gradients(model, objectives, rows, world))
+        return optim.clipped_step(model, optimizer, 1e-3, 1.0, loss)
+
+    step(0)  # the first one makes handles and states
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        norm, bad = step(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert norm > 0 and not bad
+
+
+def test_compiled_bfloat16_losses_are_those_of_eager_float32(data, tmp_path):
+    eager = train(data, tmp_path / "a", "--max_steps=20", "--dtype=float32", "--compile=False")
+    compiled = train(data, tmp_path / "b", "--max_steps=20", "--dtype=bfloat16", "--compile=True")
+    assert all(abs(compiled[step] / eager[step] - 1) < 0.02 for step in eager)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, deterministic):
+    flags = [f"--deterministic={deterministic}", "--compile=False"]
+    whole = train(data, tmp_path / "a", "--max_steps=20", *flags)
+    train(data, tmp_path / "b", "--max_steps=10", "--schedule=constant", *flags)
+    flat = train(data, tmp_path / "c", "--max_steps=20", "--schedule=constant", *flags)
+    resumed = train(data, tmp_path / "b", "--max_steps=20", "--schedule=constant", *flags)
+    assert len(whole) == 20
+    for step, loss in flat.items():
+        assert resumed[step] == loss if deterministic else abs(resumed[step] / loss - 1) < 1e-3

@@ -1,0 +1,413 @@
+"""Floors, lifts, retrieval: against scikit-learn, slow loops and known numbers; planted answers, ties, little text."""
+
+import json
+import math
+import random
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from lab import dataset, floors, tasks
+from model import ConceptModel, ModelConfig
+from tests.corpus import make_corpus
+from tests.test_tasks import make_pairs
+
+# ---- floors
+
+
+def test_word_tfidf_equals_scikit_learn():
+    _, pairs = make_pairs()
+    rows = pairs.index["train"].ravel()
+    counts, vocabulary = floors.word_counts([text.upper() + "!" for text in pairs.sentences])
+    assert vocabulary[0].islower()
+    ours = floors.scale_columns(counts, floors.idf(counts[rows]))
+    theirs = TfidfVectorizer(token_pattern="[a-z0-9']+").fit([pairs.sentences[i] for i in rows])
+    theirs = theirs.transform(pairs.sentences)
+    for name in ("train", "dev"):
+        x, y = (theirs[pairs.index[name][:, i]] for i in (0, 1))
+        assert np.allclose(tasks.cosine(ours, pairs.index[name]), np.asarray(x.multiply(y).sum(1)).ravel())
+
+
+def test_idf_counts_sentences_and_knows_words_it_never_saw():
+    counts, words = floors.word_counts(["a b b", "a c", "a", "d"])
+    expected = {"a": math.log(4 / 4) + 1, "b": math.log(4 / 2) + 1, "c": math.log(4 / 2) + 1, "d": math.log(4) + 1}
+    assert dict(zip(words, floors.idf(counts[:3]), strict=True)) == pytest.approx(expected)
+
+
+def test_character_ngrams_stay_inside_padded_words():
+    text = "It's a cat, a CAT"
+    grams = Counter()
+    for word in ["it's", "a", "cat", "a", "cat"]:
+        for n in (3, 4, 5):
+            grams.update(f" {word} "[i : i + n] for i in range(len(word) + 3 - n))
+    counts = floors.char_counts(*floors.word_counts([text, "no", "..."])).toarray()
+    assert sorted(counts[0][counts[0] > 0]) == sorted(grams.values())
+    assert " a " in grams and counts[1].sum() == 3 and counts[2].sum() == 0  # ' no', 'no ', ' no '
+
+
+def test_random_vectors_are_a_function_of_word_and_seed():
+    words = [f"w{i}" for i in range(400)]
+    vectors = floors.random_vectors(words, seed=3)
+    assert vectors.shape == (400, 256)
+    assert np.array_equal(floors.random_vectors(words[7:9], seed=3), vectors[7:9])
+    assert np.abs(vectors - floors.random_vectors(words, seed=4)).mean() > 1
+    assert stats.kstest(vectors.ravel(), "norm").pvalue > 0.001
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = (unit @ unit.T)[np.triu_indices(400, 1)]
+    assert np.std(cosines) == pytest.approx(256**-0.5, rel=0.05) and abs(cosines.mean()) < 0.001
+
+
+def test_weighted_means_of_a_table():
+    counts = floors.count_matrix([[0, 1, 1], [], [2]], 3)
+    table, weights = np.array([[1.0, 0], [0, 1], [5, 5]]), np.array([2.0, 1, 7])
+    assert np.allclose(floors.averages(counts, weights) @ table, [[0.5, 0.5], [0, 0], [5, 5]])
+
+
+def test_floors_of_a_task_of_scores_and_one_of_likeness():
+    splits, pairs = make_pairs()
+    found = floors.text_floors(pairs)
+    assert found.keys() == {"word_tfidf", "char_tfidf", "random_vectors"}
+    assert {a["cosines"].shape for a in found["random_vectors"].values()} == {(8, 20), (8, 25)}
+    scores = tasks.scores(pairs.task, found["random_vectors"]["dev"], splits["dev"].labels)
+    assert scores.keys() == {"pearson", "spearman", "pearson_centred", "spearman_centred"}
+    expected = stats.spearmanr(found["random_vectors"]["dev"]["centred"][5], splits["dev"].labels)[0]
+    assert scores["spearman_centred"][5] == pytest.approx(expected)
+    without_dev = floors.text_floors(tasks.Pairs("stsb", {name: splits[name] for name in ("train", "test")}))
+    assert np.allclose(without_dev["random_vectors"]["test"]["cosines"], found["random_vectors"]["test"]["cosines"])
+
+    splits, pairs = make_pairs("mrpc")
+    found = floors.text_floors(pairs)
+    assert found.keys() == {"majority", "word_tfidf", "char_tfidf", "random_vectors"}
+    common = max(splits["dev"].labels.mean(), 1 - splits["dev"].labels.mean())
+    scores = tasks.scores(pairs.task, found["majority"]["dev"], splits["dev"].labels)
+    assert scores["accuracy"] == [common] and scores["mcc"] == [0]
+
+
+def test_idf_comes_from_the_split_that_is_fitted_on():
+    _, pairs = make_pairs("paws", names=("dev", "test"))
+    counts, _ = floors.word_counts(pairs.sentences)
+    found = floors.text_floors(pairs)["word_tfidf"]
+    for split, other in (("dev", "test"), ("test", "dev")):
+        tfidf = floors.scale_columns(counts, floors.idf(counts[pairs.index[other].ravel()]))
+        assert np.array_equal(found[split]["cosines"][0], tasks.cosine(tfidf, pairs.index[split]))
+
+
+# ---- lift
+
+
+def naive_lift(metric, ours, floor, labels, counts):
+    items = np.repeat(np.arange(len(labels)), counts.astype(int))
+    value = {"pearson": tasks.pearson, "accuracy": tasks.accuracy, "mcc": tasks.mcc}[metric]
+    return np.median([value(a[items], labels[items]) for a in ours]) - np.mean(
+        [value(a[items], labels[items]) for a in floor]
+    )
+
+
+@pytest.mark.parametrize("metric", ["pearson", "accuracy", "mcc"])
+def test_lift_equals_a_plain_loop_over_resamples(metric, monkeypatch):
+    chance = np.random.default_rng(1)
+    labels = chance.normal(size=60)
+    ours, floor = labels + chance.normal(size=(3, 60)), labels + 2 * chance.normal(size=(4, 60))
+    if metric != "pearson":
+        labels, ours, floor = ((a > 0).astype(int) for a in (labels, ours, floor))
+    kept, plain = [], floors.resampled
+    monkeypatch.setattr(floors, "resampled", lambda m, a, y, counts: kept.append(counts) or plain(m, a, y, counts))
+    lift = floors.lifts(metric, ours, {"floor": floor}, labels, resamples=250)["floor"]
+    counts = np.concatenate(kept[1:])  # the first is the plain value's
+    assert counts.shape == (250, 60) and (counts.sum(1) == 60).all()
+    drawn = [naive_lift(metric, ours, floor, labels, row) for row in counts]
+    assert [lift["low"], lift["high"]] == pytest.approx(np.percentile(drawn, [2.5, 97.5]).tolist(), abs=1e-9)
+    assert lift["value"] == pytest.approx(naive_lift(metric, ours, floor, labels, np.ones(60)), abs=1e-9)
+
+
+def test_verdicts_and_seeds():
+    chance = np.random.default_rng(0)
+    labels = chance.normal(size=1000)
+    good, bad = labels + chance.normal(size=(1, 1000)), labels + 3 * chance.normal(size=(1, 1000))
+    found = floors.lifts("pearson", good, {"bad": bad, "itself": good, "constant": np.ones((1, 1000))}, labels)
+    assert found["bad"]["verdict"] == "above floor" and found["bad"]["low"] > 0.3
+    assert found["itself"] == {"value": 0, "low": 0, "high": 0, "verdict": "at floor"}
+    assert found["constant"]["value"] == pytest.approx(tasks.pearson(good[0], labels))
+    assert found == floors.lifts("pearson", good, {"bad": bad, "itself": good, "constant": np.ones((1, 1000))}, labels)
+    assert floors.lifts("pearson", bad, {"good": good}, labels)["good"]["verdict"] == "at floor"
+    # the interval is as wide as theory has it: Fisher's z of one correlation against a constant
+    half = (found["constant"]["high"] - found["constant"]["low"]) / 2
+    assert half == pytest.approx(1.96 * (1 - found["constant"]["value"] ** 2) / 1000**0.5, rel=0.15)
+
+
+# ---- the published numbers, x100
+
+
+@pytest.mark.parametrize(
+    "name, split, floor, metric, expected",
+    [
+        ("stsb", "dev", "word_tfidf", ("pearson", "spearman"), (73.9, 74.2)),
+        ("stsb", "test", "word_tfidf", ("pearson", "spearman"), (68.2, 67.0)),
+        ("stsb", "dev", "char_tfidf", ("pearson", "spearman"), (77.7, 77.8)),
+        ("stsb", "test", "char_tfidf", ("pearson", "spearman"), (71.5, 69.7)),
+        ("stsb", "dev", "random_vectors", ("pearson",), (56.5,)),
+        ("stsb", "test", "random_vectors", ("pearson",), (46.1,)),
+        ("sick_r", "test", "word_tfidf", ("pearson", "spearman"), (61.8, 58.7)),
+        ("sick_r", "test", "char_tfidf", ("pearson", "spearman"), (62.6, 58.0)),
+        ("sick_r", "test", "random_vectors", ("pearson",), (55.6,)),
+        ("mrpc", "dev", "majority", ("accuracy", "f1"), (68.38, 81.22)),
+        ("mrpc", "test", "majority", ("accuracy", "f1"), (66.49, 79.87)),
+        ("mrpc", "dev", "char_tfidf", ("accuracy", "f1"), (73.0, 82.4)),
+        ("mrpc", "test", "char_tfidf", ("accuracy", "f1"), (72.2, 80.9)),
+        ("mrpc", "dev", "word_tfidf", ("accuracy", "f1"), (70.34, 79.7)),
+    ],
+)
+def test_floors_are_the_known_ones(name, split, floor, metric, expected, real_floors):
+    pairs, found = real_floors(name)
+    scores = tasks.scores(pairs.task, found[floor][split], pairs.labels[split])
+    tolerance = 1.5 if floor == "random_vectors" else 0.5
+    for one, value in zip(metric, expected, strict=True):
+        assert 100 * scores[one].mean() == pytest.approx(value, abs=tolerance)
+
+
+@pytest.fixture(scope="module")
+def real_floors(real_data):
+    done = {}
+
+    def get(name):
+        if name not in done:
+            pairs = tasks.Pairs(name, tasks.load_task(name, real_data("glue")))
+            done[name] = pairs, floors.text_floors(pairs)
+        return done[name]
+
+    return get
+
+
+def test_majorities_of_the_real_tasks(real_data):
+    for name, split, share in [
+        ("sick_e", "test", 56.69),
+        ("paws", "test", 55.8),
+        ("sst2", "dev", 50.9),
+        ("qnli", "dev", 50.5),
+        ("mnli", "dev", 35.4),
+        ("rte", "dev", 52.7),
+    ]:
+        labels = tasks.load_task(name, real_data("glue"))[split].labels
+        predictions = floors.majority(labels)["predictions"][0]
+        assert 100 * tasks.accuracy(predictions, labels) == pytest.approx(share, abs=0.06)
+
+
+# ---- retrieval
+
+SHAPE = {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 16, "concepts": 2, "max_length": 16, "dropout": 0.5}
+WORDS = "alder birch cedar elder hazel holly larch maple rowan aspen".split()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("retrieval") / "toy", documents=300)  # 60 of them for validation
+
+
+def tokenizer_of(folder):
+    return dataset.load_tokenizer(folder / "tokenizer.json")
+
+
+def write_corpus(folder, place, documents):
+    """The data folder `place` with these validation documents, lists of sentences."""
+    folder.mkdir()
+    for name in ("tokenizer.json", "meta.json"):
+        (folder / name).write_bytes((place / name).read_bytes())
+    tokenizer, digest = tokenizer_of(place), dataset.tokenizer_hash(place / "tokenizer.json")
+    special, size = dataset.special_ids(tokenizer), json.loads((place / "meta.json").read_text())["vocab_size"]
+    writer = dataset.CorpusWriter(folder / "val.bin", size, special, digest)
+    for sentences in documents:
+        ids = [dataset.encode_text(tokenizer, sentence) for sentence in sentences]
+        starts = np.cumsum([0] + [len(row) for row in ids])[:-1]
+        writer.append(np.array([*(i for row in ids for i in row), special["eod"]]), starts, [0])
+    writer.close()
+    return dataset.Corpus(folder, "val")
+
+
+def make_model(corpus, **more):
+    return ConceptModel(ModelConfig(vocab_size=corpus.vocab_size, **SHAPE | more), corpus.mask, seed=7)
+
+
+def planted(n=40):
+    """Documents whose body repeats the two words of the first sentence that no other document has in this pair."""
+    named = [(WORDS[i % 10], WORDS[(i + 1 + i // 10) % 10]) for i in range(n)]
+    return [[f"Plant {a} near {b}.", f"Now {a} and {b} grow well.", "They like rain and sun."] for a, b in named]
+
+
+# ---- the pairs
+
+
+def test_pairs_are_first_sentences_and_the_rest(place):
+    corpus, tokenizer = dataset.Corpus(place, "val"), tokenizer_of(place)
+    found = floors.retrieval_pairs(corpus, tokenizer)
+    assert 50 < len(found) <= 60 and found == floors.retrieval_pairs(corpus, tokenizer)
+    assert found[:7] == floors.retrieval_pairs(corpus, tokenizer, 7)  # one order, whatever the count
+    parts = np.split(corpus.tokens, corpus.documents[1:-1])
+    documents = [tokenizer.decode(part[:-1].tolist()).strip() for part in parts]
+    for query, body in found:
+        assert len(dataset.split_sentences(query)) == 1 and "endoftext" not in body
+        (document,) = (text for text in documents if text.startswith(f"{query} {body[:40]}"))
+        assert document == f"{query} {body}" or len(dataset.encode_text(tokenizer, body)) == floors.LONGEST
+
+
+def test_pairs_are_distinct_and_long_enough(tmp_path, place):
+    documents = [
+        ["The man sees the bird.", "The red ship sees the old house.", "The dog takes the stone."],
+        ["The MAN  sees the bird.", "The tree holds the cold river and the child."],  # the same query
+        ["The house makes the stone.", "The cold man leaves the green road and the ship."],
+        ["The child sees the road.", "The cold  man leaves the green road", "and the ship."],  # the same body
+        ["The dog.", "The dry stone likes the warm road and the tree."],
+        ["The new house finds the road."],  # no body
+        ["The cold river keeps the tree.", "Yes."],  # hardly a body
+        ["x", "The small bird moves the large house and the dog."],  # hardly a query
+    ]
+    corpus, tokenizer = write_corpus(tmp_path / "val", place, documents), tokenizer_of(place)
+    found = floors.retrieval_pairs(corpus, tokenizer)
+    assert len(found) == 3 and ("The dog.", documents[4][1]) in found
+    queries, bodies = ({text.lower() for text in column} for column in zip(*found, strict=True))
+    assert len(queries) == len(bodies) == 3 and not queries & {"x", "the new house finds the road."}
+
+
+# ---- accuracy
+
+
+def test_a_tie_is_a_miss_and_so_is_a_vector_of_zeros():
+    queries = np.array([[1.0, 0], [0, 1], [1, 1], [0, 0]])
+    bodies = np.array([[2.0, 0], [0, 3], [1, 1], [0, 0]])
+    assert floors.answered(queries, bodies).tolist() == [True, True, True, False]
+    bodies[1] = 5, 0  # as like the first query as its own body
+    assert floors.answered(queries, bodies).tolist() == [False, False, True, False]
+    rows = np.random.default_rng(0).normal(size=(100, 9))
+    twice = np.concatenate([rows, rows * 3])  # every body is there twice, but for rounding
+    assert not floors.answered(twice, twice).any() and floors.answered(rows, rows).all()
+    assert not floors.answered(rows * np.nan, rows).any()
+
+
+def test_centring_takes_off_one_mean_of_all():
+    chance = np.random.default_rng(0)
+    vectors = chance.normal(size=(60, 5)) + 9
+    vectors[30:] += chance.normal(size=(30, 5)) / 2 + [3, 0, -3, 0, 0]  # bodies lie elsewhere
+    vectors[:30] += vectors[30:]
+    found = floors.hits(vectors)
+    mean = np.mean(vectors, axis=0)
+    for kind, off in (("raw", 0), ("centred", mean)):
+        x = [(v - off) / np.linalg.norm(v - off) for v in vectors]
+        slow = [all(x[i] @ x[30 + i] > x[i] @ x[30 + j] for j in range(30) if j != i) for i in range(30)]
+        assert found[kind].tolist() == [slow]
+
+
+def slow_tfidf(found):
+    """Which query's own body has the strictly largest cosine of TF-IDF, by dictionaries and loops."""
+    texts = [Counter(re.findall(r"[a-z0-9']+", text.lower())) for pair in found for text in pair]
+    df = Counter(word for text in texts for word in text)
+    idf = {word: math.log((1 + len(texts)) / (1 + n)) + 1 for word, n in df.items()}
+
+    def cosine(a, b):
+        def dot(x, y):
+            return sum(n * y[word] * idf[word] ** 2 for word, n in x.items())
+
+        return dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))
+
+    queries, bodies = texts[::2], texts[1::2]
+    right = []
+    for i, query in enumerate(queries):
+        likeness = [cosine(query, body) for body in bodies]
+        right.append(all(likeness[i] > other + 1e-9 for j, other in enumerate(likeness) if j != i))
+    return right
+
+
+def zipfian(chance, n=100):
+    """Documents of rare and common words, some of them in query and body alike."""
+    words = [f"w{i}" for i in range(120)]
+    for _ in range(n):
+        query = chance.choices(words, [1 / (i + 1) for i in range(120)], k=6)
+        yield [" ".join(query), " ".join(chance.sample(query, 3) + chance.choices(words[:30], k=8))]
+
+
+@pytest.mark.parametrize("text", ["planted", "zipfian", "toy"])
+def test_tfidf_equals_a_slow_loop(tmp_path, place, text):
+    corpus, tokenizer = dataset.Corpus(place, "val"), tokenizer_of(place)
+    if text != "toy":
+        documents = planted() if text == "planted" else list(zipfian(random.Random(0)))
+        corpus = write_corpus(tmp_path / "val", place, documents)
+    found = floors.retrieval_pairs(corpus, tokenizer)
+    texts = [q for q, _ in found] + [body for _, body in found]
+    _, hits = floors.retrieval_hits(make_model(corpus), corpus, tokenizer, 16, texts)
+    assert {name: runs["raw"].shape for name, runs in hits.items()} == {
+        floors.RANDOM: (floors.RANDOM_SEEDS, len(found)),
+        floors.TFIDF: (1, len(found)),
+        floors.UNTRAINED: (floors.UNTRAINED_SEEDS, len(found)),
+    }
+    right = hits[floors.TFIDF]["raw"][0]
+    assert right.tolist() == slow_tfidf(found)
+    assert right.all() or text != "planted"
+    assert 0.05 < right.mean() < 0.95 or text != "zipfian"
+
+
+# ---- the table
+
+
+def test_the_table_and_what_it_leaves_as_it_was(tmp_path, place):
+    corpus, tokenizer = write_corpus(tmp_path / "val", place, planted()), tokenizer_of(place)
+    model = make_model(corpus).train()
+    said = floors.retrieval_table(model, corpus, tokenizer, 16)
+    assert model.training
+    assert said == floors.retrieval_table(model.eval(), corpus, tokenizer, 16) and not model.training
+    lines = said.splitlines()
+    assert lines[0].startswith("| first sentence -> its body among 40,") and "40 pairs are all" in lines[-1]
+    cells = {row[0]: row[1:] for row in ([c.strip() for c in line.split("|")[1:-1]] for line in lines[2:7])}
+    assert cells["chance"][:2] == ["2.5", "2.5"] and cells["word TF-IDF"][0] == "100.0"
+    assert "retrieval is at its floor: " in said and "below" in said
+
+
+def test_the_twin_is_what_training_begins_with(place):
+    corpus = dataset.Corpus(place, "val")
+    model = make_model(corpus)
+    twin = floors.untrained(model, 7)
+    assert not twin.training
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    assert not torch.equal(floors.untrained(model, 8).tokens.weight, twin.tokens.weight)
+
+
+def test_an_untrained_model_is_at_its_floor_and_a_better_one_is_not(place, monkeypatch):
+    corpus, tokenizer = dataset.Corpus(place, "val"), tokenizer_of(place)
+    judge = floors.retrieval_hits
+    assert "retrieval is at its floor: " in floors.retrieval_table(make_model(corpus), corpus, tokenizer, 16)
+
+    def better(*args):
+        ours, theirs = judge(*args)
+        return {"raw": np.ones_like(ours["raw"]), "centred": ours["centred"]}, theirs
+
+    monkeypatch.setattr(floors, "retrieval_hits", better)
+    said = floors.retrieval_table(make_model(corpus), corpus, tokenizer, 16).splitlines()
+    assert said[-3] == "raw: retrieval is above random vectors and word TF-IDF and the untrained twin"
+    assert said[-2].startswith("centred: retrieval is at its floor: ")
+
+
+def test_the_sentence():
+    above, not_above, below = ({"low": a, "high": b} for a, b in ((0.1, 0.2), (0.0, 0.2), (-0.2, -0.1)))
+    names = floors.RANDOM, floors.TFIDF, floors.UNTRAINED
+    assert floors.retrieval_verdict(dict(zip(names, (above, below, above), strict=True))) == (
+        "retrieval is above random vectors and the untrained twin, below word TF-IDF"
+    )
+    assert floors.retrieval_verdict(dict(zip(names, (below, not_above, above), strict=True))) == (
+        "retrieval is at its floor: above the untrained twin, not above word TF-IDF, below random vectors"
+    )
+
+
+def test_too_small_a_text_is_said(tmp_path, place):
+    corpus = write_corpus(tmp_path / "val", place, planted(19))
+    said = floors.retrieval_table(make_model(corpus), corpus, tokenizer_of(place), 16)
+    assert "\n" not in said and "19 held-out documents" in said and "20 are needed" in said
+
+
+def test_a_text_without_a_latin_word_has_a_table(tmp_path, place):
+    letters = [chr(ord("α") + i) * 3 for i in range(10)]
+    documents = [[f"{a} {b}.", f"{b} {a} {a}."] for a in letters[:5] for b in letters[5:]]
+    corpus = write_corpus(tmp_path / "val", place, documents)
+    said = floors.retrieval_table(make_model(corpus), corpus, tokenizer_of(place), 16)
+    assert "among 25," in said and re.search(r"word TF-IDF +\| +0\.0 +\| +0\.0 ", said)
