@@ -27,7 +27,7 @@ from lab import command, dataset, tasks
 from lab.command import say
 from lab.configurator import UserError, parse, read_layers, show
 from lab.files import read_json, write_atomic
-from lab.registry import HORIZONS, registry
+from lab.registry import HORIZONS, registry, run_numbers
 from lab.report import LIFTS, dict_table, score_rows, score_table, spread
 from lab.runs import RunFolder
 from objectives import ObjectiveConfig
@@ -111,14 +111,13 @@ def read_grid(path: Path) -> Grid:
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"{place}: seeds = {seeds} are not different whole numbers; write seeds = (0, 1)")
 
-    wanted, place = given.pop("tasks", ("", where))
-    wanted = wanted.split(",") if isinstance(wanted, str) else wanted
-    if not isinstance(wanted, tuple | list) or not all(isinstance(name, str) for name in wanted):
-        raise UserError(f'{place}: tasks is no text; write tasks = "stsb,sick_r"')
-    wanted = [name.strip() for name in wanted if name.strip()]
+    names, place = given.pop("tasks", ("", where))
+    if not isinstance(names, str):
+        raise UserError(f'{place}: tasks = {names} is no text; write tasks = "stsb,sick_r"')
+    names = [name.strip() for name in names.split(",") if name.strip()]
     common = {key: value for key, (value, _) in given.items()}
     arms = {name: merge(common, arm) for name, arm in arms.items()}
-    return Grid(path.stem, base, arms, where, seeds, wanted, place)
+    return Grid(path.stem, base, arms, where, seeds, names, place)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -133,8 +132,8 @@ def check_arms(grid: Grid, data_dir: str) -> dict[str, dict]:
     resolved = {}
     for arm, keys in grid.arms.items():
         try:
-            for key in [key for key in OURS if key in keys]:
-                raise UserError(f"{key} is set by compare.py; {OURS[key]}")
+            if ours := [key for key in OURS if key in keys]:
+                raise UserError(f"{ours[0]} is set by compare.py; {OURS[ours[0]]}")
             with contextlib.redirect_stderr(io.StringIO()):  # its warnings come again when the arm is trained
                 settings = Settings.read(grid.arguments(arm, data_dir))
                 resolved[arm] = settings.resolved()
@@ -259,11 +258,8 @@ class Comparison:
         text = f"{arm_table(arms, scores)}\n\n{notes(results, self.resolved)}\n"
         if scores:
             text += f"\n## Scores beside their floors\n\n{score_table(scores)}\n"
-        try:
-            write_atomic(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
-            write_atomic(self.folder / "report.md", f"# {self.grid.name}\n\n{text}")
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({error.strerror}); free it and start again") from None
+        write_atomic(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
+        write_atomic(self.folder / "report.md", f"# {self.grid.name}\n\n{text}")
         return text
 
     def scores(self, arm: str, task: str) -> list[dict]:
@@ -304,33 +300,19 @@ def judged(out: RunFolder, name: str) -> bool:
 
 def collect(out: RunFolder, names: list[str]) -> dict:
     """What a finished run says of itself; all that is a number stands flat in `numbers`."""
-    config, metrics = out.config(), out.metrics()
-    state = read_json(out.checkpoint("latest", ("state.json",)) / "state.json", "the state of training")
-    evaluations, training = ([record for record in metrics if key in record] for key in ("val_loss", "loss"))
-    if not evaluations:
+    config, found = out.config(), run_numbers(out)
+    if "val_loss" not in found:
         raise UserError(f"{out.path}/metrics.jsonl has no evaluation; delete the folder to train the run anew")
-    first, last = evaluations[0], evaluations[-1]
-    numbers = {key: value for key, value in last.items() if isinstance(value, int | float) and key != "step"}
-    if first["step"] == 0:
-        numbers |= {f"{key}@0": first[key] for key in ("rank_slot_centred", "input_share")}
-    numbers |= {"tokens": state["tokens"], "parameters": config["parameters"]}
-    numbers |= {key: training[-1][key] for key in ("flops", "seconds") if key in training[-1]}
-    numbers["tokens_per_s"] = statistics.median(record["tokens_per_s"] for record in training)
+    numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    numbers["parameters"] = config["parameters"]
     splits = {name: evaluation(out, name)["splits"] for name in names}
     for name in names:
-        for split, found in splits[name].items():
-            numbers |= {f"{name}_{split}_{metric}": value for metric, value in found["metrics"].items()}
-            untrained = found["floors"]["untrained"].items()
+        for split, judged in splits[name].items():
+            numbers |= {f"{name}_{split}_{metric}": value for metric, value in judged["metrics"].items()}
+            untrained = judged["floors"]["untrained"].items()
             numbers |= {f"{name}_{split}_untrained_{metric}": value for metric, value in untrained}
-    return {
-        "folder": str(out.path),
-        "run_id": config["run_id"],
-        "commit": config["commit"],
-        "step": state["step"],
-        "verdict": last.get("verdict"),
-        "numbers": numbers,
-        "tasks": splits,
-    }
+    about = {"folder": str(out.path), "run_id": config["run_id"], "commit": config["commit"]}
+    return about | {"step": found["step"], "verdict": found.get("verdict"), "numbers": numbers, "tasks": splits}
 
 
 def summary(runs: list[dict]) -> dict[str, dict]:

@@ -35,7 +35,9 @@ def scored_positions(problem: Problem):
 
 
 class Posonly(Decoder):
-    """One query a position, learned, reads the concepts (Perceiver IO, arXiv:2107.14795).
+    """One learned query a position reads the concepts.
+
+    Perceiver IO, arXiv:2107.14795.
 
     position -> [CrossAttention to the concepts -> FeedForward] x decoder_layers -> hidden
     """
@@ -63,7 +65,7 @@ class Posonly(Decoder):
 
 
 class Input(Posonly):
-    """As posonly, each query with the token that may be seen at its position: [MASK], or what a mask left.
+    """As posonly, with the token that may be seen at the position ([MASK], or what a mask left) in the query.
 
     position + token -> [CrossAttention to the concepts -> FeedForward] x decoder_layers -> hidden
     """
@@ -80,7 +82,7 @@ class Input(Posonly):
 
 
 class Weighted(Decoder):
-    """Each position is a fixed, learned mixture of the concepts, whatever they hold (the seeds').
+    """Each position is a fixed, learned mixture of the concepts, whatever they hold.
 
     softmax(mixture[position]) @ concepts -> norm -> linear -> GELU -> hidden
     """

@@ -41,7 +41,9 @@ class PerceiverLayer(nn.Module):
 
 
 class Perceiver(Encoder):
-    """C learned slots read the tokens anew in each layer (Jaegle et al. 2021, arXiv:2103.03206).
+    """C learned slots read the tokens anew in each layer.
+
+    Jaegle et al. 2021, arXiv:2103.03206.
 
     slots -> [PerceiverLayer] x layers -> norm -> concepts
     """

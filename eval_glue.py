@@ -33,9 +33,7 @@ ROOT = Path(__file__).resolve().parent
 @dataclass
 class EvalConfig:
     run: Annotated[str, "run folder that train.py wrote"] = ""
-    tasks: Annotated[tuple[str, ...], "tasks, or concept (stsb, sick_r, mrpc, paws), or all that are there"] = (
-        "concept",
-    )
+    tasks: Annotated[tuple[str, ...], "tasks; concept: stsb, sick_r, mrpc, paws; all: what is there"] = ("concept",)
     mode: Annotated[Literal["zero_shot", "fine_tune"], "judge the vectors as they are, or train a head"] = "zero_shot"
     seeds: Annotated[int, "fine_tune: seeds 0 ... N-1"] = 3
     data: Annotated[str, "folder of the task files, in their original layout"] = "data/glue"
@@ -123,10 +121,7 @@ def main(argv) -> int:
     loaded = [Pairs(name, tasks.load_task(name, data)) for name in names]  # all mistakes in files first
     run = load_run(config.run, config.ckpt, config.device)
     folder = Path(config.run) / "eval"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); copy the run to where you may write") from None
+    folder.mkdir(exist_ok=True)
     rows = []
     for pairs in loaded:
         record = zero_shot(run, pairs, folder, Path(config.run).resolve().parent / ".floors")

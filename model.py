@@ -25,16 +25,16 @@ import losses
 from decoders import DECODERS
 from encoders import ENCODERS
 from layers import begin, norm
-from objectives import Problem
+from objectives import Problem, described
 
 
 @dataclass
 class ModelConfig:
-    encoder: Annotated[Literal[tuple(ENCODERS)], "how tokens become concepts: a class of encoders.py"] = "perceiver"
+    encoder: Annotated[Literal[tuple(ENCODERS)], f"how tokens become concepts. {described(ENCODERS)}"] = "perceiver"
     decoder: Annotated[
         Literal[(*DECODERS, "pooled", "none")],
-        "how concepts become tokens: a class of decoders.py; pooled: all words at once from their mean (bow alone); "
-        "none: not at all (contrastive alone)",
+        f"how concepts become tokens. {described(DECODERS)}; pooled: The concepts' mean predicts all words (bow "
+        "alone); none: Nothing is predicted (contrastive alone)",
     ] = "posonly"
     layers: Annotated[int, "encoder layers"] = 6
     decoder_layers: Annotated[int, "decoder blocks of cross-attention and FFN"] = 1
@@ -55,6 +55,11 @@ class ModelConfig:
         "fan_in: unit-scale embeddings, linears N(0, 1/fan_in); fan_in_positions: the encoder's positions at std 0.1; "
         "fan_in_depth: residual outputs scaled by depth; gpt2: that with std 0.02 everywhere",
     ] = "fan_in_positions"
+    token_init: Annotated[
+        Literal["random", "spectral"],
+        "token embeddings begin random, or as the spectrum of the corpus's own co-occurrences (lab/spectral.py)",
+    ] = "random"
+    spectral_share: Annotated[float, "spectral: m in m * spectral + sqrt(1 - m^2) * random"] = 0.85
     seeds_faithful: Annotated[
         bool, "the seeds' structure: biases, un-normalised tokens, un-gated decoder FFN, no gain in the last norm"
     ] = False
@@ -77,6 +82,8 @@ class ModelConfig:
             raise ValueError(f"token_dim = {self.token_dim} is not within 0 and hidden; write 0 for the same width")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout = {self.dropout} is not a share; write a number from 0 to below 1")
+        if not 0 <= self.spectral_share <= 1:
+            raise ValueError(f"spectral_share = {self.spectral_share} is not a share; write a number from 0 to 1")
         if self.token_position == "rope" and (self.hidden // self.heads) % 2:
             raise ValueError("token_position = 'rope' needs an even hidden / heads; write another number of heads")
         if self.seeds_faithful:
@@ -100,14 +107,16 @@ class ModelConfig:
         """Keys that neither the model nor the chosen encoder and decoder read."""
         parts = (ENCODERS.get(self.encoder), DECODERS.get(self.decoder))
         every = set().union(*(part.uses for part in (*ENCODERS.values(), *DECODERS.values())))
-        return every - set().union(*(part.uses for part in parts if part))
+        unused = every - set().union(*(part.uses for part in parts if part))
+        return unused if self.token_init == "spectral" else unused | {"spectral_share"}
 
 
 class ConceptModel(nn.Module):
-    def __init__(self, config: ModelConfig, mask_id: int = 0, seed: int = 0):
-        """seed: of the first weights (layers.begin)."""
+    def __init__(self, config: ModelConfig, mask_id: int = 0, seed: int = 0, token_vectors=None):
+        """seed: of the first weights (layers.begin); token_vectors [V, T]: for token_init = "spectral", rows of norm
+        sqrt(T) that token embeddings begin as, zero where they begin random."""
         super().__init__()
-        self.config, self.mask_id = config, mask_id
+        self.config, self.mask_id, self.token_vectors = config, mask_id, token_vectors
         H, T, V = config.hidden, config.token_width, config.vocab_size
         self.tokens = nn.Embedding(V, T)
         self.positions = nn.Embedding(config.max_length, T) if config.token_position == "learned" else None
@@ -128,6 +137,8 @@ class ConceptModel(nn.Module):
         # Unit-scale embeddings would give logits of size sqrt(T).
         self.logit_scale = T**-0.5 if config.tied and config.init != "gpt2" else 1.0
         begin(self, config.init, seed)
+        if token_vectors is not None:
+            mix_in(self.tokens.weight, token_vectors, config.spectral_share)
         # [MASK] is small: `input` makes the queries of hidden positions from it, and a tied head would answer [MASK]
         # everywhere (2.8 nats more at step 0). Not zero, so that all that reads it learns from the first step on.
         with torch.no_grad():
@@ -198,6 +209,15 @@ class ConceptModel(nn.Module):
 
     def num_parameters(self):
         return sum(p.numel() for p in self.parameters())
+
+
+@torch.no_grad()
+def mix_in(weight, vectors, share: float):
+    """Rows of weight [V, T] become share * vectors + sqrt(1 - share^2) * weight, at its scale, where vectors [V, T]
+    (of unit scale) are not zero."""
+    known = vectors.any(1, keepdim=True)
+    mixed = share * weight.std() * vectors + (1 - share**2) ** 0.5 * weight
+    weight.copy_(torch.where(known, mixed, weight))
 
 
 def measure(config: ModelConfig, work: Callable[[ConceptModel], object]) -> tuple[int, dict[str, int]]:

@@ -29,7 +29,9 @@ from noise import Noise, count
 
 @dataclass
 class ObjectiveConfig:
-    objective: Annotated[str, "what is learnt: a class of objectives.py, or a sum such as 'tsdae + 0.1*bow'"] = "tsdae"
+    objective: Annotated[
+        str, lambda: f"what is learnt, alone or in a sum such as 'tsdae + 0.1*bow'. {described(OBJECTIVES)}"
+    ] = "tsdae"
     mask_rate: Annotated[float, "mlm: share of a row's tokens that is hidden and scored"] = 0.3
     mask_unit: Annotated[Literal["token"], "mlm: what is hidden as a whole"] = "token"
     replace: Annotated[
@@ -68,6 +70,12 @@ class ObjectiveConfig:
         Objectives(self)  # the sum can be read
 
 
+def described(registry: dict[str, type]) -> str:
+    """The names of a registry, each with the first line of its class's docstring."""
+    first_lines = {name: (part.__doc__ or name).strip().splitlines()[0].rstrip(".") for name, part in registry.items()}
+    return "; ".join(f"{name}: {line}" for name, line in first_lines.items())
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What an objective is given, and what it makes
 
@@ -88,7 +96,6 @@ class Vocabulary:
         for i in self.special_ids:
             special = special | (ids == i)
         return special
-
 
     def text_token(self, bits: Tensor) -> Tensor:
         """Random numbers [B, K] -> ids that are text, all equally likely."""
@@ -190,7 +197,7 @@ class Objective:
 
 
 class MLM(Objective):
-    """Masked language modelling: exactly round(mask_rate * N) tokens of each row are hidden and predicted.
+    """Masked language modelling, exactly round(mask_rate * N) tokens of each row are hidden and predicted.
 
     `visible_only` is MAE-LM (Meng et al. 2023): the encoder never meets a [MASK].
     """
@@ -232,7 +239,7 @@ class MLM(Objective):
 
 
 class TSDAE(Objective):
-    """Denoising auto-encoder: exactly round(delete_rate * N) tokens are deleted, the whole row is predicted.
+    """Denoising auto-encoder, exactly round(delete_rate * N) tokens are deleted and the whole row is predicted.
 
     The decoder sees nothing of the row but the concepts (Wang et al. 2021, arXiv:2104.06979).
     """
@@ -262,7 +269,7 @@ class TSDAE(Objective):
 
 
 class Bow(Objective):
-    """Bag of words: one softmax of the pooled concepts predicts all tokens of the row, each counting by its idf.
+    """Bag of words, one softmax of the pooled concepts predicts all tokens of the row, each counting by its idf.
 
     The auxiliary loss of text VAEs (Zhao et al. 2017, arXiv:1703.10960).
     """
@@ -283,8 +290,9 @@ class Bow(Objective):
 
 
 class Contrastive(Objective):
-    """Two views of one text, which pooled concepts must tell from those of other documents; nothing is decoded.
+    """Two views of one text, which pooled concepts must tell from those of other documents.
 
+    Nothing is decoded. `views` says what they are:
     adjacent: rows 2i and 2i + 1, spans in a row of one document (Giorgi et al. 2021, arXiv:2006.03659).
     deletion: each row twice, with different tokens deleted and the rest closed up.
     both: of four rows the first two as spans, the other two each twice, all with deletions. (With spans alone, all

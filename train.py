@@ -80,6 +80,7 @@ class TrainConfig:
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], "of matrix products; auto: bfloat16 where the device is fast at it"
     ] = "auto"
+    spectral_tokens: Annotated[float, "token_init=spectral: tokens whose neighbours are counted, at most"] = 5e7
     deterministic: Annotated[bool, "bit-exact repeats on a GPU too, at a price"] = False
     seed: Annotated[int, "of initial weights, rows and noise"] = 0
     device: Annotated[str, "auto, cpu or cuda"] = "auto"
@@ -144,11 +145,8 @@ class Settings:
             shape.decoder = objectives.predicts
         if objectives.predicts == "positions" != shape.predicts:
             raise UserError(f"decoder={shape.decoder!r} predicts no single position; write --decoder=posonly")
-        if max(config.lengths) > shape.max_length:
-            longest = max(config.lengths)
-            raise UserError(
-                f"lengths={config.lengths} reach past max_length={shape.max_length}; write max_length={longest}"
-            )
+        if (longest := max(config.lengths)) > shape.max_length:
+            raise UserError(f"lengths={config.lengths} reach past max_length={shape.max_length}; write {longest}")
         if not shape.vocab_size and (settings.data / "meta.json").is_file():
             shape.vocab_size = dataset.load_meta(settings.data)["vocab_size"]
         make_plan(config, objectives, 1)
@@ -165,10 +163,6 @@ class Settings:
     @property
     def data(self) -> Path:
         return Path(self.train.data_dir or ROOT / "data") / self.train.dataset
-
-    @classmethod
-    def keys(cls) -> set[str]:
-        return {key for group in cls.GROUPS for key in fields_of(group)}
 
     def values(self) -> dict:
         """Every key but print_config."""
@@ -205,6 +199,8 @@ class Settings:
 class Trainer:
     """Model, optimizer, text and run folder, and what is done with them: steps, evaluations, checkpoints."""
 
+    STATE = ("step", "seconds", "horizon", "seconds_per_step", "best", "best_step")  # what a checkpoint keeps of it
+
     def __init__(self, settings: Settings, world: World, out: RunFolder, signals: Signals):
         config, shape = settings.train, settings.model
         self.settings, self.config, self.world, self.out, self.signals = settings, config, world, out, signals
@@ -224,18 +220,27 @@ class Trainer:
         self.sampler = dataset.Sampler(text, config.lengths, seed=config.seed, **rules)
         idf = torch.from_numpy(text.idf()).to(world.device) if self.objectives.by_idf else None
         self.vocab = Vocabulary(shape.vocab_size, text.mask, tuple(text.special_ids), idf)
-        self.model = ConceptModel(shape, text.mask, config.seed).to(world.device)
+        vectors = world.on_rank0(self.token_vectors) if shape.token_init == "spectral" else None
+        self.model = ConceptModel(shape, text.mask, config.seed, vectors).to(world.device)
         self.forward: nn.Module = self.model
         self.parameters, self.flops_per_token = cost(self.plan, shape, self.objectives)
         self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, (config.beta1, config.beta2))
-        args = (self.val_text, config.lengths, config.eval_tokens, self.model, self.objectives, self.vocab, world)
-        self.validation = Validation(*args)
-        self.step, self.horizon, self.seconds = 0, 0, 0.0
-        self.best, self.best_step = math.inf, None
+        self.validation = Validation(self.val_text, config.lengths, config.eval_tokens, self)
+        self.step, self.seconds, self.horizon = 0, 0.0, 0
+        self.seconds_per_step = 0.0  # once timed, when the horizon is given in minutes
+        self.best: float | None = None  # validation loss
+        self.best_step: int | None = None
         self.judged: set[int] = set()  # steps whose evaluation is in the metrics
         self.numbers: dict | None = None  # the evaluation of this step
-        self.seconds_per_step = 0.0  # once timed, when the horizon is given in minutes
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
+
+    def token_vectors(self) -> Tensor:
+        """[V, T]: of the run that is there, else of the text."""
+        from lab.spectral import token_vectors  # late: scipy
+
+        there = self.out.token_vectors()
+        width = self.settings.model.token_width
+        return token_vectors(self.train_text, width, self.config.spectral_tokens) if there is None else there
 
     # What there is to go on from
 
@@ -247,24 +252,15 @@ class Trainer:
             self.optimizer.load_state_dict(there["optimizer"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{there['folder']}/optim.pt is of another model ({error}); take another one") from None
-        state = there["state"]
-        self.step, self.horizon, self.seconds = state["step"], state["horizon"], state["seconds"]
-        self.seconds_per_step = state["seconds_per_step"]
-        if state["best_step"] in self.world.on_rank0(self.out.steps):
-            self.best, self.best_step = state["best_val_loss"], state["best_step"]
+        for key in self.STATE:
+            setattr(self, key, there["state"][key])
+        if self.best_step not in self.world.on_rank0(self.out.steps):
+            self.best = self.best_step = None
         self.out.saved = self.step
         say(f"going on at step {self.step} of {self.out.path}")
 
     def state(self) -> dict:
-        return {
-            "step": self.step,
-            "tokens": self.step * self.plan.tokens,
-            "seconds": self.seconds,
-            "horizon": self.horizon,
-            "seconds_per_step": self.seconds_per_step,
-            "best_val_loss": self.best if math.isfinite(self.best) else None,
-            "best_step": self.best_step,
-        }
+        return {"tokens": self.step * self.plan.tokens} | {key: getattr(self, key) for key in self.STATE}
 
     def save(self, best: bool = False):
         if self.world.rank == 0:
@@ -392,7 +388,7 @@ class Trainer:
         numbers = self.numbers = self.validation.run(self.signals.agreed)
         if numbers is None:
             return False
-        best = self.step > 0 and numbers["val_loss"] < self.best
+        best = self.step > 0 and (self.best is None or numbers["val_loss"] < self.best)
         if best:
             self.best, self.best_step = numbers["val_loss"], self.step
         if self.world.rank == 0:
@@ -540,7 +536,7 @@ def begin(trainer: Trainer, there: dict):
     horizon = trainer.find_horizon()
     if world.rank == 0 and not 0 < horizon <= trainer.step:
         out.cut(-1 if there["fresh"] else trainer.step, trainer.best_step)
-        out.create(resolved, trainer.settings.data / "tokenizer.json")
+        out.create(resolved, trainer.settings.data / "tokenizer.json", trainer.model.token_vectors)
         if config.wandb:
             out.mirror_to_wandb()
     trainer.judged = world.on_rank0(lambda: {record["step"] for record in out.metrics() if "val_loss" in record})

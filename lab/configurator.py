@@ -80,8 +80,8 @@ def evaluate(tree, names):
         case ast.BinOp(op=sign, left=left, right=right) if type(sign) in OPERATORS:
             value = compute(OPERATORS[type(sign)], evaluate(left, names), evaluate(right, names))
         case _:
-            allowed = "name = value, with literals (text in quotes), + - * / // ** of numbers, names from above"
-            raise UserError(f"{ast.unparse(tree)[:60]} is not allowed in a config; write {allowed}")
+            what = ast.unparse(tree).splitlines()[0][:60]
+            raise UserError(f"{what} is not allowed; write literals (text in quotes), + - * / // **, names from above")
     if isinstance(value, complex) or (isinstance(value, int | float) and not abs(value) <= MAX_NUMBER):
         raise OverflowError(f"a number beyond {MAX_NUMBER:g}, or none")
     return value
@@ -100,7 +100,7 @@ def missing_file(path):
     """The sentence for a config that is not there, with the nearest file of its folder."""
     near = nearest(path.stem, [file.stem for file in path.parent.glob("*.py")], 0.6)
     hint = f"did you mean {show(path.parent / near)}.py?" if near else f"look into {show(path.parent)}"
-    return f"there is no config {show(path)}; {hint}"
+    return f"config {show(path)} does not exist; {hint}"
 
 
 def read_layers(path, root, _above=()):
@@ -150,7 +150,8 @@ def fields_of(group):
     for field in fields(group):
         kind, about = get_args(hints[field.name])
         kinds = (kind,) if get_origin(kind) in (None, tuple, Literal) else get_args(kind)
-        found[field.name] = Field(kinds, about, field.default)
+        # a help line may be a function: of what is known only once all files are read
+        found[field.name] = Field(kinds, about() if callable(about) else about, field.default)
     return found
 
 
@@ -242,7 +243,8 @@ def unknown_key(key, where, keys):
 
 
 def wrong_type(key, value, where, field):
-    near = nearest(str(value), [c for kind in field.kinds if get_origin(kind) is Literal for c in get_args(kind)])
+    choices = [choice for kind in field.kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    near = nearest(value, choices) if isinstance(value, str) else None
     hint = f"did you mean {near}?" if near else f"write a value like {field.default!r}"
     return UserError(f"{where}: {key} must be {describe(field.kinds)}, not {reprlib.repr(value)}; {hint}")
 

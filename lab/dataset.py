@@ -200,6 +200,13 @@ class CorpusWriter:
         self.file.write(HEADER.pack(MAGIC, VERSION, self.vocab_size, *ids, *counts, bytes.fromhex(self.tokenizer_hash)))
         self.file.close()
 
+    def discard(self):
+        """Deletes the file, if it is not complete."""
+        if not self.file.closed:
+            for file in (self.file, *self.tables):
+                file.close()
+            self.path.unlink()
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # reading

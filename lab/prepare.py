@@ -22,10 +22,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
@@ -111,56 +111,35 @@ def progress(*items, **about) -> tqdm:
 # several processes
 
 
-def start_worker(initialize, *arguments):
+def start_worker():
     """A worker ends with its parent, however that ends."""
     parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (multiprocessing.connection.wait([parent]), os._exit(1)), daemon=True).start()
-    initialize(*arguments)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process
 
 
-def nothing():
-    pass
-
-
-@contextmanager
-def signals_later():
-    """Ctrl-C and SIGTERM wait for the end of the block; processes that it starts never see Ctrl-C."""
-    caught = []
-    both = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, lambda number, frame: caught.append(number)) for number in both}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    for number in caught:
-        signal.raise_signal(number)
-
-
-def ordered_map(function, items: Iterable, initialize=nothing, *arguments) -> Iterator:
-    """map() over all cores, in order, with a bounded number of items under way. Each process begins with
-    `initialize(*arguments)`. One or two items are not worth a process: they are mapped right here."""
+def ordered_map(function, items: Iterable) -> Iterator:
+    """map() over all cores, in order, with a bounded number of items under way; one or two items are mapped here."""
     items = iter(items)
     head = list(islice(items, 3))
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if len(head) < 3 or workers == 1:
-        initialize(*arguments)
         yield from map(function, chain(head, items))
         return
     # "spawn": a fork of a process whose tokenizer library has threads may hang
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (initialize, *arguments))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
+    # A thread starts the workers: there Ctrl-C cannot strike half-way, and the workers inherit that it is blocked.
+    starter = ThreadPoolExecutor(1, "", signal.pthread_sigmask, (signal.SIG_BLOCK, {signal.SIGINT}))
     pending = deque()
     try:
         for item in chain(head, items):
-            with signals_later():  # this may start a worker
-                pending.append(pool.submit(function, item))
+            pending.append(starter.submit(pool.submit, function, item))
             if len(pending) > 3 * workers:
-                yield pending.popleft().result()
+                yield pending.popleft().result().result()
         while pending:
-            yield pending.popleft().result()
+            yield pending.popleft().result().result()
     finally:
+        starter.shutdown()
         pool.shutdown(cancel_futures=True)  # waits for what is under way, a second at the most
 
 
@@ -330,13 +309,11 @@ class Encoder:
 # ---------------------------------------------------------------------------------------------------------------------
 # encoding
 
-ENCODER = None  # of this process
 
-
-def start_encoder(path):
-    global ENCODER
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process
-    ENCODER = Encoder(path)
+@lru_cache(1)
+def encoder(path: Path, digest: str) -> Encoder:
+    """Of this process. digest: of the file, which may have been replaced since the last call."""
+    return Encoder(path)
 
 
 def batches(source: Source) -> Iterator[list[Piece]]:
@@ -351,23 +328,24 @@ def batches(source: Source) -> Iterator[list[Piece]]:
         yield batch
 
 
-def encode_pieces(batch: list[Piece]) -> list[tuple]:
+def encode_pieces(tokenizer: Path, digest: str, batch: list[Piece]) -> list[tuple]:
     """(split, tokens, sentence starts, document starts) of each piece; documents without text are left out."""
+    encode = encoder(tokenizer, digest)
     sentences = [dataset.split_sentences(piece.text) for piece in batch]
-    ids = iter(ENCODER([sentence for own in sentences for sentence in own]))
+    ids = iter(encode([sentence for own in sentences for sentence in own]))
     result = []
     for piece, own in zip(batch, sentences, strict=True):
         rows = [row for row in islice(ids, len(own)) if row]
         if rows or not (piece.first and piece.last):
             starts = np.cumsum([0, *map(len, rows)])
-            end = [ENCODER.eod] if piece.last else []
+            end = [encode.eod] if piece.last else []
             tokens = np.fromiter(chain(*rows, end), np.uint16, starts[-1] + len(end))
             result.append((piece.split, tokens, starts[:-1], [0] if piece.first else []))
     return result
 
 
 class Splits:
-    """train.bin and val.bin of a folder while they grow."""
+    """train.bin and val.bin of a folder while they grow; `close` deletes what is not complete."""
 
     def __init__(self, folder: Path, tokenizer: Path):
         self.folder, self.tokenizer = folder, tokenizer
@@ -382,18 +360,23 @@ class Splits:
     def encode(self, source: Source, about: str = "encoding"):
         """Appends a whole source."""
         with progress(total=source.total, desc=about, unit=source.unit, unit_scale=True) as bar:
-            with closing(ordered_map(encode_pieces, batches(source), start_encoder, self.tokenizer)) as results:
+            function = partial(encode_pieces, self.tokenizer, self.hash)
+            with closing(ordered_map(function, batches(source))) as results:
                 for result in results:
                     for split, *arrays in result:
                         self.writers[split].append(*arrays)
                     bar.update(min(source.done, source.total or source.done) - bar.n)
 
-    def close(self):
-        """Completes both files; an empty validation split gets the end of the training text first."""
+    def complete(self):
+        """Ends both files; an empty validation split gets the end of the training text first."""
         if self.writers["val"].sentences == 0 and self.writers["train"].sentences > 0:
             self.hold_out()
         for writer in self.writers.values():
             writer.close()
+
+    def close(self):
+        for writer in self.writers.values():
+            writer.discard()
 
     def hold_out(self):
         """Moves the last document to the validation split; of a single document the last twentieth, from a sentence
@@ -462,7 +445,7 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
 def finish(splits: Splits, config: Output, more: dict):
     """Completes the files, writes meta.json with `more` in it and moves all into place: the old meta.json goes first,
     the new one comes last."""
-    splits.close()
+    splits.complete()
     text = dataset.TokenFile(splits.folder / "train.bin", "prepare it again")
     counts = sum(ordered_map(partial(count_tokens, splits.size), sentences_of(text)))
     counts[:, text.eod] = len(text.documents) - 1, 0
@@ -500,6 +483,6 @@ def build(config: Output, source_kind):
         source = source_kind(config)
         tokenizer = temporary / "tokenizer.json"
         make_tokenizer(config.tokenizer, source, config.lowercase, tokenizer)
-        splits = Splits(temporary, tokenizer)
-        splits.encode(source)
-        finish(splits, config, source.meta)
+        with closing(Splits(temporary, tokenizer)) as splits:
+            splits.encode(source)
+            finish(splits, config, source.meta)

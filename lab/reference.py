@@ -87,13 +87,12 @@ class ReferenceMLM(nn.Module):
 
 
 def reference_inputs(problem):
-    """(ids, keep, labels) of a Problem as the reference wants it: whole rows, a padding mask, labels of -100 where none
-    is scored."""
-    ids, keep = problem.source, torch.ones_like(problem.targets, dtype=torch.bool)
+    """(ids, keep, labels) of a Problem as the reference wants it: whole rows, a padding mask in place of what the encoder
+    does not read, labels of -100 where none is scored."""
+    ids = problem.targets if problem.query_ids is None else problem.query_ids
+    keep, labels = torch.ones_like(ids, dtype=torch.bool), problem.targets
     if problem.source_pos is not None:
-        ids = problem.targets
         keep = torch.zeros_like(keep).scatter(1, problem.source_pos.expand(problem.source.shape), True)
-    labels = problem.targets
     if problem.scored is not None:
         labels = torch.full_like(labels, -100).scatter(1, problem.scored, labels.gather(1, problem.scored))
     return ids, keep, labels

@@ -19,27 +19,33 @@ from lab.runs import RunFolder
 from lab.tasks import TASKS
 
 HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_flops", "max_minutes")
-LOGGED = (  # of the last evaluation
-    *("val_loss", "val_loss_mlm15", "rank_slot_centred", "rank_raw", "rank_pooled", "input_share", "dead_slots"),
-    *("delta_shuffle", "verdict"),
-)
+LOGGED = ("seconds", "loss", "val_loss", "val_loss_mlm15", "rank_slot_centred", "rank_raw", "rank_pooled")
+LOGGED += ("input_share", "dead_slots", "delta_shuffle", "verdict", "tokens_per_s")
 DAMAGED = (UserError, LookupError, TypeError, AttributeError, ValueError)  # what reading a file not of ours ends in
+
+
+def run_numbers(out: RunFolder) -> dict:
+    """The last of all that metrics.jsonl says: step, tokens, losses, geometry, verdict; of the speeds the median; what was
+    measured before training as KEY@0."""
+    metrics, numbers = out.metrics(), {}
+    for record in metrics:
+        numbers |= record
+    if metrics and metrics[0]["step"] == 0:
+        numbers |= {f"{key}@0": value for key, value in metrics[0].items() if key != "step"}
+    if speeds := [record["tokens_per_s"] for record in metrics if "tokens_per_s" in record]:
+        numbers["tokens_per_s"] = statistics.median(speeds)
+    return numbers
 
 
 def run_rows(folder: Path) -> tuple[dict, list[dict]]:
     """A run folder -> its row of the table of runs, and its rows of the table of evaluations."""
     out = RunFolder(folder)
-    config, metrics = out.config(), out.metrics()
+    config, numbers = out.config(), run_numbers(out)
     stamp = datetime.strptime(config["run_id"][-15:], "%Y%m%d_%H%M%S")
-    training = [record for record in metrics if "loss" in record]
-    evaluation = next((record for record in reversed(metrics) if "val_loss" in record), {})
     try:
         state = read_json(out.checkpoint("latest", ("state.json",)) / "state.json", "the state of training")
     except UserError:  # no checkpoint yet, or deleted to save room
         state = {}
-    step = state.get("step", metrics[-1]["step"] if metrics else 0)
-    horizon = next((f"{key}={config[key]:g}" for key in HORIZONS if config.get(key)), None)
-    last = training[-1] if training else {}
     row = {
         "date": f"{stamp:%Y-%m-%d %H:%M}",
         "run": str(folder),
@@ -49,14 +55,11 @@ def run_rows(folder: Path) -> tuple[dict, list[dict]]:
         "objective": config["objective"],
         "data": f"{config['dataset']} {','.join(map(str, config['lengths']))}",
         "machine": f"{config['ranks']} x {config['machine']['device']}",
-        "horizon": horizon,
-        "steps": f"{step}/{state.get('horizon') or '?'}",
-        "Mtokens": step * config["tokens_per_step"] / 1e6,
-        "TFLOP": last["flops"] / 1e12 if "flops" in last else None,
-        "seconds": last.get("seconds"),
-        "loss": last.get("loss"),
-        **{key: evaluation.get(key) for key in LOGGED},
-        "tokens_per_s": statistics.median(record["tokens_per_s"] for record in training) if training else None,
+        "horizon": next((f"{key}={config[key]:g}" for key in HORIZONS if config.get(key)), None),
+        "steps": f"{numbers.get('step', 0)}/{state.get('horizon') or '?'}",
+        "Mtokens": numbers.get("tokens", 0) / 1e6,
+        "TFLOP": numbers.get("flops", 0) / 1e12,
+        **{key: numbers.get(key) for key in LOGGED},
         "tag": config["tag"],
         "commit": config["commit"],
         "wandb": config.get("wandb_url"),
@@ -123,10 +126,7 @@ def registry(out: Path) -> int:
     primary = [row for row in evaluations if row["metric"] in TASKS[row["task"]].lifts]
     print(f"## Training runs\n\n{dict_table(runs)}\n")
     print(f"## Evaluations, x100\n\n{score_table(primary)}")
-    try:
-        write_csv(out / "registry_runs.csv", runs)
-        write_csv(out / "registry_evals.csv", evaluations)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); free it for registry_*.csv") from None
+    write_csv(out / "registry_runs.csv", runs)
+    write_csv(out / "registry_evals.csv", evaluations)
     say(f"{out}: registry_runs.csv, registry_evals.csv")
     return 0

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 FILES = ("model.safetensors", "optim.pt", "state.json")
+TOKEN_VECTORS = "token_vectors.safetensors"
 
 # Keys of training that may differ when a run goes on, besides its horizon; and those of them that end bit-exactness.
 FREE = {"eval_interval", "ckpt_interval", "log_interval", "device", "resume", "out_dir", "data_dir", "tag"}
@@ -46,10 +47,19 @@ class RunFolder:
     def exists(self) -> bool:
         return any((self.path / name).exists() for name in ("config.json", "latest", "best"))
 
-    def create(self, config: dict, tokenizer: Path):
+    def create(self, config: dict, tokenizer: Path, token_vectors: Tensor | None):
+        """token_vectors [V, T]: what spectral token embeddings began as, for untrained twins."""
         with replacing(self.path / "tokenizer.json") as copy:
             shutil.copyfile(tokenizer, copy)
+        if token_vectors is not None and not (self.path / TOKEN_VECTORS).is_file():
+            with replacing(self.path / TOKEN_VECTORS) as temporary:
+                save_file({"vectors": token_vectors}, temporary)
         self.write_config(config)
+
+    def token_vectors(self) -> Tensor | None:
+        """What `create` kept of them."""
+        path = self.path / TOKEN_VECTORS
+        return load_tensors(path).get("vectors") if path.is_file() else None
 
     def check_writable(self):
         """Makes the folder; UserError where nothing could be written into it."""
@@ -353,7 +363,9 @@ class LoadedRun:
 
 def untrained(model: ConceptModel, seed: int) -> ConceptModel:
     """What train.py begins with at this seed, on the model's device."""
-    return ConceptModel(model.config, model.mask_id, seed).to(next(model.parameters()).device).eval()
+    return (
+        ConceptModel(model.config, model.mask_id, seed, model.token_vectors).to(next(model.parameters()).device).eval()
+    )
 
 
 def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:
@@ -375,7 +387,10 @@ def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:
     tokenizer = dataset.load_tokenizer(run.path / "tokenizer.json")
     if dataset.tokenizer_hash(run.path / "tokenizer.json") != config["tokenizer_hash"]:
         raise UserError(f"{path}/tokenizer.json is not the one the run was trained with; put that one back")
-    model = ConceptModel(shape, mask_id)
+    vectors = run.token_vectors()
+    if vectors is not None and vectors.shape != (shape.vocab_size, shape.token_width):
+        raise UserError(f"{run.path / TOKEN_VECTORS} is of another model; put the run's own file back")
+    model = ConceptModel(shape, mask_id, token_vectors=vectors)
     path = folder / "model.safetensors"
     load_weights(model, load_tensors(path), path)
     return LoadedRun(model.to(pick_device(device)).eval(), tokenizer, config, int(folder.name[5:]))

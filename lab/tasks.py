@@ -192,9 +192,6 @@ class Split:
     rows: list[tuple[str, ...]]  # n times a sentence or a pair of them
     labels: np.ndarray  # [n]: float64 scores or int64 classes
 
-    def __len__(self):
-        return len(self.rows)
-
 
 def load_task(name: str, folder) -> dict[str, Split]:
     """The splits of a task whose files lie below `folder` in their original layout: some of train, dev, test."""
@@ -237,19 +234,17 @@ def spearman(x, y) -> float:
 
 
 def accuracy(predicted, labels) -> float:
-    return float(np.mean(np.asarray(predicted) == np.asarray(labels)))
+    return float(np.mean(predicted == labels))
 
 
 def f1(predicted, labels) -> float:
     """Of class 1; 0 where it is neither predicted nor there."""
-    predicted, labels = np.asarray(predicted) == 1, np.asarray(labels) == 1
-    both = predicted.sum() + labels.sum()
-    return float(2 * (predicted & labels).sum() / both) if both else 0.0
+    both = (predicted == 1).sum() + (labels == 1).sum()
+    return float(2 * ((predicted == 1) & (labels == 1)).sum() / both) if both else 0.0
 
 
 def mcc(predicted, labels) -> float:
     """Matthews correlation, for any number of classes (Gorodkin 2004); 0 where one of them is constant."""
-    predicted, labels = np.asarray(predicted), np.asarray(labels)
     classes = np.union1d(predicted, labels)[:, None]
     x, y = (predicted == classes).astype(float), (labels == classes).astype(float)  # [K, n]
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)

@@ -36,19 +36,13 @@ class Batch:
 class Validation:
     """Validation rows of each length, and what the model makes of them."""
 
-    def __init__(
-        self,
-        corpus: dataset.Corpus,
-        lengths: tuple[int, ...],
-        tokens: int,
-        model: ConceptModel,
-        objectives: Objectives,
-        vocab: Vocabulary,
-        world: World,
-    ):
-        """tokens: how many are read of each length."""
-        self.model, self.objectives, self.vocab, self.world = model, objectives, vocab, world
-        rules = {(False, False), *((part.one_document, part.pairs) for part in objectives.parts)}
+    def __init__(self, corpus: dataset.Corpus, lengths: tuple[int, ...], tokens: int, trainer):
+        """tokens: how many are read of each length; trainer: has the model, objectives, vocab and world."""
+        self.model: ConceptModel = trainer.model
+        self.objectives: Objectives = trainer.objectives
+        self.vocab: Vocabulary = trainer.vocab
+        self.world: World = trainer.world
+        rules = {(False, False), *((part.one_document, part.pairs) for part in self.objectives.parts)}
         self.samplers = {
             rule: dataset.Sampler(corpus, lengths, seed=SEED, one_document=rule[0], pairs=rule[1]) for rule in rules
         }

@@ -1,9 +1,7 @@
 """Grids as their users meet them: trained by real processes, skipped when done, stopped and continued; the registry."""
 
-import contextlib
 import csv
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 
 import compare
-from lab import registry
+from lab import registry, report
 from lab.configurator import UserError
 from lab.runs import RunFolder
 from tests.corpus import make_corpus
@@ -73,27 +71,21 @@ def words(place, grid, out):
     return [sys.executable, str(ROOT / "compare.py"), *arguments(place, grid, out)]
 
 
-class InProcess(compare.Children):
-    """The question about the arms is answered here, without a process; no handler stays behind."""
+class Started(compare.Children):
+    """Keeps the names of the commands it starts; no signal handler stays behind."""
 
     def __init__(self):
         self.received, self.child, self.started = 0, None, []
 
     def run(self, words, **options):
-        if words[0] != "-c":
-            self.started.append(Path(words[0]).name)
-            return super().run(words, **options)
-        with contextlib.redirect_stdout(io.StringIO()) as text, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["-c", *words[2:]])
-            patch.setattr(sys, "path", list(sys.path))
-            exec(words[1], {})
-        return 0, text.getvalue()
+        self.started.append(Path(words[0]).name)
+        return super().run(words, **options)
 
 
 @pytest.fixture
 def started(monkeypatch):
-    """Runs compare.main in this process; the list of the commands it started."""
-    children = InProcess()
+    """compare.main in this process: the list of the commands it starts."""
+    children = Started()
     monkeypatch.setattr(compare, "Children", lambda: children)
     return children.started
 
@@ -105,7 +97,7 @@ def results(place, out):
 def numbers(results):
     """What has to be the same in a grid that was stopped and continued."""
     return {
-        run: {key: value for key, value in found["numbers"].items() if key != "tokens_per_s"}
+        run: {key: value for key, value in found["numbers"].items() if key not in ("tokens_per_s", "seconds")}
         for run, found in results["runs"].items()
     }
 
@@ -127,6 +119,8 @@ def test_a_grid_and_its_folder(place):
         assert record["numbers"]["rank_slot_centred@0"] == first["rank_slot_centred"]
         assert record["numbers"]["input_share@0"] == first["input_share"] and record["step"] == 60
         assert record["numbers"]["tokens"] == 60 * 8 * max(config["lengths"])
+        expected = record["numbers"]["tokens"] * config["train_flops_per_token"]
+        assert record["numbers"]["flops"] == pytest.approx(expected) and record["numbers"]["seconds"] > 0
 
 
 def test_medians_and_spread(place):
@@ -150,7 +144,8 @@ def test_the_table(place):
     summary = results(place, "whole")["arms"]["wide"]
     low, middle, high = (summary[which]["val_loss"] for which in ("min", "median", "max"))
     assert wide[header.index("val loss")] == f"{middle:.3f} ({low:.3f}..{high:.3f})"
-    assert {"slot rank", "raw rank", "pooled rank", "input share", "dead slots", "Δshuffle", "share@0"} <= set(header)
+    geometry = {"slot rank", "raw rank", "pooled rank", "input share", "dead slots", "Δshuffle", "share@0"}
+    assert geometry | {"TFLOP", "seconds"} <= set(header)
     assert "their losses do not compare" in printed  # the arms have other rows
     assert (place / "whole" / "compare" / "toy" / "report.md").read_text().startswith(f"# toy\n\n{lines[0]}\n")
 
@@ -169,28 +164,37 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
     grid = grid_file(place / "judged", '{"wide": {"concepts": 6}}', more='seeds = 0\ntasks = "stsb"\n')
     assert compare.main(arguments(place, grid, "again")) == 0
     assert started == ["eval_glue.py"]
-    header, _, row = capsys.readouterr().out.splitlines()[:3]
-    cells = dict(zip(*([cell.strip() for cell in line.strip("|").split("|")] for line in (header, row)), strict=True))
+    printed = capsys.readouterr().out
+    tables = [[c.strip() for c in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    cells = dict(zip(tables[0], tables[2], strict=True))
     record = json.loads((place / "again/compare/toy/wide_s0/eval/zero_shot_stsb.json").read_text())
     dev = record["splits"]["dev"]
-    raw, centred = (dev["floors"]["untrained"][metric] for metric in ("pearson", "pearson_centred"))
-    lift, best = dev["lift_centred"]["untrained"], dev["lift_centred"]["best_floor"]
-    assert cells["stsb"] == f"{100 * dev['metrics']['pearson']:.1f}"
-    assert cells["stsb centred"] == f"{100 * dev['metrics']['pearson_centred']:.1f}"
-    assert cells["stsb untrained"] == f"{100 * raw:.1f} / {100 * centred:.1f}"
-    assert cells["stsb best floor"] == f"{100 * dev['floors'][best['floor']]['pearson_centred']:.1f} {best['floor']}"
+    lift = dev["lift_centred"]["untrained"]
+    assert cells["stsb pearson"] == f"{100 * dev['metrics']['pearson']:.1f}"
+    assert cells["stsb pearson_centred"] == f"{100 * dev['metrics']['pearson_centred']:.1f}"
     shown = [f"{100 * lift[key]:+.1f}" for key in ("value", "low", "high")]
-    assert cells["stsb lift"] == f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    assert cells["stsb over untrained"] == f"{shown[0]} [{shown[1]}, {shown[2]}] {lift['verdict']}"
     assert cells["stsb over token_idf"].split()[0] == f"{100 * dev['lift_centred']['token_idf']['value']:+.1f}"
-    assert "## Scores beside their floors" in (place / "again/compare/toy/report.md").read_text()
+    assert cells["stsb over best_floor"].endswith(f"({dev['lift_centred']['best_floor']['floor']})")
+    assert [row[:4] for row in tables[5:7]] == [["wide", "stsb", "dev", m] for m in ("pearson", "pearson_centred")]
+    assert dict(zip(tables[3], tables[5], strict=True))["untrained"].startswith(
+        f"{100 * dev['floors']['untrained']['pearson']:.1f} ("
+    )
+    assert "## Scores beside their floors" in printed
+    assert (place / "again/compare/toy/report.md").read_text() == f"# toy\n\n{printed}"
 
     assert compare.main(arguments(place, grid, "again")) == 0  # judged already
     assert started == ["eval_glue.py"]
 
 
-def test_the_widest_interval():
+def test_several_seeds_in_a_cell():
     lifts = [{"value": v, "low": v - 0.1, "high": v + 0.02} for v in (0.3, 0.1, 0.2)]
-    assert compare.widest(lifts) == "+20.0 [+0.0, +32.0]"
+    assert report.cell(report.over_seeds(lifts)) == "+20.0 [+0.0, +32.0] at floor"
+    assert report.cell(report.over_seeds([lift | {"low": 0.01, "floor": "x"} for lift in lifts])) == (
+        "+20.0 [+1.0, +32.0] above floor (x)"
+    )
+    assert report.cell(report.over_seeds([0.3, 0.1, 0.2])) == "20.0 (10.0..30.0)" and report.cell((0.25,)) == "25.0"
+    assert [report.cell(value) for value in (None, "a|b", 0.123456)] == ["-", "a\\|b", "0.1235"]
 
 
 def test_a_stopped_grid_continues_to_the_same_results(place, started, tmp_path):
@@ -215,9 +219,9 @@ def test_signals_reach_the_child(number, tmp_path):
         children = compare.Children()
         threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
         began = time.monotonic()
-        assert children.run(["-c", "import time; time.sleep(30)"], stderr=subprocess.DEVNULL)[0] == 128 + number
+        assert children.run(["-c", "import time; time.sleep(30)"], stderr=subprocess.DEVNULL) == 128 + number
         assert time.monotonic() - began < 10
-        assert children.run(["-c", "open('made', 'w')"], cwd=tmp_path)[0] == 128 + number  # nothing new is started
+        assert children.run(["-c", "open('made', 'w')"], cwd=tmp_path) == 128 + number  # nothing new is started
         assert not (tmp_path / "made").exists()
     finally:
         for n, handler in old.items():
@@ -226,21 +230,20 @@ def test_signals_reach_the_child(number, tmp_path):
 
 def test_two_never_train_in_one_folder(tmp_path, capsys):
     """The lock is held by a process that was started, even when the compare.py that started it is gone."""
-    waiting = compare.Comparison.__new__(compare.Comparison)
-    waiting.folder, waiting.children = tmp_path, InProcess()
     with open(tmp_path / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=[lock.fileno()])
-    with open(tmp_path / ".lock", "w") as waiting.lock:
-        assert waiting.wait_for_lock() and orphan.wait(1) == 0
+    with open(tmp_path / ".lock", "w") as lock:
+        compare.take_lock(lock)
+        assert orphan.wait(1) == 0
     assert "is in use" in capsys.readouterr().err
 
 
 def test_a_failed_arm_does_not_end_the_others(place, monkeypatch, tmp_path, capsys):
-    class Failing(InProcess):
+    class Failing(Started):
         def run(self, words, **options):
             if "--seed=1" in words:
-                return 1, None
+                return 1
             return super().run(words, **options)
 
     monkeypatch.setattr(compare, "Children", Failing)
@@ -256,16 +259,15 @@ def test_a_failed_arm_does_not_end_the_others(place, monkeypatch, tmp_path, caps
 
 
 MISTAKES = {  # arms, more -> what is said, and where
-    ('{"a": {"hiden": 32}}', ""): (":2: unknown key hiden; did you mean hidden?", "unknown key of an arm"),
-    ('{"a": {},\n "b": {\n  "concepts": 3,\n  "lern": 1}}', ""): (":5: unknown key lern", "on its own line"),
-    ('{"a": {}}', "seedz = (0, 1)\n"): (":3: unknown key seedz; did you mean seeds?", "unknown key of the grid"),
+    ('{"a": {}, "b": {"hiden": 32}}', ""): (":2: arm b: --hiden: unknown key hiden; did you mean hidden?", "unknown"),
+    ('{"a": {}}', "seedz = (0, 1)\n"): (":2: arm a: --seedz: unknown key seedz", "unknown key of the grid"),
     ('{"a": {}, "b": {"heads": 7}}', ""): (":2: arm b: hidden = 32 does not divide", "impossible combination"),
-    ('{"a": {"lr": "fast"}}', ""): (":2: arm a: lr must be a finite number", "wrong type"),
+    ('{"a": {"lr": "fast"}}', ""): (":2: arm a: --lr: lr must be", "wrong type"),
     ('{"a": {"lengths": (16, 128)}}', ""): ("reach past max_length", "impossible rows"),
     ('{"a": {"seed": 3}}', ""): ("seed is set by compare.py; write seeds = (0, 1)", "the seed"),
     ('{"a": {"dataset": "none"}}', ""): ("holds no prepared data; run python data/text/prepare.py", "no data"),
     ('{"a": {"vocab_size": 77}}', ""): ("vocab_size = 77, but", "other vocabulary"),
-    ('{"a": {3: 4}}', ""): (":2: unknown key 3; python train.py --help", "a number as a key"),
+    ('{"a": {3: 4}}', ""): (":2: arm a: --3: unknown key 3", "a number as a key"),
     ('{"a/b": {}}', ""): ("arm 'a/b' cannot name a folder", "a path as a name"),
     ('{"a": 3}', ""): ("arms is not a dict of dicts", "an arm that is none"),
     ("{}", ""): ("arms is not a dict of dicts", "no arms"),
@@ -294,38 +296,33 @@ def test_a_mistake_is_one_line_and_exit_2(place, tmp_path):
 
 @pytest.mark.parametrize("flags", [[], ["--registry", str(GRIDS[0])], ["config/grids/nope.py"], ["--regstry"]])
 def test_mistakes_of_the_command_line(flags):
-    with pytest.raises(UserError, match="give one grid|takes no grid|does not exist|did you mean registry"):
+    with pytest.raises(UserError, match="give one grid|takes no grid|there is no config|did you mean registry"):
         compare.main(flags)
 
 
 def test_a_grid_on_a_grid(place, tmp_path):
     top = tmp_path / "top.py"
     below = Path(os.path.relpath(grid_file(tmp_path, '{"a": {"max_minutes": 3}, "b": {}}'), ROOT))
-    top.write_text(f'base = "" + "{below}"\nseeds = (3, 4)\nmax_tokens = 1e6\ntag = "x y"\n')
+    top.write_text(f'base = "{below}"\nseeds = (3, 4)\nmax_tokens = 1e6\ntag = "x y"\n')
     grid = compare.read_grid(top)
-    assert grid.base == ROOT / "config/quickstart.py" and grid.name == "top" and grid.seeds == (3, 4)
+    assert Path(grid.base).resolve() == ROOT / "config/quickstart.py" and grid.name == "top" and grid.seeds == (3, 4)
     assert grid.runs()[:2] == [("a_s3", "a", 3), ("b_s3", "b", 3)]
     assert grid.arms["a"]["max_minutes"] == 3 and not {"max_tokens", "max_steps"} & grid.arms["a"].keys()
     assert grid.arms["b"]["max_tokens"] == 1e6 and not {"max_minutes", "max_steps"} & grid.arms["b"].keys()
-    resolved = compare.check_arms(grid, compare.CompareConfig(data_dir=str(place / "data")), InProcess())
+    resolved = compare.check_arms(grid, str(place / "data"))
     assert resolved["a"]["tag"] == "x y" and resolved["a"]["max_minutes"] == 3 and resolved["b"]["max_tokens"] == 1e6
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
-def test_every_grid_loads(path):
+def test_every_grid_loads(path, monkeypatch):
+    monkeypatch.setattr(compare.dataset, "load_meta", lambda folder: {"vocab_size": 0})  # no data needed
     grid = compare.read_grid(path)
-    resolved = compare.check_arms(grid, compare.CompareConfig(), InProcess())
+    resolved = compare.check_arms(grid, "")
     assert resolved.keys() == grid.arms.keys() and len(grid.runs()) == len(grid.arms) * len(grid.seeds)
-    assert all(
-        value == json.loads(json.dumps(resolved[arm][key])) for arm in grid.arms for key, value in plain(grid, arm)
-    )
+    for arm, keys in grid.arms.items():
+        assert {key: resolved[arm][key] for key in keys} == json.loads(json.dumps(keys))
+        assert sum(bool(resolved[arm][key]) for key in registry.HORIZONS) == 1
     assert all(name in compare.tasks.TASKS for name in grid.tasks)
-
-
-def plain(grid, arm):
-    return [
-        (key, value) for key, value in grid.arms[arm].items() if isinstance(value, str | int) and key != "vocab_size"
-    ]
 
 
 # ---- the registry
@@ -357,6 +354,8 @@ def test_the_registry(place, tmp_path, capsys):
     row = rows[str(runs / "wide_s0")]
     config, last = RunFolder(runs / "wide_s0").config(), RunFolder(runs / "wide_s0").metrics()[-1]
     assert row["run_id"] == config["run_id"] and row["conclusion"] == "Six concepts | are enough."
+    flops = last["tokens"] * config["train_flops_per_token"] if "tokens" in last else None
+    assert flops is None or float(row["TFLOP"]) == pytest.approx(flops / 1e12)
     assert row["steps"] == "60/60" and row["horizon"] == "max_steps=60" and row["data"] == "toy 16"
     assert "H32 L2 C6" in row["architecture"] and row["commit"] == (config["commit"] or "")
     assert float(row["val_loss"]) == last["val_loss"] and float(row["tokens_per_s"]) > 0
@@ -397,7 +396,7 @@ def evaluation(folder):
 
 def test_an_empty_registry(tmp_path, capsys):
     assert compare.main(["--registry", f"--out={tmp_path}"]) == 0
-    assert "| date | run |" in capsys.readouterr().out
+    assert capsys.readouterr().out == "## Training runs\n\nnone\n\n## Evaluations, x100\n\nnone\n"
     with pytest.raises(UserError, match="no folder"):
         compare.main(["--registry", f"--out={tmp_path / 'nothing'}"])
 

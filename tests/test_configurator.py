@@ -4,7 +4,8 @@ import random
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from argparse import ArgumentError
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,11 +21,6 @@ HORIZONS = ("max_steps", "max_tokens", "max_minutes")
 
 @dataclass
 class Train:
-    """The run: data and optimiser.
-
-    A second paragraph that help does not show.
-    """
-
     dataset: Annotated[str, "folder below data/"] = "pydocs"
     tag: Annotated[str, "a word for the run"] = ""
     lengths: Annotated[tuple[int, ...], "row lengths, one of which is drawn for every step, all equally likely"] = (
@@ -40,17 +36,18 @@ class Train:
     compile: Annotated[bool | Literal["auto"], "torch.compile"] = "auto"
     wandb: Annotated[bool, "log to wandb"] = False
     limit: Annotated[int | None, "rows at most"] = None
-    extra: Annotated[dict, "anything"] = field(default_factory=dict)
+
+
+ENCODERS = {"perceiver": None, "bixt": None, "slot": None}
 
 
 @dataclass
 class Model:
-    encoder: Annotated[Literal["perceiver", "bixt", "slot"], "which encoder"] = "perceiver"
+    encoder: Annotated[Literal[tuple(ENCODERS)], "which encoder, 100 %"] = "perceiver"
     hidden: Annotated[int, "concept width"] = 512
-    size: int = field(init=False, default=0)
 
     def __post_init__(self):
-        if self.hidden % 8:
+        if self.hidden < 1 or self.hidden % 8:
             raise ValueError("hidden must divide by 8; write hidden = 512")
 
 
@@ -102,20 +99,16 @@ def test_defaults_config_and_flags_in_this_order():
         ("lr", "3e-4 * 2", 6e-4),
         ("lr", "-1 / 4", -0.25),
         ("max_steps", "1e6", 1_000_000),
-        ("max_steps", "(2**20 + 1) // 3 % 1000 - +7 << 2 >> 1", (((2**20 + 1) // 3 % 1000 - 7) << 2) >> 1),
+        ("max_steps", "(2**20 + 1) // 3 - +7", (2**20 + 1) // 3 - 7),
         ("max_steps", "2**-1 * 4", 2),
-        ("lengths", "[16] + [32] * 2", (16, 32, 32)),
-        ("lengths", "(16,) + (32,) * 2", (16, 32, 32)),
         ("lengths", "[16, 32]", (16, 32)),
         ("lengths", "()", ()),
         ("betas", "(0, 1)", (0.0, 1.0)),
         ("compile", "True", True),
         ("compile", '"auto"', "auto"),
-        ("encoder", '"bi" + "xt"', "bixt"),
-        ("dataset", '"a" "b" * 2', "abab"),
+        ("dataset", '"a" "b"', "ab"),
         ("limit", "None", None),
         ("limit", "3", 3),
-        ("extra", '{"a": [1, (2, None)], 3: {"b": -1.5}}', {"a": [1, (2, None)], 3: {"b": -1.5}}),
     ],
 )
 def test_values_of_a_config(key, expression, expected):
@@ -143,18 +136,18 @@ def test_values_of_a_config(key, expression, expected):
         (["--lengths="], "lengths", ()),
         (["--files=a,b"], "files", ("a", "b")),
         (["--files", "a", "b,c", "--lr=1"], "files", ("a", "b,c")),
-        (["--files=('a,b',)"], "files", ("a,b",)),
+        (["--files=a"], "files", ("a",)),
+        (["--files", "a,b"], "files", ("a", "b")),
+        (["--files=1,2"], "files", ("1", "2")),
         (["--betas=0,1"], "betas", (0.0, 1.0)),
         (["--compile"], "compile", True),
-        (["--compile", "auto"], "compile", "auto"),
+        (["--compile=auto"], "compile", "auto"),
         (["--compile=false"], "compile", False),
         (["--wandb", "--lr=1"], "wandb", True),
-        (["--wandb", "False"], "wandb", False),
         (["--wandb=True"], "wandb", True),
         (["--encoder=bixt"], "encoder", "bixt"),
         (["--limit=None"], "limit", None),
         (["--limit=7"], "limit", 7),
-        (["--extra={'a': 1}"], "extra", {"a": 1}),
     ],
 )
 def test_values_of_the_command_line(argv, key, expected):
@@ -165,7 +158,7 @@ def test_values_of_the_command_line(argv, key, expected):
 
 def test_a_config_may_stand_anywhere():
     name = write("lr = 2.0")
-    for argv in (["--wandb", name], [name, "--wandb"], ["--lengths", "16", "32", name], ["--wandb", "true", name]):
+    for argv in (["--wandb", name], [name, "--wandb"], [name, "--lengths", "16", "32"], ["--lengths=16,32", name]):
         assert read(*argv).values["lr"] == 2.0, argv
 
 
@@ -175,28 +168,28 @@ def test_a_config_may_stand_anywhere():
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("hiden = 3", ["config/x.py:2", "unknown key hiden", "did you mean hidden?"]),
-        ("lr = 'abc'", ["config/x.py:2", "lr must be a finite number, not 'abc'", "lr = 0.001"]),
-        ("lr = 1e999", ["config/x.py:2", "not inf"]),
-        ("lr = 1e999 - 1e999", ["not nan"]),
+        ("hiden = 3", ["unknown key hiden", "did you mean hidden?"]),
+        ("lr = 'abc'", ["lr must be float, not 'abc'", "a value like 0.001"]),
+        ("lr = 1e999", ["a number beyond 1e+300"]),
         ("lr = True", ["not True"]),
-        ("hidden = True", ["hidden must be a whole number, not True"]),
+        ("hidden = True", ["hidden must be int, not True"]),
         ("hidden = 1.5", ["not 1.5"]),
-        ("hidden = 1e999", ["not inf"]),
         ("hidden = 2**63", ["not 9223372036854775808"]),
         ("hidden = None", ["not None"]),
-        ("wandb = 1", ["wandb must be True or False, not 1"]),
-        ("lengths = 512", ["a tuple of whole numbers, not 512", "lengths = (512,)"]),
+        ("wandb = 1", ["wandb must be bool, not 1"]),
+        ("lengths = 512", ["lengths must be tuple[int, ...], not 512", "a value like (16, 32)"]),
         ("lengths = (1, 'a')", ["not (1, 'a')"]),
-        ("betas = (1, 2, 3)", ["a tuple of 2 finite numbers"]),
-        ("dataset = 5", ["dataset must be text", "dataset = '5'"]),
-        ("encoder = 'percever'", ["one of perceiver, bixt, slot", "did you mean perceiver?"]),
-        ("compile = 'Auto'", ["True or False or auto", "did you mean auto?"]),
-        ("encoder = bixt", ["bixt is not assigned above", 'write "bixt" in quotes']),
+        ("betas = (1, 2, 3)", ["tuple[float, float]"]),
+        ("dataset = 5", ["dataset must be str, not 5"]),
+        ("encoder = 'percever'", ["one of ['perceiver', 'bixt', 'slot']", "did you mean perceiver?"]),
+        ("compile = 'Auto'", ["bool or one of ['auto']", "did you mean auto?"]),
+        ("limit = 'x'", ["limit must be int or None"]),
+        ("encoder = bixt", ["bixt is not allowed", "text in quotes"]),
     ],
 )
 def test_errors_of_a_config_name_the_line(line, words):
     message = refused(write(f"tag = 'a'\n{line}\n"))
+    assert message.startswith("config/x.py:2: ")
     for word in words:
         assert word in message, message
 
@@ -206,24 +199,31 @@ def test_errors_of_a_config_name_the_line(line, words):
     [
         (["--hiden=3"], ["--hiden", "did you mean hidden?"]),
         (["--max-steps=3"], ["did you mean max_steps?"]),
-        (["--lr=abc"], ["--lr=abc", "a finite number, not 'abc'", "--lr=0.001"]),
+        (["--lr=abc"], ["--lr: lr must be float, not 'abc'", "a value like 0.001"]),
         (["--lr=nan"], ["not 'nan'"]),
-        (["--lr=1e999"], ["finite"]),
+        (["--lr=1e999"], ["not '1e999'"]),
         (["--lr="], ["not ''"]),
-        (["--lr"], ["--lr has no value; write --lr=0.001"]),
-        (["--lr", "--wandb"], ["--lr has no value"]),
-        (["--dataset"], ["--dataset has no value"]),
-        (["--hidden=1.5"], ["whole number"]),
-        (["--hidden=True"], ["whole number"]),
-        (["--hidden=2**10**9"], ["whole number"]),
-        (["--hidden=__import__('os')"], ["whole number"]),
-        (["--lengths=a,b"], ["--lengths=16,32"]),
-        (["--lengths", "config/x.py"], ["whole numbers"]),
-        (["--wandb=1"], ["True or False"]),
+        (["--lr"], ["--lr: lr must be float"]),
+        (["--lr", "--wandb"], ["--lr: lr must be float"]),
+        (["--lr", "-a"], ["unknown key a"]),
+        (["--lr=-a"], ["not '-a'"]),
+        (["--dataset"], ["--dataset: dataset must be str"]),
+        (["--hidden=1.5"], ["must be int"]),
+        (["--hidden=True"], ["must be int"]),
+        (["--hidden=2**10**9"], ["must be int"]),
+        (["--hidden=1e20"], ["must be int"]),
+        (["--hidden=__import__('os')"], ["must be int"]),
+        (["--lengths=a,b"], ["not ['a,b']"]),
+        (["--lengths", "a", "b"], ["not ['a', 'b']"]),
+        (["--wandb=1"], ["must be bool"]),
+        (["--wandb", "False"], ["config False does not exist"]),
         (["--encoder=bixd"], ["did you mean bixt?"]),
+        (["--enc=bixt"], ["unknown key enc"]),
         (["-lr=3"], ["write --lr=3"]),
-        (["lr=3"], ["lr=3 is no flag; write --lr=3"]),
+        (["-hidden=3"], ["write --key=value"]),
         (["--=3"], ["unknown key"]),
+        (["--"], ["unknown key"]),
+        (["lr=3"], ["lr=3 is no flag; write --lr=3"]),
     ],
 )
 def test_errors_of_the_command_line_name_the_flag(argv, words):
@@ -241,18 +241,18 @@ def test_missing_configs_name_the_nearest_file():
     write("", "config/quickstart.py")
     assert "did you mean config/quickstart.py?" in refused("config/quikstart.py")
     assert "did you mean config/quickstart.py?" in refused("config/quickstart")
-    assert "is a folder" in refused("config")
-    assert "nor does its folder" in refused("nowhere/x.py")
-    assert "look in config" in refused("config/zzz.py")
-    assert "second config" in refused("config/quickstart.py", "config/quickstart.py")
+    assert "config config does not exist; look into ." in refused("config")
+    assert "config nowhere/x.py does not exist; look into nowhere" in refused("nowhere/x.py")
+    assert "look into config" in refused("config/zzz.py")
+    assert "one word too many" in refused("config/quickstart.py", "config/quickstart.py")
 
 
 def test_paths_are_taken_as_the_command_asks():
     names = [write("arms = {}", "config/a.py"), write("", "config/b.py")]
     parsed = read(*names, positional="many")
-    assert parsed.configs == [Path(name) for name in names] and parsed.config is None and parsed.given == {}
+    assert parsed.configs == [Path(name) for name in names] and parsed.given == {}
     assert "does not exist" in refused("config/none.py", positional="many")
-    assert "not understood" in refused("config/a.py", positional=False)
+    assert "one word too many" in refused("config/a.py", positional=False)
 
 
 # configs that are built on others
@@ -285,21 +285,24 @@ def test_base_is_relative_to_the_root_and_the_config_to_the_working_directory(fo
 def test_base_errors():
     write('base = "config/b.py"', "config/a.py")
     write('base = "config/a.py"', "config/b.py")
-    assert "config/b.py:1: base: config/a.py leads back to itself" in refused("config/a.py")
-    assert "config/x.py:1: base: config/x.py leads back to itself" in refused(write('base = "config/x.py"'))
-    assert "config/x.py:1: base: config config/bb.py" in refused(write('base = "config/bb.py"'))
+    write("", "config/c.py")
+    assert refused("config/a.py").startswith("config/a.py:1: config/b.py:1: config/a.py leads back to itself")
+    assert "config/x.py:1: config/x.py leads back to itself" in refused(write('base = "config/x.py"'))
+    assert "config/x.py:1: config config/bb.py does not exist; did you mean" in refused(write('base = "config/bb.py"'))
     assert "config/x.py:2: base must stand first" in refused(write('lr = 1\nbase = "config/b.py"'))
-    assert "base must be a file name" in refused(write("base = 3"))
+    assert "config/x.py:2: base must stand first" in refused(write('base = "config/c.py"\nbase = "config/c.py"'))
+    assert "and name a file" in refused(write("base = 3"))
     write("lr = 1 +", "config/b.py")
-    assert "config/b.py:1" in refused("config/a.py")
+    assert "config/b.py:1: " in refused("config/a.py")
     assert "unknown key" in refused("config/a.py", "--base=x")
 
 
 def test_grid_keys_are_read_by_read_config():
     write("hidden = 64", "config/a.py")
-    name = write('base = "config/a.py"\narms = {"one": {"hidden": hidden * 2}}\nseeds = (0, 1)', "config/grid.py")
+    name = write('base = "config/a.py"\narms = {"one": {"hidden": hidden * 2}}\nseeds = [0, 1]', "config/grid.py")
     grid = read_config(name, ".")
     assert grid["arms"] == ({"one": {"hidden": 128}}, "config/grid.py:2") and grid["hidden"] == (64, "config/a.py:1")
+    assert grid["seeds"] == ((0, 1), "config/grid.py:3")  # a list is read as a tuple
     assert "unknown key arms" in refused(name)
 
 
@@ -325,10 +328,8 @@ def test_a_later_horizon_replaces_an_earlier_one():
 
 
 def test_two_horizons_in_one_source_are_refused():
-    message = refused("--max_steps=1", "--max_tokens=1")
-    assert "--max_steps" in message and "--max_tokens" in message and "keep one" in message
-    message = refused(write("max_steps = 1\nmax_minutes = 1"))
-    assert "config/x.py:1" in message and "config/x.py:2" in message
+    assert refused("--max_steps=1", "--max_tokens=1").startswith("--max_tokens: max_steps and max_tokens exclude each")
+    assert refused(write("max_steps = 1\nmax_minutes = 1")).startswith("config/x.py:2: max_steps and max_minutes")
 
 
 # syntax that is refused
@@ -337,56 +338,53 @@ def test_two_horizons_in_one_source_are_refused():
 @pytest.mark.parametrize(
     "line, word",
     [
-        ("lr = float('1')", "function call"),
-        ("lr = __import__('os').system('touch hacked')", "function call"),
-        ("tag = ''.__class__", "attribute"),
-        ("tag = 'abc'[0]", "index"),
-        ("lengths = [i for i in (1, 2)]", "comprehension"),
-        ("lengths = (i for i in (1, 2))", "comprehension"),
-        ("lengths = (*(1, 2), 3)", "unpacking"),
-        ("extra = {**{}}", "unpacking"),
-        ("extra = {(1, 2): 3}", "keys of a dict"),
-        ("extra = {[]: 3}", "keys of a dict"),
-        ("extra = {1, 2}", "a set"),
-        ("tag = f'{1}'", "f-string"),
-        ("tag = b'x'", "Constant"),
-        ("lr = 1j", "Constant"),
-        ("lr = ...", "Constant"),
-        ("lr = (x := 1)", ":="),
-        ("lr = lambda: 1", "lambda"),
-        ("lr = 1 if True else 2", "conditional"),
-        ("lr = 1 < 2", "comparison"),
-        ("lr = not 1", "operators"),
-        ("lr = ~1", "operators"),
-        ("lr = 1 | 2", "operators"),
-        ("lr = 1 and 2", "operators"),
-        ("lr: float = 1", "annotated"),
-        ("hidden += 1", "augmented"),
-        ("lr = hidden = 1", "one name a line"),
-        ("lr, hidden = 1, 2", "one name a line"),
-        ("lengths[0] = 1", "one name a line"),
-        ("import os", "import"),
-        ("from os import path", "import"),
-        ("def f(): pass", "function"),
-        ("class A: pass", "class"),
-        ("if True: lr = 1", "If"),
-        ("while True: pass", "While"),
-        ("'a string'", "bare expression"),
-        ("del tag", "Delete"),
-        ("lr = -'a'", "sign needs a number"),
-        ("tag = '%09999999999d' % 1", "needs numbers"),
+        ("lr = float('1')", "float('1') is not allowed"),
+        ("lr = __import__('os').system('touch hacked')", "is not allowed"),
+        ("tag = ''.__class__", "is not allowed"),
+        ("tag = 'abc'[0]", "is not allowed"),
+        ("lengths = [i for i in (1, 2)]", "is not allowed"),
+        ("lengths = (*(1, 2), 3)", "is not allowed"),
+        ("_a = {**{}}", "is not allowed"),
+        ("_a = {(1, 2): 3}", "is not allowed"),
+        ("_a = {1, 2}", "is not allowed"),
+        ("tag = f'{1}'", "is not allowed"),
+        ("tag = b'x'", "is not allowed"),
+        ("lr = 1j", "is not allowed"),
+        ("lr = ...", "is not allowed"),
+        ("lr = (x := 1)", "is not allowed"),
+        ("lr = lambda: 1", "is not allowed"),
+        ("lr = 1 if True else 2", "is not allowed"),
+        ("lr = 1 < 2", "is not allowed"),
+        ("lr = not 1", "is not allowed"),
+        ("lr = ~1", "is not allowed"),
+        ("lr = 1 | 2", "is not allowed"),
+        ("lr = 1 % 2", "is not allowed"),
+        ("lr = 1 << 2", "is not allowed"),
+        ("lr = 1 and 2", "is not allowed"),
+        ("lr: float = 1", "is not allowed"),
+        ("hidden += 1", "is not allowed"),
+        ("lr = hidden = 1", "is not allowed"),
+        ("lr, hidden = 1, 2", "is not allowed"),
+        ("lengths[0] = 1", "is not allowed"),
+        ("import os", "import os is not allowed"),
+        ("from os import path", "is not allowed"),
+        ("def f(): pass", "is not allowed"),
+        ("if True: lr = 1", "is not allowed"),
+        ("'a string'", "is not allowed"),
+        ("del tag", "is not allowed"),
+        ("lr = tags", "is not allowed"),
+        ("lr = -'a'", "needs numbers"),
+        ("lr = True + 1", "needs numbers"),
         ("lr = 'a' - 1", "needs numbers"),
-        ("lr = 1 / 0", "cannot be computed"),
-        ("lr = 1 << -1", "shift"),
-        ("lr = 1 >> -1", "cannot be computed"),
-        ("lr = 1.5 << 2", "cannot be computed"),
-        ("lr = 'a' + 1", "cannot be computed"),
-        ("lr = 'a' * 1.5", "cannot be computed"),
-        ("lr = 10.0 ** 400", "cannot be computed"),
-        ("lr = (-1) ** 0.5", "negative number"),
-        ("lr = (1", "syntax"),
-        ("lr = 08", "syntax"),
-        ("  lr = 1", "syntax"),
+        ("tag = 'a' + 'b'", "needs numbers"),
+        ("tag = 'a' * 10**9", "needs numbers"),
+        ("lengths = (1,) * 10**9", "needs numbers"),
+        ("lr = 1 / 0", "division by zero"),
+        ("lr = 0 ** -1", "negative power"),
+        ("lr = (-1) ** 0.5", "a number beyond 1e+300, or none"),
+        ("lr = (1", "cannot be read"),
+        ("lr = 08", "cannot be read"),
+        ("  lr = 1", "cannot be read"),
         ("base = 'config/y.py'", "base must stand first"),
     ],
 )
@@ -400,23 +398,26 @@ def test_all_else_is_refused_and_never_executed(line, word):
     "text",
     [
         "hidden = 2**10**9",
-        "hidden = 2**(2**31)",
+        "hidden = 9**9**9",
         "hidden = (-3)**10**9",
-        "hidden = 1 << 10**12",
-        "hidden = 9**300 * 9**300",
-        "tag = 'a' * 10**9",
-        "tag = 10**9 * 'a'",
-        "lengths = (1,) * 10**9",
-        "lengths = [()] * 10**9",
-        "lengths = ((1,) * 5000,) * 5000",
+        "hidden = 0.5 ** -(10**9)",
+        "lr = 10**400",
+        "lr = 10.0**400",
+        "lr = 10**300 * 10",
+        "lr = 1e300 + 1e300",
+        "lr = 1e300 / 1e-300",
+        "lr = 1e300 // 1e-300",
+        "lr = 1" + "0" * 400,
+        "lr = -1e400",
+        "hidden = 2**-10**9",  # 0.0 is a whole number, but no width
         "hidden = " + "9" * 4000,
         "hidden = " + "9" * 5000,
-        "tag = 'a'\n" + "tag = tag + tag\n" * 60,
         "_a = (1, 1)\n" + "_a = (_a, _a)\n" * 60 + "lr = _a",
-        "_a = (1, 1)\n" + "_a = (_a, _a)\n" * 60 + "extra = {_a: 1}",
         "_a = 1\n" + "_a = (_a,)\n" * 5000 + "lr = _a",
         "lr = " + "(" * 500 + "1" + ")" * 500,
         "lr = " + "-" * 20_000 + "1",
+        "lr = " + "2**" * 900 + "1",
+        "lr = " + "f." * 900 + "g",
         "lr = " + "1+" * 20_000 + "1",
         "lr = 1\n" * 100_000,
         "lr = 1\0",
@@ -430,7 +431,8 @@ def test_all_else_is_refused_and_never_executed(line, word):
 )
 def test_nothing_hangs_or_crashes(text):
     start = time.perf_counter()
-    refused(write(text))
+    with pytest.raises(UserError):
+        read(write(text)).make(Model)
     assert time.perf_counter() - start < 2
 
 
@@ -491,7 +493,7 @@ def test_any_text_is_read_or_refused_with_a_sentence(tmp_path_factory, config):
 @settings(max_examples=60)
 @given(
     st.lists(
-        st.sampled_from(["--lr", "--lengths", "--files", "--wandb", "--compile", "--hidden", "lr", "-x", "--"]),
+        st.sampled_from(["--lr", "--lengths", "--files", "--wandb", "--compile", "--hidden", "lr", "-x", "-h", "--"]),
         max_size=4,
     ),
     st.data(),
@@ -504,8 +506,8 @@ def test_any_command_line_is_read_or_refused_with_a_sentence(flags, data):
         read(*argv)
     except UserError as error:
         assert str(error)
-    except SystemExit:
-        assert {"--help", "-h"} & set(argv)
+    except SystemExit as stop:
+        assert stop.code == 0 and {"--help", "-h"} & set(argv)
 
 
 @settings(max_examples=40)
@@ -529,7 +531,7 @@ def test_arithmetic_agrees_with_python():
     for _ in range(300):
         expression = str(rng.randint(0, 9))
         for _ in range(rng.randint(1, 5)):
-            expression = f"({expression} {rng.choice(['+', '-', '*', '/', '//', '%'])} {rng.randint(1, 9)})"
+            expression = f"({expression} {rng.choice(['+', '-', '*', '/', '//', '**'])} {rng.randint(1, 3)})"
         assert value_of("lr", expression) == float(eval(expression)), expression
 
 
@@ -538,15 +540,15 @@ def test_arithmetic_agrees_with_python():
 
 def test_help_shows_every_key_with_default_and_meaning(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    for argv in (["--help"], ["-h"], ["config/missing.py", "--nonsense", "--help"]):
+    for argv in (["--help"], ["-h"], ["config/missing.py", "--nonsense", "--lr=x", "--help"]):
         with pytest.raises(SystemExit) as stop:
             read(*argv)
         assert stop.value.code == 0
     out, err = capsys.readouterr()
-    assert err == "" and out.startswith("Train it.\n\nusage: python train.py [CONFIG.py] [--key=value ...]\n")
-    assert "More." not in out and "second paragraph" not in out and "Train: The run: data and optimiser." in out
-    assert "\n  --lr=0.001                  peak learning rate\n" in out
-    assert "--lengths=16,32 " in out and "one of perceiver, bixt, slot" in out and "--size" not in out
+    assert err == "" and out.startswith("usage: python train.py [CONFIG.py] [--key=value ...]\n\nTrain it.\n")
+    assert "More." not in out and "\nTrain:\n" in out and "\nModel:\n" in out
+    assert "\n  --lr=0.001           peak learning rate\n" in out
+    assert "--lengths=16,32 " in out and "which encoder, 100 % (one of ['perceiver', 'bixt'," in out
     assert max(map(len, out.splitlines())) <= 80
     for group in (Train, Model):
         for key in configurator.fields_of(group):
@@ -573,7 +575,7 @@ def test_unused_keys_are_warned_of_once_with_their_place(capsys, monkeypatch):
 
 
 def test_keys_are_unique_over_groups():
-    with pytest.raises(AssertionError, match="two groups"):
+    with pytest.raises(ArgumentError, match="conflicting option"):
         parse([], Train, Train, prog="", doc="", root=".")
 
 

@@ -1,21 +1,18 @@
 """The token file format and its damage, sentences and special strings, the sampler against a slow reference."""
 
 import json
+import re
 import shutil
-import sys
-from pathlib import Path
+import struct
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from lab import dataset  # noqa: E402
-from lab.configurator import UserError  # noqa: E402
-from lab.dataset import Corpus, CorpusWriter, Sampler  # noqa: E402
-from tests.corpus import make_corpus  # noqa: E402
+from lab import dataset
+from lab.configurator import UserError
+from lab.dataset import Corpus, CorpusWriter, Sampler, TokenFile
+from tests.corpus import make_corpus
 
 TEXT = """The river is old. It was here before us! Who knows why?
 A line break ends a sentence, too
@@ -47,7 +44,7 @@ def write(folder, documents, vocab=65_536, tokenizer=None, eod=EOD, split="train
         starts = np.cumsum([0, *map(len, document)])
         writer.append(np.array([i for s in document for i in s] + [eod]), starts[:-1], [0])
     writer.close()
-    (folder / "meta.json").write_text(json.dumps({"name": folder.name}))
+    (folder / "meta.json").write_text(json.dumps({"name": folder.name, "vocab_size": vocab}))
     return folder
 
 
@@ -88,34 +85,21 @@ def test_round_trip(corpus):
     assert sorted(p.name for p in corpus.folder.iterdir()) == ["meta.json", "tokenizer.json", "train.bin"]
 
 
-def test_move_tail_of_many_documents_and_of_one(tmp_path):
-    digest = "00" * 32
-    special = {"eod": 9, "mask": 1, "pad": 2, "sep": 3}
-
-    def writers(name):
-        return [CorpusWriter(tmp_path / f"{name}-{split}", 10, special, digest) for split in ("train", "val")]
-
-    train, val = writers("many")
-    train.append(np.array([4, 5, 9]), [0], [0])
-    train.append(np.array([6, 6, 7, 9]), [0, 2], [0])
-    train.move_tail(val)
-    train.close()
-    val.close()
-    _, tokens, documents, sentences = dataset.open_tokens(tmp_path / "many-train", "")
-    assert (tokens.tolist(), documents.tolist(), sentences.tolist()) == ([4, 5, 9], [0, 3], [0])
-    _, tokens, documents, sentences = dataset.open_tokens(tmp_path / "many-val", "")
-    assert (tokens.tolist(), documents.tolist(), sentences.tolist()) == ([6, 6, 7, 9], [0, 4], [0, 2])
-
-    train, val = writers("one")
-    train.append(np.array([5, 6] * 50 + [9]), np.arange(0, 100, 2), [0])
-    train.move_tail(val)
-    train.close()
-    val.close()
-    _, tokens, documents, sentences = dataset.open_tokens(tmp_path / "one-train", "")
-    assert tokens.tolist() == [5, 6] * 48 + [9] and documents.tolist() == [0, 97]
-    assert sentences.tolist() == list(range(0, 96, 2))
-    _, tokens, documents, sentences = dataset.open_tokens(tmp_path / "one-val", "")
-    assert (tokens.tolist(), documents.tolist(), sentences.tolist()) == ([5, 6, 5, 6, 9], [0, 5], [0, 2])
+def test_a_part_of_a_file_is_copied(tmp_path, monkeypatch):
+    digest, special = "00" * 32, {"eod": 9, "mask": 1, "pad": 2, "sep": 3}
+    first, second = (CorpusWriter(tmp_path / name, 10, special, digest) for name in "ab")
+    first.append(np.array([4, 5, 9]), [0], [0])
+    first.append(np.array([6, 6, 7, 9]), [0, 2], [0])
+    first.append(np.array([8, 9]), [0], [0])
+    first.close()
+    monkeypatch.setattr(dataset, "CHUNK", 2)  # in several pieces
+    text = TokenFile(tmp_path / "a", "")
+    second.copy(text, 3, text.count)
+    second.copy(text, 0, 3)
+    second.close()
+    text = TokenFile(tmp_path / "b", "")
+    assert text.tokens.tolist() == [6, 6, 7, 9, 8, 9, 4, 5, 9]
+    assert (text.documents.tolist(), text.sentences.tolist()) == ([0, 4, 6, 9], [0, 2, 4, 6])
 
 
 def test_writing_refuses(tmp_path):
@@ -129,6 +113,15 @@ def test_writing_refuses(tmp_path):
         writer.close()
     writer.discard()
     assert list(tmp_path.iterdir()) == []
+    writer = CorpusWriter(tmp_path / "a.bin", 10, special, "00" * 32)
+    writer.append(np.array([5, 0]), [0], [0])
+    writer.file.flush()
+    with pytest.raises(UserError, match="not a token file"):  # as long as it is not closed
+        TokenFile(tmp_path / "a.bin", "")
+    writer.close()
+    writer.discard()  # does nothing to a complete file
+    assert TokenFile(tmp_path / "a.bin", "").tokens.tolist() == [5, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
 def cut(path):
@@ -149,10 +142,13 @@ DAMAGE = {
     "version 7": lambda folder: patch(folder / "train.bin", 8, b"\7"),
     "token id 60000 in a vocabulary of 500": lambda folder: patch(folder / "train.bin", 128, b"\x60\xea"),
     "damaged tables": lambda folder: patch(folder / "train.bin", (folder / "train.bin").stat().st_size - 1, b"\x7f"),
+    "damaged header": lambda folder: patch(folder / "train.bin", 14, b"\1"),
+    "another vocabulary than": lambda folder: patch(folder / "train.bin", 12, b"\xf5"),
     "another tokenizer": lambda folder: byte_level(300).save(str(folder / "tokenizer.json")),
     "tokenizer.json is missing": lambda folder: (folder / "tokenizer.json").unlink(),
     "train.bin is missing": lambda folder: (folder / "train.bin").unlink(),
     "meta.json is damaged": lambda folder: (folder / "meta.json").write_text("{"),
+    "meta.json is .*damaged": lambda folder: (folder / "meta.json").write_text("[]"),
     "holds no prepared data; run python data/text/prepare.py --name=x": lambda folder: (folder / "meta.json").unlink(),
 }
 
@@ -165,6 +161,65 @@ def test_damage_is_refused_in_one_sentence(tmp_path, words):
     with pytest.raises(UserError, match=words) as error:
         Corpus(folder, "train")
     assert "; " in str(error.value) and "prepare.py" in str(error.value) and "\n" not in str(error.value)
+
+
+def damage(raw: bytearray, rng) -> bytearray:
+    """A token file with random bytes, random table entries, another length, or parts exchanged."""
+    count, documents, sentences = struct.unpack_from("<3Q", raw, 32)
+    tables = len(raw) - 8 * (documents + 1 + sentences)
+    places = {"header": (8, 64), "tokens": (128, tables), "tables": (tables, len(raw)), "all": (0, len(raw))}
+    begin, end = places[rng.choice(list(places))]
+    kind = rng.choice(["bits", "bytes", "entries", "counts", "cut", "extended", "exchanged"])
+    if kind == "bits":
+        raw[rng.integers(begin, end)] ^= 1 << rng.integers(8)
+    elif kind == "bytes":
+        for at in rng.integers(begin, end, rng.integers(1, 20)):
+            raw[at] = rng.integers(256)
+    elif kind == "entries":  # of the tables: near, far, negative and huge
+        for at in rng.integers(0, documents + 1 + sentences, rng.integers(1, 4)):
+            value = rng.choice([0, 1, -1, count, count - 1, rng.integers(count), 2**62, -(2**63), 2**63 - 1])
+            struct.pack_into("<q", raw, tables + 8 * at, value)
+    elif kind == "counts":  # that keep the length of the file: the border between tokens and tables moves
+        more = int(rng.integers(-min(documents, sentences), min(documents, sentences)))
+        struct.pack_into("<3Q", raw, 32, *(max(n, 0) for n in (count - 4 * more, documents + more, sentences)))
+        if rng.integers(2):
+            struct.pack_into("<3Q", raw, 32, count, documents + more, sentences - more)
+    elif kind == "cut":
+        del raw[rng.integers(len(raw)) :]
+    elif kind == "extended":
+        raw += rng.bytes(8 * rng.integers(1, 9))
+    else:
+        a, b = sorted(rng.integers(begin, end, 2))
+        raw[a:b] = raw[a:b][::-1]
+    return raw
+
+
+@pytest.mark.parametrize("checked", [dataset.CHECKED, 64])  # 64 bytes: most damage is found only where it is used
+def test_a_damaged_file_works_or_is_refused(tmp_path, monkeypatch, checked):
+    monkeypatch.setattr(dataset, "CHECKED", checked)
+    folder = make_corpus(tmp_path / "toy", documents=500)
+    rows = np.arange(64)
+
+    def use():
+        corpus = Corpus(folder, "train")
+        for flags in ({}, {"one_document": True}, {"pairs": True}):
+            sampler = Sampler(corpus, (5, 16, 24, 40), 0, **flags)
+            for n in sampler.lengths:
+                ids, document = sampler.batch(0, n, rows)
+                assert ids.shape == (64, n) and 0 <= ids.min() and ids.max() < corpus.vocab_size
+                assert 0 <= document.min() and document.max() < len(corpus.documents) - 1
+        assert corpus.idf().shape == (corpus.vocab_size,)
+
+    use()
+    whole, refused = (folder / "train.bin").read_bytes(), 0
+    for seed in range(400):
+        (folder / "train.bin").write_bytes(damage(bytearray(whole), np.random.default_rng(seed)))
+        try:
+            use()
+        except UserError as error:
+            refused += 1
+            assert re.search(r"; (prepare it again: |use length|leave this length)|more text$", str(error)), error
+    assert 150 < refused < 390  # a flipped bit of a token may be another token
 
 
 def test_an_id_beyond_the_checked_ends_is_found_when_sampled(corpus, monkeypatch):
@@ -192,30 +247,33 @@ def test_prepare_commands():
 
 def test_sentences():
     assert dataset.split_sentences(TEXT)[:4] == [
-        "The river is old.", "It was here before us!", "Who knows why?", "A line break ends a sentence, too",
+        " The river is old.", " It was here before us!", " Who knows why?", " A line break ends a sentence, too",
     ]  # fmt: skip
-    assert dataset.split_sentences("3.14 is a.b\r\n\r\n  x  \n") == ["3.14 is a.b", "x"]
+    assert dataset.split_sentences("3.14 is a.b\r\n\r\n  x  \n") == [" 3.14 is a.b", " x"]
     assert dataset.split_sentences(" \n\t ") == []
 
 
 def test_a_sentence_has_the_same_ids_in_a_text_and_alone():
     tokenizer = byte_level()
-    alone = [dataset.encode_text(tokenizer, sentence) for sentence in dataset.split_sentences(TEXT)]
-    assert dataset.encode_text(tokenizer, TEXT) == [i for ids in alone for i in ids]
+    sentences = dataset.split_sentences(TEXT)
+    text, *alone = dataset.encode_texts(tokenizer, [TEXT, *sentences])
+    assert text == [i for ids in alone for i in ids]
+    assert [dataset.encode_texts(tokenizer, [sentence])[0] for sentence in sentences] == alone
     assert tokenizer.decode(alone[1]) == " It was here before us!"
 
 
 def test_an_empty_text_is_one_separator():
     tokenizer = byte_level()
     sep = tokenizer.token_to_id("[SEP]")
-    assert dataset.encode_text(tokenizer, "") == dataset.encode_text(tokenizer, " \n") == [sep]
+    assert dataset.encode_texts(tokenizer, ["", "It was.", " \n"])[::2] == [[sep], [sep]]
+    assert dataset.encode_texts(tokenizer, []) == []
 
 
 def test_special_strings_in_text_are_text(tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
     tokenizer = dataset.load_tokenizer(tmp_path / "tokenizer.json")
     text = "<|endoftext|> [MASK] and [SEP] [PAD]"
-    ids = dataset.encode_text(tokenizer, text)
+    (ids,) = dataset.encode_texts(tokenizer, [text])
     assert not set(ids) & set(dataset.special_ids(tokenizer).values())
     assert tokenizer.decode(ids, skip_special_tokens=True) == " " + text
 
@@ -237,7 +295,8 @@ def test_special_ids_first_name_wins_and_missing_ones_are_appended():
 def test_lowercase_holds_for_later_text(tmp_path):
     byte_level(lowercase=True).save(str(tmp_path / "tokenizer.json"))
     tokenizer = dataset.load_tokenizer(tmp_path / "tokenizer.json")
-    assert dataset.encode_text(tokenizer, "THE RIVER ÉTÉ.") == dataset.encode_text(tokenizer, "the river été.")
+    upper, lower = dataset.encode_texts(tokenizer, ["THE RIVER ÉTÉ.", "the river été."])
+    assert upper == lower
 
 
 def test_tokenizers_that_are_none(tmp_path):

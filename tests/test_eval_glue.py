@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 from sklearn import metrics as sk
 
 import eval_glue
 import train
-from lab import tasks
+from lab import floors, tasks
 from lab.configurator import UserError
 from lab.runs import load_run
 from model import ConceptModel
@@ -84,7 +83,8 @@ def judge(place, *more, run="run"):
 def records(place):
     assert judge(place) == 0  # `concept` is the default
     names = ["mrpc", "paws", "sick_r", "stsb"]
-    assert sorted(p.name for p in (place / "out/run/eval").iterdir()) == [f"zero_shot_{name}.json" for name in names]
+    files = [f"zero_shot_{name}.{kind}" for name in names for kind in ("json", "npz")]
+    assert sorted(p.name for p in (place / "out/run/eval").iterdir()) == files
     return {name: json.loads((place / f"out/run/eval/zero_shot_{name}.json").read_text()) for name in names}
 
 
@@ -123,12 +123,12 @@ def test_the_record_of_each_task(place, records):
 
 
 def cosines(vectors, split, mean=0):
-    x, y = (np.stack([vectors[text] for text in side]) - mean for side in (split.a, split.b))
+    x, y = (np.stack([vectors[text] for text in side]) - mean for side in zip(*split.rows, strict=True))
     return (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
 
 
 def embed(run, splits):
-    texts = sorted({text for split in splits.values() for text in (*split.a, *split.b)})
+    texts = sorted({text for split in splits.values() for row in split.rows for text in row})
     return dict(zip(texts, run.embed(texts, batch_tokens=48).double().numpy(), strict=True))  # small batches
 
 
@@ -136,7 +136,7 @@ def test_scores_by_hand_and_in_other_batches(place, records):
     run = load_run(place / "out/run", device="cpu")
     splits = tasks.load_task("stsb", place / "glue")
     vectors = embed(run, splits)
-    head = [vectors[t] for pair in zip(splits["train"].a, splits["train"].b, strict=True) for t in pair]
+    head = [vectors[text] for pair in splits["train"].rows for text in pair]
     for name in ("dev", "test"):
         metrics, gold = records["stsb"]["splits"][name]["metrics"], splits[name].labels
         for mean, suffix in ((0, ""), (np.mean(head, 0), "_centred")):
@@ -147,28 +147,41 @@ def test_scores_by_hand_and_in_other_batches(place, records):
     splits = tasks.load_task("paws", place / "glue")
     vectors = embed(run, splits)
     threshold = tasks.best_threshold(cosines(vectors, splits["test"]), splits["test"].labels)
-    said = (cosines(vectors, splits["dev"]) >= threshold).astype(int)
+    predicted = (cosines(vectors, splits["dev"]) >= threshold).astype(int)
     metrics, gold = records["paws"]["splits"]["dev"]["metrics"], splits["dev"].labels
-    assert metrics["accuracy"] == pytest.approx(sk.accuracy_score(gold, said), abs=1e-4)
-    assert metrics["f1"] == pytest.approx(sk.f1_score(gold, said), abs=1e-4)
-    assert metrics["mcc"] == pytest.approx(sk.matthews_corrcoef(gold, said), abs=1e-4)
+    assert metrics["accuracy"] == pytest.approx(sk.accuracy_score(gold, predicted), abs=1e-4)
+    assert metrics["f1"] == pytest.approx(sk.f1_score(gold, predicted), abs=1e-4)
+    assert metrics["mcc"] == pytest.approx(sk.matthews_corrcoef(gold, predicted), abs=1e-4)
+
+
+def test_answers_of_each_row_are_kept(place, records):
+    """Paired tests start from them: metrics and lifts can be had again."""
+    with np.load(place / "out/run/eval/zero_shot_stsb.npz") as rows:
+        assert set(rows.files) == {f"{s}/{kind}" for s in ("dev", "test") for kind in ("cosines", "centred", "labels")}
+        dev = records["stsb"]["splits"]["dev"]["metrics"]
+        for kind, metric in (("cosines", "pearson"), ("centred", "pearson_centred")):
+            assert rows[f"dev/{kind}"].shape == (1, 40)
+            assert stats.pearsonr(rows[f"dev/{kind}"][0], rows["dev/labels"])[0] == pytest.approx(dev[metric])
+    with np.load(place / "out/run/eval/zero_shot_mrpc.npz") as rows:
+        right = rows["test/predictions"][0] == rows["test/labels"]
+        assert right.mean() == records["mrpc"]["splits"]["test"]["metrics"]["accuracy"]
+        assert rows["test/cosines"].shape == (1, 40)
 
 
 def test_untrained_and_token_idf_by_hand(place, records):
     run = load_run(place / "out/run", device="cpu")
     splits = tasks.load_task("sick_r", place / "glue")
     untrained, lexical = [], []
-    train_texts = [*splits["train"].a, *splits["train"].b]
+    train_texts = [text for row in splits["train"].rows for text in row]
     sets = [set(ids) for ids in run.encode_texts(train_texts)]
     for seed in range(5):
-        torch.manual_seed(seed)
-        run.model = ConceptModel(run.model.config, run.model.mask_id).eval()
+        run.model = ConceptModel(run.model.config, run.model.mask_id, seed).eval()
         untrained.append(stats.pearsonr(cosines(embed(run, splits), splits["test"]), splits["test"].labels)[0])
         vectors = {}
-        for text in (*splits["test"].a, *splits["test"].b):
+        for text in {text for row in splits["test"].rows for text in row}:
             (ids,) = run.encode_texts([text])
             weight = [np.log((1 + len(sets)) / (1 + sum(i in s for s in sets))) + 1 for i in ids]
-            table = run.model.encoder.tokens.weight.detach().double().numpy()
+            table = run.model.tokens.weight.detach().double().numpy()
             vectors[text] = np.average(table[ids], axis=0, weights=weight)
         lexical.append(stats.pearsonr(cosines(vectors, splits["test"]), splits["test"].labels)[0])
     found = records["sick_r"]["splits"]["test"]
@@ -180,7 +193,7 @@ def test_untrained_and_token_idf_by_hand(place, records):
 def test_the_table_and_the_floors_kept_beside_the_run(place, records, capsys, monkeypatch):
     shutil.copytree(place / "out/run", place / "out/twin", dirs_exist_ok=True)
     shutil.rmtree(place / "out/twin/eval")
-    monkeypatch.setattr(eval_glue, "model_floors", lambda *_: pytest.fail("the floors are there already"))
+    monkeypatch.setattr(floors, "model_floors", lambda *_: pytest.fail("the floors are there already"))
     assert judge(place, "--tasks=stsb,mrpc", run="twin") == 0
     assert json.loads((place / "out/twin/eval/zero_shot_stsb.json").read_text()) == records["stsb"]
     out, err = capsys.readouterr()
@@ -190,9 +203,10 @@ def test_the_table_and_the_floors_kept_beside_the_run(place, records, capsys, mo
     dev = records["stsb"]["splits"]["dev"]
     assert rows[2][columns["score"]] == f"{100 * dev['metrics']['pearson']:.1f}"
     assert rows[2][columns["token_idf"]] == f"{100 * dev['floors']['token_idf']['pearson']:.1f}"
-    assert rows[2][columns["majority"]] == "-" and rows[-1][columns["majority"]] == "0.0"
+    assert rows[2][columns["majority"]] == rows[3][columns["over untrained"]] == "-"
+    assert rows[-1][columns["majority"]] == "0.0"
     lift = dev["lift"]["best_floor"]
-    assert f"[{100 * lift['low']:+.1f}, {100 * lift['high']:+.1f}]" in rows[2][columns["over the best floor"]]
+    assert f"[{100 * lift['low']:+.1f}, {100 * lift['high']:+.1f}]" in rows[2][columns["over best_floor"]]
     assert "floors" not in err and len(rows) == 2 + 2 * 4 + 2 * 3
 
     judge(place, "--tasks=paws")
@@ -201,24 +215,27 @@ def test_the_table_and_the_floors_kept_beside_the_run(place, records, capsys, mo
 
 def test_damaged_or_other_floors_are_computed_anew(place, records, monkeypatch):
     run = load_run(place / "out/run", device="cpu")
-    splits = tasks.load_task("sick_r", place / "glue")
-    pairs = tasks.Pairs(splits)
-    key = eval_glue.floors_key(run, "sick_r", pairs)
+    pairs = tasks.Pairs("sick_r", tasks.load_task("sick_r", place / "glue"))
+    key = floors.cache_key(run, pairs)
     (kept,) = (place / "out/.floors").glob("sick_r_*.npz")
     assert key in kept.name
     kept.write_bytes(kept.read_bytes()[:1000])
     judge(place, "--tasks=sick_r")
     assert json.loads((place / "out/run/eval/zero_shot_sick_r.json").read_text()) == records["sick_r"]
 
-    pairs.labels["dev"] = pairs.labels["dev"] + 1
-    assert eval_glue.floors_key(run, "sick_r", pairs) != key
-    pairs.labels["dev"] = pairs.labels["dev"] - 1
-    monkeypatch.setattr(run.model.config, "init", "gpt2")
-    assert eval_glue.floors_key(run, "sick_r", pairs) != key
+    def changed(place, name, value):
+        with monkeypatch.context() as patch:
+            (patch.setitem if isinstance(place, dict) else patch.setattr)(place, name, value)
+            return floors.cache_key(run, pairs) != key
+
+    assert changed(pairs.labels, "dev", pairs.labels["dev"] + 1) and changed(pairs, "sentences", pairs.sentences[1:])
+    assert changed(run.model.config, "init", "gpt2") and changed(run, "max_length", 8)
+    assert changed(run.config, "tokenizer_hash", "x") and changed(floors, "VERSION", floors.VERSION + 1)
+    assert not changed(run, "step", 7)  # floors know nothing of the training
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
         (["--tasks=nope"], "--tasks=nope is no task; "),
         (["--tasks=stbs"], "did you mean stsb?"),
@@ -233,9 +250,9 @@ def test_damaged_or_other_floors_are_computed_anew(place, records, monkeypatch):
         (["--iterations=4"], "iterations"),
     ],
 )
-def test_mistakes(flags, said, place, monkeypatch):
+def test_mistakes(flags, message, place, monkeypatch):
     monkeypatch.chdir(place.parent)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         judge(place, *flags)
 
 
@@ -266,6 +283,6 @@ def test_an_interruption_leaves_whole_files(place, monkeypatch):
     monkeypatch.setattr(np, "savez_compressed", stopped)
     with pytest.raises(KeyboardInterrupt):
         eval_glue.main([f"--run={place / 'stopped' / 'run'}", f"--data={place / 'glue'}", "--tasks=stsb,sick_r"])
-    judged = [path.name for path in (place / "stopped" / "run" / "eval").iterdir()]
-    floors = [path.name for path in (place / "stopped" / ".floors").iterdir()]
-    assert judged == ["zero_shot_stsb.json"] and len(floors) == 1 and floors[0].startswith("stsb_")
+    judged = sorted(path.name for path in (place / "stopped" / "run" / "eval").iterdir())
+    kept = [path.name for path in (place / "stopped" / ".floors").iterdir()]
+    assert judged == ["zero_shot_stsb.json", "zero_shot_stsb.npz"] and len(kept) == 1 and kept[0].startswith("stsb_")

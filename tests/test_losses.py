@@ -2,12 +2,16 @@
 
 import math
 import os
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 import losses
 from lab.distributed import World
@@ -72,6 +76,52 @@ def test_repeats_bit_for_bit():
         return loss, *torch.autograd.grad(loss, (hidden, weight))
 
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+# ---- what it costs
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", None])
+def test_what_is_frozen_costs_no_gradient(frozen):
+    hidden, weight, targets, _ = example()
+    learnt = {"hidden": hidden, "weight": weight}
+    expected = torch.autograd.grad(losses.cross_entropy(hidden, weight, targets, chunk=8), list(learnt.values()))
+    expected = dict(zip(learnt, expected, strict=True))
+    if frozen:
+        learnt.pop(frozen).requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        loss = losses.cross_entropy(hidden, weight, targets, chunk=8)
+        found = torch.autograd.grad(loss, list(learnt.values()))
+    for name, gradient in zip(learnt, found, strict=True):
+        assert torch.equal(gradient, expected[name])
+    assert counter.get_total_flops() == (1 + len(learnt)) * 2 * 37 * 8 * 50  # the logits, and a product a gradient
+    wanted = tuple(name in learnt for name in ("hidden", "weight"))
+    given = hidden.detach(), weight.detach(), targets[:, None], torch.ones(37, 1), 8, torch.float64, wanted
+    _, *made = losses._loss_and_gradients(*given)
+    assert [gradient is not None for gradient in made] == [*wanted]
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that new tensors held at any one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.now, self.most = {}, 0, 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if torch.is_tensor(tensor) and tensor.untyped_storage()._cdata not in self.alive:
+                storage = tensor.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                self.alive[key] = weakref.finalize(storage, self.gone, key, size)
+                self.now += size
+        self.most = max(self.most, self.now)
+        return result
+
+    def gone(self, key, size):
+        del self.alive[key]
+        self.now -= size
 
 
 # ---- bags: several targets for one softmax

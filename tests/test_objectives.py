@@ -1,59 +1,55 @@
 """Noise, exact counts, and the leak test: what is hidden can reach nothing but the targets."""
 
+import math
 from dataclasses import fields
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from registries import OBJECTIVE_SETTINGS, name
 from scipy import stats
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from objectives import (
-    Noise,
-    ObjectiveConfig,
-    Vocabulary,
-    bow,
-    contrastive,
-    count,
-    make_problems,
-    mlm,
-    names,
-    needed_decoder,
-    needs_idf,
-    needs_pairs,
-    parse_objective,
-    tsdae,
-    unused_keys,
-)
+from noise import Noise, count
+from objectives import OBJECTIVES, ObjectiveConfig, Objectives, Problem, Rows, Vocabulary
 
-V = 512
+V, B, N = 512, 64, 32
 SPECIAL = (508, 509, 510, 511)
-IDF = 8 * torch.rand(V, generator=torch.Generator().manual_seed(9)).index_fill(0, torch.tensor(SPECIAL), 0.0)
-VOCAB = Vocabulary(V, 511, SPECIAL, IDF)
-CONFIGS = [
-    dict(objective="mlm"),
-    dict(objective="mlm", mask_rate=0.5, visible_only=True),
-    dict(objective="mlm", mask_rate=0.15, replace="80_10_10"),
-    dict(objective="tsdae", positions="compact"),
-    dict(objective="tsdae", positions="original", delete_rate=0.3),
-    dict(objective="tsdae", score_rate=0.25),
-    dict(objective="tsdae + 0.1*mlm"),
-    dict(objective="mlm", token_weight="idf"),
-    dict(objective="tsdae", token_weight="idf", score_rate=0.25),
-    dict(objective="bow"),
-    dict(objective="tsdae + bow", token_weight="idf"),
-]
 
 
-def text(rows=64, n=32, seed=0, specials=True):
+def vocabulary():
+    idf = 8 * torch.rand(V, generator=torch.Generator().manual_seed(9))
+    return Vocabulary(V, 511, SPECIAL, idf.scatter(0, torch.tensor(SPECIAL), 0.0))
+
+
+VOCAB = vocabulary()
+EVERY = pytest.mark.parametrize("keys", OBJECTIVE_SETTINGS, ids=name)
+
+
+def text(rows=B, n=N, seed=0, specials=True):
     ids = torch.randint(0, 508, (rows, n), generator=torch.Generator().manual_seed(seed))
     if specials:
         ids[:, 5] = 508  # an end of document in every row
     return ids
 
 
-def noise(rows=64, seed=3, step=7):
+def noise(rows=B, seed=3, step=7):
     return Noise(seed, step, torch.arange(rows))
+
+
+def problems(ids=None, numbers=None, vocab=VOCAB, documents=None, **keys):
+    """The problem of each part of the objective that the keys say. numbers: the rows', for their noise."""
+    ids = text() if ids is None else ids
+    numbers = torch.arange(len(ids)) if numbers is None else numbers
+    documents = numbers // 4 if documents is None else documents
+    rows = Rows(ids, Noise(3, 7, numbers), vocab, documents)
+    return Objectives(ObjectiveConfig(**keys)).problems(rows)
+
+
+def problem(ids=None, **keys):
+    (only,) = problems(ids, **keys)
+    return only
 
 
 # ---- noise
@@ -72,7 +68,7 @@ def slow_bits(seed, step, row, call, column):
 
 
 @given(st.integers(0, 2**40), st.integers(0, 2**31), st.integers(0, 2**31), st.integers(0, 20))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_noise_is_the_stated_function(seed, step, row, call):
     bits = Noise(seed, step, torch.tensor([row])).bits(call, 17)[0]
     assert bits.tolist() == [slow_bits(seed, step, row, call, column) for column in range(17)]
@@ -85,130 +81,241 @@ def test_noise_is_uniform_and_without_ties():
     # first column chosen, over rows, steps, calls and seeds
     for axis in (
         noise(8000).order(0, torch.zeros(8000, 16, dtype=torch.bool))[:, 0],
-        torch.stack([Noise(0, s, torch.zeros(1, dtype=torch.int64)).bits(0, 16).argmin() for s in range(4000)]),
-        torch.stack([Noise(0, 0, torch.zeros(1, dtype=torch.int64)).bits(c, 16).argmin() for c in range(4000)]),
-        torch.stack([Noise(s, 0, torch.zeros(1, dtype=torch.int64)).bits(0, 16).argmin() for s in range(4000)]),
+        torch.stack([Noise(0, s, torch.zeros(1, dtype=torch.int64)).bits(0, 16).argmin() for s in range(1000)]),
+        torch.stack([Noise(0, 0, torch.zeros(1, dtype=torch.int64)).bits(c, 16).argmin() for c in range(1000)]),
+        torch.stack([Noise(s, 0, torch.zeros(1, dtype=torch.int64)).bits(0, 16).argmin() for s in range(1000)]),
     ):
         assert stats.chisquare(torch.bincount(axis, minlength=16).numpy()).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("kw", CONFIGS)
-def test_noise_does_not_depend_on_the_micro_batch(kw):
-    """Rows 0...63 in one go equal rows 0...15, 16...31 and so on, and any other order of them."""
-    ids, config = text(), ObjectiveConfig(**kw)
-    whole = make_problems(ids, noise(), VOCAB, config)
-    for rows in (torch.arange(16, 32), torch.tensor([40, 3, 17])):
-        for a, b in zip(whole, make_problems(ids[rows], Noise(3, 7, rows), VOCAB, config), strict=True):
-            for name in ("source", "source_pos", "targets", "query_ids", "scored"):
-                x, y = getattr(a, name), getattr(b, name)
+def test_counts_leave_something_on_both_sides():
+    assert [count(rate, 10) for rate in (0.01, 0.3, 0.99)] == [1, 3, 9]
+
+
+# ---- every objective
+
+
+@EVERY
+def test_noise_does_not_depend_on_the_micro_batch(keys):
+    """Rows 0...63 in one go equal rows 16...31 alone, and any other order of them (of views see below)."""
+    ids, whole = text(), problems(**keys)
+    for numbers in (torch.arange(16, 32), torch.tensor([40, 3, 17, 18])):
+        for a, b in zip(whole, problems(ids[numbers], numbers, **keys), strict=True):
+            for field in ("source", "source_pos", "targets", "query_ids", "scored") if a.targets is not None else ():
+                x, y = getattr(a, field), getattr(b, field)
                 assert (x is None) == (y is None)
-                assert x is None or torch.equal(x[rows], y)
+                assert x is None or torch.equal(x[numbers], y)
             if a.weights is not None:  # they carry the normaliser: the mean of the parts is the whole
-                torch.testing.assert_close(b.weights * len(rows), a.weights[rows] * 64)
+                torch.testing.assert_close(b.weights * len(numbers), a.weights[numbers] * B)
+
+
+def shapes(problem: Problem):
+    values = {field.name: getattr(problem, field.name) for field in fields(problem)}
+    return {key: (v.shape, v.dtype) if torch.is_tensor(v) else v for key, v in values.items()}
+
+
+@EVERY
+def test_shapes_depend_on_the_row_length_alone(keys):
+    """Made of fake tensors, too, which hold no numbers: nothing waits for the device."""
+    expected = [shapes(p) for p in problems(**keys)]
+    other = text(seed=1)
+    other[::2] = 508
+    assert [shapes(p) for p in problems(other, torch.arange(100, 164), **keys)] == expected
+    with FakeTensorMode():
+        assert [shapes(p) for p in problems(text(), vocab=vocabulary(), **keys)] == expected
+
+
+def hidden_and_scored(problem: Problem):
+    """[B, N] bool: the columns of the row that are predicted."""
+    everywhere = torch.ones(B, N, dtype=torch.bool)
+    if problem.predicts != "positions":
+        return everywhere if problem.predicts == "pooled" else ~everywhere
+    columns = problem.query_pos.expand(B, -1)
+    columns = columns if problem.scored is None else columns.gather(1, problem.scored)
+    return torch.zeros_like(everywhere).scatter(1, columns, True)
+
+
+def survivors(problem, keys, part):
+    """Where the survivors stood; of compact ones the same noise tells it when it is asked to keep their positions."""
+    original = problems(**keys | {"positions": "original"})[part]
+    assert torch.equal(original.source, problem.source)
+    return torch.zeros(B, N, dtype=torch.bool).scatter(1, original.source_pos, True)
+
+
+def shown(objective, problem, keys, part):
+    """[B, N] bool: the columns that are read by design. These are all exceptions to the leak test."""
+    nothing, config = torch.zeros(B, N, dtype=torch.bool), objective.config
+    if objective.name == "mlm" and config.replace == "80_10_10":
+        return problem.source == text()  # a tenth of what is hidden is kept
+    if objective.name == "tsdae" or (objective.name == "bow" and config.bow_source == "survivors"):
+        return survivors(problem, keys, part)  # they are predicted like the rest
+    if objective.name == "bow":
+        return ~nothing  # it reads the row that it predicts
+    if objective.name == "contrastive":
+        return ~nothing  # it predicts nothing
+    return nothing
+
+
+@EVERY
+def test_nothing_leaks(keys):
+    """With the noise fixed, clean tokens at hidden scored positions are changed to others of the same class (special or
+    not): all of the Problem but its targets and their weights stays bit-equal."""
+    ids = text()
+    other = torch.where(ids < 508, (ids + 1 + torch.arange(N) * 7) % 508, 508 + (ids + 1) % 3)
+    objectives = Objectives(ObjectiveConfig(**keys))
+    for part, (objective, before) in enumerate(zip(objectives.parts, problems(**keys), strict=True)):
+        given = shown(objective, before, keys, part)
+        hidden = hidden_and_scored(before) & ~given
+        assert hidden.any() or given.all(), objective.name
+        changed = torch.where(hidden, other, ids)
+        after = problems(changed, **keys)[part]
+        if before.targets is not None:
+            differs = changed != ids
+            differs = differs if before.query_pos is None else differs.gather(1, before.query_pos.expand(B, -1))
+            assert torch.equal(before.targets != after.targets, differs)
+        assert unequal(before, after) <= {"targets", "weights"}
+
+
+def unequal(a: Problem, b: Problem):
+    """The fields in which they differ."""
+    pairs = {field.name: (getattr(a, field.name), getattr(b, field.name)) for field in fields(Problem)}
+    same = {key: torch.equal(x, y) if torch.is_tensor(x) else x is y or x == y for key, (x, y) in pairs.items()}
+    return {key for key in same if not same[key]}
+
+
+@EVERY
+def test_what_an_objective_says_of_itself_is_so(keys):
+    config, made = ObjectiveConfig(**keys), problems(**keys)
+    objectives = Objectives(config)
+    for part, problem in zip(objectives.parts, made, strict=True):
+        assert problem.predicts == part.predicts and (problem.targets is None) == (part.predicts == "none")
+        assert (problem.weights is not None) == part.by_idf
+        assert part.floor(problem, lambda by_idf: 3.0 + by_idf) > 0
+    for key in {field.name for field in fields(config)} - objectives.uses:  # what it does not use makes no difference
+        value = getattr(config, key)
+        setattr(config, key, not value if isinstance(value, bool) else 0.5 if isinstance(value, float) else "nothing")
+        again = Objectives(config).problems(Rows(text(), noise(), VOCAB, torch.arange(B) // 4))
+        assert not any(unequal(a, b) for a, b in zip(made, again, strict=True)), key
 
 
 # ---- exact counts
 
 
 @given(st.floats(0.01, 0.99), st.integers(2, 64))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_mlm_counts(rate, n):
     ids = text(8, n, specials=False)
-    problem = mlm(ids, noise(8), VOCAB, ObjectiveConfig(objective="mlm", mask_rate=rate))
+    made = problem(ids, objective="mlm", mask_rate=rate)
     k = max(1, min(round(rate * n), n - 1))
-    assert problem.scored.shape == (8, k)
-    hidden = torch.zeros_like(ids, dtype=torch.bool).scatter(1, problem.scored, True)
+    assert made.scored.shape == (8, k)
+    hidden = torch.zeros_like(ids, dtype=torch.bool).scatter(1, made.scored, True)
     assert hidden.sum(1).eq(k).all()
-    assert torch.equal(problem.source == 511, hidden) and torch.equal(problem.source[~hidden], ids[~hidden])
-    assert torch.equal(problem.source, problem.query_ids)
+    assert torch.equal(made.source == 511, hidden) and torch.equal(made.source[~hidden], ids[~hidden])
+    assert torch.equal(made.source, made.query_ids)
 
 
-def test_mlm_80_10_10_statistics():
+def test_80_10_10_replaces_exactly_so_many_by_text():
+    """Of 20 hidden tokens 16 by [MASK], 2 by random text, 2 by themselves."""
     ids = text(4000, 100, specials=False)
-    config = ObjectiveConfig(objective="mlm", mask_rate=0.2, replace="80_10_10")
-    problem = mlm(ids, noise(4000), VOCAB, config)
-    was, now = ids.gather(1, problem.scored), problem.source.gather(1, problem.scored)
+    made = problem(ids, objective="mlm", mask_rate=0.2, replace="80_10_10")
+    was, now = ids.gather(1, made.scored), made.source.gather(1, made.scored)
     masked, kept = now == 511, now == was
-    # 16 masked, 2 random, 2 kept of 20, but for random tokens that happen to be [MASK] or the token itself
-    assert 16 <= masked.sum(1).min() and masked.double().sum(1).mean() == pytest.approx(16 + 2 / V, abs=0.01)
-    assert 2 <= kept.sum(1).min() and kept.double().sum(1).mean() == pytest.approx(2 + 2 / V, abs=0.01)
+    assert masked.sum(1).eq(16).all()
+    assert kept.sum(1).min() == 2 and kept.sum(1).double().mean() == pytest.approx(2 + 2 / 508, abs=0.01)
     drawn = now[~masked & ~kept]
-    assert stats.kstest(drawn.numpy() / V, "uniform").statistic < 0.02
-    where = torch.bincount(problem.scored[masked], minlength=100)  # replacement is independent of the position
+    assert set(drawn.tolist()) == set(range(508))  # every token of text, and none that is special
+    assert stats.kstest((drawn.double() / 508).numpy(), "uniform").statistic < 0.02
+    where = torch.bincount(made.scored[masked], minlength=100)  # replacement is independent of the position
     assert stats.chisquare(where.numpy()).pvalue > 1e-4
+    assert torch.equal(made.source, made.query_ids)
+
+
+@given(st.sets(st.integers(0, 29), max_size=12), st.integers(0, 29))
+@settings(max_examples=60)
+def test_random_tokens_are_all_of_text_alike(special, mask_id):
+    """Wherever the special ids stand: bits 0 ... n-1 are the n tokens of text, in order."""
+    expected = [i for i in range(30) if i not in special | {mask_id}]
+    bits = torch.arange(2 * len(expected))
+    assert Vocabulary(30, mask_id, tuple(special)).text_token(bits).tolist() == 2 * expected
 
 
 def test_visible_only_reads_what_is_not_hidden():
     ids = text()
-    problem = mlm(ids, noise(), VOCAB, ObjectiveConfig(objective="mlm", mask_rate=0.4, visible_only=True))
-    for row in range(64):
-        visible = [c for c in range(32) if c not in problem.scored[row].tolist()]
-        assert problem.source_pos[row].tolist() == visible
-        assert problem.source[row].tolist() == ids[row, visible].tolist()
+    made = problem(ids, objective="mlm", mask_rate=0.4, visible_only=True)
+    for row in range(B):
+        visible = [c for c in range(N) if c not in made.scored[row].tolist()]
+        assert made.source_pos[row].tolist() == visible
+        assert made.source[row].tolist() == ids[row, visible].tolist()
 
 
 @pytest.mark.parametrize("positions", ["compact", "original"])
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.6, 0.99])
 def test_tsdae_counts(rate, positions):
-    ids = torch.arange(32).repeat(64, 1)  # a token is its column
-    problem = tsdae(ids, noise(), VOCAB, ObjectiveConfig(delete_rate=rate, positions=positions))
-    assert problem.source.shape == (64, 32 - max(1, min(round(rate * 32), 31)))
-    assert (problem.source.diff(dim=1) > 0).all()  # in order, none twice
-    assert torch.equal(problem.targets, ids) and problem.query_ids is None and problem.scored is None
-    assert problem.source_pos is None if positions == "compact" else torch.equal(problem.source_pos, problem.source)
+    ids = torch.arange(N).repeat(B, 1)  # a token is its column
+    made = problem(ids, delete_rate=rate, positions=positions)
+    assert made.source.shape == (B, N - max(1, min(round(rate * N), N - 1)))
+    assert (made.source.diff(dim=1) > 0).all()  # in order, none twice
+    assert torch.equal(made.targets, ids) and made.query_ids is None and made.scored is None
+    assert made.source_pos is None if positions == "compact" else torch.equal(made.source_pos, made.source)
 
 
 def test_tsdae_deletes_every_column_alike():
-    ids = torch.arange(32).repeat(8000, 1)
-    kept = torch.bincount(tsdae(ids, noise(8000), VOCAB, ObjectiveConfig()).source.flatten(), minlength=32)
+    kept = torch.bincount(problem(torch.arange(N).repeat(8000, 1)).source.flatten(), minlength=N)
     assert stats.chisquare(kept.numpy()).pvalue > 1e-4
 
 
 def test_scored_share_is_exact_and_independent_of_deletion():
-    ids = torch.arange(32).repeat(8000, 1)
-    problem = tsdae(ids, noise(8000), VOCAB, ObjectiveConfig(score_rate=0.25, delete_rate=0.5))
-    assert problem.scored.shape == (8000, 8) and (problem.scored.diff(dim=1) > 0).all()
-    survived = torch.zeros_like(ids, dtype=torch.bool).scatter(1, problem.source, True)
-    assert survived.gather(1, problem.scored).double().mean() == pytest.approx(0.5, abs=0.01)
+    ids = torch.arange(N).repeat(8000, 1)
+    made = problem(ids, score_rate=0.25, delete_rate=0.5)
+    assert made.scored.shape == (8000, 8) and (made.scored.diff(dim=1) > 0).all()
+    survived = torch.zeros_like(ids, dtype=torch.bool).scatter(1, made.source, True)
+    assert survived.gather(1, made.scored).double().mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_special_tokens_are_chosen_last():
-    ids = text()
-    problem = mlm(ids, noise(), VOCAB, ObjectiveConfig(objective="mlm", mask_rate=0.95))
-    assert not (problem.scored == 5).any()
-    problem = tsdae(ids, noise(), VOCAB, ObjectiveConfig(delete_rate=0.95))
-    assert (problem.source == 508).sum(1).eq(1).all()
-    problem = mlm(torch.full((4, 8), 508), noise(4), VOCAB, ObjectiveConfig(objective="mlm", mask_rate=0.5))
-    assert problem.scored.shape == (4, 4)  # nothing else to choose: the count stays exact
-
-
-def test_count():
-    assert [count(r, 10) for r in (0.01, 0.3, 0.99)] == [1, 3, 9]
+    assert not problem(objective="mlm", mask_rate=0.95).scored.eq(5).any()
+    assert problem(delete_rate=0.95).source.eq(508).sum(1).eq(1).all()
+    made = problem(torch.full((4, 8), 508), objective="mlm", mask_rate=0.5)
+    assert made.scored.shape == (4, 4)  # nothing else to choose: the count stays exact
 
 
 # ---- weights by idf
 
-
-@pytest.mark.parametrize("kw", [kw for kw in CONFIGS if "idf" in kw.values() or "bow" in kw["objective"]])
-def test_weights_are_as_idf_and_sum_to_one_over_rows(kw):
-    ids, config = text(), ObjectiveConfig(**kw)
-    ids[3] = 508  # a row in which no token tells anything
-    for problem in make_problems(ids, noise(), VOCAB, config):
-        assert torch.equal(problem.targets, ids)
-        for row in range(64):
-            columns = range(32) if problem.scored is None else problem.scored[row].tolist()
-            idf = [0.0 if ids[row, c] in SPECIAL else IDF[ids[row, c]].item() for c in columns]
-            expected = [x / sum(idf) / 64 if row != 3 else 0.0 for x in idf]
-            assert problem.weights[row].tolist() == pytest.approx(expected, abs=1e-7)
-            assert problem.weights[row].sum().item() == pytest.approx(1 / 64 if row != 3 else 0, abs=1e-6)
+BY_IDF = [keys for keys in OBJECTIVE_SETTINGS if Objectives(ObjectiveConfig(**keys)).by_idf]
 
 
-def test_bow_reads_and_says_the_whole_row():
+@pytest.mark.parametrize("keys", BY_IDF, ids=name)
+def test_weights_are_as_idf_and_sum_to_one_over_rows(keys):
     ids = text()
-    problem = bow(ids, noise(), VOCAB, ObjectiveConfig(objective="bow"))
-    assert torch.equal(problem.source, ids) and torch.equal(problem.targets, ids)
-    assert problem.query_pos is problem.query_ids is problem.scored is problem.source_pos is None
-    assert problem.weights[:, 5].eq(0).all() and problem.weights[:, 6:].gt(0).all()
+    ids[3] = 508  # a row in which no token tells anything
+    for made in problems(ids, **keys):
+        if made.weights is None:
+            continue
+        for row in range(0, B, 3):
+            columns = range(N) if made.scored is None else made.scored[row].tolist()
+            idf = [VOCAB.idf[ids[row, c]].item() for c in columns]
+            expected = [x / sum(idf) / B if row != 3 else 0.0 for x in idf]
+            assert made.weights[row].tolist() == pytest.approx(expected, abs=1e-7)
+            assert made.weights[row].sum().item() == pytest.approx(1 / B if row != 3 else 0, abs=1e-6)
+
+
+def test_bow_reads_and_predicts_the_whole_row():
+    made = problem(text(), objective="bow")
+    assert torch.equal(made.source, text()) and torch.equal(made.targets, text())
+    assert made.query_pos is made.query_ids is made.scored is made.source_pos is None
+    assert made.weights[:, 5].eq(0).all() and made.weights[:, 6:].gt(0).all()
+
+
+@pytest.mark.parametrize("positions", ["compact", "original"])
+@pytest.mark.parametrize("objective", ["tsdae + bow", "bow + tsdae"])
+def test_bow_of_survivors_reads_the_very_tensors_of_tsdae(objective, positions):
+    """The same tensors, not equal ones: the model goes by that."""
+    a, b = problems(objective=objective, bow_source="survivors", positions=positions)
+    assert a.source is b.source and a.source_pos is b.source_pos
+    alone = problem(objective=objective.split()[0], bow_source="survivors", positions=positions)
+    assert torch.equal(a.source, alone.source)  # the first one's noise
+    a, b = problems(objective=objective, bow_source="row")
+    assert a.source is not b.source
 
 
 # ---- views
@@ -232,146 +339,156 @@ def origins(views, rows=16):
 @pytest.mark.parametrize("rate", [0.05, 0.4, 0.9])
 @pytest.mark.parametrize("views", ["adjacent", "deletion", "both"])
 def test_views(views, rate):
-    config = ObjectiveConfig(objective="contrastive", views=views, view_delete_rate=rate)
     ids, documents = places()
-    problem = contrastive(ids, noise(16), PLACES, config, documents=documents)
-    assert problem.views == 2 and problem.targets is problem.query_pos is problem.source_pos is None
-    row, column = problem.source // 100, problem.source % 100
-    found = [tuple(pair) for pair in torch.stack(row[:, 0].chunk(2), 1).tolist()]
-    assert found == origins(views) and row.eq(row[:, :1]).all()
+    made = problem(ids, vocab=PLACES, documents=documents, objective="contrastive", views=views, view_delete_rate=rate)
+    assert made.predicts == "none" and made.targets is made.query_pos is made.source_pos is None
+    row, column = made.source // 100, made.source % 100
+    assert [tuple(pair) for pair in torch.stack(row[:, 0].chunk(2), 1).tolist()] == origins(views)
+    assert row.eq(row[:, :1]).all()
     left = 20 if views == "adjacent" else 20 - max(1, round(rate * 20))
     assert column.shape[1] == left and (column.diff(dim=1) > 0).all()  # the exact count; in order, none twice
-    assert torch.equal(problem.group, documents[row[:, 0]]) and len(problem.group) == len(problem.source)
+    assert torch.equal(made.group, documents[row[:, 0]]) and len(made.group) == len(made.source)
     if views != "adjacent" and rate == 0.4:  # no two views of a text, and no two texts, lose the same
         assert len({tuple(c) for c in column.tolist()}) == len(column)
-    unknown = contrastive(ids, noise(16), PLACES, config).group.chunk(2)
-    apart = 8 if views != "deletion" else 16  # a pair is of one document, whichever it is
-    assert torch.equal(*unknown) and len(unknown[0].unique()) == apart
 
 
 def test_views_delete_every_column_alike_and_special_tokens_last():
+    keys = dict(objective="contrastive", views="deletion")
     ids = torch.arange(20).repeat(8000, 1)
-    config = ObjectiveConfig(objective="contrastive", views="deletion", view_delete_rate=0.5)
-    a, b = contrastive(ids, noise(8000), PLACES, config).source.chunk(2)
+    a, b = problem(ids, vocab=PLACES, view_delete_rate=0.5, **keys).source.chunk(2)
     assert stats.chisquare(torch.bincount(a.flatten(), minlength=20).numpy()).pvalue > 1e-4
     kept = torch.zeros_like(ids, dtype=torch.bool).scatter(1, a, True)
     assert kept.gather(1, b).double().mean() == pytest.approx(0.5, abs=0.01)  # the two deletions are independent
-    config = ObjectiveConfig(objective="contrastive", views="deletion", view_delete_rate=0.95)
-    assert contrastive(text(), noise(), VOCAB, config).source.eq(508).sum(1).eq(1).all()
+    assert problem(view_delete_rate=0.95, **keys).source.eq(508).sum(1).eq(1).all()
 
 
 @pytest.mark.parametrize("views", ["adjacent", "deletion", "both"])
 def test_views_do_not_depend_on_the_micro_batch(views):
-    """Of a sum only the number of the noise's calls is another."""
-    config, (ids, documents) = ObjectiveConfig(objective="contrastive", views=views), places()
-    whole = contrastive(ids, noise(16), PLACES, config, documents=documents)
-    by_rows = {tuple(pair): (a.tolist(), b.tolist()) for pair, a, b in zip(
-        origins(views), *whole.source.chunk(2), strict=True)}  # fmt: skip
-    for rows in (torch.arange(8, 16), torch.tensor([12, 13, 14, 15, 4, 5, 6, 7])):
-        (part,) = make_problems(ids[rows], Noise(3, 7, rows), PLACES, config, documents[rows])
-        for a, b in zip(*part.source.chunk(2), strict=True):
-            assert by_rows[int(a[0]) // 100, int(b[0]) // 100] == (a.tolist(), b.tolist())
-        assert torch.equal(part.group, documents[part.source[:, 0] // 100])
-    summed = ObjectiveConfig(objective="bow + contrastive", views=views)
-    vocab = Vocabulary(10**6, 999_999, idf=torch.ones(10**6))
-    second = make_problems(ids, noise(16), vocab, summed, documents)[1]
-    assert torch.equal(second.source, contrastive(ids, noise(16), vocab, summed, call=8, documents=documents).source)
+    keys, (ids, documents) = dict(objective="contrastive", views=views, vocab=PLACES), places()
+
+    def pairs(rows):
+        made = problem(ids[rows], numbers=rows, documents=documents[rows], **keys)
+        return {
+            (tuple(a), tuple(b))
+            for a, b in zip(*made.source.chunk(2), strict=True)
+            for a, b in [(a.tolist(), b.tolist())]
+        }
+
+    whole = pairs(torch.arange(16))
+    parts = [torch.arange(8, 16), torch.tensor([4, 5, 6, 7, 0, 1, 2, 3])]
+    assert whole == pairs(parts[0]) | pairs(parts[1])
 
 
-# ---- the leak test
+# ---- sums
 
 
-@pytest.mark.parametrize("kw", CONFIGS)
-def test_nothing_leaks(kw):
-    """
-    With the noise fixed, clean tokens at hidden scored positions are changed to others of the same class: all of the
-    Problem but its targets, and their weights, stays bit-equal. Exceptions: mlm's kept 10 % (shown by design), TSDAE's
-    survivors, and bow, which hides nothing: it reads the very row it says.
-    """
-    ids, config = text(), ObjectiveConfig(**kw)
-    before = make_problems(ids, noise(), VOCAB, config)
-    for part, problem in enumerate(before):
-        scored = torch.zeros_like(ids, dtype=torch.bool)
-        scored = scored.scatter(1, problem.scored, True) if problem.scored is not None else ~scored
-        name = names(config)[part]
-        if name == "bow":
-            assert torch.equal(problem.source, ids) and problem.query_ids is None
-            continue
-        if name == "tsdae":
-            where = problem.source_pos
-            if where is None:  # compact: ask the same noise where the survivors stood
-                original = ObjectiveConfig(**{**kw, "positions": "original"})
-                where = make_problems(ids, noise(), VOCAB, original)[part].source_pos
-            scored = scored.scatter(1, where, False)
-        if config.replace == "80_10_10":
-            scored &= problem.source != ids
-        hidden = scored & (ids < 508)
-        assert hidden.any()
-        changed = torch.where(hidden, (ids + 1 + torch.arange(32) * 7) % 508, ids)
-        after = make_problems(changed, noise(), VOCAB, config)[part]
-        for field in fields(problem):
-            a, b = getattr(problem, field.name), getattr(after, field.name)
-            if field.name == "targets":
-                assert torch.equal(a != b, changed != ids)
-            elif field.name == "weights":
-                assert (a is None) == (b is None) == (config.token_weight == "none")
-            elif torch.is_tensor(a):
-                assert torch.equal(a, b), field.name
-            else:
-                assert a is b or a == b, field.name
+def test_a_part_of_a_sum_has_noise_of_its_own():
+    """The first one that which it has alone, the second another."""
+    alone = {name: problem(objective=name).source for name in ("mlm", "tsdae")}
+    first, second = problems(objective="mlm + tsdae")
+    assert torch.equal(first.source, alone["mlm"]) and not torch.equal(second.source, alone["tsdae"])
+    first, second = problems(objective="tsdae + mlm")
+    assert torch.equal(first.source, alone["tsdae"]) and not torch.equal(second.source, alone["mlm"])
 
 
-# ---- configuration
+def test_losses_and_their_weighted_sum():
+    """Token losses are the model's, the contrastive one is made of the concepts."""
+    objectives = Objectives(ObjectiveConfig(objective="0.5*tsdae + contrastive + 2*bow", views="deletion"))
+    made = objectives.problems(Rows(text(), noise(), VOCAB, torch.arange(B)))
+    concepts = [torch.randn(len(p.source), 4, 8, dtype=torch.float64, requires_grad=True) for p in made]
+    losses = objectives.losses([torch.tensor(3.0), None, torch.tensor(5.0)], concepts, made)
+    assert losses[0] == 3 and losses[2] == 5
+    a, b = torch.nn.functional.normalize(concepts[1].mean(1), dim=1).chunk(2)
+    scores = a @ b.T / 0.05
+    rows = torch.arange(B)
+    expected = (torch.nn.functional.cross_entropy(s, rows) for s in (scores, scores.T))
+    torch.testing.assert_close(losses[1], sum(expected) / 2)
+    torch.testing.assert_close(objectives.total(losses), 0.5 * 3 + losses[1] + 2 * 5)
 
 
-def test_parse_objective():
-    assert parse_objective("tsdae + 0.1*mlm") == [(1.0, "tsdae"), (0.1, "mlm")]
-    assert parse_objective("2 * mlm") == [(2.0, "mlm")]
-    for wrong in ("", "tsdae +", "nope", "0*mlm", "mlm*2", "mlm + mlm", "-1*mlm"):
+def test_objectives_are_read():
+    def parts(text):
+        objectives = Objectives(ObjectiveConfig(objective=text))
+        return list(zip(objectives.weights, objectives.names, strict=True))
+
+    assert parts("tsdae + 0.1*mlm") == [(1.0, "tsdae"), (0.1, "mlm")]
+    assert parts("2 * mlm+1e-3*bow") == [(2.0, "mlm"), (0.001, "bow")]
+    for objective in OBJECTIVES:
+        assert parts(objective) == [(1.0, objective)] and objective == objective.lower()
+    for wrong in ("", "tsdae +", "nope", "0*mlm", "mlm*2", "mlm + mlm", "-1*mlm", "1e9*mlm", "TSDAE"):
         with pytest.raises(ValueError, match="objective"):
-            parse_objective(wrong)
+            ObjectiveConfig(objective=wrong)
+
+
+NEEDS = {  # objective: by_idf, pairs, group, one_document, negatives, predicts; where views = "both"
+    "mlm": (False, False, 1, False, False, "positions"),
+    "tsdae": (False, False, 1, False, False, "positions"),
+    "bow": (True, False, 1, False, False, "pooled"),
+    "contrastive": (False, True, 4, True, True, "none"),
+    "bow + 0.5*contrastive": (True, True, 4, True, True, "pooled"),
+    "tsdae + bow": (True, False, 1, False, False, "positions"),
+    "0.3*contrastive + mlm": (False, True, 4, True, True, "positions"),
+}
+
+
+@pytest.mark.parametrize("objective", NEEDS)
+def test_a_sum_asks_for_what_its_strictest_part_does(objective):
+    def needs(**keys):
+        o = Objectives(ObjectiveConfig(objective=objective, **keys))
+        return o.by_idf, o.pairs, o.group, o.one_document, o.negatives, o.predicts
+
+    by_idf, pairs, group, *rest = NEEDS[objective]
+    assert needs() == NEEDS[objective]
+    assert needs(views="adjacent") == (by_idf, pairs, min(group, 2), *rest)
+    assert needs(views="deletion") == (by_idf, False, 1, *rest)
+    assert needs(token_weight="idf")[0] == (by_idf or "mlm" in objective or "tsdae" in objective)
+
+
+def test_floors():
+    def floors(objective, **keys):
+        parts = Objectives(ObjectiveConfig(objective=objective, **keys)).parts
+        made = problems(objective=objective, **keys)
+        return [part.floor(p, lambda by_idf: 8.0 if by_idf else 7.0) for part, p in zip(parts, made, strict=True)]
+
+    assert floors("mlm + tsdae + bow") == [7, 7, 8]
+    assert floors("mlm", token_weight="idf") == [8]
+    assert floors("contrastive", views="deletion") == [pytest.approx(math.log(B))]
+    assert floors("contrastive", views="adjacent") == [pytest.approx(math.log(B / 2))]
+
+
+@pytest.mark.parametrize("keys", [dict(), dict(mask_rate=0.5, replace="80_10_10"), dict(token_weight="idf")], ids=name)
+def test_masked_lm_is_reported_at_15_percent(keys):
+    (objective,) = Objectives(ObjectiveConfig(objective="mlm", **keys)).parts
+    (reported,) = objective.reported().items()
+    rows = Rows(text(), noise(), VOCAB)
+    assert reported[0] == "mlm15"
+    made, expected = reported[1].problem(rows), problem(objective="mlm", mask_rate=0.15)
+    assert torch.equal(made.source, expected.source) and made.weights is None
 
 
 IMPOSSIBLE = dict(mask_rate=0), dict(delete_rate=1.0), dict(score_rate=0), dict(score_rate=1.1)
 IMPOSSIBLE += dict(view_delete_rate=0), dict(view_delete_rate=1.0), dict(temperature=0), dict(temperature=-0.05)
 
 
-@pytest.mark.parametrize("kw", IMPOSSIBLE)
-def test_impossible_rates(kw):
+@pytest.mark.parametrize("keys", IMPOSSIBLE, ids=str)
+def test_impossible_rates(keys):
     with pytest.raises(ValueError, match="take"):
-        ObjectiveConfig(**kw)
+        ObjectiveConfig(**keys)
+    with pytest.raises(ValueError, match="visible_only"):
+        ObjectiveConfig(visible_only=True, replace="80_10_10")
 
 
-def test_unused_keys():
-    views, tsdae = {"views", "view_delete_rate", "temperature"}, {"delete_rate", "positions", "score_rate"}
-    mlm = {"mask_rate", "mask_unit", "replace", "visible_only"}
-    assert unused_keys(ObjectiveConfig(objective="mlm")) == tsdae | views
-    assert unused_keys(ObjectiveConfig(objective="tsdae")) == mlm | views
-    assert unused_keys(ObjectiveConfig(objective="tsdae + mlm + contrastive")) == set()
-    everything = mlm | tsdae | views | {"token_weight"}
-    assert everything | {"objective"} == {field.name for field in fields(ObjectiveConfig)}
-    assert unused_keys(ObjectiveConfig(objective="bow")) == everything
-    assert unused_keys(ObjectiveConfig(objective="contrastive + bow")) == everything - views
-    given = ObjectiveConfig(objective="tsdae + contrastive", views="adjacent")
-    assert unused_keys(given) == mlm | {"view_delete_rate"}
+def test_keys_that_are_used():
+    def uses(**keys):
+        return Objectives(ObjectiveConfig(**keys)).uses - {"objective"}
 
-
-NEEDS = {  # objective: idf if token_weight is none, idf if it is idf, pairs, decoder
-    "mlm": (False, True, False, None),
-    "tsdae": (False, True, False, None),
-    "bow": (True, True, False, "bag"),
-    "contrastive": (False, False, True, "none"),
-    "bow + 0.5*contrastive": (True, True, True, "bag"),
-    "tsdae + bow": (True, True, False, None),
-    "0.3*contrastive + mlm": (False, True, True, None),
-}
-
-
-@pytest.mark.parametrize("objective", NEEDS)
-def test_needs(objective):
-    config = ObjectiveConfig(objective=objective)
-    weighted = ObjectiveConfig(objective=objective, token_weight="idf")
-    assert (needs_idf(config), needs_idf(weighted), needs_pairs(config), needed_decoder(config)) == NEEDS[objective]
-    assert needs_pairs(ObjectiveConfig(objective=objective, views="adjacent")) == needs_pairs(config)
-    assert not needs_pairs(ObjectiveConfig(objective=objective, views="deletion"))
-    assert names(config) == [name for _, name in parse_objective(objective)]
+    mlm = {"mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
+    tsdae = {"delete_rate", "positions", "score_rate", "token_weight"}
+    views = {"views", "view_delete_rate", "temperature"}
+    assert uses(objective="mlm") == mlm and uses(objective="tsdae") == tsdae
+    assert uses(objective="tsdae + mlm + contrastive") == mlm | tsdae | views
+    assert uses(objective="contrastive", views="adjacent") == {"views", "temperature"}
+    assert uses(objective="bow") == {"bow_source"}
+    assert uses(objective="bow", bow_source="survivors") == {"bow_source", "delete_rate", "positions"}
+    used = set().union(*(uses(**keys) for keys in OBJECTIVE_SETTINGS))
+    assert used == {field.name for field in fields(ObjectiveConfig)} - {"objective"}

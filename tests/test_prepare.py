@@ -14,18 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "data")]
+from lab import dataset, prepare
+from lab.command import command
+from lab.dataset import Corpus
 
-import tiktoken  # noqa: E402
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers  # noqa: E402
-
-from lab import dataset  # noqa: E402
-from lab import prepare as common  # noqa: E402
-from lab.configurator import UserError  # noqa: E402
-from lab.dataset import Corpus  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("NANOCONCEPT_DATA", ROOT.parent / "shared" / "data"))
 WORDS = "the a old cat dog river mountain sees hears likes finds green quickly don't and with 1984 Été 東京".split()
 HARD = [
@@ -46,19 +42,19 @@ def documents(count, seed=0):
     return [document(chooser) for _ in range(count)]
 
 
-class Texts(common.Source):
+class Texts(prepare.Source):
     def __init__(self, texts, split="train"):
         self.texts, self.split = texts, split
 
     def __iter__(self):
-        return (common.Piece(self.split, text) for text in self.texts)
+        return (prepare.Piece(self.split, text) for text in self.texts)
 
 
 @pytest.fixture(scope="session")
 def bpe(tmp_path_factory):
     """The path of a small tokenizer.json."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    common.make_tokenizer("bpe:600", Texts(documents(300) + HARD), False, path)
+    prepare.make_tokenizer("bpe:600", Texts(documents(300) + HARD), False, path)
     return path
 
 
@@ -71,20 +67,20 @@ def script(name):
 
 
 @pytest.fixture
-def prepare(monkeypatch, tmp_path, capfd):
-    """prepare("text", "--key=value") in this process -> (exit code, stdout, stderr)"""
+def run(monkeypatch, tmp_path, capfd):
+    """run("text", "--key=value") in this process -> (exit code, stdout, stderr)"""
 
     def call(name, *flags, module=None):
         monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, flags), f"--data_dir={tmp_path / 'data'}"])
+        monkeypatch.setattr(sys, "stderr", sys.stderr)
+        monkeypatch.setattr(os, "_exit", sys.exit)
         before = signal.getsignal(signal.SIGTERM)
-        code = 0
         try:
-            common.run((module or script(name)).main)
+            command((module or script(name)).main)
         except SystemExit as end:
-            code = end.code
+            return end.code, *capfd.readouterr()
         finally:
             signal.signal(signal.SIGTERM, before)
-        return code, *capfd.readouterr()
 
     return call
 
@@ -103,7 +99,8 @@ def start(name, *flags, cores=None, **kwargs):
 
 
 def ids_of(text, tokenizer):
-    return dataset.encode_text(tokenizer, text)
+    (ids,) = dataset.encode_texts(tokenizer, [text])
+    return ids
 
 
 def all_tokens(texts, tokenizer):
@@ -118,10 +115,10 @@ def all_tokens(texts, tokenizer):
 @pytest.mark.parametrize("lowercase", [False, True])
 def test_tiktoken_gives_the_ids_of_the_tokenizer(tmp_path, lowercase):
     texts = documents(300) + HARD
-    common.make_tokenizer("bpe:700", Texts(texts), lowercase, tmp_path / "t.json")
-    encoder = common.Encoder(tmp_path / "t.json")
+    prepare.make_tokenizer("bpe:700", Texts(texts), lowercase, tmp_path / "t.json")
+    encoder = prepare.Encoder(tmp_path / "t.json")
     assert encoder.twin is not None
-    sentences = [" " + s for text in texts for s in dataset.split_sentences(text)]
+    sentences = [s for text in texts for s in dataset.split_sentences(text)]
     normalize = encoder.tokenizer.normalizer.normalize_str if lowercase else str
     assert [encoder.twin.encode_ordinary(normalize(s)) for s in sentences] == encoder.slow(sentences)
     assert encoder(sentences) == encoder.slow(sentences)
@@ -132,15 +129,15 @@ def test_tiktoken_gives_the_ids_of_the_tokenizer_on_real_text(tmp_path):
     text = "".join(
         lzma.open(DATA / "text" / name, "rt").read(600_000) for name in ("wiki_00.txt.xz", "books_00.txt.xz")
     )
-    common.make_tokenizer("bpe:4096", Texts([text]), False, tmp_path / "t.json")
-    encoder = common.Encoder(tmp_path / "t.json")
-    sentences = [" " + sentence for sentence in dataset.split_sentences(text)]
+    prepare.make_tokenizer("bpe:4096", Texts([text]), False, tmp_path / "t.json")
+    encoder = prepare.Encoder(tmp_path / "t.json")
+    sentences = dataset.split_sentences(text)
     assert [encoder.twin.encode_ordinary(sentence) for sentence in sentences] == encoder.slow(sentences)
 
 
 def test_an_encoder_falls_back_where_tiktoken_differs(bpe):
-    encoder = common.Encoder(bpe)
-    sentences = [" " + s for text in documents(50) for s in dataset.split_sentences(text)]
+    encoder = prepare.Encoder(bpe)
+    sentences = [s for text in documents(50) for s in dataset.split_sentences(text)]
     encoder.twin = tiktoken.Encoding(
         "bytes", pat_str=r"(?s).", mergeable_ranks={bytes([b]): b for b in range(256)}, special_tokens={}
     )
@@ -152,45 +149,50 @@ def test_added_tokens_that_are_ordinary_text_are_kept(bpe, tmp_path):
     tokenizer.add_tokens([AddedToken("   "), AddedToken("|||EMAIL|||", normalized=False)])
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.save(str(tmp_path / "t.json"))
-    encoder = common.Encoder(tmp_path / "t.json")
-    sentences = [" " + s for text in HARD for s in dataset.split_sentences(text)] + [" plain"] * 60
+    encoder = prepare.Encoder(tmp_path / "t.json")
+    sentences = [s for text in HARD for s in dataset.split_sentences(text)] + [" plain"] * 60
     assert encoder.twin is not None and encoder(sentences) == encoder.slow(sentences)
     assert encoder.tokenizer.token_to_id("|||EMAIL|||") in sum(encoder(sentences), [])
 
 
 def test_other_kinds_of_tokenizers_have_no_twin():
     words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
-    assert common.fast_twin(words) is None
+    assert prepare.fast_twin(words) is None
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    assert common.fast_twin(words) is None
+    assert prepare.fast_twin(words) is None
 
 
-@pytest.mark.parametrize("byte_level", [True, False])
-def test_a_tiktoken_encoding_becomes_a_tokenizer(bpe, tmp_path, monkeypatch, byte_level):
-    twin = common.fast_twin(Tokenizer.from_file(str(bpe)))
+def test_a_tiktoken_encoding_becomes_a_tokenizer(bpe, tmp_path, monkeypatch):
+    twin = prepare.fast_twin(Tokenizer.from_file(str(bpe)))
     ranks = {token: rank - 4 for token, rank in twin._mergeable_ranks.items()}  # tiktoken's start at 0
-    encoding = tiktoken.Encoding(
-        "gpt2" if byte_level else "other",
-        pat_str=common.GPT2_PATTERN,
-        mergeable_ranks=ranks,
-        special_tokens={"<|endoftext|>": len(ranks)},
-    )
-    monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": encoding, "o200k_base": encoding}.get)
-    common.make_tokenizer(f"tiktoken:{'gpt2' if byte_level else 'o200k_base'}", Texts([]), False, tmp_path / "t.json")
+    special = {"<|endoftext|>": len(ranks)}
+    encoding = tiktoken.Encoding("gpt2", pat_str=prepare.GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": encoding}.get)
+    prepare.make_tokenizer("tiktoken:gpt2", Texts([]), False, tmp_path / "t.json")
     tokenizer = dataset.load_tokenizer(tmp_path / "t.json")
     special = dataset.special_ids(tokenizer)
     assert sorted(special.values()) == list(range(len(ranks), len(ranks) + 4)) and special["eod"] == len(ranks)
     for text in HARD + documents(30):
-        expected = [i for s in dataset.split_sentences(text) for i in encoding.encode_ordinary(" " + s)]
+        expected = [i for s in dataset.split_sentences(text) for i in encoding.encode_ordinary(s)]
         assert ids_of(text, tokenizer) == expected
-    assert common.fast_twin(tokenizer) is not None
+    assert prepare.fast_twin(tokenizer) is not None
+
+
+@pytest.mark.parametrize("name", prepare.TIKTOKEN)
+def test_tiktoken_encodings_have_the_pattern_of_the_twin(name, monkeypatch):
+    """Without their vocabularies, which are on the network."""
+    from tiktoken_ext import openai_public
+
+    for load in ("data_gym_to_mergeable_bpe_ranks", "load_tiktoken_bpe"):
+        monkeypatch.setattr(openai_public, load, lambda *_, **__: {})
+    assert openai_public.ENCODING_CONSTRUCTORS[name]()["pat_str"] == prepare.GPT2_PATTERN
 
 
 # -----------------------------------------------------------------------------------------------------------------
 # text
 
 
-def test_every_kind_of_file_gives_the_same_corpus(prepare, bpe, tmp_path):
+def test_every_kind_of_file_gives_the_same_corpus(run, bpe, tmp_path):
     texts = [*documents(40), HARD[0], HARD[1]]
     plain = "\n\n".join(texts[:20]) + "\r\n \t\r\n\r\n" + "\n \n".join(texts[20:]) + "\n\n"
     lines = "".join(json.dumps({"text": text, "id": 3}) + "\n" for text in texts)
@@ -206,7 +208,7 @@ def test_every_kind_of_file_gives_the_same_corpus(prepare, bpe, tmp_path):
     results = []
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-        code, out, err = prepare("text", f"--name={name}", "--files", tmp_path / name, *flags)
+        code, out, err = run("text", f"--name={name}", "--files", tmp_path / name, *flags)
         assert code == 0 and "tokens" in out, err
         folder = tmp_path / "data" / name
         results.append([(folder / f"{split}.bin").read_bytes() for split in ("train", "val")])
@@ -236,21 +238,21 @@ def test_every_kind_of_file_gives_the_same_corpus(prepare, bpe, tmp_path):
     assert set(tmp_path.glob("data/.*")) == set()
 
 
-def test_validation_documents_are_a_seeded_share(prepare, bpe, tmp_path):
+def test_validation_documents_are_a_seeded_share(run, bpe, tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(documents(1000)))
     flags = ("--files", tmp_path / "a.txt", f"--tokenizer={bpe}", "--val_fraction=0.2")
-    assert prepare("text", "--name=a", *flags)[0] == prepare("text", "--name=b", *flags)[0] == 0
+    assert run("text", "--name=a", *flags)[0] == run("text", "--name=b", *flags)[0] == 0
     a, b = (Corpus(tmp_path / "data" / name, "val") for name in "ab")
     assert a.tokens.tolist() == b.tokens.tolist()
     assert 150 < len(a.documents) - 1 < 250
     assert Corpus(tmp_path / "data" / "a", "train").meta["train_documents"] == 1001 - len(a.documents)
 
 
-def test_one_long_document_streams_and_is_split_at_a_sentence(prepare, bpe, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "PIECE", 5000)  # read, and put out, in many pieces
+def test_one_long_document_streams_and_is_split_at_a_sentence(run, bpe, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "PIECE", 5000)  # read, and put out, in many pieces
     text = "\n".join(documents(300)) + "\n" + " ".join(["Word."] * 9000) + "\n" + "nothing ends here " * 300
     (tmp_path / "a.txt").write_text(text)
-    assert prepare("text", "--name=a", "--files", tmp_path / "a.txt", f"--tokenizer={bpe}")[0] == 0
+    assert run("text", "--name=a", "--files", tmp_path / "a.txt", f"--tokenizer={bpe}")[0] == 0
     train, val = (Corpus(tmp_path / "data" / "a", split) for split in ("train", "val"))
     assert len(train.documents) == len(val.documents) == 2
     assert 0.94 < train.count / (train.count + val.count) < 0.96
@@ -263,9 +265,9 @@ def test_one_long_document_streams_and_is_split_at_a_sentence(prepare, bpe, tmp_
     assert sum(train.meta["document_counts"]) < train.count
 
 
-def test_lowercase_is_saved_and_applied(prepare, tmp_path):
+def test_lowercase_is_saved_and_applied(run, tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(documents(60)))
-    code, _, err = prepare("text", "--name=a", "--files", tmp_path / "a.txt", "--tokenizer=bpe:300", "--lowercase")
+    code, _, err = run("text", "--name=a", "--files", tmp_path / "a.txt", "--tokenizer=bpe:300", "--lowercase")
     assert code == 0, err
     corpus = Corpus(tmp_path / "data" / "a", "train")
     tokenizer = dataset.load_tokenizer(corpus.folder / "tokenizer.json")
@@ -275,26 +277,19 @@ def test_lowercase_is_saved_and_applied(prepare, tmp_path):
     assert ids_of("THE OLD CAT.", tokenizer) == ids_of("the old cat.", tokenizer)
 
 
-def test_max_mb_stops_reading(prepare, bpe, tmp_path):
-    (tmp_path / "a.txt").write_text("\n\n".join(documents(500)))
-    flags = ("--files", tmp_path / "a.txt", f"--tokenizer={bpe}", "--max_mb=0.02")
-    assert prepare("text", "--name=a", *flags)[0] == 0
-    assert 20 < json.loads((tmp_path / "data" / "a" / "meta.json").read_text())["train_documents"] < 200
-
-
-def test_a_finished_folder_is_only_replaced_on_demand(prepare, bpe, tmp_path):
+def test_a_finished_folder_is_only_replaced_on_demand(run, bpe, tmp_path):
     flags = ("--name=a", "--files", tmp_path / "a.txt", f"--tokenizer={bpe}")
     (tmp_path / "a.txt").write_text("\n\n".join(documents(50)))
-    assert prepare("text", *flags)[0] == 0
+    assert run("text", *flags)[0] == 0
     train = tmp_path / "data" / "a" / "train.bin"
     before = train.read_bytes()
-    code, _, err = prepare("text", *flags)
+    code, _, err = run("text", *flags)
     assert code == 2 and "--overwrite" in err
     (tmp_path / "a.txt").write_text("One sentence only, which is too little.")
-    assert prepare("text", *flags, "--overwrite")[0] == 2
+    assert run("text", *flags, "--overwrite")[0] == 2
     assert train.read_bytes() == before and Corpus(train.parent, "train").count > 0  # a failed one harms nothing
     (tmp_path / "a.txt").write_text("\n\n".join(documents(50, seed=1)))
-    assert prepare("text", *flags, "--overwrite")[0] == 0
+    assert run("text", *flags, "--overwrite")[0] == 0
     assert train.read_bytes() != before and Corpus(train.parent, "train").count > 0
 
 
@@ -313,19 +308,23 @@ def large(tmp_path_factory):
 def test_killed_it_leaves_nothing_that_looks_finished(large, bpe, tmp_path):
     flags = ("--name=a", "--files", large, f"--tokenizer={bpe}", f"--data_dir={tmp_path}")
     process = start("text", *flags)
-    wait_for(lambda: list(tmp_path.glob(".a.tmp-*/train.bin.tmp")) and children(process.pid))
+    wait_for(lambda: list(tmp_path.glob(".a.tmp-*/train.bin")) and children(process.pid))
     workers = children(process.pid)
     process.kill()
     process.communicate()
     assert not (tmp_path / "a").exists() and list(tmp_path.glob(".a.tmp-*"))
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}/status") for pid in workers))
 
-    process = start("text", *flags)
-    wait_for(lambda: children(process.pid))
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 130 and "Traceback" not in err, err
-    assert list(tmp_path.iterdir()) == []  # what the killed one left is gone too
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = start("text", *flags, start_new_session=True)
+        wait_for(lambda: children(process.pid))  # noqa: B023
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # Ctrl-C reaches the workers, too, which have hardly begun
+        else:
+            process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == code and "Traceback" not in err, err
+        assert list(tmp_path.iterdir()) == []  # what the killed one left is gone too
 
     process = start("text", *flags)
     _, err = process.communicate(timeout=60)
@@ -430,7 +429,7 @@ def minipile(tmp_path):
     return folder.parent, {name: rows[:-1] for name, rows in texts.items()}
 
 
-def test_hub_goes_on_where_it_stopped(prepare, bpe, tmp_path, minipile, monkeypatch):
+def test_hub_goes_on_where_it_stopped(run, bpe, tmp_path, minipile, monkeypatch):
     folder, texts = minipile
     flags = ("--name=minipile", f"--local={folder}", f"--tokenizer={bpe}")
     hub, encoded = script("hub"), []
@@ -439,14 +438,14 @@ def test_hub_goes_on_where_it_stopped(prepare, bpe, tmp_path, minipile, monkeypa
         if len(encoded) == 1:
             encoded.append("interrupted")
             raise KeyboardInterrupt
-        encoded.append(arguments[1].url[-40:])
+        encoded.append(arguments)
         original(*arguments)
 
     monkeypatch.setattr(hub, "encode_part", encode_part)
-    code, _, err = prepare("hub", *flags, module=hub)
+    code, _, err = run("hub", *flags, module=hub)
     assert code == 130 and not (tmp_path / "data" / "minipile").exists(), err
     assert (tmp_path / "data" / ".minipile.parts" / "00000" / "train.bin").exists()
-    code, out, err = prepare("hub", *flags, module=hub)
+    code, out, err = run("hub", *flags, module=hub)
     assert code == 0 and "1 of 3 parts" in err and len(encoded) == 4, err
 
     tokenizer = dataset.load_tokenizer(bpe)
@@ -489,20 +488,21 @@ MISTAKES = {
     "only one sentence": bad_file("a.txt", b"Just this."),
     "a.jsonl:2 is no JSON": bad_file("a.jsonl", b'{"text": "a. b."}\n{"txt": 1}\n'),
     "a.jsonl:1 is no JSON": bad_file("a.jsonl", b"[1]\n"),
-    "a.jsonl:1 is not UTF-8": bad_file("a.jsonl", b'{"text": "\xff"}\n'),
+    'a.jsonl:1 is no JSON object with a "text" in UTF-8': bad_file("a.jsonl", b'{"text": "\xff"}\n'),
     "a.txt.xz is damaged": bad_file("a.txt.xz", lzma.compress(os.urandom(9999))[:-900]),
     "b.xz is damaged": bad_file("b.xz", b"no archive"),
     "a.txt.gz is damaged": bad_file("a.txt.gz", gzip.compress(b"a. " * 9999)[:-9]),
     "c.gz is damaged": bad_file("c.gz", b"no archive"),
     "'../x' is no name": good(name="../x"),
     "'a/b' is no name": good(name="a/b"),
-    "names no vocabulary size": good("--tokenizer=bpe:abc"),
-    "out of range; take 260 to 65536": good("--tokenizer=bpe:100"),
-    "take 260 to 65536": good("--tokenizer=bpe:65537"),
-    "neither a kind of tokenizer nor a file": good("--tokenizer=words"),
+    "bpe:abc names no vocabulary size of 260 to 65536": good("--tokenizer=bpe:abc"),
+    "bpe:100 names no vocabulary size of 260 to 65536": good("--tokenizer=bpe:100"),
+    "bpe:65537 names no vocabulary size of 260 to 65536": good("--tokenizer=bpe:65537"),
+    "words does not exist": good("--tokenizer=words"),
     "missing.json does not exist": good("--tokenizer=missing.json"),
     "good.txt is not a tokenizer": lambda folder: [*good()(folder), f"--tokenizer={folder / 'good.txt'}"],
     "tiktoken has no encoding 'nope'": good("--tokenizer=tiktoken:nope"),
+    "take one of gpt2": good("--tokenizer=tiktoken:o200k_base"),
     "val_fraction must be": good("--val_fraction=0.9"),
     "val_fraction must": good("--val_fraction=abc"),
     "did you mean": good("--tokeniser=bpe:300"),
@@ -510,9 +510,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("words", MISTAKES)
-def test_mistakes_end_in_one_line(prepare, tmp_path, words):
+def test_mistakes_end_in_one_line(run, tmp_path, words):
     begin = time.monotonic()
-    code, out, err = prepare("text", *MISTAKES[words](tmp_path))
+    code, out, err = run("text", *MISTAKES[words](tmp_path))
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2 and out == "" and len(lines) == 1, err
     assert words in lines[0] and "; " in lines[0] and "Traceback" not in err
@@ -520,17 +520,17 @@ def test_mistakes_end_in_one_line(prepare, tmp_path, words):
     assert not list(tmp_path.glob("data/*")) and not list(tmp_path.glob("data/.*"))
 
 
-def test_mistakes_about_the_hub(prepare, tmp_path, minipile, bpe, monkeypatch):
+def test_mistakes_about_the_hub(run, tmp_path, minipile, bpe, monkeypatch):
     folder, _ = minipile
     local = f"--local={folder}"
     for flags, words in {
         ("--name=nope",): "write --name=NAME, one of minipile",
-        ("--name=../x",): "is no name for a dataset",
+        ("--name=../x",): "there is no corpus '../x'",
         ("--name=minipile", "--local=/nowhere"): "is no folder",
         ("--name=minipile", f"--local={tmp_path}"): "has no file data/train-*.parquet",
         ("--name=minipile", local, "--tokenizer=hub:a b"): "names no repository",
     }.items():
-        code, _, err = prepare("hub", *flags)
+        code, _, err = run("hub", *flags)
         assert code == 2 and words in err and err.count("\n") == 1, err
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
@@ -544,15 +544,15 @@ def test_mistakes_about_the_hub(prepare, tmp_path, minipile, bpe, monkeypatch):
 
     damaged = next(folder.rglob("train-1*.parquet"))
     damaged.write_bytes(damaged.read_bytes()[:500])
-    code, _, err = prepare("hub", "--name=minipile", local, f"--tokenizer={bpe}")
+    code, _, err = run("hub", "--name=minipile", local, f"--tokenizer={bpe}")
     line = err.splitlines()[-1]
     assert code == 2 and line.startswith("error: ") and damaged.name in line, err
     assert (tmp_path / "data" / ".minipile.parts" / "00000").is_dir()
 
 
-def test_a_folder_that_cannot_be_made(prepare, tmp_path):
+def test_a_folder_that_cannot_be_made(run, tmp_path):
     (tmp_path / "data").write_text("a file, not a folder")
-    code, _, err = prepare("text", *good()(tmp_path))
+    code, _, err = run("text", *good()(tmp_path))
     assert code == 2 and "cannot be written to" in err
 
 
@@ -564,10 +564,3 @@ def test_help_and_exit_codes_of_the_processes(tmp_path):
     process = start("text", "--name=x", "--files", tmp_path / "none.txt", f"--data_dir={tmp_path}")
     out, err = process.communicate(timeout=10)
     assert process.returncode == 2 and err.startswith("error: ") and err.count("\n") == 1 and out == ""
-
-
-def test_a_vocabulary_beyond_the_format_is_refused(tmp_path):
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(65_533)}, unk_token="w0"))
-    tokenizer.save(str(tmp_path / "t.json"))
-    with pytest.raises(UserError, match="65,537 entries, more than 65,536; use a smaller one"):
-        common.make_tokenizer(str(tmp_path / "t.json"), Texts([]), False, tmp_path / "u.json")

@@ -169,7 +169,7 @@ def test_original_layouts(tmp_path):
     splits = tasks.load_task("mrpc", tmp_path)
     assert list(splits) == ["train", "dev", "test"]
     assert [b for _, b in splits["train"].rows] == ["two 0", "two 2", "two 4"]
-    assert splits["dev"].labels.tolist() == [1, 1] and len(splits["test"]) == 1
+    assert splits["dev"].labels.tolist() == [1, 1] and len(splits["test"].rows) == 1
 
     write(tmp_path / "PAWS", "val.csv", ",sentence1,sentence2,label", '0,"a ""b"", c",d,1', "1,e,f,0")
     paws = tasks.load_task("paws", tmp_path)["dev"]
@@ -192,7 +192,7 @@ def test_original_layouts(tmp_path):
 def test_damaged_rows_of_qqp_are_left_out(tmp_path, capsys):
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
     write(tmp_path / "QQP", "dev.tsv", header, "1\t2\t3\ta\tb\t1", "1\t2\t3\t\tb\t1", "broken\t3")
-    assert len(tasks.load_task("qqp", tmp_path)["dev"]) == 1
+    assert len(tasks.load_task("qqp", tmp_path)["dev"].rows) == 1
     assert "2 damaged rows are left out" in capsys.readouterr().err
 
 
@@ -273,4 +273,4 @@ def test_sizes_of_the_real_tasks(real_data):
     }
     found = {name: tasks.load_task(name, real_data("glue")) for name in sizes}
     for name, counts in sizes.items():
-        assert tuple(len(found[name][s]) if s in found[name] else None for s in ("train", "dev", "test")) == counts
+        assert tuple(len(found[name][s].rows) if s in found[name] else None for s in ("train", "dev", "test")) == counts

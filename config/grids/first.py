@@ -1,6 +1,6 @@
 """
-Which objective gives concepts that mean something? Three minutes an arm on Wikipedia, judged without training on STS-B
-and SICK-R beside every floor. About an hour.
+Which objective gives concepts that mean something? Equal FLOPs for every arm, about three minutes of one thread, on
+Wikipedia; judged without training on STS-B and SICK-R beside every floor. About an hour.
 
     python data/text/prepare.py --name=wiki --files wiki_*.txt.xz --tokenizer=bpe:8192
     python compare.py config/grids/first.py --data=DIR     # DIR holds STS-B/ and SICK/
@@ -36,4 +36,4 @@ dataset = "wiki"
 vocab_size = 0
 batch_size = 64
 eval_interval = 0  # only before and after
-max_minutes = 3
+max_flops = 9e12  # 0.9 million tokens (tsdae_contrastive) to 5.7 (bow)

@@ -1,6 +1,6 @@
 """
-The arms of first.py at a size for one GPU: 32 concepts, H 384, 6 layers, rows of 32 and 128 tokens, 100 million tokens
-an arm, which is meant to be about 100 s. Not yet run on a GPU.
+The arms of first.py at a size for one GPU: 32 concepts, H 384, 6 layers, rows of 32 and 128 tokens, equal FLOPs for
+every arm, which is meant to be about 100 s. Not yet run on a GPU.
 
     python data/text/prepare.py --name=wiki --files wiki_*.txt.xz --tokenizer=bpe:8192
     python compare.py config/grids/first_gpu.py --data=DIR     # DIR holds STS-B/ and SICK/
@@ -18,4 +18,4 @@ max_length = 128
 batch_size = 256  # 32,768 tokens a step
 lr = 1e-3
 warmup = 200
-max_tokens = 1e8
+max_flops = 8e15  # 100 million tokens of tsdae, 140 of bow

@@ -1,6 +1,6 @@
 """
 How weights begin, at two sizes: rank, input share and the untrained model's STS-B before the first step; validation
-loss, use of the concepts and STS-B after two minutes.
+loss, use of the concepts and STS-B after equal FLOPs, about two minutes of one thread.
 
     python data/text/prepare.py --name=wiki --files wiki_*.txt.xz --tokenizer=bpe:8192
     python compare.py config/grids/init.py --data=DIR     # DIR holds STS-B/; about 20 minutes on two cores
@@ -23,4 +23,4 @@ tasks = "stsb"
 
 dataset = "wiki"
 vocab_size = 0
-max_minutes = 2
+max_flops = 6e12  # 0.7 million tokens at 8 concepts and 2 layers, 0.3 at 32 and 6

@@ -1,6 +1,6 @@
 """
-Passing token_idf, the idf-weighted mean of untrained token embeddings: variants of the bag of words, 4.5 million tokens
-an arm, judged without training on STS-B and SICK-R. About 40 minutes on two cores.
+Passing token_idf, the idf-weighted mean of untrained token embeddings: variants of the bag of words, with the FLOPs of
+first.py, judged without training on STS-B and SICK-R. About 40 minutes on two cores.
 
     python data/text/prepare.py --name=wiki --files wiki_*.txt.xz --tokenizer=bpe:8192
     python data/text/prepare.py --name=wiki_lower --lowercase --files wiki_*.txt.xz --tokenizer=bpe:8192
@@ -19,8 +19,5 @@ arms = {
         "delete_rate": 0.6,
         "token_weight": "idf",
         "score_rate": 0.25,
-        "max_steps": 1000,
     },
 }
-
-max_steps = 2200

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -96,14 +97,12 @@ def encode_part(source: Rows, part: Path, tokenizer: Path, about: str):
     temporary = part.with_name(part.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    splits = prepare.Splits(temporary, tokenizer)
-    splits.encode(source, about)
-    for writer in splits.writers.values():
-        if writer.sentences:
-            writer.close()
-            files.sync(writer.path)
-        else:
-            writer.path.unlink()
+    with closing(prepare.Splits(temporary, tokenizer)) as splits:
+        splits.encode(source, about)
+        for writer in splits.writers.values():
+            if writer.sentences:
+                writer.close()
+                files.sync(writer.path)
     os.replace(temporary, part)
 
 
@@ -136,13 +135,13 @@ def main(argv):
     with prepare.temporary_folder(config.folder) as temporary:
         folders = encode_parts(config, corpus, parts)
         tokenizer = shutil.copy(parts / "tokenizer.json", temporary)
-        splits = prepare.Splits(temporary, tokenizer)
-        for part in folders:
-            for split, writer in splits.writers.items():
-                if (part / f"{split}.bin").exists():
-                    text = dataset.TokenFile(part / f"{split}.bin", f"delete {show(part)} and run this again")
-                    writer.copy(text, 0, text.count)
-        prepare.finish(splits, config, {"repository": corpus.path, "shards": len(folders)})
+        with closing(prepare.Splits(temporary, tokenizer)) as splits:
+            for part in folders:
+                for split, writer in splits.writers.items():
+                    if (part / f"{split}.bin").exists():
+                        text = dataset.TokenFile(part / f"{split}.bin", f"delete {show(part)} and run this again")
+                        writer.copy(text, 0, text.count)
+            prepare.finish(splits, config, {"repository": corpus.path, "shards": len(folders)})
     shutil.rmtree(parts)
 
 

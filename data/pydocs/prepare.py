@@ -98,26 +98,23 @@ def prose(docstring: str) -> str:
     return "\n".join(paragraphs)
 
 
+def docstrings(node: ast.AST) -> Iterator[str]:
+    """The docstring of a module, and those of all that is defined in it, in order."""
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        yield ast.get_docstring(node, clean=False) or ""
+    for block in ("body", "handlers", "orelse", "finalbody"):  # statements only: expressions hold no definitions
+        for inner in getattr(node, block, ()):
+            yield from docstrings(inner)
+
+
 def documents(path: str) -> list[str]:
     """The prose of each docstring of a file."""
     try:
         source = Path(path).read_bytes()
-        if b'"""' not in source and b"'''" not in source:
-            return []
-        tree = ast.parse(source)
+        tree = ast.parse(source if b'"""' in source or b"'''" in source else "")
+        return [text for docstring in docstrings(tree) if (text := prose(docstring))]
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return []  # templates, Python 2, bad encodings: not ours to mend
-    texts, nodes = [], [tree]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            docstring = ast.get_docstring(node, clean=False)
-            if docstring and (text := prose(docstring)):
-                texts.append(text)
-        for block in ("finalbody", "orelse", "handlers", "body"):  # statements only: expressions hold no definitions
-            inner = getattr(node, block, ())
-            nodes += reversed(inner) if isinstance(inner, list) else ()
-    return texts
 
 
 def read_files(files: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:

@@ -1,0 +1,136 @@
+"""
+Token embeddings from the corpus itself: which tokens stand near which, without a label and without training.
+
+Pairs of tokens within a window and a sentence are counted, both ways and with equal weights; the counts become positive
+pointwise mutual information with context counts to the power 0.75 (PPMI), and its truncated SVD gives each token the
+vector U S^0.25, less the mean (Levy & Goldberg 2014; Levy, Goldberg & Dagan 2015, Q15-1016).
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from scipy import sparse
+from tqdm import tqdm
+
+from lab.command import say
+from lab.configurator import warn
+from lab.dataset import Corpus
+from lab.files import replacing
+
+VERSION = 1  # of the definition: part of the cache's name
+WINDOW = 8  # tokens to either side
+SMOOTHING = 0.75  # power of the context counts
+POWER = 0.25  # of the singular values
+FEWEST = 50  # pairs: a rarer token keeps its random vector
+OVERSAMPLED, ITERATIONS = 32, 2  # of the randomised SVD (Halko, Martinsson & Tropp 2011)
+CHUNK = 1 << 22  # tokens counted in one go
+DENSE = 20_000  # vocabulary up to which the matrix is dense: 1.6 GB, and several times as fast
+SENTENCES = 10_000  # fewer are too few to learn from
+
+
+def sentences_of(corpus: Corpus, most: int):
+    """Tokens and sentence numbers in pieces of whole sentences, at most about `most` tokens in all: of a longer corpus
+    evenly spaced pieces."""
+    starts, count = corpus.sentences, corpus.count
+    cuts = [*np.searchsorted(starts, np.arange(0, count, CHUNK)), len(starts)]
+    pieces = [(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if a < b]
+    share = min(1.0, most / count)
+    for a, b in pieces:
+        b = a + max(1, round((b - a) * share))
+        ends = starts[b] if b < len(starts) else count
+        tokens = corpus.tokens[starts[a] : ends].astype(np.int64)
+        number = np.zeros(len(tokens), np.int64)
+        number[starts[a + 1 : b] - starts[a]] = 1
+        yield tokens, number.cumsum()
+
+
+def count_pairs(corpus: Corpus, most: int, window: int = WINDOW) -> sparse.csr_array:
+    """How often token b stands within `window` tokens of token a in one sentence: float32 [V, V], symmetric. Special
+    tokens are no text and count with nothing."""
+    V = corpus.vocab_size
+    special = np.zeros(V, bool)
+    special[list(corpus.special_ids)] = True
+    total = sparse.csr_array((V, V), dtype=np.float32)
+    with tqdm(total=min(most, corpus.count), unit="tok", unit_scale=True, desc="counting pairs", mininterval=1) as bar:
+        for tokens, number in sentences_of(corpus, most):
+            text = ~special[tokens]
+            keys = []
+            for distance in range(1, min(window, len(tokens) - 1) + 1):
+                a, b = tokens[:-distance], tokens[distance:]
+                keep = (number[:-distance] == number[distance:]) & text[:-distance] & text[distance:]
+                keys.append(a[keep] * V + b[keep])
+            keys, times = torch.unique(torch.from_numpy(np.concatenate(keys)), return_counts=True)
+            keys, times = keys.numpy(), times.numpy().astype(np.float32)
+            total = total + sparse.csr_array((times, (keys // V, keys % V)), shape=(V, V))
+            bar.update(len(tokens))
+    return sparse.csr_array(total + total.T)
+
+
+def ppmi(counts: sparse.csr_array, smoothing: float = SMOOTHING) -> sparse.csr_array:
+    """max(0, ln p(a, b) / (p(a) p'(b))) of counts [V, V], where p'(b) is as count(b) ** smoothing."""
+    of_token = np.asarray(counts.sum(1), np.float64).ravel()
+    context = of_token**smoothing
+    context /= context.sum()
+    rows, columns = counts.nonzero()
+    values = np.log(counts.data.astype(np.float64) / (of_token[rows] * context[columns]))
+    keep = values > 0
+    found = (values[keep].astype(np.float32), (rows[keep], columns[keep]))
+    return sparse.csr_array(found, shape=counts.shape)
+
+
+def factors(matrix: sparse.csr_array, width: int) -> torch.Tensor:
+    """U S^POWER of the truncated SVD of a matrix [V, V] -> float32 [V, width]. The same bits when repeated."""
+    V = matrix.shape[0]
+    rank = min(width, V)
+    if V <= DENSE:
+        matrix = torch.from_numpy(matrix.toarray())
+    else:
+        parts = (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data)
+        matrix = torch.sparse_csr_tensor(*map(torch.from_numpy, parts), size=matrix.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        U, S, _ = torch.svd_lowrank(matrix, q=min(rank + OVERSAMPLED, V), niter=ITERATIONS)
+    vectors = torch.zeros(V, width)
+    vectors[:, :rank] = U[:, :rank] * S[:rank] ** POWER
+    return vectors
+
+
+def make_vectors(corpus: Corpus, width: int, most: int) -> torch.Tensor:
+    """float32 [V, width]: a token's row has the norm sqrt(width), or is zero where it stands in too few pairs."""
+    if corpus.sentences.size < SENTENCES:
+        warn(f"{corpus.sentences.size:,} sentences are few for spectral token embeddings ({SENTENCES:,} are wanted)")
+    counts = count_pairs(corpus, most)
+    known = torch.from_numpy(np.asarray(counts.sum(1)).ravel() >= FEWEST)
+    vectors = factors(ppmi(counts), width)
+    vectors[known] -= vectors[known].mean(0)
+    vectors = torch.nn.functional.normalize(vectors, dim=1) * width**0.5
+    return vectors * known[:, None]
+
+
+def token_vectors(corpus: Corpus, width: int, most: int) -> torch.Tensor:
+    """`make_vectors`, kept beside the data under a hash of all that they depend on."""
+    settings = [VERSION, WINDOW, SMOOTHING, POWER, FEWEST, OVERSAMPLED, ITERATIONS, DENSE, width]
+    settings += [min(most, corpus.count), corpus.count, corpus.documents.size, corpus.tokenizer_hash]
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    path = Path(corpus.folder) / f"spectral_{digest}.safetensors"
+    try:
+        vectors = load_file(path)["vectors"]
+        if vectors.shape == (corpus.vocab_size, width):
+            return vectors
+    except (OSError, SafetensorError, KeyError):  # absent or damaged
+        pass
+    start = time.monotonic()
+    vectors = make_vectors(corpus, width, int(most))
+    say(f"spectral token embeddings: {time.monotonic() - start:.0f} s")
+    try:
+        with replacing(path) as temporary:
+            save_file({"vectors": vectors}, temporary)
+    except (OSError, SafetensorError) as error:
+        warn(f"{path} cannot be written ({error}); the token embeddings will be computed again next time")
+    return vectors

@@ -1,0 +1,72 @@
+"""What there is to test: every encoder, decoder, objective and sum that stands in a registry, in every setting of its
+own. So a new class is tested without an edit."""
+
+import itertools
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from decoders import DECODERS
+from encoders import ENCODERS
+from model import ModelConfig
+from objectives import OBJECTIVES, ObjectiveConfig, Objectives
+
+SMALL = dict(layers=2, hidden=16, heads=2, intermediate=24, concepts=6, max_length=12, vocab_size=40)
+
+
+def choices(config, keys):
+    """{key: values to try} of those keys that are a switch, a choice of words or a share."""
+    found, hints = {}, get_type_hints(config, include_extras=True)
+    for key in sorted(keys):
+        kind = get_args(hints[key])[0]
+        values = (False, True) if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
+        found[key] = values or ((getattr(config, key), 0.25) if kind is float else ())
+    return {key: values for key, values in found.items() if values}
+
+
+def allowed(config, fixed, tried):
+    """Every combination of the values tried, with the fixed ones, that the config does not refuse."""
+    for values in itertools.product(*tried.values()):
+        keys = fixed | dict(zip(tried, values, strict=True))
+        try:
+            config(**keys)
+        except ValueError:
+            continue
+        yield keys
+
+
+def structures():
+    """All pairs of an encoder and a decoder. With a default partner, each in every token width, head and positions,
+    ours and the seeds', and in every choice of its own."""
+    shared = dict(
+        token_dim=(0, 8), tied=(True, False), token_position=("learned", "rope"), seeds_faithful=(False, True)
+    )
+    found = []
+    for e, d in itertools.product(ENCODERS, DECODERS):
+        pair, own = dict(encoder=e, decoder=d), set()
+        own |= ENCODERS[e].uses if d == ModelConfig.decoder else set()
+        own |= DECODERS[d].uses if e == ModelConfig.encoder else set()
+        first = ModelConfig.encoder == e or ModelConfig.decoder == d
+        found += [pair, *(allowed(ModelConfig, pair, shared) if first else ())]
+        for key, values in choices(ModelConfig, own).items():
+            found += allowed(ModelConfig, pair, {key: values})
+    return list({name(keys): keys for keys in found}.values())
+
+
+def objectives():
+    """Each objective in every setting of its own keys, and every sum of two of them."""
+    for objective in OBJECTIVES:
+        uses = Objectives(ObjectiveConfig(objective=objective)).uses - {"objective"}
+        for keys in list(allowed(ObjectiveConfig, dict(objective=objective), choices(ObjectiveConfig, uses))):
+            uses |= Objectives(ObjectiveConfig(**keys)).uses - {"objective"}  # one choice may bring others
+        yield from allowed(ObjectiveConfig, dict(objective=objective), choices(ObjectiveConfig, uses))
+    for a, b in itertools.permutations(OBJECTIVES, 2):
+        yield dict(objective=f"{a} + 0.5*{b}")
+
+
+def name(keys):
+    """What differs from the defaults, as a test's id."""
+    defaults = vars(ModelConfig) | vars(ObjectiveConfig)
+    words = [f"{key}={value}" for key, value in keys.items() if key == "objective" or value != defaults[key]]
+    return ",".join(words).replace(" ", "") or "defaults"
+
+
+STRUCTURES, OBJECTIVE_SETTINGS = structures(), list(objectives())

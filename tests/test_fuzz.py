@@ -1,0 +1,142 @@
+"""Whatever a config file and flags hold, train.py reads it or refuses it with one sentence, soon."""
+
+import contextlib
+import io
+import json
+import resource
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import train
+from lab.configurator import UserError, error_line, fields_of
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted(ROOT.glob("config/**/*.py"))
+LINES = {path: path.read_text(encoding="utf-8").splitlines() for path in FILES}
+KEYS = [key for group in (train.TrainConfig, train.ObjectiveConfig, train.ModelConfig) for key in fields_of(group)]
+KEYS.remove("print_config")  # which is always given, so that nothing is trained
+
+SECONDS = 5  # for one command line; the slowest preset takes 2
+MEMORY = 4 << 30  # bytes that it may take
+
+# Drawn often: what is right, nearly right, or large.
+WORDS = r"""
+0 1 -1 2 7 8 16 0.5 1e-3 1e300 1e999 -1e400 2**62 2**63 10**6 10**9 10**12 99999999999999999999 10**400 9**9**9 08 1j
+2**-10**9 1/0 0**-1 (-1)**0.5 nan inf True False None true none () (16,) (2,10**9) [16,32] 16,32 (0.1,0.3) ((1,),)
+{'a':1} {1:2} {} '' 'auto' "mlm" 'tsdae+bow' 'tsdae+1e300*bow' '0*mlm' '%d' b'x' f'{1}' f() x[0] x.y lambda:1 ... lr _a
+base -'a' 'a'*9 'a'+'b' True+1 mlm bow contrastive cpu cuda perceiver none posonly idf both ' \0 '\ud800' auto must
+""".split()
+NAMES = [
+    *KEYS,
+    *KEYS,
+    "base",
+    "_a",
+    "__class__",
+    "print_config",
+    "lr2",
+    "Lr",
+    "é",
+    "lr.a",
+    "lr, seed",
+    "lr: float",
+    "if",
+]
+
+value = st.one_of(
+    st.sampled_from(WORDS),
+    st.tuples(
+        st.sampled_from(WORDS), st.sampled_from("+ - * / // ** % << | < and ,".split()), st.sampled_from(WORDS)
+    ).map(" ".join),
+    st.integers(-(10**20), 10**20).map(str),
+    st.floats().map(str),
+    st.text(max_size=6),
+)
+changes = st.lists(
+    st.tuples(
+        st.sampled_from(["drop", "double", "swap", "character", "value", "value", "add", "add"]),
+        st.integers(0, 99),
+        st.integers(0, 99),
+        st.sampled_from(NAMES),
+        value,
+        st.sampled_from(list("=()[]{}'\"\\#,.-+*/:%_ \n\t\0é0a")),
+    ),
+    max_size=4,
+)
+flag = st.tuples(
+    st.sampled_from(["--"] * 9 + ["-", "", "--no_"]),
+    st.sampled_from([*NAMES, "help", ""]),
+    st.sampled_from(["=", "=", "=", " ", ""]),
+    value,
+)
+
+
+def changed(lines: list[str], changes: list) -> str:
+    """The text of a config file after some changes."""
+    lines = list(lines)
+    for what, i, j, name, value, character in changes:
+        i, j = i % max(1, len(lines)), j % max(1, len(lines))
+        if what == "add" or not lines:
+            lines.insert(i, f"{name} = {value}")
+        elif what == "drop":
+            del lines[i]
+        elif what == "double":
+            lines.insert(j, lines[i])
+        elif what == "swap":
+            lines[i], lines[j] = lines[j], lines[i]
+        elif what == "value":
+            lines[i] = f"{lines[i].partition('=')[0]}= {value}"
+        else:
+            k = j % max(1, len(lines[i]))
+            lines[i] = lines[i][:k] + character + lines[i][k + 1 :]
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working directory, and memory that a wrong size cannot fill."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
+    yield tmp_path_factory.mktemp("fuzz")
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+# The first is the quickest, and what hypothesis ends with when it simplifies a failure.
+any_file = st.sampled_from([ROOT / "config/quickstart.py"] * (3 * len(FILES)) + FILES)
+
+
+def check(folder, path, changes, flags):
+    config = folder / "x.py"
+    config.write_bytes(changed(LINES[path], changes).encode("utf-8", "surrogatepass"))
+    words = [word for dashes, key, between, text in flags for word in f"{dashes}{key}{between}{text}".split(" ", 1)]
+    argv = [str(config), f"--data_dir={folder}", *words, "--print_config"]
+    printed, began = io.StringIO(), time.perf_counter()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+            assert train.main(argv) == 0
+        assert isinstance(json.loads(printed.getvalue()), dict)
+    except UserError as error:
+        assert len(error_line(error).splitlines()) == 1 and str(error).strip()
+        assert printed.getvalue() == ""
+    except SystemExit as stop:
+        assert stop.code == 0 and {"-h", "--help"} & set(argv)
+        assert printed.getvalue().startswith("usage: ")
+    assert time.perf_counter() - began < SECONDS
+
+
+@settings(max_examples=400)
+@given(path=any_file, changes=changes, flags=st.lists(flag, max_size=2))
+def test_any_config_and_flags(folder, path, changes, flags):
+    check(folder, path, changes, flags)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@settings(max_examples=10_000)
+@given(path=any_file, changes=changes, flags=st.lists(flag, max_size=3))
+def test_any_config_and_flags_at_length(folder, path, changes, flags):
+    check(folder, path, changes, flags)

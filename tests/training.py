@@ -1,0 +1,136 @@
+"""What the tests of training share: a small model's flags, train.py here or in processes of its own, comparisons."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import torch
+from safetensors.torch import load_file
+
+import train
+from lab import command
+from lab.runs import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = sorted((ROOT / "config").glob("*.py"))
+SMALL = ["--hidden=64", "--heads=2", "--intermediate=64", "--layers=2", "--concepts=8", "--vocab_size=0"]
+SMALL += ["--lengths=16", "--max_length=64", "--batch_size=8", "--micro_batch=0", "--eval_tokens=256", "--device=cpu"]
+SMALL += ["--final_report=losses"]
+BRIEF = ["--log_interval=1", "--warmup=0", "--schedule=constant", "--eval_interval=0"]  # and every step in the metrics
+ENDLESS = [*BRIEF, "--max_steps=100000", "--ckpt_interval=0"]
+TIMES = {"seconds", "tokens_per_s", "seconds_per_step"}  # all that may differ between equal runs
+
+# ---------------------------------------------------------------------------------------------------------------------
+# train.py
+
+
+def arguments(data, out, *more, preset="quickstart"):
+    """Its flags for a small model on the corpus `toy` of `data`."""
+    config = str(ROOT / "config" / f"{preset}.py")
+    return [config, *SMALL, f"--data_dir={data}", "--dataset=toy", f"--out_dir={out}", *map(str, more)]
+
+
+def run(data, out, *more, preset="quickstart"):
+    """Trains in this process; draws no curves, which take longer than all the rest."""
+    with patch("lab.report.curves"):
+        return train.main(arguments(data, out, *more, preset=preset))
+
+
+class Process:
+    """train.py in a process of its own, forked from one that has imported torch already."""
+
+    def __init__(self, words, log: Path, environ=None, folder=ROOT, before=None):
+        """log: where it writes, log.out and log.err; before: called in it before it starts."""
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(["tests.training", "torch._dynamo"])
+        self.log, self.began = log, time.monotonic()
+        self.process = server.Process(target=in_process, args=(words, log, environ or {}, folder, before))
+        self.process.start()
+
+    def wait(self, timeout=60):
+        """Its exit code, and what it wrote."""
+        self.process.join(timeout)
+        late = self.process.exitcode is None
+        if late:
+            self.process.kill()
+            self.process.join()
+        out, err = (Path(f"{self.log}.{name}").read_text() for name in ("out", "err"))
+        assert not late, f"still there after {timeout} s:\n{err}"
+        return SimpleNamespace(code=self.process.exitcode, out=out, err=err)
+
+    def signal(self, number):
+        os.kill(self.process.pid, number)
+
+    def wait_until(self, condition):
+        while not condition():
+            assert self.process.is_alive(), Path(f"{self.log}.err").read_text()
+            time.sleep(0.005)
+
+
+def in_process(words, log, environ, folder, before):
+    for fd, name in (1, "out"), (2, "err"):
+        os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    os.environ.update(environ)
+    os.chdir(folder)
+    sys.argv = ["train.py", *words]
+    with patch("lab.report.curves"):
+        if before:
+            before()
+        command.command(train.main)
+
+
+def start_ranks(words_of_each, logs: Path, **keys) -> list[Process]:
+    """One process a rank, each with its own words, as a launcher on several nodes starts them."""
+    logs.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    where["WORLD_SIZE"] = str(len(words_of_each))
+    environs = [where | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(len(words_of_each))]
+    return [
+        Process(words, logs / f"rank{i}", environ, **keys)
+        for i, (words, environ) in enumerate(zip(words_of_each, environs, strict=True))
+    ]
+
+
+def run_ranks(words_of_each, logs: Path, **keys) -> list[SimpleNamespace]:
+    return [process.wait() for process in start_ranks(words_of_each, logs, **keys)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it left
+
+
+def losses(out):
+    return [(r["step"], r["loss"]) for r in RunFolder(out).metrics() if "loss" in r]
+
+
+def timeless(record: dict) -> dict:
+    return {key: value for key, value in record.items() if key not in TIMES}
+
+
+def flat(tree, prefix=""):
+    if not isinstance(tree, dict):
+        return {prefix: torch.as_tensor(tree)}
+    return {k: v for name, branch in tree.items() for k, v in flat(branch, f"{prefix}/{name}").items()}
+
+
+def assert_same_checkpoint(a, b):
+    for name in ("model.safetensors", "optim.pt"):
+        one, two = (RunFolder(x).checkpoint("latest") / name for x in (a, b))
+        load = load_file if name.startswith("model") else lambda p: torch.load(p, weights_only=True)["state"]
+        one, two = flat(load(one)), flat(load(two))
+        assert one.keys() == two.keys() and len(one) > 10
+        assert all(torch.equal(one[k], two[k]) for k in one), name
+
+
+def assert_same_run(a, b, steps: int):
+    """Every metric (evaluations too), weight and optimizer state of two runs that logged each step, to the bit."""
+    one, two = ([timeless(record) for record in RunFolder(x).metrics()] for x in (a, b))
+    assert one == two and [step for step, _ in losses(a)] == list(range(1, steps + 1))
+    assert_same_checkpoint(a, b)
