@@ -85,6 +85,7 @@ class Arm:
         self.name, self.world, self.objectives, self.config = name, world, settings.objectives, settings.train
         self.size, self.step = settings.model.vocab_size, 0
         self.vocab = Vocabulary(self.size, self.size - 1, (), torch.ones(self.size, device=world.device))
+        self.ids = {}  # shape -> tokens, sent to the device once
         self.model = ConceptModel(settings.model, self.vocab.mask_id)
         if name == "reference":
             ours, self.model = self.model, ReferenceMLM(settings.model)
@@ -95,10 +96,11 @@ class Arm:
         self.optimizer = optim.adamw(self.model, 1e-4, config.weight_decay, (config.beta1, config.beta2))
 
     def rows(self, count: int, length: int) -> Rows:
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(self.size - 1, (count, length), generator=generator).to(self.world.device)
+        if (count, length) not in self.ids:
+            ids = torch.randint(self.size - 1, (count, length), generator=torch.Generator().manual_seed(0))
+            self.ids[count, length] = ids.to(self.world.device)
         numbers = torch.arange(count, device=self.world.device)
-        return Rows(ids, Noise(0, self.step, numbers), self.vocab, documents=numbers)
+        return Rows(self.ids[count, length], Noise(0, self.step, numbers), self.vocab, documents=numbers)
 
     def train(self, count: int, length: int) -> torch.Tensor:
         """One step; returns the loss, on the device."""

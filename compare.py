@@ -23,12 +23,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
-from lab import command, dataset, tasks
+from lab import command, dataset, floors, tasks
 from lab.command import say
 from lab.configurator import UserError, parse, read_layers, show
 from lab.files import read_json, write_atomic
-from lab.registry import HORIZONS, registry, run_numbers
-from lab.report import LIFTS, dict_table, score_rows, score_table, spread
+from lab.plan import HORIZONS
+from lab.registry import registry, run_numbers
+from lab.report import LIFTS, dict_table, score_rows, score_table, spread, verdicts
 from lab.runs import RunFolder
 from objectives import ObjectiveConfig
 
@@ -121,7 +122,7 @@ def read_grid(path: Path) -> Grid:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# All that can be said of a grid before its first run starts
+# What is checked before the first run starts
 
 
 def check_arms(grid: Grid, data_dir: str) -> dict[str, dict]:
@@ -248,7 +249,7 @@ class Comparison:
         return 0
 
     def write(self) -> str:
-        """results.json and report.md of what is done so far; returns what the report says."""
+        """results.json and report.md of what is done so far; returns the report."""
         arms = {}
         for arm, keys in self.grid.arms.items():
             arms[arm] = {"keys": keys} | summary([run for run in self.runs.values() if run["arm"] == arm])
@@ -257,7 +258,8 @@ class Comparison:
         scores = [row for arm in arms for name in self.names for row in self.scores(arm, name)]
         text = f"{arm_table(arms, scores)}\n\n{notes(results, self.resolved)}\n"
         if scores:
-            text += f"\n## Scores beside their floors\n\n{score_table(scores)}\n"
+            text += f"\n## Scores beside their floors\n\n{score_table(scores)}\n\n"
+            text += "".join(f"* {name}: {sentence}\n" for name, sentence in verdicts(scores).items())
         write_atomic(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
         write_atomic(self.folder / "report.md", f"# {self.grid.name}\n\n{text}")
         return text
@@ -290,20 +292,21 @@ def evaluation(out: RunFolder, name: str) -> dict:
 
 
 def judged(out: RunFolder, name: str) -> bool:
-    """The latest checkpoint has its scores in eval/."""
+    """The latest checkpoint has its scores in eval/, by the present definitions."""
     try:
         record = evaluation(out, name)
-        return [record["run_id"], record["checkpoint"]] == [out.config()["run_id"], f"ckpt_{out.pointer('latest')}"]
+        present = [out.config()["run_id"], f"ckpt_{out.pointer('latest')}", floors.VERSION]
+        return [record["run_id"], record["checkpoint"], record["version"]] == present
     except (UserError, KeyError, TypeError):
         return False
 
 
 def collect(out: RunFolder, names: list[str]) -> dict:
-    """What a finished run says of itself; all that is a number stands flat in `numbers`."""
-    config, found = out.config(), run_numbers(out)
-    if "val_loss" not in found:
+    """What is known of a finished run; all that is a number stands flat in `numbers`."""
+    config, known = out.config(), run_numbers(out)
+    if "val_loss" not in known:
         raise UserError(f"{out.path}/metrics.jsonl has no evaluation; delete the folder to train the run anew")
-    numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    numbers = {key: value for key, value in known.items() if isinstance(value, int | float)}
     numbers["parameters"] = config["parameters"]
     splits = {name: evaluation(out, name)["splits"] for name in names}
     for name in names:
@@ -312,7 +315,7 @@ def collect(out: RunFolder, names: list[str]) -> dict:
             untrained = judged["floors"]["untrained"].items()
             numbers |= {f"{name}_{split}_untrained_{metric}": value for metric, value in untrained}
     about = {"folder": str(out.path), "run_id": config["run_id"], "commit": config["commit"]}
-    return about | {"step": found["step"], "verdict": found.get("verdict"), "numbers": numbers, "tasks": splits}
+    return about | {"step": known["step"], "verdict": known.get("verdict"), "numbers": numbers, "tasks": splits}
 
 
 def summary(runs: list[dict]) -> dict[str, dict]:
@@ -322,7 +325,8 @@ def summary(runs: list[dict]) -> dict[str, dict]:
         for key, value in run["numbers"].items():
             values.setdefault(key, []).append(value)
     functions = {"median": statistics.median, "min": min, "max": max}
-    return {"runs": len(runs)} | {n: {key: f(found) for key, found in values.items()} for n, f in functions.items()}
+    numbers = {name: {key: f(of_key) for key, of_key in values.items()} for name, f in functions.items()}
+    return {"runs": len(runs), **numbers}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -348,7 +352,7 @@ COLUMNS = (  # title, key of `numbers`, format, scale
 
 def arm_table(arms: dict[str, dict], scores: list[dict]) -> str:
     """One row an arm: losses, geometry, and each task's scores on dev with the lifts of the last of them, which is the
-    centred one where there is one."""
+    centred one where there is one, and what it knows beyond words."""
     known = {key for arm in arms.values() for key in arm["median"]}
     lengths = sorted(int(key[9:]) for key in known if re.fullmatch(r"val_loss_\d+", key))
     columns = list(COLUMNS)
@@ -363,7 +367,8 @@ def arm_table(arms: dict[str, dict], scores: list[dict]) -> str:
                 row[title] = None if None in values else spread(tuple(values), form, scale)
         dev = [score for score in scores if (score["arm"], score["split"]) == (name, "dev")]
         row |= {f"{score['task']} {score['metric']}": score["score"] for score in dev}
-        row |= {f"{score['task']} over {floor}": score[f"over {floor}"] for score in dev for floor in LIFTS}
+        plain = [score for score in dev if score["metric"] != tasks.HEADLINE]
+        row |= {f"{score['task']} over {floor}": score[f"over {floor}"] for score in plain for floor in LIFTS}
         rows.append(row)
     return dict_table(rows)
 
@@ -373,7 +378,8 @@ def notes(results: dict, resolved: dict[str, dict]) -> str:
     lines = ["Medians over seeds (min..max); @0: before training; Δshuffle: nats lost with another row's concepts."]
     if results["tasks"]:
         lines += ["Scores x100 on dev; over a floor: of the centred score where there is one, with the widest 95 %"]
-        lines += ["interval of the seeds; untrained: the same architecture and init."]
+        lines += ["interval of the seeds; untrained: the same architecture and init; partial_lexical: rank correlation"]
+        lines += ["with the labels beyond words, given what overlap of words and characters and the lengths know."]
     keys = [field.name for field in fields(ObjectiveConfig)] + ["lengths", "dataset"]
     if len({json.dumps([values[key] for key in keys]) for values in resolved.values()}) > 1:
         lines.append("The arms differ in objective, noise or rows: their losses do not compare, their scores do.")

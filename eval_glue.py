@@ -5,10 +5,16 @@ Judges a run on sentence tasks, next to the floors it must beat.
 
 zero_shot: nothing is trained. A sentence's vector is the mean of its concepts; likeness is the cosine, raw and centred
 (less the mean over the task's first 2,000 train sentences); yes/no questions are answered by a threshold fitted on the
-train split. `concept` is stsb, sick_r, mrpc and paws. Prints one table and writes RUN/eval/zero_shot_TASK.json; beside
-it .npz has the answers to each row: SPLIT/cosines, SPLIT/centred or SPLIT/predictions [seeds, rows], SPLIT/labels.
+train split. `concept` is stsb, sick_r, mrpc and paws; `sts` those of STS12 ... STS16 that lie in the folder. Prints one
+table and writes RUN/eval/zero_shot_TASK.json; beside it .npz has the answers to each row: SPLIT/cosines, SPLIT/centred
+or SPLIT/predictions [seeds, rows], SPLIT/labels.
 
-What the floors say does not depend on the training, so it is kept in `.floors/` beside the run folder, under a hash of
+Most of a similarity score is overlap of words. What it knows beyond them: partial_lexical is the rank correlation of
+centred cosines and labels that is left, given what overlap of words and characters and the lengths know of both (0 for
+their monotone copies); partial_char_tfidf and partial_token_idf are given the raw cosines of that floor alone;
+spearman_low_overlap, _mid_ and _high_ are inside thirds of the rows by the share of words that both sentences have.
+
+Floors do not depend on the training, so their answers are kept in `.floors/` beside the run folder, under a hash of
 the architecture, the tokenizer and the task's rows: runs that share those compute it once.
 """
 
@@ -23,7 +29,7 @@ from lab import command, floors, tasks
 from lab.command import say
 from lab.configurator import UserError, parse
 from lab.files import write_atomic
-from lab.report import score_rows, score_table
+from lab.report import score_rows, score_table, verdicts
 from lab.runs import LoadedRun, load_run
 from lab.tasks import Pairs
 
@@ -33,7 +39,9 @@ ROOT = Path(__file__).resolve().parent
 @dataclass
 class EvalConfig:
     run: Annotated[str, "run folder that train.py wrote"] = ""
-    tasks: Annotated[tuple[str, ...], "tasks; concept: stsb, sick_r, mrpc, paws; all: what is there"] = ("concept",)
+    tasks: Annotated[
+        tuple[str, ...], "tasks; concept: stsb, sick_r, mrpc, paws; sts: STS12 ... STS16; all: what is there"
+    ] = ("concept",)
     mode: Annotated[Literal["zero_shot", "fine_tune"], "judge the vectors as they are, or train a head"] = "zero_shot"
     seeds: Annotated[int, "fine_tune: seeds 0 ... N-1"] = 3
     data: Annotated[str, "folder of the task files, in their original layout"] = "data/glue"
@@ -53,23 +61,32 @@ class EvalConfig:
 
 def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> dict[str, dict]:
     """ours: split -> answers; theirs: floor -> split -> answers. Returns split -> {metrics, floors, untrained_range,
-    lift}; for scores also lift_centred."""
+    lift, verdict}; for scores also {beyond, lift_centred, lift_beyond}."""
     result = {}
     for split in pairs.scored:
         answers = {floor: splits[split] for floor, splits in theirs.items()}
-        labels = pairs.labels[split]
-        metrics = {metric: float(np.median(v)) for metric, v in tasks.scores(pairs.task, ours[split], labels).items()}
-        seeds = {floor: tasks.scores(pairs.task, answer, labels) for floor, answer in answers.items()}
+        known = floors.word_controls(pairs, split, answers) if pairs.task.kind == "score" else None
+        metrics = {metric: float(np.median(v)) for metric, v in floors.scores(pairs, split, ours[split], known).items()}
+        seeds = {floor: floors.scores(pairs, split, answer, known) for floor, answer in answers.items()}
         means = {floor: {metric: float(v.mean()) for metric, v in values.items()} for floor, values in seeds.items()}
+        for metric, controls in floors.PARTIALS.items() if known else ():
+            for floor in means.keys() & set(controls):  # given itself, nothing is left
+                means[floor][metric] = None
         spread = {metric: [float(v.min()), float(v.max())] for metric, v in seeds["untrained"].items()}
         result[split] = {"metrics": metrics, "floors": means, "untrained_range": spread}
+        if known:
+            result[split]["beyond"] = floors.beyond_intervals(ours[split]["centred"], pairs.labels[split], known)
         for metric, name in pairs.task.lifts.items():
-            kind = tasks.METRICS[metric][1]
-            best = max(means, key=lambda floor: means[floor][metric])  # noqa: B023
+            kind = "centred" if metric in floors.BEYOND else tasks.METRICS[metric][1]
+            having = [floor for floor in means if means[floor][metric] is not None]
+            best = max(having, key=lambda floor: means[floor][metric])  # noqa: B023
             others = {floor: answers[floor][kind] for floor in (best, "token_idf", "untrained")}
-            lifts = floors.lifts(metric, ours[split][kind], others, labels)
+            lifts = floors.lifts(metric, ours[split][kind], others, pairs.labels[split], known)
             result[split][name] = {"best_floor": {"floor": best, **lifts[best]}}
             result[split][name] |= {floor: lifts[floor] for floor in ("token_idf", "untrained")}
+    sentences = verdicts(score_rows(pairs.name, [result], pairs.task.lifts))
+    for judged, sentence in zip(result.values(), sentences.values(), strict=True):
+        judged["verdict"] = sentence
     return result
 
 
@@ -85,6 +102,7 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
         "mode": "zero_shot",
         "run_id": run.config["run_id"],
         "checkpoint": f"ckpt_{run.step}",
+        "version": floors.VERSION,
         "splits": splits,
         "protocol": {
             "head": "threshold on the cosine" if fitted else "cosine",
@@ -98,10 +116,11 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
             "train_rows": {split: len(pairs.labels[other]) for split, other in pairs.fitted_on.items()},
             "eval_rows": {split: len(pairs.labels[split]) for split in pairs.scored},
             "fitted_on": pairs.fitted_on,  # idf, centring and threshold
+            "fitting": f"{pairs.name} {pairs.fitting}",
             "dtype": "float32",
         },
         "seeds": [0],
-        "per_seed": [{split: found["metrics"] for split, found in splits.items()}],
+        "per_seed": [{split: judged["metrics"] for split, judged in splits.items()}],
     }
     rows = {split: answers | {"labels": pairs.labels[split]} for split, answers in ours.items()}
     arrays = {f"{split}/{kind}": array for split, answers in rows.items() for kind, array in answers.items()}
@@ -126,11 +145,12 @@ def main(argv) -> int:
     for pairs in loaded:
         record = zero_shot(run, pairs, folder, Path(config.run).resolve().parent / ".floors")
         rows += score_rows(pairs.name, [record["splits"]], pairs.task.lifts)
-    print(f"{run.config['run_id']}, ckpt_{run.step}, zero-shot, x100; lift with 95 % intervals\n")
+    print(f"{run.config['run_id']}, ckpt_{run.step}, zero-shot, x100; [95 % intervals]\n")
     print(score_table(rows))
+    print("\n" + "\n".join(f"{name}: {sentence}" for name, sentence in verdicts(rows).items()))
     for pairs in loaded:
         if set(pairs.fitted_on.values()) - {"train"}:
-            print(f"\n{pairs.name} has no train split: idf, centring and threshold come from the other labelled split")
+            print(f"\n{pairs.name} {pairs.fitting}")
     return 0
 
 

@@ -19,26 +19,25 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import geometry
 from lab import command, dataset, distributed, optim, report, runs
 from lab.command import NonFinite, say
-from lab.configurator import Parsed, UserError, fields_of, parse, show, warn
+from lab.configurator import Parsed, UserError, convert, fields_of, parse, show, warn
 from lab.distributed import Signals, World
-from lab.plan import cost, decide_compile, make_plan
+from lab.plan import HORIZONS, cost, decide_compile, make_plan
 from lab.runs import RunFolder
-from lab.validation import Validation, final_table, reconstructions
+from lab.validation import Validation, final_report
 from model import ConceptModel, ModelConfig
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
 
 ROOT = Path(__file__).resolve().parent
-HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_flops", "max_minutes")
 
 
 @dataclass
@@ -139,10 +138,10 @@ class Settings:
             raise UserError("no config is given; try: python train.py config/quickstart.py")
         settings = cls(parsed, *(parsed.make(group) for group in cls.GROUPS))
         config, shape, objectives = settings.train, settings.model, settings.objectives
-        settings.warn_unused()
         if objectives.predicts != "positions" and shape.decoder != objectives.predicts:
             warn(f"objective={objectives.text!r} trains no decoder, so decoder={shape.decoder!r} is not built")
             shape.decoder = objectives.predicts
+        settings.warn_unused()
         if objectives.predicts == "positions" != shape.predicts:
             raise UserError(f"decoder={shape.decoder!r} predicts no single position; write --decoder=posonly")
         if (longest := max(config.lengths)) > shape.max_length:
@@ -199,7 +198,9 @@ class Settings:
 class Trainer:
     """Model, optimizer, text and run folder, and what is done with them: steps, evaluations, checkpoints."""
 
-    STATE = ("step", "seconds", "horizon", "seconds_per_step", "best", "best_step")  # what a checkpoint keeps of it
+    # What a checkpoint keeps of it: name -> types
+    STATE = {"step": (int,), "seconds": (float,), "horizon": (int,), "seconds_per_step": (float,)}
+    STATE |= {"best": (float, NoneType), "best_step": (int, NoneType)}
 
     def __init__(self, settings: Settings, world: World, out: RunFolder, signals: Signals):
         config, shape = settings.train, settings.model
@@ -239,8 +240,9 @@ class Trainer:
         from lab.spectral import token_vectors  # late: scipy
 
         there = self.out.token_vectors()
-        width = self.settings.model.token_width
-        return token_vectors(self.train_text, width, self.config.spectral_tokens) if there is None else there
+        if there is not None:
+            return there
+        return token_vectors(self.train_text, self.settings.model.token_width, self.config.spectral_tokens)
 
     # What there is to go on from
 
@@ -250,10 +252,11 @@ class Trainer:
         runs.load_weights(self.model, there["weights"], there["folder"])
         try:
             self.optimizer.load_state_dict(there["optimizer"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{there['folder']}/optim.pt is of another model ({error}); take another one") from None
-        for key in self.STATE:
-            setattr(self, key, there["state"][key])
+            for key, kinds in self.STATE.items():
+                setattr(self, key, convert(there["state"][key], kinds))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"optim.pt or state.json is of another model, or of older code ({error})"
+            raise UserError(f"{there['folder']}: {why}; take another checkpoint") from None
         if self.best_step not in self.world.on_rank0(self.out.steps):
             self.best = self.best_step = None
         self.out.saved = self.step
@@ -302,7 +305,7 @@ class Trainer:
             assert step == self.step
             rows = Rows(ids, Noise(config.seed, step, numbers), self.vocab, documents)
             waits = world.size > 1 and i < plan.parts - 1  # gradients are reduced once, after the last part
-            with self.ranks.no_sync() if waits else nullcontext():
+            with getattr(self.forward, "_orig_mod", self.forward).no_sync() if waits else nullcontext():
                 parts += optim.add_gradients(self.forward, self.objectives, rows, world, plan.parts)
         world.all_sum(parts).div_(world.size)
         loss = self.objectives.total(parts)
@@ -312,10 +315,6 @@ class Trainer:
         self.step += 1
         self.numbers = None
         return parts, loss, norm
-
-    @property
-    def ranks(self) -> DistributedDataParallel:
-        return getattr(self.forward, "_orig_mod", self.forward)
 
     def check_finite(self):
         """Waits for the device; called before anything is logged, judged or saved."""
@@ -531,7 +530,8 @@ def begin(trainer: Trainer, there: dict):
         trainer.load()
         resolved["segments"][-1]["step"] = trainer.step
     elif config.init_from:
-        for kind, tensors in runs.load_part(trainer.model, config.init_from, config.init_part).items():
+        theirs = world.on_rank0(lambda: runs.load_tensors(runs.warm_start_file(config.init_from)))
+        for kind, tensors in runs.load_part(trainer.model, theirs, config.init_part, config.init_from).items():
             say(f"warm start, {len(tensors)} tensors {kind}: {', '.join(tensors) or '-'}")
     horizon = trainer.find_horizon()
     if world.rank == 0 and not 0 < horizon <= trainer.step:
@@ -550,21 +550,6 @@ def begin(trainer: Trainer, there: dict):
         f"{'compiled' if compiled else 'eager'}; {trainer.train_text.count:,} tokens of text, "
         f"{trainer.plan.tokens:,} a step in {world.size} x {trainer.plan.parts} parts -> {out.path}"
     )
-
-
-def print_results(trainer: Trainer):
-    """The tables that end a run, on rank 0."""
-    config, model, validation = trainer.config, trainer.model, trainer.validation
-    tokenizer = dataset.load_tokenizer(trainer.settings.data / "tokenizer.json")
-    print(f"\n{final_table(trainer.numbers, validation, trainer.train_text, trainer.val_text)}\n")
-    print(f"{geometry.line(trainer.numbers, model.config.concepts)}\n")
-    if config.final_report == "retrieval" and not trainer.signals.received:
-        from lab.floors import retrieval_table  # late: scipy
-
-        print(f"{retrieval_table(model, trainer.val_text, tokenizer, max(config.lengths))}\n")
-    if texts := reconstructions(validation, tokenizer):
-        print(f"held-out rows (text, what of it the encoder read, what was predicted):\n\n{texts}")
-    print(f"run: {trainer.out.path} (curves.png, metrics.jsonl)", flush=True)
 
 
 def main(argv) -> int:
@@ -596,7 +581,7 @@ def main(argv) -> int:
         say(f"stopped before the tables of {out.path}; the same command prints them")
         return 128 + signals.stopped
     if world.rank == 0:
-        print_results(trainer)
+        print(final_report(trainer, config.final_report == "retrieval"), flush=True)
     world.barrier()
     stopped = world.on_rank0(lambda: signals.received)
     return 128 + stopped if stopped else 0

@@ -78,7 +78,7 @@ def command(main):
     try:
         code = main(sys.argv[1:]) or 0
     except UserError as error:
-        code = fail(str(error), 2)
+        code = 2 if getattr(error, "told", False) else fail(str(error), 2)
     except NonFinite as error:
         code = fail(str(error), 1)
     except KeyboardInterrupt as stop:

@@ -51,8 +51,7 @@ def show(path):
 
 def nearest(name, names, cutoff=0.5):
     """The one of `names` that `name` was probably meant to be, or None."""
-    found = difflib.get_close_matches(name.lower().replace("-", "_"), names, 1, cutoff)
-    return found[0] if found else None
+    return next(iter(difflib.get_close_matches(name.lower().replace("-", "_"), names, 1, cutoff)), None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

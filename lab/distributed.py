@@ -57,6 +57,7 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(box, src=0, device=self.device)
         if isinstance(box[0], UserError):
+            box[0].told = self.rank > 0  # rank 0 prints it
             raise box[0]
         return box[0]
 

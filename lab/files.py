@@ -38,8 +38,11 @@ def sync(path):
 
 def read_json(path: Path, what: str) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{show(path)}: cannot read {what} ({error.strerror}); is this a run folder?") from None
-    except ValueError:
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
         raise UserError(f"{show(path)}: {what} is damaged; take another run or delete the folder") from None
+    return values

@@ -1,13 +1,16 @@
 """
-Floors: what a score must be compared with before it means anything, and the bootstrap that says whether it is above.
+Floors: what a score must be compared with before it means anything, what it knows beyond words, and the bootstrap that
+says whether it is above.
 
     floors = task_floors(run, pairs, cache)             # {"word_tfidf": {"dev": answers, ..}, .., "untrained": ..}
     lifts("pearson", ours, {"untrained": theirs}, labels)       # the difference, with its 95 % interval
+    beyond_words(ours, labels, word_controls(pairs, "dev", theirs))     # partial rank correlations
     print(retrieval_table(model, corpus, tokenizer, max_length=16))
 
 Words are `[a-z0-9']+` of the lower-cased text; character n-grams (3, 4, 5) lie inside one word padded with a space on
 each side; tf is the raw count, idf = ln((1 + n) / (1 + df)) + 1 over both sentences of the task's train pairs. Where a
-task has no train split, the other labelled split serves for idf, centring and thresholds alike.
+task has no train split, the other labelled split serves for idf, centring and thresholds alike; where it has one split,
+that one's own sentences do, without their labels.
 """
 
 import hashlib
@@ -20,16 +23,17 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
+from lab import tasks
 from lab.command import say
 from lab.configurator import warn
 from lab.dataset import Corpus
 from lab.files import replacing
 from lab.report import interval, spread, table
 from lab.runs import LoadedRun, untrained
-from lab.tasks import Pairs, answer, stack, standardised
+from lab.tasks import HEADLINE, Pairs, answer, dot, stack, standardised
 from model import ConceptModel
 
-VERSION = 1  # raise it by hand when a definition below changes: floors that were kept are then computed anew
+VERSION = 2  # raise it by hand when a definition below changes: floors and records that were kept are then made anew
 WORD = re.compile(r"[a-z0-9']+")
 RANDOM_WIDTH, RANDOM_SEEDS, UNTRAINED_SEEDS = 256, 8, 5
 
@@ -162,6 +166,8 @@ def cache_key(run: LoadedRun, pairs: Pairs) -> str:
     model = asdict(run.model.config) | {"mask_id": run.model.mask_id, "chunk": run.max_length}
     settings = [VERSION, RANDOM_SEEDS, UNTRAINED_SEEDS, model, run.config["tokenizer_hash"]]
     digest = hashlib.sha256(json.dumps([settings, pairs.name, pairs.sentences]).encode())
+    if run.model.token_vectors is not None:  # untrained twins begin with them
+        digest.update(run.model.token_vectors.cpu().numpy().tobytes())
     for split, index in pairs.index.items():
         digest.update(split.encode() + index.tobytes() + pairs.labels[split].tobytes())
     return digest.hexdigest()[:16]
@@ -195,11 +201,120 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Beyond words: how a score agrees with the gold where the overlap of words is known already
+#
+# A partial rank correlation: Pearson of what is left of the ranks of answer and gold after least squares on the ranks
+# of the controls and a constant. Ranks, so that no monotone copy of a control passes for knowledge.
+
+PARTIALS = {  # metric -> its controls; a method that is one of them has no such number
+    HEADLINE: ("char_tfidf", "word_tfidf", "jaccard", "length"),
+    "partial_char_tfidf": ("char_tfidf",),
+    "partial_token_idf": ("token_idf",),
+}
+TERCILES = ("spearman_low_overlap", "spearman_mid_overlap", "spearman_high_overlap")  # of the Jaccard of word sets
+BEYOND = (*PARTIALS, *TERCILES)
+
+
+def word_controls(pairs: Pairs, split: str, theirs: dict[str, dict]) -> dict[str, np.ndarray]:
+    """Control -> [n]: cosines of three floors, raw and the mean of their runs; Jaccard of the word sets; |ln of the
+    ratio of lengths in words|, where no word counts as one. theirs: floor -> answers to the split."""
+    counts = word_counts(pairs.sentences)[0]
+    present, lengths = (counts > 0).astype(np.float64), np.maximum(counts.sum(1), 1)
+    a, b = pairs.index[split].T
+    shared, sizes = dot(present[a], present[b]), present.sum(1)
+    jaccard = shared / np.maximum(sizes[a] + sizes[b] - shared, 1)
+    ratio = np.maximum(lengths[a], lengths[b]) / np.minimum(lengths[a], lengths[b])  # equal ratios are equal bits
+    cosines = {floor: theirs[floor]["cosines"].mean(0) for floor in ("char_tfidf", "word_tfidf", "token_idf")}
+    return cosines | {"jaccard": jaccard, "length": np.log(ratio)}
+
+
+def ranks(x, times) -> np.ndarray:
+    """Ranks of x [n] in resamples that hold its items times [n, R]; ties share their average, the mean is taken off."""
+    order = np.argsort(x, kind="stable")
+    first = np.flatnonzero(np.diff(x[order], prepend=np.nan) != 0)  # of each run of equal values
+    group = np.empty(len(x), np.int64)
+    group[order] = np.repeat(np.arange(len(first)), np.diff(first, append=len(x)))
+    held = times[order] if len(first) == len(x) else np.add.reduceat(times[order], first)
+    middle = held.cumsum(0)
+    middle -= held / 2
+    middle -= times.sum(0) / 2
+    return middle[group]
+
+
+def partial(controls: list, label, answers: list, times) -> np.ndarray:
+    """Pearson [R, K] of the residuals of a label and of each of K answers after least squares on the controls: all of
+    them ranks [n, R] in resamples that hold the items times [n, R]. 0 where nothing is left."""
+    known, every, C = [*controls, label], [*controls, label, *answers], len(controls)
+    moments = np.array([[np.einsum("nr,nr->r", x, y) for y in every] for x in (x * times for x in known)])
+    squares = np.array([np.einsum("nr,nr->r", x * times, x) for x in every])  # [C + 1 + K, R]
+    unit = np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
+    correlations = (moments * unit[: C + 1, None] * unit).transpose(2, 0, 1)  # [R, C + 1, C + 1 + K]
+    among, ours = correlations[:, :C, :C], correlations[:, :C, C:]
+    fit = np.linalg.pinv(among, rcond=1e-9, hermitian=True) @ ours
+    left = correlations[:, C, C:] - np.einsum("rc,rck->rk", ours[:, :, 0], fit)
+    own = 1 - np.einsum("rck,rck->rk", ours, fit)  # [R, 1 + K], the label first
+    safe = (own[:, 1:] > 1e-9) & (own[:, :1] > 1e-9)
+    return np.divide(left[:, 1:], np.sqrt(np.where(safe, own[:, 1:] * own[:, :1], 1)), where=safe, out=0 * left[:, 1:])
+
+
+def beyond_words(answers, labels, known: dict[str, np.ndarray], counts=None, metrics=BEYOND) -> dict[str, np.ndarray]:
+    """Metric -> [R, K] of the centred cosines answers [K, n], on resamples counts [R, n] (None: the rows as they are).
+    known: `word_controls`. A tercile holds the same rows in every resample; ties go by the order of rows."""
+    times = np.ones((len(labels), 1)) if counts is None else np.ascontiguousarray(counts.T)
+    label, ours = ranks(labels, times), [ranks(row, times) for row in answers]
+    needed = {name for metric in metrics for name in PARTIALS.get(metric, ())}
+    controls = {name: ranks(known[name], times) for name in needed}
+    values = {}
+    for metric, rows in zip(TERCILES, np.array_split(np.argsort(known["jaccard"], kind="stable"), 3), strict=True):
+        if metric in metrics:
+            inside = [ranks(row[rows], times[rows]) for row in (labels, *answers)]
+            values[metric] = partial([], inside[0], inside[1:], times[rows])
+    for metric in PARTIALS:
+        if metric in metrics:
+            values[metric] = partial([controls[name] for name in PARTIALS[metric]], label, ours, times)
+    return {metric: values[metric] for metric in metrics}
+
+
+def scores(pairs: Pairs, split: str, answers: dict, known=None) -> dict[str, np.ndarray]:
+    """Every metric of answers [F, n] to a split -> [F]; with `word_controls` also what goes beyond words."""
+    values = tasks.scores(pairs.task, answers, pairs.labels[split], pairs.sets[split])
+    beyond = beyond_words(answers["centred"], pairs.labels[split], known) if known else {}
+    return values | {metric: value[0] for metric, value in beyond.items()}
+
+
+def beyond_intervals(ours, labels, known) -> dict[str, dict[str, float]]:
+    """Metric -> {"value", "low", "high"}: the median over our runs [S, n], with its 95 % percentile interval."""
+
+    def medians(counts):
+        values = beyond_words(ours, labels, known, counts)
+        return np.stack([np.median(values[metric], axis=1) for metric in BEYOND], 1)
+
+    columns = zip(BEYOND, *bootstrap(medians, len(labels)), strict=True)
+    return {metric: {"value": float(v), "low": float(a), "high": float(b)} for metric, v, a, b in columns}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Lift: is the difference more than luck in the choice of items?
 
 
-def resampled(metric: str, answers, labels, counts) -> np.ndarray:
-    """The metric of each answer [K, n] on each resample, counts [R, n] of how often it holds an item -> [R, K]."""
+def bootstrap(statistic, n: int, seed: int = 0, resamples: int = 2000):
+    """(value, low, high): of the n items as they are, and the 95 % percentile interval over paired resamples.
+    statistic: counts [R, n] of how often a resample holds an item -> [R, M]."""
+    chance = np.random.default_rng(seed)
+    value = statistic(np.ones((1, n)))[0]
+    drawn = []
+    for at in range(0, resamples, 100):  # a hundred at a time: 6 MB of counts for 8,000 items
+        rows = min(100, resamples - at)
+        items = chance.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
+        drawn.append(statistic(np.bincount(items.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)))
+    return value, *np.percentile(np.concatenate(drawn), [2.5, 97.5], axis=0)
+
+
+def resampled(metric: str, answers, labels, counts, known=None) -> np.ndarray:
+    """The metric of each answer [K, n] on each resample, counts [R, n] of how often it holds an item -> [R, K].
+    known: `word_controls`, for what goes beyond words."""
+    if metric in BEYOND:
+        return beyond_words(answers, labels, known, counts, (metric,))[metric]
     total = counts.sum(1, keepdims=True)
     if metric == "mcc" or metric.startswith("pearson"):  # mcc of two classes is the correlation of their numbers
         x, y = np.stack([standardised(a) for a in answers], 1), standardised(labels)  # [n, K], [n]
@@ -215,28 +330,21 @@ def resampled(metric: str, answers, labels, counts) -> np.ndarray:
     raise ValueError(f"no bootstrap of {metric}")
 
 
-def lifts(metric: str, ours, others: dict, labels, seed: int = 0, resamples: int = 2000) -> dict[str, dict]:
+def lifts(metric: str, ours, others: dict, labels, known=None, **resampling) -> dict[str, dict]:
     """
     By how much `ours` [S, n] is above each of others {floor: [F, n]}: the median over our S runs minus the mean over
     the floor's F, {"value", "low", "high", "verdict"} with the 95 % percentile interval over paired resamples of the
-    items. "above floor" only where all of it lies above 0.
+    items. "above floor" only where all of it lies above 0. known: for `resampled`.
     """
     every = np.concatenate([ours, *others.values()])
     ends = np.cumsum([len(ours)] + [len(other) for other in others.values()])
 
     def differences(counts):
-        metrics = resampled(metric, every, labels, counts)
+        metrics = resampled(metric, every, labels, counts, known)
         middle = np.median(metrics[:, : ends[0]], 1)
         return np.stack([middle - metrics[:, a:b].mean(1) for a, b in zip(ends[:-1], ends[1:], strict=True)], 1)
 
-    n, chance = len(labels), np.random.default_rng(seed)
-    value = differences(np.ones((1, n)))[0]
-    drawn = []
-    for at in range(0, resamples, 100):  # a hundred at a time: 6 MB of counts for 8,000 items
-        rows = min(100, resamples - at)
-        items = chance.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
-        drawn.append(differences(np.bincount(items.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)))
-    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5], axis=0)
+    value, low, high = bootstrap(differences, len(labels), **resampling)
     verdict = ["above floor" if bound > 0 else "at floor" for bound in low]
     columns = zip(others, value, low, high, verdict, strict=True)
     return {name: {"value": float(v), "low": float(a), "high": float(b), "verdict": w} for name, v, a, b, w in columns}
@@ -339,7 +447,7 @@ def retrieval_verdict(lifts: dict[str, dict]) -> str:
 
 def retrieval_table(model: ConceptModel, corpus: Corpus, tokenizer, max_length: int) -> str:
     """
-    The table in Markdown, and what it says; never fails for want of text.
+    The table in Markdown with its verdict, or a sentence where there is too little text.
     corpus: the validation text; max_length: tokens the model reads at once, longer texts are the mean of chunks.
     """
     pairs = retrieval_pairs(corpus, tokenizer)

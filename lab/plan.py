@@ -13,6 +13,9 @@ from noise import Noise
 from objectives import Objectives, Rows, Vocabulary
 
 
+HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_flops", "max_minutes")  # keys of training; one ends a run
+
+
 @dataclass(frozen=True)
 class Plan:
     """Tokens a step are constant: a step of length n has batch_size * max(lengths) / n rows, cut into `parts`."""

@@ -424,6 +424,7 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that goes away however this ends; what dead processes left is removed first."""
     stem = f".{folder.name}.tmp-"
     temporary = folder.with_name(f"{stem}{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a dead process that had our number
     try:
         temporary.mkdir(parents=True)
     except OSError as error:

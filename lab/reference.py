@@ -87,8 +87,8 @@ class ReferenceMLM(nn.Module):
 
 
 def reference_inputs(problem):
-    """(ids, keep, labels) of a Problem as the reference wants it: whole rows, a padding mask in place of what the encoder
-    does not read, labels of -100 where none is scored."""
+    """(ids, keep, labels) of a Problem as the reference wants it: whole rows, a padding mask on what the encoder does
+    not read, labels of -100 where none is scored."""
     ids = problem.targets if problem.query_ids is None else problem.query_ids
     keep, labels = torch.ones_like(ids, dtype=torch.bool), problem.targets
     if problem.source_pos is not None:

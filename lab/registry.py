@@ -14,19 +14,19 @@ from pathlib import Path
 from lab.command import say
 from lab.configurator import UserError, show, warn
 from lab.files import read_json, write_atomic
+from lab.plan import HORIZONS
 from lab.report import dict_table, lift_text, score_rows, score_table
 from lab.runs import RunFolder
 from lab.tasks import TASKS
 
-HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_flops", "max_minutes")
 LOGGED = ("seconds", "loss", "val_loss", "val_loss_mlm15", "rank_slot_centred", "rank_raw", "rank_pooled")
 LOGGED += ("input_share", "dead_slots", "delta_shuffle", "verdict", "tokens_per_s")
 DAMAGED = (UserError, LookupError, TypeError, AttributeError, ValueError)  # what reading a file not of ours ends in
 
 
 def run_numbers(out: RunFolder) -> dict:
-    """The last of all that metrics.jsonl says: step, tokens, losses, geometry, verdict; of the speeds the median; what was
-    measured before training as KEY@0."""
+    """The last of each number in metrics.jsonl: step, tokens, losses, geometry, verdict; of the speeds the median; as
+    KEY@0 what was measured before training."""
     metrics, numbers = out.metrics(), {}
     for record in metrics:
         numbers |= record
@@ -98,7 +98,7 @@ def write_csv(path: Path, rows: list[dict]):
 
     def plain(value):
         if isinstance(value, dict):
-            return lift_text(value, "+.3f", 1)
+            return lift_text(value, "+.3f", 1) if "verdict" in value else value["value"]
         return value[0] if isinstance(value, tuple) else value
 
     text = io.StringIO()

@@ -1,9 +1,10 @@
 """Pictures and tables: all of them. matplotlib is imported by nothing else, and only when a picture is drawn.
 
-A number of several seeds is a tuple (middle, low, high); a lift is a dict {"value", "low", "high", "verdict"} and,
-where it is over the best of all floors, "floor". Both are 0-1, and printed x100.
+A number of several seeds is a tuple (middle, low, high), one with an interval a dict {"value", "low", "high"}; a lift
+is such a dict with a "verdict" and, where it is over the best of all floors, "floor". All are 0-1, and printed x100.
 """
 
+import re
 import statistics
 from pathlib import Path
 
@@ -71,13 +72,13 @@ def dict_table(rows: list[dict]) -> str:
 
 
 def cell(value) -> str:
-    """A number of several seeds, a lift, another number or text, as it stands in a table."""
+    """A number of several seeds or with its interval, a lift, another number or text, as it stands in a table."""
     if value is None or value == "":
         return "-"
     if isinstance(value, tuple):
         return spread(value)
     if isinstance(value, dict):
-        return lift_text(value)
+        return lift_text(value) if "verdict" in value else interval(value, ".1f")
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
 
@@ -99,19 +100,18 @@ def lift_text(lift: dict, form: str = "+.1f", scale: float = 100) -> str:
 
 
 def over_seeds(values: list) -> tuple | dict:
-    """Median, least and greatest of numbers. Of lifts the median with the widest interval: above a floor is only what
-    all seeds are above."""
+    """Median, least and greatest of numbers. Of those with intervals the median with the widest of them: above a floor
+    is only what all seeds are above."""
     if not isinstance(values[0], dict):
         return statistics.median(values), min(values), max(values)
     low, high = min(lift["low"] for lift in values), max(lift["high"] for lift in values)
-    verdict = "above floor" if low > 0 else "at floor"
-    middle = statistics.median(lift["value"] for lift in values)
-    return {**values[0], "value": middle, "low": low, "high": high, "verdict": verdict}
+    merged = {**values[0], "value": statistics.median(lift["value"] for lift in values), "low": low, "high": high}
+    return merged | ({"verdict": "above floor" if low > 0 else "at floor"} if "verdict" in merged else {})
 
 
 def score_rows(task: str, seeds: list[dict], lifts: dict[str, str], **lead) -> list[dict]:
     """
-    What the evaluations of a task found -> a row {**lead, task, split, metric, score, each floor, over each floor} for
+    The evaluations of a task -> a row {**lead, task, split, metric, score, each floor, over each floor} for
     every split and metric.
     seeds: the "splits" of one record for each seed; lifts: metric -> the key of its lift there.
     """
@@ -120,16 +120,42 @@ def score_rows(task: str, seeds: list[dict], lifts: dict[str, str], **lead) -> l
         same = [splits[split] for splits in seeds]
         for metric in first["metrics"]:
             row = {**lead, "task": task, "split": split, "metric": metric}
-            row["score"] = over_seeds([one["metrics"][metric] for one in same])
+            beyond = [one.get("beyond", {}).get(metric) for one in same]
+            row["score"] = over_seeds(beyond if all(beyond) else [one["metrics"][metric] for one in same])
             for floor in FLOORS:  # they do not depend on the seed of training
                 value = first["floors"].get(floor, {}).get(metric)
                 ends = first.get(f"{floor}_range", {}).get(metric, ())
                 row[floor] = None if value is None else (value, *ends)
             for floor in LIFTS:
-                found = [one.get(lifts.get(metric), {}).get(floor) for one in same]
-                row[f"over {floor}"] = over_seeds(found) if all(found) else None
+                over = [one.get(lifts.get(metric), {}).get(floor) for one in same]
+                row[f"over {floor}"] = over_seeds(over) if all(over) else None
             rows.append(row)
     return rows
+
+
+def verdicts(rows: list[dict]) -> dict[str, str]:
+    """Rows of `score_rows` -> {"arm task split": where the score stands}: the last of its lifts, which is the centred
+    one where there is one, and what it knows beyond words."""
+    said = {}
+    for row in rows:
+        name = " ".join(row[key] for key in ("arm", "task", "split") if key in row)
+        lift = row["over best_floor"]
+        if isinstance(row["score"], dict) and lift:  # beyond words
+            floor = f", token_idf {fraction(row['token_idf'][0])}" if row["token_idf"] else ""
+            low, high = fraction(row["score"]["low"]), fraction(row["score"]["high"])
+            said[name] += f"; beyond words {fraction(row['score']['value'])} [{low}, {high}]{floor}"
+        elif lift:
+            how, by, sign = "not above", ":", 1
+            if lift["low"] > 0 or lift["high"] < 0:
+                how, by, sign = ("above", " by", 1) if lift["low"] > 0 else ("below", " by", -1)
+            low, high = sorted(100 * sign * lift[key] for key in ("low", "high"))
+            said[name] = f"{how} {lift['floor']}{by} {100 * sign * lift['value']:.1f} [{low:.1f}, {high:.1f}]"
+    return said
+
+
+def fraction(value: float) -> str:
+    """0.237 -> ".24"."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{round(value, 2) + 0:.2f}")  # + 0: no -.00
 
 
 def score_table(rows: list[dict]) -> str:

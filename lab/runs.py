@@ -2,10 +2,10 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lab import dataset
 from lab.command import AT_EXIT
-from lab.configurator import UserError, warn
+from lab.configurator import UserError, convert, fields_of, warn
 from lab.distributed import exact_matmul, pick_device
 from lab.files import read_json, replacing, sync, write_atomic
 from model import ConceptModel, ModelConfig
@@ -82,7 +82,10 @@ class RunFolder:
         fresh = self.pointer("latest") is None
         if fresh and init_from:
             warm_start_file(init_from)
-        return {"config": self.config() if there else None, "fresh": fresh}
+        config = self.config() if there else None
+        if there and (missing := {"run_id", "dtype", "compile"} - config.keys()):
+            raise UserError(f"{self.path}/config.json lacks {min(missing)}; was it edited, or by older code?")
+        return {"config": config, "fresh": fresh}
 
     def check_same(self, old: dict, new: dict, horizons: tuple[str, ...]):
         """UserError where the run that is there differs in more than may change; a warning where bits are lost."""
@@ -112,10 +115,10 @@ class RunFolder:
         path = self.path / name
         if not path.is_file():
             return max(self.steps(), default=None) if name == "latest" else None
-        text = path.read_text(errors="replace").strip()
-        if not (text.startswith("ckpt_") and text[5:].isdigit()):
+        name = re.fullmatch(r"ckpt_([0-9]{1,18})", path.read_text(errors="replace").strip())
+        if not name:
             raise UserError(f"{path} names no checkpoint; write the name of a ckpt_ folder into it")
-        return int(text[5:])
+        return int(name[1])
 
     def checkpoint(self, which: str = "latest", needs=FILES) -> Path:
         """The folder of checkpoint 'latest', 'best' or a step, complete, or a UserError."""
@@ -268,13 +271,12 @@ def warm_start_file(run: str) -> Path:
     return folder.checkpoint("latest", needs=("model.safetensors",)) / "model.safetensors"
 
 
-def load_part(model: ConceptModel, run: str, part: str) -> dict[str, list[str]]:
+def load_part(model: ConceptModel, theirs: dict[str, Tensor], part: str, run: str) -> dict[str, list[str]]:
     """
-    Warm start: takes tensors by name and shape from the latest checkpoint of another run.
+    Warm start: takes tensors of another run by name and shape.
     part: 'encoder' or 'all'. Returns the names taken, new (kept as initialised) and left over.
     """
-    theirs, ours = load_tensors(warm_start_file(run)), model.state_dict()
-    encoder = ("tokens.", "positions.", "encoder.")
+    ours, encoder = model.state_dict(), ("tokens.", "positions.", "encoder.")
     wanted = {k: v for k, v in theirs.items() if part == "all" or k.startswith(encoder)}
     taken = {k: v for k, v in wanted.items() if k in ours and ours[k].shape == v.shape}
     if not taken:
@@ -377,20 +379,32 @@ def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:
     config = run.config()
     folder = run.checkpoint(str(ckpt), needs=("model.safetensors",))
     try:
-        shape = ModelConfig(**{f.name: config[f.name] for f in fields(ModelConfig)})
-        mask_id = config["mask_id"]
-        max(config["lengths"]), [config[key] for key in ("run_id", "pad_id", "tokenizer_hash")]  # used later
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}/config.json does not describe a model ({error}); was it edited, or written by older code?"
-        ) from None
+        kinds = {key: field.kinds for key, field in fields_of(ModelConfig).items()}
+        kinds |= {"run_id": (str,), "tokenizer_hash": (str,), "mask_id": (int,), "pad_id": (int,)}  # used later
+        kinds |= {"lengths": (tuple[int, ...],)}
+        for key, kind in kinds.items():
+            value = config[key]
+            try:
+                config[key] = convert(tuple(value) if isinstance(value, list) else value, kind)
+            except ValueError:
+                raise ValueError(f"{key} = {value!r}") from None
+        shape = ModelConfig(**{key: config[key] for key in fields_of(ModelConfig)})
+        if not config["lengths"] or min(config["lengths"]) < 1 or not shape.vocab_size:
+            raise ValueError("no lengths, or no vocabulary")
+        if not all(0 <= config[key] < shape.vocab_size for key in ("mask_id", "pad_id")):
+            raise ValueError("special ids outside the vocabulary")
+    except (LookupError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{path}/config.json describes no model ({error}); was it edited, or by older code?") from None
     tokenizer = dataset.load_tokenizer(run.path / "tokenizer.json")
     if dataset.tokenizer_hash(run.path / "tokenizer.json") != config["tokenizer_hash"]:
         raise UserError(f"{path}/tokenizer.json is not the one the run was trained with; put that one back")
     vectors = run.token_vectors()
     if vectors is not None and vectors.shape != (shape.vocab_size, shape.token_width):
         raise UserError(f"{run.path / TOKEN_VECTORS} is of another model; put the run's own file back")
-    model = ConceptModel(shape, mask_id, token_vectors=vectors)
+    try:
+        model = ConceptModel(shape, config["mask_id"], token_vectors=vectors)
+    except (RuntimeError, MemoryError):
+        raise UserError(f"{path}/config.json describes a model too large for this machine; was it edited?") from None
     path = folder / "model.safetensors"
     load_weights(model, load_tensors(path), path)
     return LoadedRun(model.to(pick_device(device)).eval(), tokenizer, config, int(folder.name[5:]))

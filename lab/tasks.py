@@ -83,6 +83,31 @@ def read_mrpc(path: Path, columns, split: str):
     return chosen
 
 
+def read_sts(path: Path, columns, split: str):
+    """A folder as SemEval published it: STS.input.NAME.txt (two sentences a line) and STS.gs.NAME.txt (a score a line),
+    or NAME.test.tsv (`columns`). Pairs without a score are left out; NAME is a fourth text of each row."""
+    rows = []
+    for file in sorted([*path.glob("STS*.input.*.txt"), *path.glob(f"*.{split}.tsv")]):
+        if file.suffix == ".tsv":
+            name, table = file.name.removesuffix(f".{split}.tsv"), read_table(file, columns, split)
+        else:
+            name, table = file.stem.split(".input.")[1], read_table(file, (0, 1), split)
+            gold = file.with_name(file.name.replace(".input.", ".gs.", 1))
+            scores = read_text(gold).split("\n")
+            if not scores[-1]:  # the file ends in a line end
+                scores.pop()
+            if len(scores) != len(table):
+                line, counts = min(len(scores), len(table)) + 1, f"{len(scores)} scores for {len(table)} pairs"
+                raise UserError(f"{show(gold)}:{line}: {counts} of {file.name}; put the original file")
+            lines = enumerate(zip(table, scores, strict=True), 1)
+            table = [(f"{show(gold)}:{line}", [*texts, score.strip()]) for line, ((_, texts), score) in lines]
+        scored = [(where, [*texts, name]) for where, texts in table if texts[2]]
+        if not scored:
+            raise UserError(f"{show(file)} has no pair with a score; put the original files or delete it")
+        rows += scored
+    return rows
+
+
 def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
@@ -111,6 +136,7 @@ class Task:
     labels: tuple  # texts in the order of the class numbers, the second of two is the positive one; score: its range
     primary: str = "accuracy"  # the metric that a lift is computed of
     reader: Callable = read_table
+    layout: str = ""  # what the folder holds, where that is not these files
 
     @property
     def metrics(self) -> list[str]:
@@ -121,7 +147,8 @@ class Task:
     def lifts(self) -> dict[str, str]:
         """Metrics that have a lift -> its name in the record of an evaluation."""
         names = {self.primary: "lift", f"{self.primary}_centred": "lift_centred"}
-        return {metric: name for metric, name in names.items() if metric in self.metrics}
+        names = {metric: name for metric, name in names.items() if metric in self.metrics}
+        return names | ({HEADLINE: "lift_beyond"} if self.kind == "score" else {})
 
     def label(self, text: str, where: str) -> float:
         if self.kind != "score":
@@ -142,6 +169,7 @@ GLUE = {"train": "train.tsv", "dev": "dev.tsv"}
 STSB = {split: f"sts-{split}.csv" for split in ("train", "dev", "test")}  # tab-separated, in spite of its name
 SICK = {"train": "SICK_train.txt", "dev": "SICK_trial.txt", "test": "SICK_test_annotated.txt"}
 MRPC = {"train": "msr_paraphrase_train.txt", "dev": "msr_paraphrase_train.txt", "test": "msr_paraphrase_test.txt"}
+STS = {"test": "."}  # the folder itself
 PAWS = {"train": "train.csv", "dev": "val.csv", "test": "test.csv"}
 MNLI = {"train": "train.tsv", "dev": "dev_matched.tsv"}
 RELATED = ("sentence_A", "sentence_B", "relatedness_score")
@@ -152,10 +180,15 @@ PAIR = ("sentence1", "sentence2", "label")
 YES_NO = ("0", "1")
 ENTAILS = ("not_entailment", "entailment")
 NLI = ("entailment", "neutral", "contradiction")
+SEMEVAL = "STS.input.NAME.txt and STS.gs.NAME.txt, or NAME.test.tsv"
 
 TASKS = {
     "stsb": Task("STS-B", STSB, (5, 6, 4), "score", (0, 5), "pearson"),
     "sick_r": Task("SICK", SICK, RELATED, "score", (1, 5), "pearson"),
+    **{
+        f"sts{year}": Task(f"STS{year}", STS, (1, 2, 0), "score", (0, 5), "pearson", read_sts, SEMEVAL)
+        for year in range(12, 17)
+    },
     "mrpc": Task("MRPC", MRPC, STRINGS, "likeness", YES_NO, reader=read_mrpc),
     "paws": Task("PAWS", PAWS, PAIR, "likeness", YES_NO, reader=partial(read_table, quoted=True)),
     "qqp": Task("QQP", GLUE, QUESTIONS, "likeness", YES_NO, reader=partial(read_table, skip_damaged=True)),
@@ -174,15 +207,18 @@ def task_names(wanted, folder, zero_shot: bool = False) -> list[str]:
     """("stsb", "concept", ...) -> task names, each once; `all` is every task whose folder lies below `folder`.
     zero_shot: only tasks that the cosine answers; any other that is named is refused."""
     able = [name for name, task in TASKS.items() if not zero_shot or task.kind != "classification"]
-    groups = {"concept": CONCEPT, "all": [name for name in able if (Path(folder) / TASKS[name].folder).is_dir()]}
+    there = [name for name in able if (Path(folder) / TASKS[name].folder).is_dir()]
+    groups = {"concept": CONCEPT, "sts": [name for name in there if TASKS[name].reader is read_sts], "all": there}
     names = []
     for name in wanted:
         if name not in TASKS and name not in groups:
-            near = nearest(name, [*TASKS, *groups])
+            near = nearest(name, TASKS) or nearest(name, groups)
             hint = f"did you mean {near}?" if near else f"there are: {', '.join([*TASKS, *groups])}"
             raise UserError(f"--tasks={name} is no task; {hint}")
         if name in TASKS and name not in able:
             raise UserError(f"{name} has no zero-shot score, it needs a trained head; take of {', '.join(able)}")
+        if name == "sts" and not groups[name]:
+            raise UserError(f"none of STS12 ... STS16 lies below {show(Path(folder))}; give --data=DIR that has some")
         names += groups.get(name, [name])
     return list(dict.fromkeys(names))
 
@@ -191,6 +227,7 @@ def task_names(wanted, folder, zero_shot: bool = False) -> list[str]:
 class Split:
     rows: list[tuple[str, ...]]  # n times a sentence or a pair of them
     labels: np.ndarray  # [n]: float64 scores or int64 classes
+    sets: np.ndarray | None = None  # [n]: names of the sets that the task is made of
 
 
 def load_task(name: str, folder) -> dict[str, Split]:
@@ -203,11 +240,14 @@ def load_task(name: str, folder) -> dict[str, Split]:
         path = folder / task.folder / file
         if path.exists():
             rows = task.reader(path, task.columns, split)
+            if not rows:
+                continue
             labels = [task.label(texts[2], where) for where, texts in rows]
             sentences = [tuple(text for text in texts[:2] if text is not None) for _, texts in rows]
-            splits[split] = Split(sentences, np.array(labels, np.float64 if task.kind == "score" else np.int64))
+            sets = np.array([texts[3] for _, texts in rows]) if len(rows[0][1]) > 3 else None
+            splits[split] = Split(sentences, np.array(labels, np.float64 if task.kind == "score" else np.int64), sets)
     if not splits:
-        files = ", ".join(dict.fromkeys(task.files.values()))
+        files = task.layout or ", ".join(dict.fromkeys(task.files.values()))
         raise UserError(f"{name} has no files in {show(folder / task.folder)}; put there: {files}")
     return splits
 
@@ -252,6 +292,7 @@ def mcc(predicted, labels) -> float:
     return float((x * y).sum() / scale) if scale > 0 else 0.0
 
 
+HEADLINE = "partial_lexical"  # of what a score knows beyond words (lab/floors.py)
 METRICS = {  # name -> (function, the answers it judges)
     "pearson": (pearson, "cosines"),
     "spearman": (spearman, "cosines"),
@@ -263,16 +304,23 @@ METRICS = {  # name -> (function, the answers it judges)
 }
 
 
-def scores(task: Task, answers: dict, labels) -> dict[str, np.ndarray]:
-    """Every metric of the task -> [F], one number for each run of the method."""
+def scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.ndarray]:
+    """Every metric of the task -> [F], one number for each run of the method. Of a task made of several sets, sets [n],
+    also the mean of the Pearson correlations inside each."""
+
+    def by_set(x, y):
+        return float(np.mean([pearson(x[sets == name], y[sets == name]) for name in np.unique(sets)]))
+
     functions = {metric: METRICS[metric] for metric in task.metrics}
+    if sets is not None:
+        functions |= {"pearson_by_set": (by_set, "cosines"), "pearson_by_set_centred": (by_set, "centred")}
     return {metric: np.array([f(row, labels) for row in answers[kind]]) for metric, (f, kind) in functions.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From vectors to answers
 
-CENTRED_ON = 2000  # sentences whose mean vector is taken off
+CENTRED_ON = 2000  # sentences of another split whose mean vector is taken off
 
 
 class Pairs:
@@ -287,13 +335,25 @@ class Pairs:
         }
         self.sentences = list(number)
         self.labels = {name: split.labels for name, split in splits.items()}
+        self.sets = {name: split.sets for name, split in splits.items()}
         self.scored = [split for split in splits if split != "train"]
         self.fitted_on = {}  # scored split -> the split for idf, centring and threshold
         for split in self.scored:
             others = [other for other in splits if other != split]  # train comes first
+            if len(self.task.files) == 1:
+                others = [split]
             if not others:
                 raise UserError(f"only the {split} split is there, nothing to fit on; add the train split or another")
             self.fitted_on[split] = others[0]
+
+    @property
+    def fitting(self) -> str:
+        """Where idf, centring and threshold come from."""
+        if len(self.task.files) == 1:
+            return "has one split: idf and centring come from its own sentences, unlabelled"
+        if "train" in self.index:
+            return "has a train split: idf, centring and threshold come from it"
+        return "has no train split: idf, centring and threshold come from the other labelled split"
 
     def needed(self) -> np.ndarray:
         """Numbers of the sentences whose vectors `answer` looks at."""
@@ -344,7 +404,8 @@ def answer(vectors, pairs: Pairs, split: str) -> dict[str, np.ndarray]:
     if pairs.task.kind == "likeness":
         threshold = best_threshold(cosine(vectors, pairs.index[other]), pairs.labels[other])
         return {"cosines": cosines, "predictions": (cosines >= threshold).astype(np.int64)}
-    mean = np.asarray(vectors[pairs.index[other].ravel()[:CENTRED_ON]].mean(0, dtype=np.float64)).ravel()
+    centre = pairs.index[other].ravel()[: None if other == split else CENTRED_ON]
+    mean = np.asarray(vectors[centre].mean(0, dtype=np.float64)).ravel()
     return {"cosines": cosines, "centred": cosine(vectors, pairs.index[split], mean)[None]}
 
 

@@ -216,3 +216,18 @@ def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
             lines.append(f"  {name + ':':<11}{' '.join(text.split())}")
         lines.append("")
     return "\n".join(lines)
+
+
+def final_report(trainer, retrieval: bool) -> str:
+    """What a finished run prints: its losses beside their floors, geometry, retrieval if it is asked for, samples."""
+    validation, tokenizer = trainer.validation, dataset.load_tokenizer(trainer.val_text.folder / "tokenizer.json")
+    parts = [final_table(trainer.numbers, validation, trainer.train_text, trainer.val_text)]
+    parts.append(geometry.line(trainer.numbers, trainer.model.config.concepts))
+    if retrieval and not trainer.signals.received:
+        from lab.floors import retrieval_table  # late: scipy
+
+        parts.append(retrieval_table(trainer.model, trainer.val_text, tokenizer, max(trainer.config.lengths)))
+    if texts := reconstructions(validation, tokenizer):
+        parts.append(f"held-out rows (text, what of it the encoder read, what was predicted):\n\n{texts}".rstrip())
+    parts.append(f"run: {trainer.out.path} (curves.png, metrics.jsonl)")
+    return "\n" + "\n\n".join(parts)

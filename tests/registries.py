@@ -1,14 +1,18 @@
 """What there is to test: every encoder, decoder, objective and sum that stands in a registry, in every setting of its
-own. So a new class is tested without an edit."""
+own. So a new class is tested without an edit. And small models and problems to test them with."""
 
 import itertools
 from typing import Literal, get_args, get_origin, get_type_hints
 
+import torch
+
 from decoders import DECODERS
 from encoders import ENCODERS
-from model import ModelConfig
-from objectives import OBJECTIVES, ObjectiveConfig, Objectives
+from model import ConceptModel, ModelConfig
+from noise import Noise
+from objectives import OBJECTIVES, ObjectiveConfig, Objectives, Problem, Rows, Vocabulary
 
+MASK = 3
 SMALL = dict(layers=2, hidden=16, heads=2, intermediate=24, concepts=6, max_length=12, vocab_size=40)
 
 
@@ -70,3 +74,31 @@ def name(keys):
 
 
 STRUCTURES, OBJECTIVE_SETTINGS = structures(), list(objectives())
+
+
+def one_part(part):
+    """Keys of a model with this encoder or decoder, and the other by default."""
+    return dict(encoder=part) if part in ENCODERS else dict(decoder=part)
+
+
+def build(seed=0, dtype=torch.float64, **keys):
+    return ConceptModel(ModelConfig(**{**SMALL, **keys}), MASK, seed).to(dtype)
+
+
+def make_problems(B=4, N=12, vocab=40, seed=1, **keys):
+    """The objective that the keys say, on random text -> (Objectives, one Problem a part)."""
+    objectives = Objectives(ObjectiveConfig(**keys))
+    ids = torch.randint(MASK + 1, vocab, (B, N), generator=torch.Generator().manual_seed(seed))
+    vocabulary = Vocabulary(vocab, MASK, idf=torch.linspace(0.5, 3, vocab))
+    rows = Rows(ids, Noise(seed, 0, torch.arange(B)), vocabulary, documents=torch.arange(B))
+    return objectives, objectives.problems(rows)
+
+
+def masked_problem(B=3, N=12, K=4, vocab=40, seed=1, **fields):
+    """An MLM problem: K columns of each row are hidden and scored."""
+    noise = torch.Generator().manual_seed(seed)
+    ids = torch.randint(MASK + 1, vocab, (B, N), generator=noise)
+    scored = torch.rand(B, N, generator=noise).argsort(1)[:, :K].sort(1).values
+    source = ids.scatter(1, scored, MASK)
+    given = dict(source=source, targets=ids, query_pos=torch.arange(N)[None], query_ids=source, scored=scored)
+    return Problem(**{**given, **fields})

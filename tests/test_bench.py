@@ -1,11 +1,14 @@
-"""bench.py end to end on a tiny preset: both arms run, and the JSON is the one that others script against."""
+"""bench.py end to end on a tiny preset: both arms run and agree, and the JSON is the one that others script against."""
 
+import functools
 import json
 
 import pytest
+import torch
 
 import bench
 from lab.configurator import UserError
+from lab.distributed import World
 
 TINY = """
 objective = "mlm"
@@ -20,27 +23,66 @@ concepts = 4
 vocab_size = 300
 max_length = 32
 lengths = (16, 32)
+max_steps = 10
 """
+WORLD = World(0, 1, torch.device("cpu"), "float32")
 
 
-def test_bench(tmp_path, capsys):
+@pytest.fixture
+def tiny(tmp_path):
     (tmp_path / "tiny.py").write_text(TINY)
-    words = [str(tmp_path / "tiny.py"), f"--json={tmp_path / 'bench.json'}", "--batch=2", "--repeats=3", "--device=cpu"]
+    return tmp_path / "tiny.py"
+
+
+def test_bench(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "ceiling", functools.partial(bench.ceiling, seconds=0.2))
+    words = [str(tiny), f"--json={tmp_path / 'bench.json'}", "--batch=2", "--repeats=3", "--device=cpu"]
     assert bench.main(words) == 0
-    assert "tiny" in capsys.readouterr().out
+    assert "| tiny" in capsys.readouterr().out
     results = json.loads((tmp_path / "bench.json").read_text())
     assert {"machine", "torch", "commit", "ceiling", "presets"} <= results.keys()
     (preset,) = results["presets"]
-    names = "name tokens_per_s flops_per_token share_of_ceiling peak_bytes ratio_to_reference by_length"
-    assert set(names.split()) <= preset.keys() and preset["name"] == "tiny"
-    assert all(preset[name] > 0 for name in names.split()[1:-1])
+    names = "tokens_per_s flops_per_token share_of_ceiling peak_bytes ratio_to_reference".split()
+    assert {"name", "by_length", *names} <= preset.keys() and preset["name"] == "tiny"
+    assert all(preset[name] > 0 for name in names) and preset["peak_bytes"] > 1e7
     assert [(r["length"], r["rows"]) for r in preset["by_length"]] == [(16, 4), (32, 2)]
+    share = preset["tokens_per_s"] * preset["flops_per_token"] / results["ceiling"]
+    assert preset["share_of_ceiling"] == pytest.approx(share) and share < 1
 
 
-def test_mistakes(tmp_path):
-    (tmp_path / "open.py").write_text(TINY.replace("vocab_size = 300", ""))
+@pytest.mark.parametrize("model", ["input", "posonly", "weighted, untied", "tsdae"])
+def test_ours_and_the_reference_agree(model, tiny):
+    """Over the steps of an optimizer, not only at the first weights; new noise in every step."""
+    decoder = {"tsdae": "posonly"}.get(model, model.partition(",")[0])
+    text = TINY.replace('decoder = "input"', f'decoder = "{decoder}"\ntied = {model != "weighted, untied"}')
+    if model == "tsdae":
+        text = text.replace('"mlm"', '"tsdae"').replace("mask_rate = 0.15", 'positions = "original"')
+    tiny.write_text(text)
+    settings = bench.read_preset(tiny, 4)
+    assert bench.has_reference(settings)
+    ours, reference = (bench.Arm(name, settings, WORLD, compiled=False) for name in ("ours", "reference"))
+    losses = [(ours.train(8, 16).item(), reference.train(8, 16).item()) for _ in range(5)]
+    assert all(a == pytest.approx(b, rel=1e-4) for a, b in losses) and len(set(losses)) == 5
+
+
+def test_arms_that_do_not_agree_are_not_compared(tiny, monkeypatch):
+    monkeypatch.setattr(bench, "copy_weights", lambda ours, reference: reference.head.weight.data.mul_(9))
+    settings = bench.read_preset(tiny, 4)
+    arms = {name: bench.Arm(name, settings, WORLD, compiled=False) for name in ("ours", "reference")}
+    with pytest.raises(AssertionError, match="ours and the reference do not agree"):
+        bench.time_steps(arms, 4, 32, repeats=1)
+
+
+def test_what_has_no_reference_is_measured_alone(tiny):
+    for change in ("seeds_faithful = False", 'objective = "tsdae"', 'objective = "mlm + bow"', "decoder_layers = 2"):
+        tiny.write_text(f"{TINY}\n{change}\n")
+        assert not bench.has_reference(bench.read_preset(tiny, 4))
+
+
+def test_mistakes(tiny):
+    tiny.write_text(TINY.replace("vocab_size = 300", ""))
     with pytest.raises(UserError, match="leaves vocab_size to the data"):
-        bench.main([str(tmp_path / "open.py")])
+        bench.main([str(tiny)])
     with pytest.raises(UserError, match="batch"):
         bench.main(["--batch=0"])
     with pytest.raises(UserError, match="folder does not exist"):

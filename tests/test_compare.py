@@ -176,7 +176,11 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
     assert cells["stsb over untrained"] == f"{shown[0]} [{shown[1]}, {shown[2]}] {lift['verdict']}"
     assert cells["stsb over token_idf"].split()[0] == f"{100 * dev['lift_centred']['token_idf']['value']:+.1f}"
     assert cells["stsb over best_floor"].endswith(f"({dev['lift_centred']['best_floor']['floor']})")
-    assert [row[:4] for row in tables[5:7]] == [["wide", "stsb", "dev", m] for m in ("pearson", "pearson_centred")]
+    headlines = ("pearson", "pearson_centred", "partial_lexical")
+    assert [row[:4] for row in tables[5:8]] == [["wide", "stsb", "dev", m] for m in headlines]
+    shown = [f"{100 * dev['beyond']['partial_lexical'][key]:.1f}" for key in ("value", "low", "high")]
+    assert cells["stsb partial_lexical"] == tables[7][4] == f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    assert f"\n* wide stsb dev: {dev['verdict']}\n" in printed
     assert dict(zip(tables[3], tables[5], strict=True))["untrained"].startswith(
         f"{100 * dev['floors']['untrained']['pearson']:.1f} ("
     )
@@ -185,16 +189,47 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
 
     assert compare.main(arguments(place, grid, "again")) == 0  # judged already
     assert started == ["eval_glue.py"]
+    (place / "again/compare/toy/wide_s0/eval/zero_shot_stsb.json").write_text(json.dumps(record | {"version": 1}))
+    assert compare.main(arguments(place, grid, "again")) == 0  # by older definitions
+    assert started == ["eval_glue.py"] * 2
 
 
 def test_several_seeds_in_a_cell():
-    lifts = [{"value": v, "low": v - 0.1, "high": v + 0.02} for v in (0.3, 0.1, 0.2)]
+    lifts = [{"value": v, "low": v - 0.1, "high": v + 0.02, "verdict": ""} for v in (0.3, 0.1, 0.2)]
     assert report.cell(report.over_seeds(lifts)) == "+20.0 [+0.0, +32.0] at floor"
     assert report.cell(report.over_seeds([lift | {"low": 0.01, "floor": "x"} for lift in lifts])) == (
         "+20.0 [+1.0, +32.0] above floor (x)"
     )
     assert report.cell(report.over_seeds([0.3, 0.1, 0.2])) == "20.0 (10.0..30.0)" and report.cell((0.25,)) == "25.0"
     assert [report.cell(value) for value in (None, "a|b", 0.123456)] == ["-", "a\\|b", "0.1235"]
+
+
+def test_a_verdict_says_both_halves():
+    def row(metric, score, lift, **more):
+        return {
+            "arm": "a",
+            "task": "stsb",
+            "split": "dev",
+            "metric": metric,
+            "score": score,
+            "over best_floor": lift,
+        } | more
+
+    lift = {"floor": "char_tfidf", "value": -0.012, "low": -0.021, "high": -0.003, "verdict": "at floor"}
+    rows = [
+        row("pearson", (0.7,), lift | {"value": 0}),
+        row("spearman", (0.7,), None),
+        row("pearson_centred", (0.7,), lift),
+    ]
+    beyond = row("partial_lexical", {"value": 0.237, "low": -0.201, "high": 0.28}, lift, token_idf=(0.19, 0.1, 0.2))
+    below = "below char_tfidf by 1.2 [0.3, 2.1]"
+    assert report.verdicts(rows) == {"a stsb dev": below}
+    assert report.verdicts([*rows, beyond]) == {"a stsb dev": f"{below}; beyond words .24 [-.20, .28], token_idf .19"}
+    rows[2]["over best_floor"] = lift | {"high": 0.03}
+    assert report.verdicts(rows)["a stsb dev"] == "not above char_tfidf: -1.2 [-2.1, 3.0]"
+    rows[2]["over best_floor"] = {"floor": "word_tfidf", "value": 0.5, "low": 0.004, "high": 1}
+    assert report.verdicts(rows)["a stsb dev"] == "above word_tfidf by 50.0 [0.4, 100.0]"
+    assert [report.fraction(x) for x in (1.0, -0.001, 0.999, 0)] == ["1.00", ".00", "1.00", ".00"]
 
 
 def test_a_stopped_grid_continues_to_the_same_results(place, started, tmp_path):
@@ -258,7 +293,7 @@ def test_a_failed_arm_does_not_end_the_others(place, monkeypatch, tmp_path, caps
 # ---- mistakes
 
 
-MISTAKES = {  # arms, more -> what is said, and where
+MISTAKES = {  # arms, more -> the message, and its name
     ('{"a": {}, "b": {"hiden": 32}}', ""): (":2: arm b: --hiden: unknown key hiden; did you mean hidden?", "unknown"),
     ('{"a": {}}', "seedz = (0, 1)\n"): (":2: arm a: --seedz: unknown key seedz", "unknown key of the grid"),
     ('{"a": {}, "b": {"heads": 7}}', ""): (":2: arm b: hidden = 32 does not divide", "impossible combination"),
@@ -296,7 +331,7 @@ def test_a_mistake_is_one_line_and_exit_2(place, tmp_path):
 
 @pytest.mark.parametrize("flags", [[], ["--registry", str(GRIDS[0])], ["config/grids/nope.py"], ["--regstry"]])
 def test_mistakes_of_the_command_line(flags):
-    with pytest.raises(UserError, match="give one grid|takes no grid|there is no config|did you mean registry"):
+    with pytest.raises(UserError, match="give one grid|takes no grid|nope.py|did you mean registry"):
         compare.main(flags)
 
 

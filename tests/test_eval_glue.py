@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn import metrics as sk
 
@@ -88,7 +89,7 @@ def records(place):
     return {name: json.loads((place / f"out/run/eval/zero_shot_{name}.json").read_text()) for name in names}
 
 
-CORRELATIONS = {"pearson", "spearman", "pearson_centred", "spearman_centred"}
+CORRELATIONS = {"pearson", "spearman", "pearson_centred", "spearman_centred", *floors.BEYOND}
 SHARES = {"accuracy", "f1", "mcc"}
 FLOORS = {"word_tfidf", "char_tfidf", "random_vectors", "token_idf", "untrained"}
 
@@ -114,7 +115,8 @@ def test_the_record_of_each_task(place, records):
                 assert lift["verdict"] == ("above floor" if lift["low"] > 0 else "at floor")
             low, high = found["untrained_range"][primary]
             assert low <= found["floors"]["untrained"][primary] <= high
-            assert ("lift_centred" in found) == (metrics is CORRELATIONS)
+            assert ("lift_centred" in found) == ("beyond" in found) == (metrics is CORRELATIONS)
+            assert found["verdict"].split()[0] in ("above", "below", "not")
         protocol = {"head", "pooling", "lr", "epochs", "batch", "max_length", "selection", "pairs"}
         assert record["protocol"].keys() >= protocol | {"train_rows", "eval_rows"}
     assert records["mrpc"]["protocol"]["train_rows"] == {"dev": 60, "test": 60}
@@ -152,6 +154,53 @@ def test_scores_by_hand_and_in_other_batches(place, records):
     assert metrics["accuracy"] == pytest.approx(sk.accuracy_score(gold, predicted), abs=1e-4)
     assert metrics["f1"] == pytest.approx(sk.f1_score(gold, predicted), abs=1e-4)
     assert metrics["mcc"] == pytest.approx(sk.matthews_corrcoef(gold, predicted), abs=1e-4)
+
+
+def test_beyond_words_in_the_record(place, records):
+    pairs = tasks.Pairs("stsb", tasks.load_task("stsb", place / "glue"))
+    with np.load(place / "out/run/eval/zero_shot_stsb.npz") as rows:
+        ours = rows["dev/centred"]
+    theirs = {floor: answers["dev"] for floor, answers in floors.text_floors(pairs).items()}
+    run = load_run(place / "out/run", device="cpu")
+    theirs |= {floor: answers["dev"] for floor, answers in floors.model_floors(run, pairs).items()}
+    known, dev = floors.word_controls(pairs, "dev", theirs), records["stsb"]["splits"]["dev"]
+    own = {floor: {m for m, controls in floors.PARTIALS.items() if floor in controls} for floor in FLOORS}
+    assert own["token_idf"] == {"partial_token_idf"} and own["word_tfidf"] == {"partial_lexical"}
+    for name, centred, metrics in (
+        ("", ours, dev["metrics"]),
+        *((f, theirs[f]["centred"], dev["floors"][f]) for f in own),
+    ):
+        expected = floors.beyond_words(centred, pairs.labels["dev"], known)
+        for metric, value in expected.items():
+            null = metric in own.get(name, ())
+            assert metrics[metric] == (None if null else pytest.approx(value.mean(), abs=1e-6))
+    for metric, one in dev["beyond"].items():
+        assert one["value"] == dev["metrics"][metric] and one["low"] < one["value"] < one["high"]
+    lift, best = dev["lift_beyond"], max(dev["floors"][floor]["partial_lexical"] or -1 for floor in FLOORS)
+    assert dev["floors"][lift["best_floor"]["floor"]]["partial_lexical"] == best
+    assert lift["token_idf"]["value"] == pytest.approx(
+        dev["metrics"]["partial_lexical"] - dev["floors"]["token_idf"]["partial_lexical"]
+    )
+
+
+def test_a_year_of_semeval(place, capsys):
+    here = place / "glue" / "STS14"
+    here.mkdir()
+    for i, split in enumerate(("dev", "test")):
+        rows = [line.split("\t") for line in (place / f"glue/STS-B/sts-{split}.csv").read_text().splitlines()]
+        (here / f"STS.input.{split}.txt").write_text("".join(f"{a}\t{b}\n" for *_, a, b in rows))
+        (here / f"STS.gs.{split}.txt").write_text(
+            "".join(f"{row[4] if j != i else ''}\n" for j, row in enumerate(rows))
+        )
+    assert judge(place, "--tasks=sts") == 0
+    shutil.rmtree(here)
+    out = capsys.readouterr().out
+    record = json.loads((place / "out/run/eval/zero_shot_sts14.json").read_text())
+    judged, protocol = record["splits"]["test"], record["protocol"]
+    assert judged["metrics"].keys() == CORRELATIONS | {"pearson_by_set", "pearson_by_set_centred"}
+    assert protocol["eval_rows"] == {"test": 68} and protocol["fitted_on"] == {"test": "test"}
+    assert "its own sentences, unlabelled" in protocol["fitting"] and protocol["fitting"] in out
+    assert f"sts14 test: {judged['verdict']}\n" in out and "| pearson_by_set " in out
 
 
 def test_answers_of_each_row_are_kept(place, records):
@@ -207,7 +256,12 @@ def test_the_table_and_the_floors_kept_beside_the_run(place, records, capsys, mo
     assert rows[-1][columns["majority"]] == "0.0"
     lift = dev["lift"]["best_floor"]
     assert f"[{100 * lift['low']:+.1f}, {100 * lift['high']:+.1f}]" in rows[2][columns["over best_floor"]]
-    assert "floors" not in err and len(rows) == 2 + 2 * 4 + 2 * 3
+    assert "floors" not in err and len(rows) == 2 + 2 * 10 + 2 * 3
+    one, beyond = rows[2 + 4], dev["beyond"]["partial_lexical"]
+    shown = [f"{100 * beyond[key]:.1f}" for key in ("value", "low", "high")]
+    assert one[columns["metric"]] == "partial_lexical" and one[columns["char_tfidf"]] == "-"
+    assert one[columns["score"]] == f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    assert f"\nstsb dev: {dev['verdict']}\n" in out and "; beyond words " in dev["verdict"]
 
     judge(place, "--tasks=paws")
     assert "paws has no train split" in capsys.readouterr().out
@@ -232,15 +286,17 @@ def test_damaged_or_other_floors_are_computed_anew(place, records, monkeypatch):
     assert changed(run.model.config, "init", "gpt2") and changed(run, "max_length", 8)
     assert changed(run.config, "tokenizer_hash", "x") and changed(floors, "VERSION", floors.VERSION + 1)
     assert not changed(run, "step", 7)  # floors know nothing of the training
+    assert changed(run.model, "token_vectors", torch.ones(3, 2))  # untrained twins begin with them
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--tasks=nope"], "--tasks=nope is no task; "),
-        (["--tasks=stbs"], "did you mean stsb?"),
+        (["--tasks=stbs"], r"did you mean stsb\?"),
         (["--tasks=cola"], "cola has no zero-shot score, .*; take of stsb"),
         (["--tasks="], "no task is given; "),
+        (["--tasks=sts"], "none of STS12 ... STS16 lies below .*; give --data="),
         (["--mode=fine_tune"], "not there yet; write --mode=zero_shot"),
         (["--seeds=0"], "seeds = 0 is below 1; "),
         (["--ckpt=7"], "has no checkpoint of step 7; name one that there is: 2"),

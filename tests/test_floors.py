@@ -116,7 +116,9 @@ def test_lift_equals_a_plain_loop_over_resamples(metric, monkeypatch):
     if metric != "pearson":
         labels, ours, floor = ((a > 0).astype(int) for a in (labels, ours, floor))
     kept, plain = [], floors.resampled
-    monkeypatch.setattr(floors, "resampled", lambda m, a, y, counts: kept.append(counts) or plain(m, a, y, counts))
+    monkeypatch.setattr(
+        floors, "resampled", lambda m, a, y, counts, known: kept.append(counts) or plain(m, a, y, counts)
+    )
     lift = floors.lifts(metric, ours, {"floor": floor}, labels, resamples=250)["floor"]
     counts = np.concatenate(kept[1:])  # the first is the plain value's
     assert counts.shape == (250, 60) and (counts.sum(1) == 60).all()
@@ -138,6 +140,105 @@ def test_verdicts_and_seeds():
     # the interval is as wide as theory has it: Fisher's z of one correlation against a constant
     half = (found["constant"]["high"] - found["constant"]["low"]) / 2
     assert half == pytest.approx(1.96 * (1 - found["constant"]["value"] ** 2) / 1000**0.5, rel=0.15)
+
+
+# ---- beyond words
+
+
+def slow_partial(x, y, controls):
+    """Ranks by scipy, residuals by numpy's least squares."""
+    design = np.column_stack([np.ones(len(x)), *map(stats.rankdata, controls)])
+    residuals = (stats.rankdata(v) - design @ np.linalg.lstsq(design, stats.rankdata(v), rcond=None)[0] for v in (x, y))
+    return stats.pearsonr(*residuals)[0]
+
+
+def slow_beyond(x, y, known, items=slice(None)):
+    """Metric -> number, of these items; terciles hold the rows that they have in the whole."""
+    metrics = {
+        metric: slow_partial(x[items], y[items], [known[name][items] for name in names])
+        for metric, names in floors.PARTIALS.items()
+    }
+    order = sorted(range(len(x)), key=lambda i: (known["jaccard"][i], i))
+    for metric, part in zip(floors.TERCILES, np.array_split(order, 3), strict=True):
+        own = np.arange(len(x))[items]
+        own = own[np.isin(own, part)]
+        metrics[metric] = stats.spearmanr(x[own], y[own])[0]
+    return metrics
+
+
+def overlaps(seed=0, n=80):
+    """Labels, two answers and controls that share something, with many ties."""
+    chance = np.random.default_rng(seed)
+    common = chance.normal(size=n)
+    known = {name: np.round(common + chance.normal(size=n), 1) for name in ("char_tfidf", "word_tfidf", "token_idf")}
+    known |= {"jaccard": np.round(common + chance.normal(size=n)), "length": np.abs(np.round(chance.normal(size=n)))}
+    labels = np.round(common + chance.normal(size=n), 1)
+    return np.stack([labels + common, common]) + chance.normal(size=(2, n)), labels, known
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_beyond_words_equals_a_slow_reference(seed):
+    answers, labels, known = overlaps(seed)
+    chance = np.random.default_rng(seed)
+    counts = np.concatenate([np.ones((1, 80)), chance.multinomial(80, [1 / 80] * 80, 5)])
+    found = floors.beyond_words(answers, labels, known, counts)
+    assert list(found) == list(floors.BEYOND)
+    for r, row in enumerate(counts):
+        for k, answer in enumerate(answers):
+            expected = slow_beyond(answer, labels, known, np.repeat(np.arange(80), row.astype(int)))
+            assert {metric: value[r, k] for metric, value in found.items()} == pytest.approx(expected, abs=1e-9)
+
+
+def test_intervals_beyond_words_equal_a_plain_loop(monkeypatch):
+    answers, labels, known = overlaps()
+    monkeypatch.setattr(floors.bootstrap, "__defaults__", (0, 150))
+    found = floors.beyond_intervals(answers[:1], labels, known)
+    lift = floors.lifts("partial_lexical", answers[:1], {"other": answers[1:]}, labels, known)["other"]
+    items = [row for row in np.random.default_rng(0).integers(0, 80, (150, 80))]
+    drawn = [[slow_beyond(answer, labels, known, row) for row in items] for answer in answers]
+    for metric, one in found.items():
+        each = [values[metric] for values in drawn[0]]
+        assert one["value"] == pytest.approx(slow_beyond(answers[0], labels, known)[metric])
+        assert [one["low"], one["high"]] == pytest.approx(np.percentile(each, [2.5, 97.5]).tolist())
+    each = [a["partial_lexical"] - b["partial_lexical"] for a, b in zip(*drawn, strict=True)]
+    assert [lift["low"], lift["high"]] == pytest.approx(np.percentile(each, [2.5, 97.5]).tolist())
+
+
+def test_what_is_a_control_or_constant_knows_nothing_beyond_words():
+    _, labels, known = overlaps()
+    for answer in (known["char_tfidf"], np.exp(known["char_tfidf"]), np.ones(80)):
+        found = floors.beyond_words(answer[None], labels, known)
+        assert found["partial_lexical"] == found["partial_char_tfidf"] == 0
+    found = floors.beyond_words(known["word_tfidf"][None], labels, known | {"length": np.zeros(80)})
+    assert found["partial_lexical"] == 0 and abs(found["partial_char_tfidf"]) > 0.1
+    tiny = {name: x[:2] for name, x in known.items()}
+    assert all(np.isfinite(v).all() for v in floors.beyond_words(labels[None, :2], labels[:2], tiny).values())
+
+
+def test_controls_by_hand():
+    rows = [("A b b c", "b c d"), ("a, B!", "c d e f"), ("...", "a b"), ("a", "a")]
+    split = tasks.Split(rows, np.arange(4.0))
+    pairs = tasks.Pairs("stsb", {"train": split, "dev": split})
+    theirs = {floor: {"cosines": np.array([[0.0] * 4, [i] * 4])} for i, floor in enumerate(("char_tfidf", "token_idf"))}
+    known = floors.word_controls(pairs, "dev", theirs | {"word_tfidf": theirs["token_idf"]})
+    assert known["jaccard"].tolist() == [0.5, 0, 0, 1] and known["token_idf"].tolist() == [0.5] * 4
+    assert known["length"] == pytest.approx([math.log(4 / 3), math.log(2), math.log(2), 0])
+
+
+@pytest.mark.parametrize("name, split", [("stsb", "dev"), ("stsb", "test"), ("sick_r", "dev"), ("sick_r", "test")])
+def test_a_copy_of_the_overlap_is_nothing_beyond_words(name, split, real_floors):
+    """METHODS 1.18: what merely bends TF-IDF's cosine scores 0; order decides where most words are shared."""
+    pairs, found = real_floors(name)
+    theirs = {floor: answers[split] for floor, answers in found.items()}
+    known = floors.word_controls(pairs, split, theirs | {"token_idf": theirs["random_vectors"]})
+    labels, tfidf = pairs.labels[split], theirs["char_tfidf"]
+    bent = floors.beyond_words(np.sqrt(np.maximum(tfidf["cosines"], 0)), labels, known)
+    assert abs(bent["partial_lexical"]) < 0.02 and abs(bent["partial_char_tfidf"]) < 0.02
+    if (name, split) == ("sick_r", "test"):
+        terciles = [
+            100 * floors.beyond_words(tfidf["centred"], labels, known)[metric][0, 0] for metric in floors.TERCILES
+        ]
+        assert terciles == pytest.approx([61, 36, -7], abs=2)
 
 
 # ---- the published numbers, x100
@@ -354,14 +455,14 @@ def test_tfidf_equals_a_slow_loop(tmp_path, place, text):
 def test_the_table_and_what_it_leaves_as_it_was(tmp_path, place):
     corpus, tokenizer = write_corpus(tmp_path / "val", place, planted()), tokenizer_of(place)
     model = make_model(corpus).train()
-    said = floors.retrieval_table(model, corpus, tokenizer, 16)
+    printed = floors.retrieval_table(model, corpus, tokenizer, 16)
     assert model.training
-    assert said == floors.retrieval_table(model.eval(), corpus, tokenizer, 16) and not model.training
-    lines = said.splitlines()
+    assert printed == floors.retrieval_table(model.eval(), corpus, tokenizer, 16) and not model.training
+    lines = printed.splitlines()
     assert lines[0].startswith("| first sentence -> its body among 40,") and "40 pairs are all" in lines[-1]
     cells = {row[0]: row[1:] for row in ([c.strip() for c in line.split("|")[1:-1]] for line in lines[2:7])}
     assert cells["chance"][:2] == ["2.5", "2.5"] and cells["word TF-IDF"][0] == "100.0"
-    assert "retrieval is at its floor: " in said and "below" in said
+    assert "retrieval is at its floor: " in printed and "below" in printed
 
 
 def test_the_twin_is_what_training_begins_with(place):
@@ -383,9 +484,9 @@ def test_an_untrained_model_is_at_its_floor_and_a_better_one_is_not(place, monke
         return {"raw": np.ones_like(ours["raw"]), "centred": ours["centred"]}, theirs
 
     monkeypatch.setattr(floors, "retrieval_hits", better)
-    said = floors.retrieval_table(make_model(corpus), corpus, tokenizer, 16).splitlines()
-    assert said[-3] == "raw: retrieval is above random vectors and word TF-IDF and the untrained twin"
-    assert said[-2].startswith("centred: retrieval is at its floor: ")
+    printed = floors.retrieval_table(make_model(corpus), corpus, tokenizer, 16).splitlines()
+    assert printed[-3] == "raw: retrieval is above random vectors and word TF-IDF and the untrained twin"
+    assert printed[-2].startswith("centred: retrieval is at its floor: ")
 
 
 def test_the_sentence():
@@ -401,13 +502,13 @@ def test_the_sentence():
 
 def test_too_small_a_text_is_said(tmp_path, place):
     corpus = write_corpus(tmp_path / "val", place, planted(19))
-    said = floors.retrieval_table(make_model(corpus), corpus, tokenizer_of(place), 16)
-    assert "\n" not in said and "19 held-out documents" in said and "20 are needed" in said
+    printed = floors.retrieval_table(make_model(corpus), corpus, tokenizer_of(place), 16)
+    assert "\n" not in printed and "19 held-out documents" in printed and "20 are needed" in printed
 
 
 def test_a_text_without_a_latin_word_has_a_table(tmp_path, place):
     letters = [chr(ord("α") + i) * 3 for i in range(10)]
     documents = [[f"{a} {b}.", f"{b} {a} {a}."] for a in letters[:5] for b in letters[5:]]
     corpus = write_corpus(tmp_path / "val", place, documents)
-    said = floors.retrieval_table(make_model(corpus), corpus, tokenizer_of(place), 16)
-    assert "among 25," in said and re.search(r"word TF-IDF +\| +0\.0 +\| +0\.0 ", said)
+    printed = floors.retrieval_table(make_model(corpus), corpus, tokenizer_of(place), 16)
+    assert "among 25," in printed and re.search(r"word TF-IDF +\| +0\.0 +\| +0\.0 ", printed)

@@ -1,19 +1,16 @@
-"""The model against the slow reference, against loops, and against what it says about its own cost and start."""
+"""The model against the slow reference, against loops, and against what it says about its own cost."""
 
 import copy
 import itertools
-import lzma
 import math
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import real_data
-from registries import SMALL, STRUCTURES, name
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from registries import MASK, SMALL, STRUCTURES, build, make_problems, masked_problem, name, one_part
 from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,40 +18,18 @@ from torch.utils.flop_counter import FlopCounterMode
 import layers as layers_file
 from decoders import DECODERS
 from encoders import ENCODERS
-from geometry import input_share, rank_slot_centred
-from lab.configurator import read_config
 from lab.reference import ReferenceMLM, copy_weights, reference_inputs
 from layers import attention, keys_values, rotate
 from model import ConceptModel, ModelConfig, measure
-from noise import Noise
-from objectives import OBJECTIVES, ObjectiveConfig, Objectives, Problem, Rows, Vocabulary
+from objectives import OBJECTIVES, Problem
 
 ROOT = Path(__file__).resolve().parent.parent
-MASK = 3
 ENCODING = [keys for keys in STRUCTURES if keys["decoder"] == ModelConfig.decoder]
 
 
-def build(seed=0, dtype=torch.float64, **keys):
-    return ConceptModel(ModelConfig(**{**SMALL, **keys}), MASK, seed).to(dtype)
-
-
-def make_problems(B=4, N=12, vocab=40, seed=1, **keys):
-    """The objective that the keys say, on random text -> (Objectives, one Problem a part)."""
-    objectives = Objectives(ObjectiveConfig(**keys))
-    ids = torch.randint(MASK + 1, vocab, (B, N), generator=torch.Generator().manual_seed(seed))
-    vocabulary = Vocabulary(vocab, MASK, idf=torch.linspace(0.5, 3, vocab))
-    rows = Rows(ids, Noise(seed, 0, torch.arange(B)), vocabulary, documents=torch.arange(B))
-    return objectives, objectives.problems(rows)
-
-
-def masked_problem(B=3, N=12, K=4, vocab=40, seed=1, **fields):
-    """An MLM problem: K columns of each row are hidden and scored."""
-    noise = torch.Generator().manual_seed(seed)
-    ids = torch.randint(MASK + 1, vocab, (B, N), generator=noise)
-    scored = torch.rand(B, N, generator=noise).argsort(1)[:, :K].sort(1).values
-    source = ids.scatter(1, scored, MASK)
-    given = dict(source=source, targets=ids, query_pos=torch.arange(N)[None], query_ids=source, scored=scored)
-    return Problem(**{**given, **fields})
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
 
 
 def perturb(model, seed=5):
@@ -73,22 +48,28 @@ def without_gradient(model):
 # ---- against the reference
 
 
-FAITHFUL = [
+FAITHFUL = [  # decoder, tied, token_dim
     ("input", True, 0),
     ("input", False, 8),
     ("posonly", True, 0),
     ("posonly", False, 8),
     ("weighted", False, 0),
 ]
+PLAIN = [
+    dict(objective="mlm", replace="80_10_10"),
+    dict(objective="mlm", visible_only=True),
+    dict(objective="tsdae", positions="original", score_rate=0.5),
+]
+CASES = itertools.product(FAITHFUL, PLAIN)
 
 
-@pytest.mark.parametrize("objective", [dict(objective="mlm"), dict(objective="mlm", visible_only=True), dict(
-    objective="tsdae", positions="original", score_rate=0.5)], ids=name)  # fmt: skip
-@pytest.mark.parametrize("decoder,tied,token_dim", FAITHFUL)
-def test_equals_reference(decoder, tied, token_dim, objective):
-    if decoder == "input" and objective["objective"] == "tsdae":
-        pytest.skip("its queries are [MASK], the reference's the row itself")
-    model = perturb(build(decoder=decoder, tied=tied, token_dim=token_dim, seeds_faithful=True))
+@pytest.mark.parametrize(
+    "shape,objective",  # where tsdae shows the queries [MASK], the reference shows them the row itself
+    [(shape, keys) for shape, keys in CASES if not (shape[0] == "input" and keys["objective"] == "tsdae")],
+    ids=str,
+)
+def test_equals_reference(shape, objective):
+    model = perturb(build(**dict(zip(("decoder", "tied", "token_dim"), shape, strict=True)), seeds_faithful=True))
     reference = ReferenceMLM(model.config).double()
     copy_weights(model, reference)
     assert sum(p.numel() for p in reference.parameters()) == model.num_parameters()
@@ -97,17 +78,19 @@ def test_equals_reference(decoder, tied, token_dim, objective):
 
     (loss,), (concepts,) = model(problem)
     torch.testing.assert_close(concepts, reference.encode(ids, keep))
-    hidden = reference.decode(concepts, ids)  # [B, N, H]
-    hidden = F.layer_norm(hidden, hidden.shape[-1:])
-    at_scored = hidden.gather(1, problem.scored[..., None].expand(-1, -1, hidden.shape[-1]))
-    torch.testing.assert_close(model.decode(concepts, problem), at_scored)
+    hidden = reference.decode(reference.encode(ids, keep), ids)  # [B, N, H]
+    at_scored = problem.scored[..., None].expand(-1, -1, hidden.shape[-1])
+    expected = F.layer_norm(hidden, hidden.shape[-1:]).gather(1, at_scored)
+    torch.testing.assert_close(model.decode(concepts, problem), expected)
 
-    (reference_loss := reference(ids, keep, labels)).backward()  # a float32 cross-entropy
-    torch.testing.assert_close(loss.float(), reference_loss)
+    masked = labels != -100
+    expected = F.cross_entropy(reference.head_logits(hidden[masked]), labels[masked])
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss.float(), reference(ids, keep, labels))
     loss.backward()
-    torch.testing.assert_close(model.tokens.weight.grad, reference.tokens.weight.grad, atol=1e-6, rtol=1e-4)
-    slots = model.encoder.slots.content.grad
-    torch.testing.assert_close(slots, reference.slots.grad, atol=1e-6, rtol=1e-4)
+    expected.backward()
+    torch.testing.assert_close(model.tokens.weight.grad, reference.tokens.weight.grad)
+    torch.testing.assert_close(model.encoder.slots.content.grad, reference.slots.grad)
 
 
 def slow_attention(q, k, v, mask):
@@ -122,7 +105,6 @@ def slow_attention(q, k, v, mask):
 @pytest.mark.parametrize("explicit", [True, False])
 def test_attention_equals_loop(explicit, monkeypatch):
     monkeypatch.setattr(layers_file, "plain_products", lambda q, k: explicit)
-    torch.manual_seed(0)
     q, k, v = [torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 7, 7)]
     mask = torch.rand(2, 7) < 0.6
     mask[:, 0] = True
@@ -220,12 +202,11 @@ def test_neither_padding_nor_other_rows_change_anything(keys):
 
 @pytest.mark.parametrize("keys", STRUCTURES, ids=name)
 def test_every_structure_trains_under_every_objective(keys):
-    """One step: every parameter has a gradient (DDP waits for it), and the loss of the same rows falls."""
-    first = build(**keys, decoder_layers=2)
+    """One step: every parameter has a gradient (DDP waits for it), and the loss of the same rows falls by as much as
+    they say."""
     for objective, part in OBJECTIVES.items():
-        model = copy.deepcopy(first)
-        if part.predicts != "positions":
-            model = build(**keys | {"decoder": part.predicts})
+        decoder = keys["decoder"] if part.predicts == "positions" else part.predicts
+        model = build(**keys | {"decoder": decoder, "decoder_layers": 2})
         objectives, problems = make_problems(objective=objective)
         losses = []
         for _ in range(2):
@@ -236,15 +217,10 @@ def test_every_structure_trains_under_every_objective(keys):
             norm = sum(p.grad.square().sum() for p in model.parameters())
             with torch.no_grad():
                 for p in model.parameters():
-                    p -= 1e-3 / norm.sqrt() * p.grad
+                    p -= 1e-5 / norm.sqrt() * p.grad
             losses.append((loss.item(), norm.item()))
         (before, norm), (after, _) = losses
-        assert after - before == pytest.approx(-1e-3 * norm**0.5, rel=0.1), objective
-
-
-def one_part(part):
-    """Keys of a model with this encoder or decoder, and the other by default."""
-    return dict(encoder=part) if part in ENCODERS else dict(decoder=part)
+        assert after - before == pytest.approx(-1e-5 * norm**0.5, rel=0.01), objective
 
 
 @pytest.mark.parametrize("part", [*ENCODERS, *DECODERS])
@@ -260,7 +236,9 @@ def test_training_takes_three_times_the_measured_flops(part):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # others count as nothing on the CPU
         work(model).backward()
     parameters, modules = measure(model.config, work)
-    assert counter.get_total_flops() == 3 * modules["Global"] > 0
+    assert 2 * modules["Global"] < counter.get_total_flops() <= 3 * modules["Global"]
+    if part in ("perceiver", "input", "posonly", "weighted"):  # no product with a constant, whose backward is one
+        assert counter.get_total_flops() == 3 * modules["Global"]
     assert parameters == sum(p.numel() for p in model.parameters()) == model.num_parameters()
 
 
@@ -326,6 +304,19 @@ def test_what_is_predicted_is_said_by_predicts_alone():
         model.loss(concepts, pooled),
         model.loss(concepts, masked_problem(predicts="pooled", scored=None, query_pos=None)),
     )
+
+
+@pytest.mark.parametrize("frozen", ["head", "tokens", "encoder", "decoder"])
+def test_gradients_of_the_rest_do_not_change_when_a_part_is_frozen(frozen):
+    model, problem = build(tied=frozen == "tokens", decoder="input"), masked_problem()
+    model(problem)[0][0].backward()
+    expected = {path: p.grad for path, p in model.named_parameters() if not path.startswith(frozen)}
+    model.zero_grad()
+    model.get_submodule(frozen).requires_grad_(False)
+    model(problem)[0][0].backward()
+    found = {path: p.grad for path, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[path], expected[path]) for path in found)
 
 
 # ---- the pooled prediction, and models without a decoder
@@ -394,79 +385,6 @@ def test_parts_that_read_the_same_share_one_encoder_pass(keys, passes, compiled)
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-9)
 
 
-# ---- weights begin by name
-
-
-def shared(model):
-    parts = "tokens.", "positions.", "encoder."
-    return {path: p for path, p in model.named_parameters() if path.startswith(parts)}
-
-
-def same_weights(a, b):
-    """The names that both have, where every tensor is equal to the bit."""
-    both = a.keys() & b.keys()
-    assert both and all(torch.equal(a[path], b[path]) for path in both)
-    return both
-
-
-@pytest.mark.parametrize("init", ["fan_in_positions", "fan_in_depth", "gpt2"])
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_arms_of_one_seed_share_the_weights_of_what_they_share(encoder, init):
-    ours = shared(build(encoder=encoder, init=init))
-    for decoder, tied in itertools.product([*DECODERS, "pooled", "none"], [True, False]):
-        for more in dict(), dict(decoder_layers=3):
-            other = shared(build(encoder=encoder, init=init, decoder=decoder, tied=tied, **more))
-            assert same_weights(ours, other) == ours.keys() == other.keys()
-    for other in ENCODERS:  # whatever reads them, the tokens are the same
-        assert {"tokens.weight", "positions.weight"} <= same_weights(ours, shared(build(encoder=other, init=init)))
-    seeds = dict(build(encoder=encoder, init=init, seed=1).named_parameters())
-    drawn = [path for path, p in ours.items() if p.std() > 0]
-    assert drawn and not any(torch.equal(ours[path], seeds[path]) for path in drawn)
-
-
-def test_models_of_two_depths_share_their_first_layers():
-    two, six = (dict(build(layers=layers, decoder="input").named_parameters()) for layers in (2, 6))
-    assert same_weights(two, six) == two.keys()
-    assert any(path.startswith("encoder.layers.5.") for path in six)
-
-
-@pytest.mark.parametrize("keys", STRUCTURES, ids=name)
-def test_no_two_tensors_begin_alike_or_are_the_same(keys):
-    model = build(**keys, decoder_layers=2)
-    state = model.state_dict()
-    assert len({t.data_ptr() for t in state.values()}) == len(state)
-    assert sum(t.numel() for t in state.values()) == model.num_parameters()
-    drawn = [t.flatten()[:16] / t.std() for t in state.values() if t.std() > 0 and t.numel() >= 16]
-    assert all(abs(F.cosine_similarity(a, b, dim=0)) < 0.999 for a, b in itertools.combinations(drawn, 2))
-    other = build(**keys, decoder_layers=2, seed=2)
-    other.load_state_dict(state)
-    assert torch.equal(other(masked_problem())[0][0], model(masked_problem())[0][0])
-
-
-def test_inits_have_the_scales_they_say():
-    """As multiples of fan_in's: tokens, encoder positions, a residual output of the encoder and of the decoder."""
-    depth = (3 * 2) ** -0.5
-    small = 0.02 * 16**0.5  # of a linear with 16 inputs
-    expected = {
-        "fan_in": (1, 1, 1, 1),
-        "fan_in_positions": (1, 0.1, 1, 1),
-        "fan_in_depth": (1, 1, depth, 2**-0.5),
-        "gpt2": (0.02, 0.02, small * depth, small * 2**-0.5),
-    }
-
-    def weights(init):
-        model = build(init=init)
-        assert model.logit_scale == (1 if init == "gpt2" else 0.25)
-        outputs = model.encoder.layers[1].self_attention.out, model.decoder.cross[0].out
-        return [module.weight for module in (model.tokens, model.positions, *outputs)]
-
-    for init, ratios in expected.items():
-        for ratio, weight, unit in zip(ratios, weights(init), weights("fan_in"), strict=True):
-            torch.testing.assert_close(weight, ratio * unit)
-    stds = [weight.std().item() for weight in (*weights("fan_in")[:2], *(4 * w for w in weights("fan_in")[2:]))]
-    assert stds == pytest.approx([1, 1, 1, 1], rel=0.15)
-
-
 # ---- cost
 
 
@@ -491,29 +409,28 @@ def flops_by_hand(config, B, S, K, queries, sees):
     return encoder, decoder, head
 
 
-@pytest.mark.parametrize("widths", [dict(), dict(token_dim=8), dict(token_dim=8, tied=False, seeds_faithful=True)])
+@pytest.mark.parametrize("widths", [dict(token_dim=8), dict(token_dim=8, tied=False, seeds_faithful=True)], ids=name)
 @pytest.mark.parametrize("decoder", ["input", "posonly", "weighted"])
 def test_measured_flops_equal_the_formulas(decoder, widths):
-    config = ModelConfig(**SMALL, decoder=decoder, decoder_layers=2, **widths)
-    N, B, K, S = 12, 3, 4, 9
-    zeros = lambda n: torch.zeros(B, n, dtype=torch.long)  # noqa: E731
-    cases = [  # fields of the problem, (S, K, queries, sees)
-        (lambda: dict(source=zeros(N), query_ids=zeros(N), scored=zeros(K)), (N, K, B, B * K)),
-        (lambda: dict(source=zeros(S), scored=zeros(K)), (S, K, B, 1)),
-        (lambda: dict(source=zeros(S)), (S, N, 1, 1)),  # all positions are scored: one set of queries for all rows
-        (lambda: dict(source=zeros(N), query_ids=zeros(N)), (N, N, B if decoder == "input" else 1, B * N)),
-    ]
-    for given, sizes in cases:
-        pos = lambda: dict(targets=zeros(N), query_pos=torch.arange(N)[None])  # noqa: E731
-        _, modules = measure(config, lambda model, given=given, pos=pos: model(Problem(**given(), **pos())))
-        encoder, decoder_flops, head = flops_by_hand(config, B, *sizes)
+    config, B, N = ModelConfig(**SMALL, decoder=decoder, decoder_layers=2, **widths), 3, 12
+    zeros = partial(torch.zeros, dtype=torch.long)
+    for S, K, shown in (12, 4, True), (9, 4, False), (12, N, True), (9, N, False):  # shown: the decoder sees tokens
+
+        def work(model, S=S, K=K, shown=shown):
+            scored, ids = zeros(B, K) if K < N else None, zeros(B, N) if shown else None
+            pos = torch.arange(N)[None]
+            model(Problem(source=zeros(B, S), targets=zeros(B, N), query_pos=pos, query_ids=ids, scored=scored))
+
+        _, modules = measure(config, work)
+        queries = 1 if K == N and not (shown and decoder == "input") else B  # equal for all rows: made once
+        encoder, decoder_flops, head = flops_by_hand(config, B, S, K, queries, B * K if shown else 1)
         assert modules["encoder"] == encoder and modules["decoder"] == decoder_flops
         assert modules["Global"] == encoder + decoder_flops + head
 
 
 def test_measuring_holds_no_model():
     """A hundred billion parameters."""
-    config = ModelConfig(layers=96, hidden=12288, heads=96, intermediate=12288, concepts=16, vocab_size=50000)
+    config = ModelConfig(layers=4, hidden=49152, heads=512, intermediate=49152, concepts=16, vocab_size=50000)
     assert measure(config, lambda model: None)[0] > 1e11
 
 
@@ -543,9 +460,8 @@ def test_one_product_for_all_readers_equals_one_each(bias):
 
 
 def gradients(model, losses):
-    return dict(
-        zip(dict(model.named_parameters()), torch.autograd.grad(sum(losses), [*model.parameters()]), strict=True)
-    )
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(sum(losses), parameters), strict=True))
 
 
 def cosine(a, b):
@@ -605,80 +521,9 @@ def test_impossible_configurations_say_what_to_write(keys, word):
 
 
 def test_keys_that_the_chosen_parts_do_not_read():
-    assert ModelConfig().unused() == set()
-    assert ModelConfig(decoder="weighted").unused() == {"decoder_layers"}
-    assert ModelConfig(decoder="none").unused() == {"decoder_layers"}
+    assert ModelConfig(token_init="spectral").unused() == set()
+    assert ModelConfig().unused() == {"spectral_share"}
+    for decoder in ("weighted", "pooled", "none"):
+        assert ModelConfig(decoder=decoder).unused() == {"decoder_layers", "spectral_share"}
     known = {field.name for field in fields(ModelConfig)}
     assert all(part.uses <= known for part in (*ENCODERS.values(), *DECODERS.values()))
-
-
-# ---- the start: what is neither collapsed nor saturated learns
-
-V, TEXTS = 4096, 64
-
-
-def tokens(text):
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=V, special_tokens=["[MASK]"], show_progress=False)
-    tokenizer.train_from_iterator([text], trainer)
-    return torch.tensor(tokenizer.encode(text[:200_000]).ids)
-
-
-@pytest.fixture(scope="module")
-def manual():
-    """Python's own reference manual, which is in every installation."""
-    return tokens(" ".join(topics.values()))
-
-
-@pytest.fixture(scope="module")
-def wikipedia():
-    with lzma.open(real_data("text", "wiki_00.txt.xz"), "rt", encoding="utf-8") as file:
-        return tokens(file.read(700_000))
-
-
-def check_start(keys, N, text):
-    model = ConceptModel(ModelConfig(vocab_size=V, **keys), 0)
-    noise = torch.Generator().manual_seed(0)
-    ids = text[torch.randint(len(text) - N, (TEXTS, 1), generator=noise) + torch.arange(N)]
-    scored = torch.rand(TEXTS, N, generator=noise).argsort(1)[:, : max(4, N // 8)]
-    source = ids.scatter(1, scored, 0)
-    problem = Problem(source=source, targets=ids, query_pos=torch.arange(N)[None], query_ids=source, scored=scored)
-    with torch.no_grad():
-        (loss,), (concepts,) = model(problem)
-    share = input_share(concepts)
-    assert -0.05 <= loss - math.log(V) <= 0.8
-    assert rank_slot_centred(concepts) >= model.config.concepts / 2
-    assert share >= (0.05 if model.config.layers >= 6 or N <= 128 else 0.015)
-
-
-SHRUNK = dict(hidden=128, heads=4, intermediate=256, concepts=16, max_length=64)
-
-
-@pytest.mark.parametrize("layers", [2, 6])
-@pytest.mark.parametrize("keys", STRUCTURES, ids=name)
-def test_every_structure_starts_well(keys, layers, manual):
-    keys = keys | ({"token_dim": 64} if keys.get("token_dim") else {})
-    check_start(SHRUNK | keys | {"layers": layers}, 64, manual)
-
-
-QUICK = dict(layers=2, hidden=128, heads=4, intermediate=512, concepts=8)
-MIDDLE = dict(layers=6, hidden=256, heads=4, intermediate=1024, concepts=32)
-STARTS = [
-    (QUICK, 16),
-    (dict(MIDDLE, decoder="input", seeds_faithful=True), 128),
-    (dict(MIDDLE, concept_position="sinusoidal", concepts=64, layers=2), 128),
-]
-
-
-@pytest.mark.parametrize("keys,N", STARTS, ids=str)
-def test_larger_ones_start_well(keys, N, wikipedia):
-    check_start(keys, N, wikipedia)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.py")), ids=lambda path: path.stem)
-def test_presets_start_well(path, wikipedia):
-    values = {key: value for key, (value, _) in read_config(path, ROOT).items()}
-    keys = {f.name: values[f.name] for f in fields(ModelConfig) if f.name in values and f.name != "vocab_size"}
-    check_start(keys | {"dropout": 0.0}, max(values["lengths"]), wikipedia)

@@ -324,8 +324,8 @@ PLACES = Vocabulary(10**6, 999_999, (999_998,))
 
 
 def places(rows=16, n=20):
-    """Ids that tell their row and column, and the rows' documents: 0 0 0 0 1 1 1 1 ..."""
-    return torch.arange(rows)[:, None] * 100 + torch.arange(n), torch.arange(rows) // 4
+    """Ids that tell their row and column, and the rows' documents: 0 0 1 1 2 2 ..."""
+    return torch.arange(rows)[:, None] * 100 + torch.arange(n), torch.arange(rows) // 2
 
 
 def origins(views, rows=16):

@@ -1,18 +1,36 @@
-"""The README's commands exist and run, shortened."""
+"""The README's commands exist and run, shortened; its code does what it says; every config loads."""
 
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from corpus import make_corpus
+
+import compare
+import sample
+import train
+from lab.configurator import read_layers
+from tests.training import BRIEF, SMALL
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line]
+CONFIGS = sorted((ROOT / "config").rglob("*.py"))
 
 
-def python(*words):
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=ROOT, timeout=110)
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line]
+
+
+def python(*words, folder=ROOT):
+    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=folder, timeout=110)
     assert done.returncode == 0, done.stderr[-2000:]
     return done
 
@@ -25,30 +43,75 @@ def test_the_two_commands():
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text()
 
 
+HELP = """
+import contextlib, io, json, runpy, sys
+found = {}
+for path in sys.argv[1:]:
+    sys.argv, out = [path, "--help"], io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        runpy.run_path(path, run_name="__main__")
+    found[path] = out.getvalue()
+print(json.dumps(found))
+"""
+
+
 def test_every_command_names_files_and_keys_that_exist():
     scripts = {}
     for line in COMMANDS:
-        for words in (shlex.split(part) for part in line.split("&&")):
+        for words in (shlex.split(part, comments=True) for part in line.split("&&")):
             path = next((word for word in words if word.endswith(".py")), None)
             if path is None:
                 continue
             scripts.setdefault(path, set()).update(re.findall(r" --(\w+)", line))
             assert all((ROOT / word).is_file() for word in words if word.endswith(".py"))
     assert {"train.py", "sample.py", "data/text/prepare.py", "data/hub/prepare.py"} <= scripts.keys()
+    helps = json.loads(python("-c", HELP, *scripts).stdout)
     for path, keys in scripts.items():
-        text = python(path, "--help").stdout
-        assert all(f"--{key}=" in text for key in keys - {"nproc_per_node"}), path
+        assert all(f"--{key}=" in helps[path] for key in keys - {"nproc_per_node"}), path
 
 
 def test_the_file_table_is_the_tree():
     named = set(re.findall(r"`(\w+\.py)`", README))
-    assert {path.name for path in ROOT.glob("*.py")} == named
+    there = [*ROOT.glob("*.py"), *(ROOT / "lab").glob("*.py")]
+    assert {path.name for path in there} - {"__init__.py"} == named
 
 
-def test_the_quickstart_shortened(tmp_path):
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "config")))
+def test_every_config_loads(path):
+    """As train.py reads it, or compare.py each arm of a grid; it begins with what it is for."""
+    assert path.read_text().startswith('"""\n')
+    names = {name for layer in read_layers(path, ROOT) for name in layer}
+    if "arms" not in names:
+        assert train.Settings.read([str(path)]).preset == path.stem
+        return
+    grid = compare.read_grid(path)
+    for arm in grid.arms:
+        assert train.Settings.read(grid.arguments(arm, "")).preset == Path(grid.base).stem
+
+
+def test_parts_of_ones_own(tmp_path):
+    """The classes of "Add your own", appended to their files, train by the command below them."""
+    for path in [*ROOT.glob("*.py"), ROOT / "lab", ROOT / "config"]:
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    encoder, objective = (block for block in blocks("python") if block.startswith("class "))
+    for name, block in ("encoders.py", encoder), ("objectives.py", objective):
+        with open(tmp_path / name, "a") as f:
+            f.write(f"\n\n{block}")
+    make_corpus(tmp_path / "data/toy")
+    command = re.search(r"`python (train\.py config/quickstart\.py --encoder=.*?)`", README)[1]
+    done = python(*shlex.split(command), *SMALL, *BRIEF, "--dataset=toy", "--max_steps=2", folder=tmp_path)
+    assert "unigram floor" in done.stdout and done.stdout.count("predicted:") == 3
+    assert json.loads((tmp_path / "out/quickstart/config.json").read_text())["encoder"] == "segments"
+
+
+def test_the_quickstart_shortened(tmp_path, capsys):
     python("data/pydocs/prepare.py", "--max_mb=2", f"--data_dir={tmp_path}")
-    more = ["--max_steps=20", f"--data_dir={tmp_path}", f"--out_dir={tmp_path / 'run'}"]
-    done = python("train.py", "config/quickstart.py", *more)
-    assert "unigram floor" in done.stdout and done.stdout.count("said:") == 3
-    done = python("sample.py", f"--run={tmp_path / 'run'}", "--mode=reconstruct", "--text=Return the list.")
-    assert done.stdout.startswith("text: Return the list.\nsaid:")
+    out = tmp_path / "run"
+    assert (
+        train.main([str(ROOT / "config/quickstart.py"), "--max_steps=20", f"--data_dir={tmp_path}", f"--out_dir={out}"])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "unigram floor" in printed and printed.count("predicted:") == 3
+    assert sample.main([f"--run={out}", "--mode=reconstruct", "--text=Return the list."]) == 0
+    assert re.match(r"text: +Return the list\.\npredicted: ", capsys.readouterr().out)

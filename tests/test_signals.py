@@ -1,18 +1,32 @@
-"""Signals that come at a bad moment: in the middle of an evaluation, in training and in the judge."""
+"""Ctrl-C and SIGTERM, at good and at bad moments: what is trained is saved, and the same command goes on."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
+from corpus import make_corpus
 
+from lab.distributed import Signals, World
 from lab.runs import RunFolder
 from lab.validation import Validation
-from tests.corpus import make_corpus
-from tests.test_train import run, same_checkpoint
+from tests.training import (
+    BRIEF,
+    ENDLESS,
+    ROOT,
+    Process,
+    arguments,
+    assert_same_checkpoint,
+    assert_same_run,
+    losses,
+    run,
+    timeless,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
+CODES = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +36,22 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("number, code", CODES)
+def test_a_signal_saves_and_stops(number, code, data, tmp_path):
+    out = tmp_path / "run"
+    with Process(arguments(data, out, *ENDLESS), tmp_path / "log") as process:
+        process.wait_until(lambda: losses(out))
+        process.signal(number)
+        done = process.wait(30)
+    step = RunFolder(out).pointer("latest")
+    assert done.code == code and step == losses(out)[-1][0]
+    assert f"{number.name}: stopping and saving" in done.err and f"saved step {step} in" in done.err
+    for folder in (tmp_path / "whole", out):
+        run(data, folder, *BRIEF, f"--max_steps={step + 5}", "--ckpt_interval=0")
+    assert_same_run(out, tmp_path / "whole", step + 5)
+
+
 STEPS = ["--max_steps=30", "--eval_interval=10", "--warmup=5", "--ckpt_interval=20"]
-
-
-def timeless(out):
-    return [{k: v for k, v in record.items() if k != "tokens_per_s"} for record in RunFolder(out).metrics()]
 
 
 def test_in_an_evaluation_of_training(data, tmp_path, monkeypatch):
@@ -47,16 +72,65 @@ def test_in_an_evaluation_of_training(data, tmp_path, monkeypatch):
         assert RunFolder(tmp_path / "broken").pointer("latest") == step
         assert all(r["step"] != (step or 0) for r in RunFolder(tmp_path / "broken").metrics() if "val_loss" in r)
     assert run(data, tmp_path / "broken", *STEPS) == 0
-    assert len(calls) == 7 and timeless(tmp_path / "broken") == timeless(tmp_path / "whole")
-    assert RunFolder(tmp_path / "broken").pointer("best") == RunFolder(tmp_path / "whole").pointer("best")
-    same_checkpoint(tmp_path / "broken", tmp_path / "whole")
-    states = [(tmp_path / name / "ckpt_30" / "state.json").read_text() for name in ("broken", "whole")]
-    assert states[0] == states[1]  # the best evaluation, too, though it came after its checkpoint
+    broken, whole = (RunFolder(tmp_path / name) for name in ("broken", "whole"))
+    assert len(calls) == 7 and [*map(timeless, broken.metrics())] == [*map(timeless, whole.metrics())]
+    assert broken.pointer("best") == whole.pointer("best")
+    assert_same_checkpoint(broken.path, whole.path)
+    states = [json.loads((folder.path / "ckpt_30/state.json").read_text()) for folder in (broken, whole)]
+    assert timeless(states[0]) == timeless(states[1])  # the best evaluation, too, though it came after its checkpoint
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_closed_pipe_does_not_cost_the_save(data, tmp_path):
+    """`train.py ... 2>&1 | tee log`, and Ctrl-C: tee is gone first."""
+    out = tmp_path / "run"
+    words = [sys.executable, "train.py", *arguments(data, out, *ENDLESS)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT) as process:
+        try:
+            while not losses(out):
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.stdout.close()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
+    assert RunFolder(out).pointer("latest") == losses(out)[-1][0]
+
+
+def test_a_second_ctrl_c_ends_at_once(data, tmp_path):
+    """In the midst of a save that takes for ever; the launcher's copy of the first Ctrl-C, right after it, is none."""
+    out = tmp_path / "run"
+    with Process(arguments(data, out, *ENDLESS), tmp_path / "log", before=endless_save) as process:
+        process.wait_until(lambda: losses(out))
+        process.signal(signal.SIGINT)
+        process.signal(signal.SIGINT)
+        time.sleep(1.2)
+        assert process.process.is_alive()
+        process.signal(signal.SIGINT)
+        assert process.wait(5).code == 130
+    assert not RunFolder(out).steps()
+
+
+def endless_save():
+    RunFolder.save = lambda *_, **__: [time.sleep(0.1) for _ in range(600)]
+
+
+@pytest.mark.parametrize("number, code", CODES)
 def test_a_command_ends_tidily(number, code):
     """eval_glue.py and the others end by their exit code and one line."""
     script = f"from lab import command; import signal; command.command(lambda argv: signal.raise_signal({int(number)}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == code and done.stderr == "stopped; what is finished is kept\n"
+
+
+def test_the_first_signal_is_the_one_that_counts(monkeypatch):
+    old = [signal.getsignal(number) for number, _ in CODES]
+    try:
+        signals = Signals(World(0, 1, None, "float32"))
+        assert signals.agreed() == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.agreed() == signals.received == signal.SIGTERM
+    finally:
+        for (number, _), handler in zip(CODES, old, strict=True):
+            signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """Task files, metrics and answers: against scipy and scikit-learn, against naive loops, and on the real data."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -86,7 +87,8 @@ def test_single_sentences_stand_alone():
 
 
 def test_lifts_are_of_the_primary_metric():
-    assert tasks.TASKS["stsb"].lifts == {"pearson": "lift", "pearson_centred": "lift_centred"}
+    centred = {"pearson": "lift", "pearson_centred": "lift_centred"}
+    assert tasks.TASKS["stsb"].lifts == centred | {"partial_lexical": "lift_beyond"}
     assert tasks.TASKS["mrpc"].lifts == {"accuracy": "lift"} and tasks.TASKS["cola"].lifts == {"mcc": "lift"}
 
 
@@ -200,7 +202,7 @@ GOOD = sts(1, "a", "b")
 
 
 @pytest.mark.parametrize(
-    "lines, said",
+    "lines, message",
     [
         ([GOOD, sts(6, "a", "b")], "sts-dev.csv:2: the score 6 is outside 0 ... 5"),
         ([GOOD, sts(-0.1, "a", "b")], ":2: the score -0.1 is outside"),
@@ -212,16 +214,16 @@ GOOD = sts(1, "a", "b")
         ([], "has no rows"),
     ],
 )
-def test_mistakes_in_a_task_file_name_the_line(lines, said, tmp_path):
+def test_mistakes_in_a_task_file_name_the_line(lines, message, tmp_path):
     write(tmp_path / "STS-B", "sts-dev.csv", *lines, *([GOOD] if lines[1:] == [""] else []))
     with pytest.raises(UserError) as error:
         tasks.load_task("stsb", tmp_path)
-    assert said in str(error.value) and "; " in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "; " in str(error.value) and "\n" not in str(error.value)
 
 
 def test_more_mistakes_in_task_files(tmp_path):
-    def refuses(name, said):
-        with pytest.raises(UserError, match=said):
+    def refuses(name, message):
+        with pytest.raises(UserError, match=message):
             tasks.load_task(name, tmp_path)
 
     refuses("stsb", "stsb has no files in .*; put there: sts-train.csv")
@@ -239,6 +241,89 @@ def test_more_mistakes_in_task_files(tmp_path):
     refuses("mrpc", "dev_ids.tsv is missing")
     with pytest.raises(UserError, match="no folder .*; give --data="):
         tasks.load_task("stsb", tmp_path / "nothing")
+
+
+# ---- STS12-16: a folder a year, one split of several sets
+
+
+def write_years(folder):
+    """STS12 as published, with unscored pairs, and STS16 as one file a set."""
+    here = folder / "STS12"
+    write(here, "STS.input.MSRpar.txt", 'a "b\tc', "d e\tf\ta source\tanother", "g\th")
+    write(here, "STS.gs.MSRpar.txt", "4.500", "", "0")
+    write(here, "STS.input.surprise.OnWN.txt", "i\tj", "k\tl", end="\r\n")
+    write(here, "STS.gs.surprise.OnWN.txt", "2", "", end="\r\n")
+    write(here, "STS.gs.ALL.txt", "1")
+    write(folder / "STS16", "plagiarism.test.tsv", "5\tm n\to", "\tp\tq", "1.25\tr\ts")
+
+
+def test_a_year_is_one_split_of_several_sets(tmp_path):
+    write_years(tmp_path)
+    assert tasks.task_names(("sts",), tmp_path, zero_shot=True) == ["sts12", "sts16"]
+    (split,) = (tasks.load_task("sts12", tmp_path)[name] for name in ("test",))
+    assert split.rows == [('a "b', "c"), ("g", "h"), ("i", "j")] and split.labels.tolist() == [4.5, 0, 2]
+    assert split.sets.tolist() == ["MSRpar", "MSRpar", "surprise.OnWN"]
+    split = tasks.load_task("sts16", tmp_path)["test"]
+    assert split.rows == [("m n", "o"), ("r", "s")] and split.sets.tolist() == ["plagiarism"] * 2
+    shutil.copyfile(tmp_path / "STS12/STS.gs.MSRpar.txt", tmp_path / "STS12/STS2016.gs.x.txt")
+    shutil.copyfile(tmp_path / "STS12/STS.input.MSRpar.txt", tmp_path / "STS12/STS2016.input.x.txt")
+    assert len(tasks.load_task("sts12", tmp_path)["test"].rows) == 5
+
+
+def test_idf_and_centre_of_a_year_come_from_itself(tmp_path):
+    write_years(tmp_path)
+    splits = tasks.load_task("sts12", tmp_path)
+    pairs = tasks.Pairs("sts12", splits)
+    assert pairs.scored == ["test"] and pairs.fitted_on == {"test": "test"} and "unlabelled" in pairs.fitting
+    vectors = np.random.default_rng(0).normal(size=(len(pairs.sentences), 8)) + 2
+    answers = tasks.answer(vectors, pairs, "test")
+    assert np.allclose(answers["centred"], tasks.cosine(vectors, pairs.index["test"], vectors.mean(0)))
+    assert set(pairs.needed()) == set(range(len(pairs.sentences)))
+
+
+def test_the_mean_over_the_sets_and_the_whole():
+    chance = np.random.default_rng(0)
+    sets, labels = np.array(["b"] * 30 + ["a"] * 50 + ["b"] * 20), chance.normal(size=100)
+    answers = {kind: labels + chance.normal(size=(2, 100)) for kind in ("cosines", "centred")}
+    answers["cosines"] += 5 * (sets == "a")
+    found = tasks.scores(tasks.TASKS["sts14"], answers, labels, sets)
+    assert found.keys() == {*tasks.TASKS["sts14"].metrics, "pearson_by_set", "pearson_by_set_centred"}
+    for kind, suffix in (("cosines", ""), ("centred", "_centred")):
+        for i, row in enumerate(answers[kind]):
+            each = [stats.pearsonr(row[sets == name], labels[sets == name])[0] for name in "ab"]
+            assert found[f"pearson_by_set{suffix}"][i] == pytest.approx(np.mean(each))
+            assert found[f"pearson{suffix}"][i] == pytest.approx(stats.pearsonr(row, labels)[0])
+    assert found["pearson_by_set"][0] > found["pearson"][0] + 0.2
+
+
+def test_mistakes_in_the_files_of_a_year(tmp_path):
+    def refuses(message, name="STS.gs.a.txt", *lines):
+        here = tmp_path / "STS13"
+        shutil.rmtree(here, ignore_errors=True)
+        write(here, "STS.input.a.txt", "a\tb", "c\td")
+        write(here, "STS.gs.a.txt", "1", "2")
+        write(here, name, *lines)
+        with pytest.raises(UserError, match=message) as error:
+            tasks.load_task("sts13", tmp_path)
+        assert "; " in str(error.value) and "\n" not in str(error.value)
+
+    refuses("STS.gs.a.txt:2: the score '2,5' is no number", "STS.gs.a.txt", "1", "2,5")
+    refuses("STS.gs.a.txt:1: the score 6 is outside 0 ... 5", "STS.gs.a.txt", "6", "")
+    refuses("STS.gs.a.txt:2: 1 scores for 2 pairs of STS.input.a.txt", "STS.gs.a.txt", "1")
+    refuses("STS.gs.a.txt:3: 4 scores for 2 pairs", "STS.gs.a.txt", "1", "2", "3", "4")
+    refuses("STS.input.a.txt has no pair with a score", "STS.gs.a.txt", "", "")
+    refuses("STS.input.a.txt:2: 1 columns where 2 are expected", "STS.input.a.txt", "a\tb", "c d")
+    refuses("STS.input.a.txt:1: an empty sentence", "STS.input.a.txt", "a\t", "c\td")
+    refuses("STS.gs.b.txt cannot be read", "STS.input.b.txt", "a\tb")
+    refuses("b.test.tsv:2: the score 'x' is no number", "b.test.tsv", "1\ta\tb", "x\tc\td")
+    refuses("b.test.tsv:1: 2 columns where 3 are expected", "b.test.tsv", "a\tb")
+    for folder in (tmp_path / "STS14", tmp_path):
+        folder.mkdir(exist_ok=True)
+        with pytest.raises(UserError, match="sts14 has no files in .*; put there: STS.input.NAME.txt and"):
+            tasks.load_task("sts14", tmp_path)
+    shutil.rmtree(tmp_path)
+    with pytest.raises(UserError, match="none of STS12 ... STS16 lies below .*; give --data="):
+        tasks.task_names(("sts",), tmp_path)
 
 
 def test_task_names(tmp_path):

@@ -1,6 +1,7 @@
 """Training as its users meet it: a run and its folder, every preset, objectives and their sums, mistakes in one line."""
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from lab.configurator import UserError
 from lab.runs import RunFolder, load_run
 from model import ConceptModel
 from objectives import ObjectiveConfig, Objectives
-from tests.training import BRIEF, PRESETS, ROOT, arguments, assert_same_checkpoint, losses, run
+from tests.training import BRIEF, PRESETS, ROOT, Process, arguments, assert_same_checkpoint, losses, run
 
 
 @pytest.fixture(scope="module")
@@ -94,18 +95,22 @@ def test_every_preset_trains_shrunk(path, data, tmp_path):
     assert shape["hidden"] == 64 and shape["lengths"] == [64]
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
-def test_every_preset_prints_its_configuration(path, capsys, tmp_path):
-    assert train.main([str(path), "--print_config", f"--data_dir={tmp_path}"]) == 0
+@pytest.mark.parametrize("name, size", [("tsdae_l6", 86_848_000), ("perceiver_mlm_l2", 33_476_608 + 2_368_512)])
+def test_a_preset_prints_its_configuration(name, size, capsys, tmp_path):
+    """No data are needed; the sizes are the original system's (tests/test_presets.py has them all)."""
+    assert train.main([str(ROOT / f"config/{name}.py"), "--print_config", f"--data_dir={tmp_path}"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["parameters"] > 0 and printed["train_flops_per_token"] > 0 and printed["shapes"]
-    expected = {  # parameters of the original system's models
-        "perceiver_mlm_l6": 61_059_584,
-        "posonly_mlm_l6": 61_059_584,
-        "weighted_mlm_l6": 83_762_688,
-        "tsdae_l6": 86_848_000,
-    }
-    assert printed["parameters"] == expected.get(path.stem, printed["parameters"])
+    assert printed["parameters"] == size and printed["train_flops_per_token"] > 1e7
+    assert printed["tokens_per_step"] == printed["batch_size"] * max(printed["lengths"])
+    assert printed["shapes"] == [[printed["tokens_per_step"] // n, n] for n in printed["lengths"]]
+
+
+def test_counts_are_null_where_the_vocabulary_is_unknown(capsys, tmp_path):
+    words = [str(ROOT / "config/quickstart.py"), "--print_config", "--vocab_size=0", f"--data_dir={tmp_path}"]
+    assert train.main(words) == 0
+    printed = capsys.readouterr()
+    counts = [json.loads(printed.out)[key] for key in ("parameters", "train_flops_per_token", "tokens_per_step")]
+    assert counts == [None, None, 512] and "give --vocab_size" in printed.err
 
 
 # ---- objectives that predict nothing, or not position by position
@@ -140,7 +145,7 @@ def test_bags_and_views_train(name, data, tmp_path, capsys):
             assert len(names) > 1 or found == [None]
         deltas = {f"delta_{kind}" for kind in ("shuffle", "zero", "mean")} & record.keys()
         assert len(deltas) == (3 if "val_loss" in record and names != ["contrastive"] else 0)
-    assert ("chance |" in printed) == ("contrastive" in names) and ("predicted:" in printed) == predicts
+    assert ("chance" in printed) == ("contrastive" in names) and ("predicted:" in printed) == predicts
     assert all(f"of it {name}, longest rows" in printed for name in names if len(names) > 1)
     embedded = load_run(out, device="cpu").embed(["The red ship sees the old house."])
     assert embedded.shape == (1, 64) and embedded.isfinite().all()
@@ -189,6 +194,7 @@ def test_a_decoder_that_is_not_built_is_warned_of(capsys, data, tmp_path):
     for name in ("bow", "contrastive"):
         found = warnings(f"--objective={name}", "--decoder=input", "--decoder_layers=2")
         assert any(f"objective='{name}' trains no decoder, so decoder='input' is not built" in line for line in found)
+        assert any("decoder_layers is not used" in line for line in found)
         assert not any("decoder" in line for line in warnings(f"--objective=tsdae + {name}", "--decoder=input"))
 
 
@@ -294,7 +300,6 @@ MISTAKES = {
     "--init_from=nowhere": "no run folder",
     "--out_dir=/dev/null/x": "cannot be made",
     "--mask_rate=0": "mask_rate",
-    "--max_flops=-1": "max_flops=-1",
 }
 
 
@@ -306,31 +311,29 @@ def test_mistakes(flag, data, tmp_path):
     assert not (tmp_path / "run" / "latest").exists()
 
 
-FATAL = ["config/quikstart.py"], ["config/quickstart.py", "--lr=abc"], []
-FATAL += (["config/quickstart.py", "--objective=tsdae + contrastive", "--micro_batch=8"],)
+FATAL = [], ["config/quickstart.py", "--objective=tsdae + contrastive", "--micro_batch=8"]
 
 
 @pytest.mark.parametrize("words", FATAL, ids=" ".join)
 def test_a_mistake_is_one_line_and_exit_2(words):
-    began = time.monotonic()
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     command = [sys.executable, "train.py", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert done.returncode == 2 and time.monotonic() - began < 10
-    assert done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - spent < 10
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 # ---- pieces
 
 
-def test_wandb_offline(data, tmp_path, monkeypatch):
+def test_wandb_offline(data, tmp_path):
     """Nothing is contacted; the id is kept, and a resumed run logs to the same one."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    ids = []
+    ids, offline = [], {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     for steps in (2, 4):
-        command = [sys.executable, "train.py", *arguments(data, tmp_path / "run", "--wandb", f"--max_steps={steps}")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
+        words = arguments(data, tmp_path / "run", "--wandb", f"--max_steps={steps}")
+        done = Process(words, tmp_path / "log", environ=offline).wait(110)
+        assert done.code == 0, done.err
         ids.append(json.loads((tmp_path / "run/config.json").read_text())["wandb_id"])
     assert ids[0] and ids[0] == ids[1] and list((tmp_path / "run/wandb").glob("offline-run-*"))
 

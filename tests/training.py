@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRESETS = sorted((ROOT / "config").glob("*.py"))
 SMALL = ["--hidden=64", "--heads=2", "--intermediate=64", "--layers=2", "--concepts=8", "--vocab_size=0"]
 SMALL += ["--lengths=16", "--max_length=64", "--batch_size=8", "--micro_batch=0", "--eval_tokens=256", "--device=cpu"]
-SMALL += ["--final_report=losses"]
+SMALL += ["--final_report=losses", "--compile=False"]
 BRIEF = ["--log_interval=1", "--warmup=0", "--schedule=constant", "--eval_interval=0"]  # and every step in the metrics
 ENDLESS = [*BRIEF, "--max_steps=100000", "--ckpt_interval=0"]
 TIMES = {"seconds", "tokens_per_s", "seconds_per_step"}  # all that may differ between equal runs
@@ -49,8 +50,16 @@ class Process:
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(["tests.training", "torch._dynamo"])
         self.log, self.began = log, time.monotonic()
-        self.process = server.Process(target=in_process, args=(words, log, environ or {}, folder, before))
+        args = (words, log, environ or {}, folder, before)
+        self.process = server.Process(target=in_process, args=args, daemon=True)
         self.process.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """Nothing goes on when a test has failed."""
+        self.process.kill()
 
     def wait(self, timeout=60):
         """Its exit code, and what it wrote."""
@@ -84,22 +93,25 @@ def in_process(words, log, environ, folder, before):
         command.command(train.main)
 
 
-def start_ranks(words_of_each, logs: Path, **keys) -> list[Process]:
-    """One process a rank, each with its own words, as a launcher on several nodes starts them."""
+@contextmanager
+def start_ranks(words_of_each, logs: Path, **keys):
+    """One process a rank, each with its own words, as a launcher on several nodes starts them -> list of them."""
     logs.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     where["WORLD_SIZE"] = str(len(words_of_each))
     environs = [where | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(len(words_of_each))]
-    return [
-        Process(words, logs / f"rank{i}", environ, **keys)
-        for i, (words, environ) in enumerate(zip(words_of_each, environs, strict=True))
-    ]
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(Process(words, logs / f"rank{i}", environ, **keys))
+            for i, (words, environ) in enumerate(zip(words_of_each, environs, strict=True))
+        ]
 
 
-def run_ranks(words_of_each, logs: Path, **keys) -> list[SimpleNamespace]:
-    return [process.wait() for process in start_ranks(words_of_each, logs, **keys)]
+def run_ranks(words_of_each, logs: Path, timeout=60, **keys) -> list[SimpleNamespace]:
+    with start_ranks(words_of_each, logs, **keys) as ranks:
+        return [rank.wait(timeout) for rank in ranks]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,189 @@
+"""How a step is cut into rows, what it costs, its learning rate, and whether compiling pays."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from lab import optim, plan
+from lab.configurator import UserError
+from lab.distributed import World
+from lab.plan import COMPILE_SAVES, COMPILE_SECONDS, EAGER_FLOPS, Plan, cost, decide_compile, make_plan
+from model import ConceptModel, ModelConfig
+from noise import Noise
+from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
+
+CPU = torch.device("cpu")
+TSDAE = Objectives(ObjectiveConfig(objective="tsdae"))
+
+
+@dataclass
+class Config:
+    lengths: tuple = (16, 64)
+    batch_size: int = 24
+    micro_batch: int = 0
+
+
+# ---- rows
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("micro", [0, 1, 2, 100])
+def test_every_row_of_a_step_is_read_once_in_order(ranks, micro):
+    """Whoever reads it; a micro-batch of more rows than a rank has means all of them."""
+    share = 24 // ranks
+    made = make_plan(Config(micro_batch=micro), TSDAE, ranks)
+    assert made.tokens == 24 * 64 and made.parts == (share // micro if 0 < micro < share else 1)
+    for count, n in made.shapes():
+        rows = [made.rows(n, rank, part).tolist() for rank in range(ranks) for part in range(made.parts)]
+        assert sum(rows, []) == list(range(24 * 64 // n)) and {len(part) for part in rows} == {count}
+
+
+REFUSED = {  # ranks, config, objective -> what is advised
+    "ranks": (5, Config(), "tsdae", "write batch_size=25"),
+    "micro-batch": (1, Config(micro_batch=5), "tsdae", "write micro_batch=4"),
+    "of a rank": (3, Config(micro_batch=3), "tsdae", "does not divide the 8 rows a rank has; write micro_batch=2"),
+    "length": (1, Config((16, 24), 24, 1), "tsdae", "write micro_batch=2"),
+    "groups": (4, Config((16,)), "contrastive", "rows in groups of 4, but a rank has 6"),
+    "negatives": (1, Config(micro_batch=4), "contrastive", "write micro_batch=0"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_does_not_divide_is_refused_with_what_does(kind):
+    ranks, config, objective, advice = REFUSED[kind]
+    with pytest.raises(UserError, match=advice):
+        make_plan(config, Objectives(ObjectiveConfig(objective=objective)), ranks)
+
+
+# ---- cost
+
+
+def test_the_cost_is_three_forwards_and_the_mean_over_lengths():
+    """By hand, for bow: a mean of concepts, one softmax a row."""
+    H, V, C, B, N = 8, 50, 2, 4, 16
+    shape = ModelConfig(
+        hidden=H, heads=1, layers=1, concepts=C, intermediate=16, max_length=N, vocab_size=V, decoder="pooled"
+    )
+    objectives = Objectives(ObjectiveConfig(objective="bow"))
+    parameters, flops = cost(Plan((N,), B * N, B * N, 1), shape, objectives)
+    assert parameters == ConceptModel(shape).num_parameters()
+    slots = 2 * C * H * H  # the first queries are the same for all rows
+    read = 2 * (N * H * 2 * H + 2 * C * N * H + C * H * H)  # keys and values, scores and sums, out
+    mix = 2 * (C * H * 3 * H + 2 * C * C * H + C * H * H)
+    ffn = 2 * (C * H * 2 * 16 + C * 16 * H)
+    head = 2 * H * V
+    assert flops == 3 * (slots + B * (read + mix + ffn + head)) / (B * N)
+
+    both = cost(Plan((8, N), B * N, B * N, 1), shape, objectives)[1]
+    short = cost(Plan((8,), B * N, B * N, 1), shape, objectives)[1]
+    assert both == pytest.approx((flops + short) / 2, rel=1e-12)
+
+
+def test_the_cost_does_not_depend_on_micro_batches():
+    shape = ModelConfig(hidden=32, heads=2, layers=2, concepts=4, intermediate=32, max_length=16, vocab_size=100)
+    costs = {cost(Plan((16,), 512, micro, 512 // micro), shape, TSDAE)[1] for micro in (64, 512)}
+    assert max(costs) == pytest.approx(min(costs), rel=0.02)  # what is shared by all rows of a forward
+
+
+# ---- the learning rate, and the step
+
+
+def rates(schedule):
+    return [optim.learning_rate(schedule, 1.0, step, 110, warmup=10, end=0.1) for step in range(111)]
+
+
+def test_learning_rate():
+    assert rates("constant")[10:] == [1.0] * 101
+    for schedule in ("cosine", "linear", "wsd"):
+        found = rates(schedule)
+        assert found[0] == pytest.approx(0.1) and found[9] == found[10] == 1.0 and found[110] == pytest.approx(0.1)
+        assert all(a >= b for a, b in zip(found[10:], found[11:], strict=False))
+        assert optim.learning_rate(schedule, 1.0, 500, 0, 10, 0.1) == 1.0  # the horizon is not yet known
+        assert optim.learning_rate(schedule, 1.0, 500, 110, 10, 0.1) == pytest.approx(0.1)
+    assert rates("cosine")[60] == rates("linear")[60] == pytest.approx(0.55)
+    assert rates("wsd")[90] == pytest.approx(1.0) and rates("wsd")[100] == pytest.approx(0.55)
+
+
+def test_only_matrices_of_linear_layers_decay():
+    model = nn.ModuleDict({"linear": nn.Linear(3, 3), "tokens": nn.Embedding(3, 3), "norm": nn.LayerNorm(3)})
+    decayed, rest = optim.adamw(model, 1e-3, 0.5, (0.9, 0.98)).param_groups
+    assert decayed["params"] == [model["linear"].weight] and decayed["weight_decay"] == 0.5
+    assert len(rest["params"]) == 4 and rest["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0, 100.0])
+def test_a_step_scales_gradients_down_to_the_clip(clip):
+    model = nn.Linear(4, 4, bias=False)
+    model.weight.grad = torch.full((4, 4), 3.0)
+    seen = []
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    optimizer.register_step_pre_hook(lambda *_: seen.append(model.weight.grad.norm().item()))
+    norm, bad = optim.clipped_step(model, optimizer, 0.1, clip, torch.tensor(1.0))
+    assert norm == 12 and not bad and model.weight.grad is None and optimizer.param_groups[0]["lr"] == 0.1
+    assert seen == [pytest.approx(1.0 if clip == 1 else 12.0)]
+
+
+@pytest.mark.parametrize("loss, gradient", [(1.0, float("nan")), (1.0, float("inf")), (float("nan"), 1.0)])
+def test_a_bad_step_changes_nothing(loss, gradient):
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step(loss, gradient):
+        model.weight.grad = torch.full((4, 4), gradient)
+        return optim.clipped_step(model, optimizer, 0.1, 1.0, torch.tensor(loss))[1]
+
+    def everything():
+        return [model.weight.detach(), *optimizer.state[model.weight].values()]
+
+    assert not step(1.0, 1.0)
+    before = [x.clone() for x in everything()]
+    assert step(loss, gradient)
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
+    assert not step(1.0, 1.0) and not torch.equal(before[0], model.weight)
+
+
+def test_gradients_of_micro_batches_add_up_to_those_of_the_step():
+    shape = ModelConfig(hidden=16, heads=2, layers=1, concepts=2, intermediate=16, max_length=16, vocab_size=60)
+    objectives = Objectives(ObjectiveConfig(objective="tsdae + 0.5*mlm"))
+    model, world, vocab = ConceptModel(shape, 3), World(0, 1, CPU, "float32"), Vocabulary(60, 3)
+    ids, numbers = torch.randint(4, 60, (8, 16), generator=torch.Generator().manual_seed(0)), torch.arange(8)
+
+    def gradients(parts):
+        model.zero_grad()
+        values = 0
+        for part in numbers.chunk(parts):
+            rows = Rows(ids[part], Noise(0, 5, part), vocab, documents=part)
+            values = values + optim.add_gradients(model, objectives, rows, world, parts)
+        return values, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    whole, cut = gradients(1), gradients(4)
+    for a, b in zip(whole, cut, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+# ---- to compile or not
+
+
+def test_a_cpu_compiles_only_what_gains_by_it(monkeypatch):
+    monkeypatch.setattr(plan.torch, "compile", lambda function: function)
+    gains = COMPILE_SECONDS / COMPILE_SAVES * EAGER_FLOPS * torch.get_num_threads()  # FLOPs that pay for one shape
+    for shapes in (1, 3):
+        assert not decide_compile("auto", CPU, shapes, 0.99 * gains * shapes, 0)
+        assert decide_compile("auto", CPU, shapes, 1.01 * gains * shapes, 0)
+        pays = COMPILE_SECONDS / COMPILE_SAVES / 60  # minutes
+        assert not decide_compile("auto", CPU, shapes, 0, 0.99 * pays * shapes)
+        assert decide_compile("auto", CPU, shapes, 0, 1.01 * pays * shapes)
+    assert decide_compile(True, CPU, 9, 1, 0) and not decide_compile(False, CPU, 1, 1e30, 0)
+
+
+def test_where_compiling_fails_training_goes_on_without(monkeypatch, capsys):
+    def broken(function):
+        raise RuntimeError("no C++ compiler\nwas found")
+
+    monkeypatch.setattr(plan.torch, "compile", broken)
+    assert not decide_compile(True, CPU, 1, 1e30, 0)
+    assert capsys.readouterr().err == (
+        "warning: torch.compile does not work here (no C++ compiler); training goes on uncompiled\n"
+    )

@@ -1,0 +1,141 @@
+"""Sizes and costs of the seeds' presets against the numbers of the seeds' own system, not against themselves."""
+
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from lab.configurator import read_config
+from model import ModelConfig, measure
+from noise import Noise
+from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
+
+ROOT = Path(__file__).resolve().parent.parent
+N, H, C, V, I6, I2 = 512, 512, 128, 50368, 2048, 1024
+LAYER6 = 5_254_656  # parameters of an encoder layer, logged
+ENCODER6, ENCODER2 = 57_645_056, 33_476_608  # with the tokens and their positions
+HEAD = V * H
+
+# Logged totals of six layers. Of two layers only the encoder is: its decoder by hand, positions + attention + 2 norms +
+# an FFN without a gate; weighted's is the same at both depths.
+QUERIES2 = N * H + 4 * (H * H + H) + 2 * 2 * H + (2 * H * I2 + I2 + H)
+PARAMETERS = {
+    "perceiver_mlm_l6": 61_059_584,
+    "posonly_mlm_l6": 61_059_584,
+    "weighted_mlm_l6": 83_762_688,
+    "tsdae_l6": 86_848_000,  # its head is not tied
+    "perceiver_mlm_l2": ENCODER2 + QUERIES2,  # "36M"
+    "posonly_mlm_l2": ENCODER2 + QUERIES2,
+    "weighted_mlm_l2": ENCODER2 + 329_216 + HEAD,  # "60M"
+}
+
+
+def preset(name):
+    """Its ModelConfig and ObjectiveConfig."""
+    values = {key: value for key, (value, _) in read_config(ROOT / "config" / f"{name}.py", ROOT).items()}
+    groups = ModelConfig, ObjectiveConfig
+    return [group(**{f.name: values[f.name] for f in fields(group) if f.name in values}) for group in groups]
+
+
+@cache
+def one_row(name):
+    """(parameters, GMAC) of a preset, of the forward of one row of 512 tokens."""
+    model_config, objective = preset(name)
+
+    def work(model):
+        rows = Rows(torch.zeros(1, N, dtype=torch.long), Noise(0, 0, torch.arange(1)), Vocabulary(V, V - 1))
+        model(*Objectives(objective).problems(rows))
+
+    parameters, modules = measure(model_config, work)
+    return parameters, modules["Global"] / 2e9
+
+
+def test_every_preset_of_the_seeds_is_here():
+    faithful = {path.stem for path in (ROOT / "config").glob("*.py") if preset(path.stem)[0].seeds_faithful}
+    assert faithful == PARAMETERS.keys()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_of_presets(name):
+    assert one_row(name)[0] == PARAMETERS[name]
+
+
+VARIANTS = [  # of the seeds' six layers; the numbers are logged
+    (dict(tied=False), 86_848_000),
+    (dict(decoder="posonly", tied=False), 86_848_000),
+    (dict(concept_position="learned"), 61_059_584 + 65_536),
+    (dict(tied=False, token_dim=64), 64_120_320),
+    (dict(tied=False, token_dim=32), 62_459_392),
+    (dict(tied=False, token_dim=64, decoder="posonly"), 64_087_040),
+    (dict(decoder="none"), ENCODER6),
+    (dict(decoder="none", layers=5), ENCODER6 - LAYER6),
+    (dict(decoder="none", layers=2, intermediate=I2), ENCODER2),
+    (dict(decoder="none", tied=False, token_dim=64), 34_884_096),
+    (dict(decoder="none", tied=False, token_dim=32), 33_239_552),
+]
+
+
+@pytest.mark.parametrize("keys,parameters", VARIANTS, ids=str)
+def test_parameters_of_the_seeds(keys, parameters):
+    seeds = dict(seeds_faithful=True, vocab_size=V, decoder="input", layers=6, intermediate=I6) | keys
+    assert measure(ModelConfig(**seeds), lambda model: None)[0] == parameters
+
+
+# ---- cost: multiply-adds of one row, from the formulas of the seeds' system
+
+
+def encoder(S, layers=6, inner=I6):
+    """Of S tokens read: their keys and values, queries and outputs, scores and mixtures, self-attention, gated FFN."""
+    layer = 2 * S * H * H + 2 * C * H * H + 2 * C * S * H
+    return layers * (layer + 4 * C * H * H + 2 * C * C * H + 3 * C * H * inner)
+
+
+def queries(K, inner=I6):
+    """A decoder at K positions: keys and values of the concepts, queries and outputs, scores and mixtures, FFN."""
+    return 2 * C * H * H + 2 * K * H * H + 2 * C * K * H + 2 * K * H * inner
+
+
+def weighted(K):
+    return K * C * H + K * H * H
+
+
+def head(K):
+    return K * H * V
+
+
+MASKED, LEFT = 77, 205  # of 512: round(0.15 * 512), 512 - round(0.6 * 512)
+GMAC = {  # ours, exactly
+    "perceiver_mlm_l6": encoder(N) + queries(MASKED) + head(MASKED),
+    "posonly_mlm_l6": encoder(N) + queries(MASKED) + head(MASKED),
+    "weighted_mlm_l6": encoder(N) + weighted(MASKED) + head(MASKED),
+    "tsdae_l6": encoder(LEFT) + queries(N) + head(N),
+    "perceiver_mlm_l2": encoder(N, 2, I2) + queries(MASKED, I2) + head(MASKED),
+    "posonly_mlm_l2": encoder(N, 2, I2) + queries(MASKED, I2) + head(MASKED),
+    "weighted_mlm_l2": encoder(N, 2, I2) + weighted(MASKED) + head(MASKED),
+}
+
+
+def test_the_formulas_give_the_numbers_of_the_seeds():
+    """Their table: the head at 15 % of the rows; the decoder at all 512 positions, where it says so at the masked."""
+    assert encoder(N) / 6e6 == pytest.approx(956.3, abs=0.05)
+    share = 0.15 * N
+    table = [
+        ("weighted_mlm", 7.89, encoder(N) + weighted(N) + head(share)),
+        ("perceiver_mlm", 9.20, encoder(N) + queries(N) + head(share)),
+        ("perceiver_mlm, decoder at masked rows only", 8.00, encoder(N) + queries(share) + head(share)),
+        ("TSDAE, which reads 512 positions and masks the deleted", 20.42, encoder(N) + queries(N) + head(N)),
+    ]
+    for row, gmac, macs in table:
+        assert macs / 1e9 == pytest.approx(gmac, abs=0.006), row
+
+
+@pytest.mark.parametrize("name", GMAC)
+def test_flops_of_presets(name):
+    """Ours decode at scored positions alone: perceiver_mlm_l6 is in the row of 8.00, not of 9.20, and weighted_mlm_l6
+    below 7.89. tsdae_l6 reads the 205 survivors alone: below 20.42."""
+    found = one_row(name)[1]
+    assert found == pytest.approx(GMAC[name] / 1e9, rel=1e-12)
+    shown = {"perceiver_mlm_l6": 8.00, "posonly_mlm_l6": 8.00, "weighted_mlm_l6": 7.75, "tsdae_l6": 19.21}
+    assert name not in shown or found == pytest.approx(shown[name], abs=0.005)
