@@ -11,7 +11,7 @@ or SPLIT/predictions [seeds, rows], SPLIT/labels.
 
 Most of a similarity score is overlap of words. What it knows beyond them: partial_lexical is the rank correlation of
 centred cosines and labels that is left, given what overlap of words and characters and the lengths know of both (0 for
-their monotone copies); partial_char_tfidf and partial_token_idf are given the raw cosines of that floor alone;
+their monotone copies); partial_char_tfidf and partial_token_idf are given that floor alone (token_idf centred);
 spearman_low_overlap, _mid_ and _high_ are inside thirds of the rows by the share of words that both sentences have.
 
 Floors do not depend on the training, so their answers are kept in `.floors/` beside the run folder, under a hash of

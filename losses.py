@@ -86,6 +86,7 @@ def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate, nee
             grad_weight = grad_weight.addmm_(delta.T, h)
         elif needed[1]:
             grad_weight = grad_weight.add_(delta.T @ h)  # bf16 products, summed in float32
+        del logits, softmax, delta  # before the next chunk's are made
     return total, torch.cat(grad_hidden) if needed[0] else None, grad_weight
 
 

@@ -26,14 +26,14 @@ from scipy import sparse
 from lab import tasks
 from lab.command import say
 from lab.configurator import warn
-from lab.dataset import Corpus
+from lab.dataset import Corpus, encode_texts
 from lab.files import replacing
 from lab.report import interval, spread, table
 from lab.runs import LoadedRun, untrained
 from lab.tasks import HEADLINE, Pairs, answer, dot, stack, standardised
 from model import ConceptModel
 
-VERSION = 2  # raise it by hand when a definition below changes: floors and records that were kept are then made anew
+VERSION = 3  # raise it by hand when a definition below changes: floors and records that were kept are then made anew
 WORD = re.compile(r"[a-z0-9']+")
 RANDOM_WIDTH, RANDOM_SEEDS, UNTRAINED_SEEDS = 256, 8, 5
 
@@ -216,15 +216,17 @@ BEYOND = (*PARTIALS, *TERCILES)
 
 
 def word_controls(pairs: Pairs, split: str, theirs: dict[str, dict]) -> dict[str, np.ndarray]:
-    """Control -> [n]: cosines of three floors, raw and the mean of their runs; Jaccard of the word sets; |ln of the
-    ratio of lengths in words|, where no word counts as one. theirs: floor -> answers to the split."""
+    """Control -> [n]: cosines of three floors, the mean of their runs (raw; token_idf's centred, like those that are
+    judged: given its raw ones, centring alone would look like knowledge); Jaccard of the word sets; |ln of the ratio
+    of lengths in words|, where no word counts as one. theirs: floor -> answers to the split."""
     counts = word_counts(pairs.sentences)[0]
     present, lengths = (counts > 0).astype(np.float64), np.maximum(counts.sum(1), 1)
     a, b = pairs.index[split].T
     shared, sizes = dot(present[a], present[b]), present.sum(1)
     jaccard = shared / np.maximum(sizes[a] + sizes[b] - shared, 1)
     ratio = np.maximum(lengths[a], lengths[b]) / np.minimum(lengths[a], lengths[b])  # equal ratios are equal bits
-    cosines = {floor: theirs[floor]["cosines"].mean(0) for floor in ("char_tfidf", "word_tfidf", "token_idf")}
+    kinds = {"char_tfidf": "cosines", "word_tfidf": "cosines", "token_idf": "centred"}
+    cosines = {floor: theirs[floor][kind].mean(0) for floor, kind in kinds.items()}
     return cosines | {"jaccard": jaccard, "length": np.log(ratio)}
 
 
@@ -364,7 +366,7 @@ SHORTEST = 3, 8  # tokens of a first sentence and of a body; what is shorter har
 LONGEST = 128  # tokens that are read of either: what bounds the cost on a corpus of long documents
 TIE = 1e-9  # cosines that differ by less are equal: the order of a sum must not decide
 KINDS = "raw", "centred"
-RANDOM, TFIDF, UNTRAINED = "random vectors", "word TF-IDF", "the untrained twin"
+RANDOM, TFIDF, TOKENS, UNTRAINED = "random vectors", "word TF-IDF", "token_idf", "the untrained twin"
 
 
 def retrieval_pairs(corpus: Corpus, tokenizer, count: int = PAIRS) -> list[tuple[str, str]]:
@@ -423,10 +425,13 @@ def retrieval_hits(model: ConceptModel, corpus: Corpus, tokenizer, max_length: i
 
     words, vocabulary = word_counts(texts)
     plain = averages(words, np.ones(len(vocabulary)))
+    tokens = count_matrix(encode_texts(tokenizer, texts), model.config.vocab_size)
+    means, twins = averages(tokens, idf(tokens)), [untrained(model, seed) for seed in range(UNTRAINED_SEEDS)]
     floors = {
         RANDOM: [hits(plain @ random_vectors(vocabulary, seed)) for seed in range(RANDOM_SEEDS)],
         TFIDF: [hits(scale_columns(words, idf(words)).toarray())],  # dense: LONGEST bounds it
-        UNTRAINED: [concepts(untrained(model, seed)) for seed in range(UNTRAINED_SEEDS)],
+        TOKENS: [hits(means @ twin.tokens.weight.detach().cpu().double().numpy()) for twin in twins],
+        UNTRAINED: [concepts(twin) for twin in twins],
     }
     training = model.training
     model.eval()
@@ -441,7 +446,7 @@ def retrieval_verdict(lifts: dict[str, dict]) -> str:
     for name, lift in lifts.items():
         groups["above" if lift["low"] > 0 else "below" if lift["high"] < 0 else "not above"].append(name)
     where = ", ".join(f"{how} {' and '.join(names)}" for how, names in groups.items() if names)
-    at_floor = not {RANDOM, UNTRAINED} <= set(groups["above"])
+    at_floor = not {RANDOM, TOKENS, UNTRAINED} <= set(groups["above"])
     return f"retrieval is at its floor: {where}" if at_floor else f"retrieval is {where}"
 
 
@@ -473,6 +478,7 @@ def retrieval_table(model: ConceptModel, corpus: Corpus, tokenizer, max_length: 
     few = "" if n == PAIRS else f"; {n} pairs are all that the validation text has"
     notes.append(
         f"[95 % interval over queries]; (least..most of {RANDOM_SEEDS} seeds of random vectors, {UNTRAINED_SEEDS} of "
-        f"the twin); texts end at {LONGEST} tokens and are read {max_length} at a time{few}"
+        f"the twin and of token_idf, the idf-weighted mean of its token embeddings); texts end at {LONGEST} tokens and "
+        f"are read {max_length} at a time{few}"
     )
     return "\n".join([table(header, rows), "", *notes])

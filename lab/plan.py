@@ -12,7 +12,6 @@ from model import ModelConfig, measure
 from noise import Noise
 from objectives import Objectives, Rows, Vocabulary
 
-
 HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_flops", "max_minutes")  # keys of training; one ends a run
 
 

@@ -219,7 +219,8 @@ def test_controls_by_hand():
     rows = [("A b b c", "b c d"), ("a, B!", "c d e f"), ("...", "a b"), ("a", "a")]
     split = tasks.Split(rows, np.arange(4.0))
     pairs = tasks.Pairs("stsb", {"train": split, "dev": split})
-    theirs = {floor: {"cosines": np.array([[0.0] * 4, [i] * 4])} for i, floor in enumerate(("char_tfidf", "token_idf"))}
+    cosines = {"char_tfidf": np.zeros((2, 4)), "token_idf": np.array([[0.0] * 4, [1.0] * 4])}
+    theirs = {floor: {"cosines": x, "centred": x} for floor, x in cosines.items()}
     known = floors.word_controls(pairs, "dev", theirs | {"word_tfidf": theirs["token_idf"]})
     assert known["jaccard"].tolist() == [0.5, 0, 0, 1] and known["token_idf"].tolist() == [0.5] * 4
     assert known["length"] == pytest.approx([math.log(4 / 3), math.log(2), math.log(2), 0])
@@ -441,6 +442,7 @@ def test_tfidf_equals_a_slow_loop(tmp_path, place, text):
     assert {name: runs["raw"].shape for name, runs in hits.items()} == {
         floors.RANDOM: (floors.RANDOM_SEEDS, len(found)),
         floors.TFIDF: (1, len(found)),
+        floors.TOKENS: (floors.UNTRAINED_SEEDS, len(found)),
         floors.UNTRAINED: (floors.UNTRAINED_SEEDS, len(found)),
     }
     right = hits[floors.TFIDF]["raw"][0]
@@ -485,18 +487,18 @@ def test_an_untrained_model_is_at_its_floor_and_a_better_one_is_not(place, monke
 
     monkeypatch.setattr(floors, "retrieval_hits", better)
     printed = floors.retrieval_table(make_model(corpus), corpus, tokenizer, 16).splitlines()
-    assert printed[-3] == "raw: retrieval is above random vectors and word TF-IDF and the untrained twin"
+    assert printed[-3] == "raw: retrieval is above random vectors and word TF-IDF and token_idf and the untrained twin"
     assert printed[-2].startswith("centred: retrieval is at its floor: ")
 
 
 def test_the_sentence():
     above, not_above, below = ({"low": a, "high": b} for a, b in ((0.1, 0.2), (0.0, 0.2), (-0.2, -0.1)))
-    names = floors.RANDOM, floors.TFIDF, floors.UNTRAINED
-    assert floors.retrieval_verdict(dict(zip(names, (above, below, above), strict=True))) == (
-        "retrieval is above random vectors and the untrained twin, below word TF-IDF"
+    names = floors.RANDOM, floors.TFIDF, floors.TOKENS, floors.UNTRAINED
+    assert floors.retrieval_verdict(dict(zip(names, (above, below, above, above), strict=True))) == (
+        "retrieval is above random vectors and token_idf and the untrained twin, below word TF-IDF"
     )
-    assert floors.retrieval_verdict(dict(zip(names, (below, not_above, above), strict=True))) == (
-        "retrieval is at its floor: above the untrained twin, not above word TF-IDF, below random vectors"
+    assert floors.retrieval_verdict(dict(zip(names, (below, not_above, above, above), strict=True))) == (
+        "retrieval is at its floor: above token_idf and the untrained twin, not above word TF-IDF, below random vectors"
     )
 
 

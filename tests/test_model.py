@@ -5,7 +5,6 @@ import itertools
 import math
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +22,6 @@ from layers import attention, keys_values, rotate
 from model import ConceptModel, ModelConfig, measure
 from objectives import OBJECTIVES, Problem
 
-ROOT = Path(__file__).resolve().parent.parent
 ENCODING = [keys for keys in STRUCTURES if keys["decoder"] == ModelConfig.decoder]
 
 

@@ -3,19 +3,16 @@
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from corpus import make_corpus
 
 import compare
 import sample
 import train
 from lab.configurator import read_layers
-from tests.training import BRIEF, SMALL
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -87,21 +84,6 @@ def test_every_config_loads(path):
     grid = compare.read_grid(path)
     for arm in grid.arms:
         assert train.Settings.read(grid.arguments(arm, "")).preset == Path(grid.base).stem
-
-
-def test_parts_of_ones_own(tmp_path):
-    """The classes of "Add your own", appended to their files, train by the command below them."""
-    for path in [*ROOT.glob("*.py"), ROOT / "lab", ROOT / "config"]:
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
-    encoder, objective = (block for block in blocks("python") if block.startswith("class "))
-    for name, block in ("encoders.py", encoder), ("objectives.py", objective):
-        with open(tmp_path / name, "a") as f:
-            f.write(f"\n\n{block}")
-    make_corpus(tmp_path / "data/toy")
-    command = re.search(r"`python (train\.py config/quickstart\.py --encoder=.*?)`", README)[1]
-    done = python(*shlex.split(command), *SMALL, *BRIEF, "--dataset=toy", "--max_steps=2", folder=tmp_path)
-    assert "unigram floor" in done.stdout and done.stdout.count("predicted:") == 3
-    assert json.loads((tmp_path / "out/quickstart/config.json").read_text())["encoder"] == "segments"
 
 
 def test_the_quickstart_shortened(tmp_path, capsys):
