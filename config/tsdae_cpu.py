@@ -1,5 +1,5 @@
 """
-TSDAE alone for two cores: the quickstart's model on rows of 16 and 32 tokens, ten minutes.
+TSDAE alone for two cores: a perceiver of 8 concepts of width 128 on rows of 16 and 32 tokens, ten minutes.
 
 Expect, on 50 MB of Wikipedia with bpe:16384 after two million tokens, 2.4 nats a token on rows of 16 and 4.2 on rows of
 32, against a unigram floor of 7.5; another row's concepts add 8.8 (docs/LOG.md; measured with init="fan_in").
@@ -11,6 +11,9 @@ Expect, on 50 MB of Wikipedia with bpe:16384 after two million tokens, 2.4 nats 
 base = "config/quickstart.py"
 
 objective = "tsdae"
+hidden = 128
+intermediate = 256
+token_init = "random"
 lengths = (16, 32)
 max_length = 32
 max_minutes = 10

@@ -85,9 +85,9 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, f
     return parameters, total / (plan.micro_tokens * len(plan.lengths))
 
 
-# On two threads of an AVX512_BF16 machine, quickstart: what compiling a shape costs without torch's cache, the share of
-# a step's time that it saves, and the speed of eager steps on a thread.
-COMPILE_SECONDS, COMPILE_SAVES, EAGER_FLOPS = 40.0, 0.35, 30e9
+# Seen on an AVX512_BF16 machine: what compiling a shape costs without torch's cache, the share of a step's time that it
+# saves, and the speed of eager bfloat16 steps on a thread (30 to 130 GFLOP/s: where in doubt, nothing is compiled).
+COMPILE_SECONDS, COMPILE_SAVES, EAGER_FLOPS = 40.0, 0.35, 100e9
 
 
 def decide_compile(wanted, device: torch.device, shapes: int, flops: float, minutes: float) -> bool:

@@ -136,21 +136,21 @@ def score_rows(task: str, seeds: list[dict], lifts: dict[str, str], **lead) -> l
 def verdicts(rows: list[dict]) -> dict[str, str]:
     """Rows of `score_rows` -> {"arm task split": where the score stands}: the last of its lifts, which is the centred
     one where there is one, and what it knows beyond words."""
-    said = {}
+    verdicts = {}
     for row in rows:
         name = " ".join(row[key] for key in ("arm", "task", "split") if key in row)
         lift = row["over best_floor"]
         if isinstance(row["score"], dict) and lift:  # beyond words
             floor = f", token_idf {fraction(row['token_idf'][0])}" if row["token_idf"] else ""
             low, high = fraction(row["score"]["low"]), fraction(row["score"]["high"])
-            said[name] += f"; beyond words {fraction(row['score']['value'])} [{low}, {high}]{floor}"
+            verdicts[name] += f"; beyond words {fraction(row['score']['value'])} [{low}, {high}]{floor}"
         elif lift:
             how, by, sign = "not above", ":", 1
             if lift["low"] > 0 or lift["high"] < 0:
                 how, by, sign = ("above", " by", 1) if lift["low"] > 0 else ("below", " by", -1)
             low, high = sorted(100 * sign * lift[key] for key in ("low", "high"))
-            said[name] = f"{how} {lift['floor']}{by} {100 * sign * lift['value']:.1f} [{low:.1f}, {high:.1f}]"
-    return said
+            verdicts[name] = f"{how} {lift['floor']}{by} {100 * sign * lift['value']:.1f} [{low:.1f}, {high:.1f}]"
+    return verdicts
 
 
 def fraction(value: float) -> str:

@@ -143,6 +143,7 @@ def test_a_mistake_found_by_rank_0_ends_both(data, tmp_path):
     assert not second.err.strip()
 
 
+@pytest.mark.slow
 def test_the_launcher_says_a_mistake_once(data, tmp_path):
     done = torchrun(arguments(data, tmp_path / "run", "--batch_size=7"))
     assert done.returncode == 1 and done.stderr.count("error: batch_size=7 cannot be shared by 2 ranks") == 1

@@ -87,7 +87,7 @@ def test_every_config_loads(path):
 
 
 def test_the_quickstart_shortened(tmp_path, capsys):
-    python("data/pydocs/prepare.py", "--max_mb=2", f"--data_dir={tmp_path}")
+    python("data/pydocs/prepare.py", "--max_mb=1", f"--data_dir={tmp_path}")
     out = tmp_path / "run"
     assert (
         train.main([str(ROOT / "config/quickstart.py"), "--max_steps=20", f"--data_dir={tmp_path}", f"--out_dir={out}"])

@@ -148,7 +148,7 @@ def test_a_longer_horizon_goes_on_and_another_config_does_not(data, tmp_path, ca
     assert "horizon moves from 5 to 9" in capsys.readouterr().err
     assert [s for s, _ in losses(out)] == [5, 6, 7, 8, 9]
     assert config_of(out)["max_steps"] == 9 and config_of(out)["tag"] == "mine"
-    for flag, says in ("--layers=3", r"layers \(2 there, 3 now\)"), ("--lr=1e-5", r"lr \("), ("--seed=1", r"seed \("):
+    for flag, says in ("--layers=3", r"layers \(1 there, 3 now\)"), ("--lr=1e-5", r"lr \("), ("--seed=1", r"seed \("):
         with pytest.raises(UserError, match=rf"differs in {says}.*--out_dir"):
             run(data, out, "--max_steps=9", "--schedule=constant", flag)
     with pytest.raises(UserError, match="resume='never'.*--out_dir"):

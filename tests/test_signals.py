@@ -82,18 +82,17 @@ def test_in_an_evaluation_of_training(data, tmp_path, monkeypatch):
 
 def test_a_closed_pipe_does_not_cost_the_save(data, tmp_path):
     """`train.py ... 2>&1 | tee log`, and Ctrl-C: tee is gone first."""
-    out = tmp_path / "run"
-    words = [sys.executable, "train.py", *arguments(data, out, *ENDLESS)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT) as process:
-        try:
-            while not losses(out):
-                assert process.poll() is None
-                time.sleep(0.05)
-            process.stdout.close()
-            process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 130
-        finally:
-            process.kill()
+    out, pipes = tmp_path / "run", [tmp_path / "log.out", tmp_path / "log.err"]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    with Process(arguments(data, out, *ENDLESS), tmp_path / "log") as process:
+        readers = [os.open(pipe, os.O_RDONLY) for pipe in pipes]
+        process.wait_until(lambda: losses(out))
+        for reader in readers:
+            os.close(reader)
+        process.signal(signal.SIGINT)
+        process.process.join(30)
+        assert process.process.exitcode == 130
     assert RunFolder(out).pointer("latest") == losses(out)[-1][0]
 
 

@@ -49,7 +49,7 @@ def test_a_run_and_its_folder(data, tmp_path, capsys):
     assert RunFolder(out).pointer("latest") == 120 and RunFolder(out).pointer("best") == 120
     assert set(RunFolder(out).steps()) == {10, 100, 120}  # kept for ever; keep = 2; best
     config = json.loads((out / "config.json").read_text())
-    assert config["run_id"].startswith("quickstart_H64L2C8_") and config["dtype"] in ("float32", "bfloat16")
+    assert config["run_id"].startswith("quickstart_H64L1C8_") and config["dtype"] in ("float32", "bfloat16")
     metrics = RunFolder(out).metrics()
     first, last = metrics[0], [r for r in metrics if "val_loss" in r][-1]
     assert first["step"] == 0 and last["val_loss"] < first["val_loss"] - 1
@@ -120,7 +120,7 @@ RUNS = {
     "bow": ["--objective=bow"],
     "adjacent": ["--objective=contrastive", "--views=adjacent"],
     "deletion": ["--objective=contrastive", "--views=deletion", "--lengths=16,40"],
-    "both": ["--objective=contrastive", "--final_report=retrieval"],
+    "both": ["--objective=contrastive"],
     "bow + contrastive": ["--objective=bow + 0.5*contrastive", "--lengths=16,40"],
     "tsdae + bow": ["--objective=tsdae + 0.5*bow", "--token_weight=idf"],
     "contrastive + mlm": ["--objective=0.3*contrastive + mlm", "--token_weight=idf", "--lengths=16,40"],
@@ -268,7 +268,7 @@ def test_not_finite(where, data, tmp_path, monkeypatch):
         return value
 
     monkeypatch.setattr(ConceptModel, "loss", loss)
-    more = ["--objective=tsdae", "--max_steps=40", "--ckpt_interval=5", "--log_interval=10", "--eval_interval=0"]
+    more = ["--objective=tsdae", "--max_steps=12", "--ckpt_interval=5", "--log_interval=10", "--eval_interval=0"]
     with pytest.raises(NonFinite, match="step 7 is not finite"):
         run(data, tmp_path / "run", *more)
     assert RunFolder(tmp_path / "run").steps() == [5]
@@ -312,14 +312,10 @@ def test_mistakes(flag, data, tmp_path):
     assert not (tmp_path / "run" / "latest").exists()
 
 
-FATAL = [], ["config/quickstart.py", "--objective=tsdae + contrastive", "--micro_batch=8"]
-
-
-@pytest.mark.parametrize("words", FATAL, ids=" ".join)
-def test_a_mistake_is_one_line_and_exit_2(words):
+def test_a_mistake_is_one_line_and_exit_2():
     spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    command = [sys.executable, "train.py", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    words = ["config/quickstart.py", "--objective=tsdae + contrastive", "--micro_batch=8"]
+    done = subprocess.run([sys.executable, "train.py", *words], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - spent < 10
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 
 import train
 from lab import command
+from lab.plan import cost
 from lab.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = sorted((ROOT / "config").glob("*.py"))
-SMALL = ["--hidden=64", "--heads=2", "--intermediate=64", "--layers=2", "--concepts=8", "--vocab_size=0"]
+SMALL = ["--hidden=64", "--heads=2", "--intermediate=64", "--layers=1", "--concepts=8", "--vocab_size=0"]
 SMALL += ["--lengths=16", "--max_length=64", "--batch_size=8", "--micro_batch=0", "--eval_tokens=256", "--device=cpu"]
 SMALL += ["--final_report=losses", "--compile=False"]
 BRIEF = ["--log_interval=1", "--warmup=0", "--schedule=constant", "--eval_interval=0"]  # and every step in the metrics
@@ -36,9 +37,20 @@ def arguments(data, out, *more, preset="quickstart"):
     return [config, *SMALL, f"--data_dir={data}", "--dataset=toy", f"--out_dir={out}", *map(str, more)]
 
 
+COSTS = {}
+
+
+def counted_once(plan, model, objectives):
+    """plan.cost, which is the same for most of the tests' runs."""
+    key = repr((plan, model, objectives.parts[0].config))
+    if key not in COSTS:
+        COSTS[key] = cost(plan, model, objectives)
+    return COSTS[key]
+
+
 def run(data, out, *more, preset="quickstart"):
     """Trains in this process; draws no curves, which take longer than all the rest."""
-    with patch("lab.report.curves"):
+    with patch("lab.report.curves"), patch("train.cost", counted_once):
         return train.main(arguments(data, out, *more, preset=preset))
 
 

@@ -14,6 +14,7 @@ arms = {
 seeds = (0, 1)
 tasks = ""
 
+token_init = "random"
 hidden = 64
 intermediate = 64
 max_steps = 20
