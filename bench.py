@@ -223,6 +223,7 @@ def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
                 "flops_per_token": flops,
                 "share_of_ceiling": speed * flops / best,
                 "ratio_to_reference": seconds["reference"] / seconds["ours"] if "reference" in seconds else None,
+                "ratio_to_dense": None,  # there is no dense encoder yet
             }
         )
     longest = {key: value for key, value in by_length[-1].items() if key not in ("length", "rows")}

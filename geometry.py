@@ -155,9 +155,9 @@ def concept_geometry(concepts: Tensor) -> dict[str, float]:
 def ablations(concepts: Tensor) -> dict[str, Tensor]:
     """concepts [B, C, H] without their content, three ways: those of the next text, zeros, the mean over texts.
 
-    What a text's loss gains with them (delta_shuffle, delta_zero, delta_mean, in nats) says what its own concepts are
-    worth to the decoder; 0: it does not use them. A shuffle that costs much more than the mean: it believes what they
-    say. Take a whole batch at a time: in a mean of few texts each still finds a part of its own."""
+    By how much a text's loss rises with them (delta_shuffle, delta_zero, delta_mean, in nats) says what its own
+    concepts are worth to the decoder; 0: it does not use them. A shuffle that costs much more than the mean: it
+    believes what they say. Take a whole batch at a time: in a mean of few texts each still finds a part of its own."""
     return {
         "shuffle": concepts.roll(1, 0),
         "zero": torch.zeros_like(concepts),

@@ -196,18 +196,18 @@ def begin(model: nn.Module, init: str, seed: int):
     weights to the bit, whatever else they are made of.
 
     Embeddings and slots are N(0, 1), linears N(0, 1/fan_in), or with init = "gpt2" all N(0, 0.02^2); a module's
-    `init_scale` multiplies that. Biases are 0, norms 1. With "gpt2" and "fan_in_depth" the residual outputs of a part
-    (encoder, decoder) are divided by the root of their number.
+    `init_scale` multiplies that, but not with "gpt2". Biases are 0, norms stay as they were made. With "gpt2" and
+    "fan_in_depth" the residual outputs of a part (encoder, decoder) are divided by the root of their number.
     """
     outputs = {}  # residual output -> how many there are in its part
     for part in model.children():
         inside = [module for module in part.modules() if isinstance(module, ResidualOutput)]
         outputs |= dict.fromkeys(inside, len(inside))
     for path, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
             continue
         for name, parameter in module.named_parameters(recurse=False):
-            if name == "bias":
+            if name.endswith("bias"):
                 parameter.zero_()
                 continue
             std = 0.02 if init == "gpt2" else module.in_features**-0.5 if isinstance(module, nn.Linear) else 1.0

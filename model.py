@@ -121,7 +121,7 @@ class ConceptModel(nn.Module):
         self.tokens = nn.Embedding(V, T)
         self.positions = nn.Embedding(config.max_length, T) if config.token_position == "learned" else None
         if self.positions is not None and config.init == "fan_in_positions":
-            self.positions.init_scale = 0.1  # what a token is outweighs where it is
+            self.positions.init_scale = 0.1  # content outweighs position
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = ENCODERS[config.encoder](config)
         # Only what the objective trains is there: DDP waits for the gradient of every parameter.

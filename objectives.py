@@ -128,8 +128,8 @@ class Rows:
     def left(self, rate: float, call: int) -> Tensor:
         """The columns, in order, that exactly round(rate * N) deletions leave of each row: [B, S]."""
         n = self.ids.shape[1]
-        text_first = self.noise.order(call, ~self.vocab.is_special(self.ids))
-        return text_first[:, : n - count(rate, n)].sort(dim=1).values
+        special_first = self.noise.order(call, ~self.vocab.is_special(self.ids))
+        return special_first[:, : n - count(rate, n)].sort(dim=1).values
 
     def idf_weights(self, tokens: Tensor) -> Tensor:
         """tokens [B, K] -> [B, K] float32: a row's weights are as its tokens' idf and sum to 1/B."""

@@ -142,7 +142,7 @@ class Settings:
             warn(f"objective={objectives.text!r} trains no decoder, so decoder={shape.decoder!r} is not built")
             shape.decoder = objectives.predicts
         settings.warn_unused()
-        if objectives.predicts == "positions" != shape.predicts:
+        if objectives.predicts == "positions" and shape.predicts != "positions":
             raise UserError(f"decoder={shape.decoder!r} predicts no single position; write --decoder=posonly")
         if (longest := max(config.lengths)) > shape.max_length:
             raise UserError(f"lengths={config.lengths} reach past max_length={shape.max_length}; write {longest}")
@@ -239,10 +239,11 @@ class Trainer:
         """[V, T]: of the run that is there, else of the text."""
         from lab.spectral import token_vectors  # late: scipy
 
-        there = self.out.token_vectors()
+        there = self.out.token_vectors() if (self.out.path / "config.json").is_file() else None
         if there is not None:
             return there
-        return token_vectors(self.train_text, self.settings.model.token_width, self.config.spectral_tokens)
+        width, most = self.settings.model.token_width, self.config.spectral_tokens
+        return token_vectors(self.train_text, width, most, stop=lambda: self.signals.received)
 
     # What there is to go on from
 
@@ -298,7 +299,7 @@ class Trainer:
         the device. A step whose loss or gradient is not finite changes nothing and leaves its number in bad_step."""
         config, world, plan = self.config, self.world, self.plan
         if self.model.config.dropout:  # the one use of a generator, seeded anew each step
-            torch.manual_seed(hash((config.seed, self.step, world.rank)) & 0x7FFFFFFF)
+            torch.manual_seed(int(Noise(config.seed, self.step, world.rank).key))
         parts = torch.zeros(len(self.objectives.parts), device=world.device)
         for i in range(plan.parts):
             step, numbers, ids, documents = next(batches)
@@ -523,8 +524,8 @@ def begin(trainer: Trainer, there: dict):
     """Puts the run that is there, or a new one, in place: weights, folder, horizon."""
     config, world, out, old = trainer.config, trainer.world, trainer.out, there["config"]
     wanted = old["compile"] if old and config.compile == "auto" else config.compile
-    flops = trainer.find_horizon() * trainer.plan.tokens * trainer.flops_per_token
-    compiled = decide_compile(wanted, world.device, len(config.lengths), flops, config.max_minutes)
+    flops = trainer.find_horizon() * trainer.plan.tokens * trainer.flops_per_token / world.size
+    compiled = decide_compile(wanted, world, len(config.lengths), flops, config.max_minutes)
     resolved = resolve(trainer, old, compiled)  # says what is wrong before anything is loaded
     if not there["fresh"]:
         trainer.load()

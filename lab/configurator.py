@@ -167,7 +167,7 @@ def convert(value, kinds):
         args = get_args(kind)
         if kind is float and is_number:
             return float(value)
-        if kind is int and is_number and value == int(value) and abs(value) < 2**63:  # 1e6 is a whole number
+        if kind is int and is_number and abs(value) < 2**63 and value == int(value):  # 1e6 is a whole number
             return int(value)
         if (kind is type(value) and not is_number) or (get_origin(kind) is Literal and value in args):
             return value

@@ -133,10 +133,6 @@ def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [row or [special_ids(tokenizer)["sep"]] for row in rows]
 
 
-def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    return encode_texts(tokenizer, [text])[0]
-
-
 def pad_batch(rows: list[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
     """Lists of ids -> ids [B, n] int64, mask [B, n] bool (True: a token), n the longest of them."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
@@ -241,7 +237,7 @@ def load_meta(folder) -> dict:
         raise UserError(f"{show(folder)} holds no prepared data; run {prepare_command(folder)}")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(meta, dict):
+        if isinstance(meta, dict) and isinstance(meta.get("vocab_size"), int) and meta["vocab_size"] > 0:
             return meta
     except ValueError:
         pass

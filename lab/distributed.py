@@ -7,7 +7,8 @@ import signal
 import threading
 import time
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ class World:
             except UserError as error:
                 box = [error]
         if self.size > 1:
-            dist.broadcast_object_list(box, src=0, device=self.device)
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))  # gloo: no GPU memory, no watchdog
         if isinstance(box[0], UserError):
             box[0].told = self.rank > 0  # rank 0 prints it
             raise box[0]
@@ -130,8 +131,10 @@ def start(device: str = "auto", dtype: str = "auto", deterministic: bool = False
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     if size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    return World(rank, size, device, pick_dtype(dtype, device))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=1))  # rank 0 may prepare data while others wait
+    world = World(rank, size, device, "float32")
+    return replace(world, dtype=world.on_rank0(lambda: pick_dtype(dtype, device)))
 
 
 @contextmanager

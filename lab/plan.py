@@ -8,6 +8,7 @@ import torch
 
 from lab.command import say
 from lab.configurator import UserError, warn
+from lab.distributed import World
 from model import ModelConfig, measure
 from noise import Noise
 from objectives import Objectives, Rows, Vocabulary
@@ -90,19 +91,24 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, f
 COMPILE_SECONDS, COMPILE_SAVES, EAGER_FLOPS = 40.0, 0.35, 100e9
 
 
-def decide_compile(wanted, device: torch.device, shapes: int, flops: float, minutes: float) -> bool:
-    """Compiled or not: `wanted` True, False or "auto", which on a CPU goes by the FLOPs (or minutes) of the whole run,
-    so that the same run decides the same again. False, with a warning, where torch.compile does not work."""
+def decide_compile(wanted, world: World, shapes: int, flops: float, minutes: float) -> bool:
+    """Compiled or not, the same on all ranks: `wanted` True, False or "auto", which on a CPU goes by a rank's FLOPs (or
+    minutes) in the whole run, so that the same run decides the same again. False, with a warning, where torch.compile
+    does not work on some rank."""
+    device = world.device
     if wanted == "auto" and device.type == "cpu":
         gain = COMPILE_SAVES * (minutes * 60 or flops / (EAGER_FLOPS * torch.get_num_threads()))
         price = COMPILE_SECONDS * shapes
-        wanted = gain > price
+        wanted = world.on_rank0(lambda: gain > price)
         say(f"compile={wanted}: about {gain:.0f} s to gain, {price:.0f} s to compile {shapes} shapes")
     if wanted is False:
         return False
+    reason = ""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # no compiler, no Triton: many ways to fail, one way on
-        warn(f"torch.compile does not work here ({str(error).splitlines()[0]}); training goes on uncompiled")
-        return False
-    return True
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+    failed = world.all_sum(torch.tensor(float(bool(reason)), device=device))
+    if failed > 0:
+        warn(f"torch.compile does not work ({reason or 'on another rank'}); training goes on uncompiled")
+    return not failed

@@ -51,7 +51,7 @@ class RunFolder:
         """token_vectors [V, T]: what spectral token embeddings began as, for untrained twins."""
         with replacing(self.path / "tokenizer.json") as copy:
             shutil.copyfile(tokenizer, copy)
-        if token_vectors is not None and not (self.path / TOKEN_VECTORS).is_file():
+        if token_vectors is not None:
             with replacing(self.path / TOKEN_VECTORS) as temporary:
                 save_file({"vectors": token_vectors}, temporary)
         self.write_config(config)
@@ -149,8 +149,7 @@ class RunFolder:
         try:
             optimizer = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file fails in many ways, all of them the file's fault
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path} is damaged ({reason}); take another checkpoint") from None
+            raise UserError(f"{path} is damaged ({type(error).__name__}); take another checkpoint") from None
         weights = load_tensors(folder / "model.safetensors")
         state = read_json(folder / "state.json", "the state of training")
         return {"folder": folder, "weights": weights, "optimizer": optimizer, "state": state}
@@ -222,9 +221,12 @@ class RunFolder:
         records = []
         for line in lines:
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:  # the last line of a process that was killed
                 break
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                break
+            records.append(record)
         return records
 
     def cut(self, step: int, best: int | None):
@@ -398,7 +400,11 @@ def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:
     tokenizer = dataset.load_tokenizer(run.path / "tokenizer.json")
     if dataset.tokenizer_hash(run.path / "tokenizer.json") != config["tokenizer_hash"]:
         raise UserError(f"{path}/tokenizer.json is not the one the run was trained with; put that one back")
-    vectors = run.token_vectors()
+    vectors = run.token_vectors() if shape.token_init == "spectral" else None
+    if shape.token_init == "spectral" and vectors is None:
+        raise UserError(
+            f"{run.path / TOKEN_VECTORS} is missing, what an untrained twin begins with; put the run's own file back"
+        )
     if vectors is not None and vectors.shape != (shape.vocab_size, shape.token_width):
         raise UserError(f"{run.path / TOKEN_VECTORS} is of another model; put the run's own file back")
     try:

@@ -8,6 +8,7 @@ vector U S^0.25, less the mean (Levy & Goldberg 2014; Levy, Goldberg & Dagan 201
 
 import hashlib
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -50,15 +51,17 @@ def sentences_of(corpus: Corpus, most: int):
         yield tokens, number.cumsum()
 
 
-def count_pairs(corpus: Corpus, most: int, window: int = WINDOW) -> sparse.csr_array:
+def count_pairs(corpus: Corpus, most: int, window: int = WINDOW, stop=lambda: 0) -> sparse.csr_array:
     """How often token b stands within `window` tokens of token a in one sentence: float32 [V, V], symmetric. Special
-    tokens are no text and count with nothing."""
+    tokens are no text and count with nothing. stop: asked now and then; a signal's number, or 0."""
     V = corpus.vocab_size
     special = np.zeros(V, bool)
     special[list(corpus.special_ids)] = True
     total = sparse.csr_array((V, V), dtype=np.float32)
     with tqdm(total=min(most, corpus.count), unit="tok", unit_scale=True, desc="counting pairs", mininterval=1) as bar:
         for tokens, number in sentences_of(corpus, most):
+            if number_of_signal := stop():
+                raise KeyboardInterrupt(signal.Signals(number_of_signal).name)
             text = ~special[tokens]
             keys = []
             for distance in range(1, min(window, len(tokens) - 1) + 1):
@@ -101,11 +104,11 @@ def factors(matrix: sparse.csr_array, width: int) -> torch.Tensor:
     return vectors
 
 
-def make_vectors(corpus: Corpus, width: int, most: int) -> torch.Tensor:
+def make_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> torch.Tensor:
     """float32 [V, width]: a token's row has the norm sqrt(width), or is zero where it stands in too few pairs."""
     if corpus.sentences.size < SENTENCES:
         warn(f"{corpus.sentences.size:,} sentences are few for spectral token embeddings ({SENTENCES:,} are wanted)")
-    counts = count_pairs(corpus, most)
+    counts = count_pairs(corpus, most, stop=stop)
     known = torch.from_numpy(np.asarray(counts.sum(1)).ravel() >= FEWEST)
     vectors = factors(ppmi(counts), width)
     vectors[known] -= vectors[known].mean(0)
@@ -113,7 +116,7 @@ def make_vectors(corpus: Corpus, width: int, most: int) -> torch.Tensor:
     return vectors * known[:, None]
 
 
-def token_vectors(corpus: Corpus, width: int, most: int) -> torch.Tensor:
+def token_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> torch.Tensor:
     """`make_vectors`, kept beside the data under a hash of all that they depend on."""
     settings = [VERSION, WINDOW, SMOOTHING, POWER, FEWEST, OVERSAMPLED, ITERATIONS, DENSE, width]
     settings += [min(most, corpus.count), corpus.count, corpus.documents.size, corpus.tokenizer_hash]
@@ -126,7 +129,7 @@ def token_vectors(corpus: Corpus, width: int, most: int) -> torch.Tensor:
     except (OSError, SafetensorError, KeyError):  # absent or damaged
         pass
     start = time.monotonic()
-    vectors = make_vectors(corpus, width, int(most))
+    vectors = make_vectors(corpus, width, int(most), stop)
     say(f"spectral token embeddings: {time.monotonic() - start:.0f} s")
     try:
         with replacing(path) as temporary:

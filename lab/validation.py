@@ -4,6 +4,7 @@ The fixed validation rows, the numbers of one evaluation, and the table and samp
 Rows and noise come from a seed of their own, the same in every run, so that losses of different runs compare.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -65,8 +66,8 @@ class Validation:
 
     def batch_size(self, n: int, rows: int = geometry.ROWS) -> int:
         """Rows of length n in a batch: at most 8,192 tokens, in whole groups."""
-        size = min(rows, 8192 // n)
-        return max(GROUP, size - size % GROUP)
+        size, group = min(rows, 8192 // n), math.lcm(GROUP, self.objectives.group)
+        return max(group, size - size % group)
 
     def draw(self, rule: tuple[bool, bool], n: int, rows: int, size: int) -> list[Batch]:
         """The first `rows` rows of length n under a sampler's rule, in batches."""

@@ -323,7 +323,7 @@ def write_corpus(folder, place, documents):
     special, size = dataset.special_ids(tokenizer), json.loads((place / "meta.json").read_text())["vocab_size"]
     writer = dataset.CorpusWriter(folder / "val.bin", size, special, digest)
     for sentences in documents:
-        ids = [dataset.encode_text(tokenizer, sentence) for sentence in sentences]
+        ids = [dataset.encode_texts(tokenizer, [sentence])[0] for sentence in sentences]
         starts = np.cumsum([0] + [len(row) for row in ids])[:-1]
         writer.append(np.array([*(i for row in ids for i in row), special["eod"]]), starts, [0])
     writer.close()
@@ -353,7 +353,7 @@ def test_pairs_are_first_sentences_and_the_rest(place):
     for query, body in found:
         assert len(dataset.split_sentences(query)) == 1 and "endoftext" not in body
         (document,) = (text for text in documents if text.startswith(f"{query} {body[:40]}"))
-        assert document == f"{query} {body}" or len(dataset.encode_text(tokenizer, body)) == floors.LONGEST
+        assert document == f"{query} {body}" or len(dataset.encode_texts(tokenizer, [body])[0]) == floors.LONGEST
 
 
 def test_pairs_are_distinct_and_long_enough(tmp_path, place):

@@ -15,6 +15,7 @@ from noise import Noise
 from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
 
 CPU = torch.device("cpu")
+HERE = World(0, 1, CPU, "float32")
 TSDAE = Objectives(ObjectiveConfig(objective="tsdae"))
 
 
@@ -147,7 +148,7 @@ def test_a_bad_step_changes_nothing(loss, gradient):
 def test_gradients_of_micro_batches_add_up_to_those_of_the_step():
     shape = ModelConfig(hidden=16, heads=2, layers=1, concepts=2, intermediate=16, max_length=16, vocab_size=60)
     objectives = Objectives(ObjectiveConfig(objective="tsdae + 0.5*mlm"))
-    model, world, vocab = ConceptModel(shape, 3), World(0, 1, CPU, "float32"), Vocabulary(60, 3)
+    model, world, vocab = ConceptModel(shape, 3), HERE, Vocabulary(60, 3)
     ids, numbers = torch.randint(4, 60, (8, 16), generator=torch.Generator().manual_seed(0)), torch.arange(8)
 
     def gradients(parts):
@@ -170,12 +171,12 @@ def test_a_cpu_compiles_only_what_gains_by_it(monkeypatch):
     monkeypatch.setattr(plan.torch, "compile", lambda function: function)
     gains = COMPILE_SECONDS / COMPILE_SAVES * EAGER_FLOPS * torch.get_num_threads()  # FLOPs that pay for one shape
     for shapes in (1, 3):
-        assert not decide_compile("auto", CPU, shapes, 0.99 * gains * shapes, 0)
-        assert decide_compile("auto", CPU, shapes, 1.01 * gains * shapes, 0)
+        assert not decide_compile("auto", HERE, shapes, 0.99 * gains * shapes, 0)
+        assert decide_compile("auto", HERE, shapes, 1.01 * gains * shapes, 0)
         pays = COMPILE_SECONDS / COMPILE_SAVES / 60  # minutes
-        assert not decide_compile("auto", CPU, shapes, 0, 0.99 * pays * shapes)
-        assert decide_compile("auto", CPU, shapes, 0, 1.01 * pays * shapes)
-    assert decide_compile(True, CPU, 9, 1, 0) and not decide_compile(False, CPU, 1, 1e30, 0)
+        assert not decide_compile("auto", HERE, shapes, 0, 0.99 * pays * shapes)
+        assert decide_compile("auto", HERE, shapes, 0, 1.01 * pays * shapes)
+    assert decide_compile(True, HERE, 9, 1, 0) and not decide_compile(False, HERE, 1, 1e30, 0)
 
 
 def test_where_compiling_fails_training_goes_on_without(monkeypatch, capsys):
@@ -183,7 +184,7 @@ def test_where_compiling_fails_training_goes_on_without(monkeypatch, capsys):
         raise RuntimeError("no C++ compiler\nwas found")
 
     monkeypatch.setattr(plan.torch, "compile", broken)
-    assert not decide_compile(True, CPU, 1, 1e30, 0)
+    assert not decide_compile(True, HERE, 1, 1e30, 0)
     assert capsys.readouterr().err == (
         "warning: torch.compile does not work here (no C++ compiler); training goes on uncompiled\n"
     )

@@ -159,14 +159,12 @@ def test_token_vectors_are_those_of_the_run(spectral, tmp_path):
         load_run(tmp_path / "cut", device="cpu")
 
 
-@pytest.mark.xfail(strict=True, reason="load_run makes untrained twins without them", raises=pytest.fail.Exception)
 def test_token_vectors_that_are_gone(spectral, tmp_path):
     (shutil.copytree(spectral, tmp_path / "run") / "token_vectors.safetensors").unlink()
     with pytest.raises(UserError, match="token_vectors.safetensors"):
         load_run(tmp_path / "run", device="cpu")
 
 
-@pytest.mark.xfail(strict=True, reason="Trainer.token_vectors takes what lies there", raises=RuntimeError)
 def test_token_vectors_of_a_run_that_was_killed_before_it_was_one(data, spectral, tmp_path):
     """RunFolder.create writes them first, config.json last."""
     out = tmp_path / "run"
