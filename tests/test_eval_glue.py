@@ -220,11 +220,11 @@ def test_answers_of_each_row_are_kept(place, records):
 def test_untrained_and_token_idf_by_hand(place, records):
     run = load_run(place / "out/run", device="cpu")
     splits = tasks.load_task("sick_r", place / "glue")
-    untrained, lexical = [], []
+    untrained, lexical, first = [], [], run.model
     train_texts = [text for row in splits["train"].rows for text in row]
     sets = [set(ids) for ids in run.encode_texts(train_texts)]
     for seed in range(5):
-        run.model = ConceptModel(run.model.config, run.model.mask_id, seed).eval()
+        run.model = ConceptModel(first.config, first.mask_id, seed, first.token_vectors).eval()
         untrained.append(stats.pearsonr(cosines(embed(run, splits), splits["test"]), splits["test"].labels)[0])
         vectors = {}
         for text in {text for row in splits["test"].rows for text in row}:
