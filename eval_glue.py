@@ -34,6 +34,7 @@ from lab.runs import LoadedRun, load_run
 from lab.tasks import Pairs
 
 ROOT = Path(__file__).resolve().parent
+POSTPROCESSING = "remove_directions", "whitening"
 
 
 @dataclass
@@ -45,6 +46,8 @@ class EvalConfig:
     mode: Annotated[Literal["zero_shot", "fine_tune"], "judge the vectors as they are, or train a head"] = "zero_shot"
     seeds: Annotated[int, "fine_tune: seeds 0 ... N-1"] = 3
     data: Annotated[str, "folder of the task files, in their original layout"] = "data/glue"
+    remove_directions: Annotated[Literal[-1, 0, 1], "as for train.py; -1: what the run says"] = -1
+    whitening: Annotated[float, "as for train.py; -1: what the run says"] = -1.0
     ckpt: Annotated[str, "latest, best or a step"] = "latest"
     device: Annotated[str, "auto, cpu or cuda"] = "auto"
 
@@ -53,6 +56,8 @@ class EvalConfig:
             raise ValueError("no run is given; write --run=out/quickstart")
         if not self.tasks:
             raise ValueError("no task is given; write --tasks=concept")
+        if self.whitening != -1 and not 0 <= self.whitening <= 1:
+            raise ValueError(f"whitening = {self.whitening} is no power to scale by; write --whitening=0.25 or so")
         if self.seeds < 1:
             raise ValueError(f"seeds = {self.seeds} is below 1; write --seeds=3")
         if self.mode == "fine_tune":
@@ -107,6 +112,7 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
         "protocol": {
             "head": "threshold on the cosine" if fitted else "cosine",
             "pooling": "mean of concepts",
+            **{key: run.config[key] for key in POSTPROCESSING},
             "lr": None,
             "epochs": None,
             "batch": None,
@@ -139,6 +145,7 @@ def main(argv) -> int:
         raise UserError(f"no task with a zero-shot score lies below {data}; give --data=DIR with the task files")
     loaded = [Pairs(name, tasks.load_task(name, data)) for name in names]  # all mistakes in files first
     run = load_run(config.run, config.ckpt, config.device)
+    run.config |= {key: value for key in POSTPROCESSING if (value := getattr(config, key)) != -1}
     folder = Path(config.run) / "eval"
     folder.mkdir(exist_ok=True)
     rows = []

@@ -40,6 +40,19 @@ def singular_values(x: Tensor) -> Tensor:
     return torch.where(squares > rounding, squares, 0.0).sqrt()
 
 
+def isotropic(x: Tensor, remove: int, whitening: float) -> tuple[Tensor, Tensor]:
+    """x [n, D] in float64 -> (mean [D], matrix [D, D]), to be applied as (y - mean) @ matrix.
+
+    The first `remove` principal directions of x are removed (Mu & Viswanath, arXiv:1702.01417); the others, of standard
+    deviation sigma, are scaled by sigma^-whitening (1: Su et al., arXiv:2103.15316), relative to the largest.
+    """
+    mean = x.mean(0)
+    variance, directions = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))  # ascending
+    scale = (variance / variance[-1].clamp_min(1e-30)).clamp_min(ZERO**2) ** (-whitening / 2)
+    scale[len(scale) - remove :] = 0.0
+    return mean, directions * scale @ directions.T
+
+
 def effective_rank(x: Tensor, unit: float = 0.0) -> Tensor:
     """x [..., n, D] -> [...]: exp(-sum p log p) with p = sigma / sum(sigma), from 1 to min(n, D).
 

@@ -89,6 +89,12 @@ class TrainConfig:
     init_from: Annotated[str, "warm start from this run folder's latest checkpoint"] = ""
     init_part: Annotated[Literal["encoder", "all"], "which tensors a warm start takes"] = "encoder"
     wandb: Annotated[bool, "also log to Weights & Biases (WANDB_MODE=offline: to disk alone)"] = False
+    remove_directions: Annotated[
+        Literal[0, 1], "embed: the validation rows' first principal direction is removed (Mu & Viswanath 2018)"
+    ] = 0
+    whitening: Annotated[
+        float, "embed: principal directions are scaled by sigma^-whitening; 0: not, 0.25: a quarter, 1: all (Su 2021)"
+    ] = 0.0
     final_report: Annotated[
         Literal["losses", "retrieval"],
         "the table printed at the end; retrieval: also how often a held-out document is found by its first sentence",
@@ -110,6 +116,8 @@ class TrainConfig:
             raise ValueError(f"{len(self.lengths)} lengths are as many shapes to compile; take at most 32")
         if not 0 <= self.beta1 < 1 or not 0 <= self.beta2 < 1 or not 0 <= self.lr_end <= 1:
             raise ValueError("beta1 and beta2 must lie in [0, 1), lr_end in [0, 1]")
+        if not 0 <= self.whitening <= 1:
+            raise ValueError(f"whitening={self.whitening} is no power to scale by; take 0, 0.25 or at most 1")
         if not any(getattr(self, key) for key in HORIZONS):
             raise ValueError(f"no end is set; give one of {', '.join(HORIZONS)}")
         dataset.check_name(self.dataset)
@@ -239,7 +247,7 @@ class Trainer:
         """[V, T]: of the run that is there, else of the text."""
         from lab.spectral import token_vectors  # late: scipy
 
-        there = self.out.token_vectors() if (self.out.path / "config.json").is_file() else None
+        there = self.out.kept(runs.TOKEN_VECTORS) if (self.out.path / "config.json").is_file() else None
         if there is not None:
             return there
         width, most = self.settings.model.token_width, self.config.spectral_tokens
@@ -537,7 +545,8 @@ def begin(trainer: Trainer, there: dict):
     horizon = trainer.find_horizon()
     if world.rank == 0 and not 0 < horizon <= trainer.step:
         out.cut(-1 if there["fresh"] else trainer.step, trainer.best_step)
-        out.create(resolved, trainer.settings.data / "tokenizer.json", trainer.model.token_vectors)
+        rows = trainer.validation.rows()
+        out.create(resolved, trainer.settings.data / "tokenizer.json", rows, trainer.model.token_vectors)
         if config.wandb:
             out.mirror_to_wandb()
     trainer.judged = world.on_rank0(lambda: {record["step"] for record in out.metrics() if "val_loss" in record})

@@ -5,7 +5,7 @@ says whether it is above.
     floors = task_floors(run, pairs, cache)             # {"word_tfidf": {"dev": answers, ..}, .., "untrained": ..}
     lifts("pearson", ours, {"untrained": theirs}, labels)       # the difference, with its 95 % interval
     beyond_words(ours, labels, word_controls(pairs, "dev", theirs))     # partial rank correlations
-    print(retrieval_table(model, corpus, tokenizer, max_length=16))
+    print(retrieval_table(run, corpus))
 
 Words are `[a-z0-9']+` of the lower-cased text; character n-grams (3, 4, 5) lie inside one word padded with a space on
 each side; tf is the raw count, idf = ln((1 + n) / (1 + df)) + 1 over both sentences of the task's train pairs. Where a
@@ -26,12 +26,11 @@ from scipy import sparse
 from lab import tasks
 from lab.command import say
 from lab.configurator import warn
-from lab.dataset import Corpus, encode_texts
+from lab.dataset import Corpus
 from lab.files import replacing
 from lab.report import interval, spread, table
-from lab.runs import LoadedRun, untrained
+from lab.runs import LoadedRun
 from lab.tasks import HEADLINE, Pairs, answer, dot, stack, standardised
-from model import ConceptModel
 
 VERSION = 3  # raise it by hand when a definition below changes: floors and records that were kept are then made anew
 WORD = re.compile(r"[a-z0-9']+")
@@ -153,8 +152,7 @@ def model_floors(run: LoadedRun, pairs: Pairs) -> dict[str, dict[str, dict]]:
     means = {other: averages(counts, weights) for other, weights in each_idf(counts, pairs).items()}
     seeds = []
     for seed in range(UNTRAINED_SEEDS):
-        twin = LoadedRun(untrained(run.model, seed), run.tokenizer, run.config, step=0)
-        twin.warned = True  # of texts in chunks: the run itself says it
+        twin = run.twin(seed)
         tokens = twin.model.tokens.weight.detach().cpu().double().numpy()  # [V, T]
         lexical = answers({other: mean @ tokens for other, mean in means.items()}, pairs)
         seeds.append({"token_idf": lexical, "untrained": answers(embed(twin, pairs), pairs)})
@@ -165,6 +163,8 @@ def cache_key(run: LoadedRun, pairs: Pairs) -> str:
     """Hash of all that the floors of a task depend on."""
     model = asdict(run.model.config) | {"mask_id": run.model.mask_id, "chunk": run.max_length}
     settings = [VERSION, RANDOM_SEEDS, UNTRAINED_SEEDS, model, run.config["tokenizer_hash"]]
+    if run.config["remove_directions"] or run.config["whitening"]:
+        settings += [run.config["remove_directions"], run.config["whitening"], run.rows.tolist()]
     digest = hashlib.sha256(json.dumps([settings, pairs.name, pairs.sentences]).encode())
     if run.model.token_vectors is not None:  # untrained twins begin with them
         digest.update(run.model.token_vectors.cpu().numpy().tobytes())
@@ -414,30 +414,19 @@ def hits(vectors) -> dict[str, np.ndarray]:
     return {kind: answered(v[:n], v[n:])[None].astype(np.int64) for kind, v in zip(KINDS, both, strict=True)}
 
 
-def retrieval_hits(model: ConceptModel, corpus: Corpus, tokenizer, max_length: int, texts: list[str]):
+def retrieval_hits(run: LoadedRun, texts: list[str]):
     """(hits of the model, {floor: hits of its runs}); texts: n queries, then their n bodies."""
-    config = {"lengths": (max_length,), "hidden": model.config.hidden, "pad_id": corpus.pad}
-
-    def concepts(model):
-        run = LoadedRun(model, tokenizer, config, step=0)
-        run.warned = True  # of texts in chunks: the table says it
-        return hits(run.embed(texts).numpy())
-
     words, vocabulary = word_counts(texts)
     plain = averages(words, np.ones(len(vocabulary)))
-    tokens = count_matrix(encode_texts(tokenizer, texts), model.config.vocab_size)
-    means, twins = averages(tokens, idf(tokens)), [untrained(model, seed) for seed in range(UNTRAINED_SEEDS)]
+    tokens = count_matrix(run.encode_texts(texts), run.model.config.vocab_size)
+    means, twins = averages(tokens, idf(tokens)), [run.twin(seed) for seed in range(UNTRAINED_SEEDS)]
     floors = {
         RANDOM: [hits(plain @ random_vectors(vocabulary, seed)) for seed in range(RANDOM_SEEDS)],
         TFIDF: [hits(scale_columns(words, idf(words)).toarray())],  # dense: LONGEST bounds it
-        TOKENS: [hits(means @ twin.tokens.weight.detach().cpu().double().numpy()) for twin in twins],
-        UNTRAINED: [concepts(twin) for twin in twins],
+        TOKENS: [hits(means @ twin.model.tokens.weight.detach().cpu().double().numpy()) for twin in twins],
+        UNTRAINED: [hits(twin.embed(texts).numpy()) for twin in twins],
     }
-    training = model.training
-    model.eval()
-    ours = concepts(model)
-    model.train(training)
-    return ours, {name: stack(runs) for name, runs in floors.items()}
+    return hits(run.embed(texts).numpy()), {name: stack(runs) for name, runs in floors.items()}
 
 
 def retrieval_verdict(lifts: dict[str, dict]) -> str:
@@ -450,17 +439,14 @@ def retrieval_verdict(lifts: dict[str, dict]) -> str:
     return f"retrieval is at its floor: {where}" if at_floor else f"retrieval is {where}"
 
 
-def retrieval_table(model: ConceptModel, corpus: Corpus, tokenizer, max_length: int) -> str:
-    """
-    The table in Markdown with its verdict, or a sentence where there is too little text.
-    corpus: the validation text; max_length: tokens the model reads at once, longer texts are the mean of chunks.
-    """
-    pairs = retrieval_pairs(corpus, tokenizer)
+def retrieval_table(run: LoadedRun, corpus: Corpus) -> str:
+    """The table in Markdown with its verdict, or a sentence where there is too little text. corpus: held out."""
+    pairs = retrieval_pairs(corpus, run.tokenizer)
     n = len(pairs)
     if n < FEWEST:
         return f"retrieval: {n} held-out documents have a first sentence and a body of their own, {FEWEST} are needed"
     texts = [query for query, _ in pairs] + [body for _, body in pairs]
-    ours, floors = retrieval_hits(model, corpus, tokenizer, max_length, texts)
+    ours, floors = retrieval_hits(run, texts)
     over = {k: lifts("accuracy", ours[k], {f: runs[k] for f, runs in floors.items()}, np.ones(n)) for k in KINDS}
 
     def score(runs):  # [F, n]
@@ -479,6 +465,6 @@ def retrieval_table(model: ConceptModel, corpus: Corpus, tokenizer, max_length: 
     notes.append(
         f"[95 % interval over queries]; (least..most of {RANDOM_SEEDS} seeds of random vectors, {UNTRAINED_SEEDS} of "
         f"the twin and of token_idf, the idf-weighted mean of its token embeddings); texts end at {LONGEST} tokens and "
-        f"are read {max_length} at a time{few}"
+        f"are read {run.max_length} at a time{few}"
     )
     return "\n".join([table(header, rows), "", *notes])

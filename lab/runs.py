@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import geometry
 from lab import dataset
 from lab.command import AT_EXIT
 from lab.configurator import UserError, convert, fields_of, warn
@@ -28,11 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 FILES = ("model.safetensors", "optim.pt", "state.json")
-TOKEN_VECTORS = "token_vectors.safetensors"
+TOKEN_VECTORS, ROWS = "token_vectors.safetensors", "embed_rows.safetensors"
 
 # Keys of training that may differ when a run goes on, besides its horizon; and those of them that end bit-exactness.
 FREE = {"eval_interval", "ckpt_interval", "log_interval", "device", "resume", "out_dir", "data_dir", "tag"}
-FREE |= {"keep", "ckpt_steps", "final_report", "wandb"}
+FREE |= {"keep", "ckpt_steps", "final_report", "wandb", "remove_directions", "whitening"}
 INEXACT = {"micro_batch", "compile", "dtype", "machine", "ranks"}
 
 
@@ -47,19 +48,21 @@ class RunFolder:
     def exists(self) -> bool:
         return any((self.path / name).exists() for name in ("config.json", "latest", "best"))
 
-    def create(self, config: dict, tokenizer: Path, token_vectors: Tensor | None):
-        """token_vectors [V, T]: what spectral token embeddings began as, for untrained twins."""
+    def create(self, config: dict, tokenizer: Path, rows: Tensor, token_vectors: Tensor | None):
+        """rows [n, N]: validation rows that `embed` may be fitted on; token_vectors [V, T]: what spectral token
+        embeddings began as, for untrained twins."""
         with replacing(self.path / "tokenizer.json") as copy:
             shutil.copyfile(tokenizer, copy)
-        if token_vectors is not None:
-            with replacing(self.path / TOKEN_VECTORS) as temporary:
-                save_file({"vectors": token_vectors}, temporary)
+        for name, tensor in ((ROWS, rows), (TOKEN_VECTORS, token_vectors)):
+            if tensor is not None:
+                with replacing(self.path / name) as temporary:
+                    save_file({"data": tensor}, temporary)
         self.write_config(config)
 
-    def token_vectors(self) -> Tensor | None:
-        """What `create` kept of them."""
-        path = self.path / TOKEN_VECTORS
-        return load_tensors(path).get("vectors") if path.is_file() else None
+    def kept(self, name: str) -> Tensor | None:
+        """ROWS or TOKEN_VECTORS, as `create` kept them."""
+        path = self.path / name
+        return load_tensors(path).get("data") if path.is_file() else None
 
     def check_writable(self):
         """Makes the folder; UserError where nothing could be written into it."""
@@ -312,11 +315,13 @@ def commit() -> str | None:
 class LoadedRun:
     """A trained model with its tokenizer; `embed` is the one path from text to vectors."""
 
-    def __init__(self, model: ConceptModel, tokenizer, config: dict, step: int):
-        self.model, self.tokenizer, self.config, self.step = model, tokenizer, config, step
+    def __init__(self, model: ConceptModel, tokenizer, config: dict, step: int, rows: Tensor | None = None):
+        """rows [n, N]: ids of the validation text, on which remove_directions and whitening are fitted."""
+        self.model, self.tokenizer, self.config, self.step, self.rows = model, tokenizer, config, step, rows
         self.device = next(model.parameters()).device
         self.max_length = max(config["lengths"])
         self.warned = False
+        self.fit = None  # (settings, what `fitted` made of them)
 
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, as training encoded it; never empty."""
@@ -326,7 +331,8 @@ class LoadedRun:
     def embed(self, texts: list[str], batch_tokens: int = 16384) -> Tensor:
         """
         list of n strings -> float32 [n, hidden] on the CPU: the mean of each text's concepts. A text longer than
-        max(lengths) is cut into chunks, its vector is their token-weighted mean.
+        max(lengths) is cut into chunks, its vector is their token-weighted mean. Where config has remove_directions or
+        whitening, geometry.isotropic is applied, fitted on the training corpus's validation rows.
         """
         pieces = []  # (text, ids)
         for i, ids in enumerate(self.encode_texts(texts)):
@@ -349,7 +355,26 @@ class LoadedRun:
             weight = mask.sum(1, keepdim=True).double().cpu()
             total.index_add_(0, index, vectors * weight)
             tokens.index_add_(0, index, weight)
-        return (total / tokens).float()
+        vectors = total / tokens
+        if self.config["remove_directions"] or self.config["whitening"]:
+            mean, matrix = self.fitted()
+            vectors = (vectors - mean) @ matrix
+        return vectors.float()
+
+    def fitted(self) -> tuple[Tensor, Tensor]:
+        """geometry.isotropic of the embeddings of `rows`."""
+        settings = self.config["remove_directions"], self.config["whitening"]
+        if self.fit is None or self.fit[0] != settings:
+            with exact_matmul():
+                parts = [self.model.embed(ids.to(self.device)) for ids in self.rows.long().split(256)]
+            self.fit = settings, geometry.isotropic(torch.cat(parts).double().cpu(), *settings)
+        return self.fit[1]
+
+    def twin(self, seed: int) -> "LoadedRun":
+        """The untrained model of this seed, embedding as the run does."""
+        twin = LoadedRun(untrained(self.model, seed), self.tokenizer, self.config, 0, self.rows)
+        twin.warned = True  # of texts in chunks: the run itself says it
+        return twin
 
     @torch.no_grad()
     def generate(self, text: str) -> tuple[str, float]:
@@ -383,7 +408,7 @@ def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:
     try:
         kinds = {key: field.kinds for key, field in fields_of(ModelConfig).items()}
         kinds |= {"run_id": (str,), "tokenizer_hash": (str,), "mask_id": (int,), "pad_id": (int,)}  # used later
-        kinds |= {"lengths": (tuple[int, ...],)}
+        kinds |= {"lengths": (tuple[int, ...],), "remove_directions": (int,), "whitening": (float,)}
         for key, kind in kinds.items():
             value = config[key]
             try:
@@ -393,6 +418,8 @@ def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:
         shape = ModelConfig(**{key: config[key] for key in fields_of(ModelConfig)})
         if not config["lengths"] or min(config["lengths"]) < 1 or not shape.vocab_size:
             raise ValueError("no lengths, or no vocabulary")
+        if config["remove_directions"] not in (0, 1) or not 0 <= config["whitening"] <= 1:
+            raise ValueError("remove_directions or whitening")
         if not all(0 <= config[key] < shape.vocab_size for key in ("mask_id", "pad_id")):
             raise ValueError("special ids outside the vocabulary")
     except (LookupError, ValueError, TypeError, OverflowError) as error:
@@ -400,17 +427,17 @@ def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:
     tokenizer = dataset.load_tokenizer(run.path / "tokenizer.json")
     if dataset.tokenizer_hash(run.path / "tokenizer.json") != config["tokenizer_hash"]:
         raise UserError(f"{path}/tokenizer.json is not the one the run was trained with; put that one back")
-    vectors = run.token_vectors() if shape.token_init == "spectral" else None
-    if shape.token_init == "spectral" and vectors is None:
-        raise UserError(
-            f"{run.path / TOKEN_VECTORS} is missing, what an untrained twin begins with; put the run's own file back"
-        )
-    if vectors is not None and vectors.shape != (shape.vocab_size, shape.token_width):
-        raise UserError(f"{run.path / TOKEN_VECTORS} is of another model; put the run's own file back")
+    vectors = run.kept(TOKEN_VECTORS) if shape.token_init == "spectral" else None
+    if shape.token_init == "spectral" and (vectors is None or vectors.shape != (shape.vocab_size, shape.token_width)):
+        what = "missing, what an untrained twin begins with" if vectors is None else "of another model"
+        raise UserError(f"{run.path / TOKEN_VECTORS} is {what}; put the run's own file back")
+    rows = run.kept(ROWS)
+    if rows is None or rows.ndim != 2 or not 0 <= rows.min() <= rows.max() < shape.vocab_size:
+        raise UserError(f"{run.path / ROWS} is missing or of another run; put the run's own file back")
     try:
         model = ConceptModel(shape, config["mask_id"], token_vectors=vectors)
     except (RuntimeError, MemoryError):
         raise UserError(f"{path}/config.json describes a model too large for this machine; was it edited?") from None
     path = folder / "model.safetensors"
     load_weights(model, load_tensors(path), path)
-    return LoadedRun(model.to(pick_device(device)).eval(), tokenizer, config, int(folder.name[5:]))
+    return LoadedRun(model.to(pick_device(device)).eval(), tokenizer, config, int(folder.name[5:]), rows)

@@ -17,6 +17,7 @@ from lab import dataset
 from lab.configurator import UserError, warn
 from lab.distributed import World, exact_matmul
 from lab.report import table
+from lab.runs import ROWS, LoadedRun
 from model import ConceptModel
 from noise import Noise
 from objectives import Objective, Objectives, Problem, Rows, Vocabulary
@@ -74,6 +75,11 @@ class Validation:
         numbers = np.arange(rows, dtype=np.int64)
         columns = (torch.from_numpy(x).split(size) for x in (numbers, *self.samplers[rule].batch(0, n, numbers)))
         return [Batch(*columns) for columns in zip(*columns, strict=True)]
+
+    def rows(self, count: int = 2048) -> Tensor:
+        """[count, n] int32: the first rows of the shortest length, on which a run's `embed` may be fitted."""
+        (batch,) = self.draw((False, False), self.lengths[0], count, count)
+        return batch.ids.int()
 
     def batches_of(self, part: Objective, n: int) -> list[Batch]:
         """The rows a part is judged on: those of its own rule, whatever else the sum is made of."""
@@ -227,7 +233,9 @@ def final_report(trainer, retrieval: bool) -> str:
     if retrieval and not trainer.signals.received:
         from lab.floors import retrieval_table  # late: scipy
 
-        parts.append(retrieval_table(trainer.model, trainer.val_text, tokenizer, max(trainer.config.lengths)))
+        run = LoadedRun(trainer.model.eval(), tokenizer, trainer.out.config(), trainer.step, trainer.out.kept(ROWS))
+        run.warned = True  # of texts in chunks: the table says it
+        parts.append(retrieval_table(run, trainer.val_text))
     if texts := reconstructions(validation, tokenizer):
         parts.append(f"held-out rows (text, what of it the encoder read, what was predicted):\n\n{texts}".rstrip())
     parts.append(f"run: {trainer.out.path} (curves.png, metrics.jsonl)")

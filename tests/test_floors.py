@@ -13,6 +13,7 @@ from scipy import stats
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lab import dataset, floors, tasks
+from lab.runs import LoadedRun, untrained
 from model import ConceptModel, ModelConfig
 from tests.corpus import make_corpus
 from tests.test_tasks import make_pairs
@@ -334,6 +335,13 @@ def make_model(corpus, **more):
     return ConceptModel(ModelConfig(vocab_size=corpus.vocab_size, **SHAPE | more), corpus.mask, seed=7)
 
 
+def make_run(corpus):
+    model = make_model(corpus).eval()
+    config = {"lengths": (16,), "hidden": model.config.hidden, "pad_id": corpus.pad}
+    config |= {"remove_directions": 0, "whitening": 0.0}
+    return LoadedRun(model, tokenizer_of(corpus.folder), config, step=0)
+
+
 def planted(n=40):
     """Documents whose body repeats the two words of the first sentence that no other document has in this pair."""
     named = [(WORDS[i % 10], WORDS[(i + 1 + i // 10) % 10]) for i in range(n)]
@@ -438,7 +446,7 @@ def test_tfidf_equals_a_slow_loop(tmp_path, place, text):
         corpus = write_corpus(tmp_path / "val", place, documents)
     found = floors.retrieval_pairs(corpus, tokenizer)
     texts = [q for q, _ in found] + [body for _, body in found]
-    _, hits = floors.retrieval_hits(make_model(corpus), corpus, tokenizer, 16, texts)
+    _, hits = floors.retrieval_hits(make_run(corpus), texts)
     assert {name: runs["raw"].shape for name, runs in hits.items()} == {
         floors.RANDOM: (floors.RANDOM_SEEDS, len(found)),
         floors.TFIDF: (1, len(found)),
@@ -455,11 +463,10 @@ def test_tfidf_equals_a_slow_loop(tmp_path, place, text):
 
 
 def test_the_table_and_what_it_leaves_as_it_was(tmp_path, place):
-    corpus, tokenizer = write_corpus(tmp_path / "val", place, planted()), tokenizer_of(place)
-    model = make_model(corpus).train()
-    printed = floors.retrieval_table(model, corpus, tokenizer, 16)
-    assert model.training
-    assert printed == floors.retrieval_table(model.eval(), corpus, tokenizer, 16) and not model.training
+    corpus = write_corpus(tmp_path / "val", place, planted())
+    run = make_run(corpus)
+    printed = floors.retrieval_table(run, corpus)
+    assert printed == floors.retrieval_table(run, corpus)
     lines = printed.splitlines()
     assert lines[0].startswith("| first sentence -> its body among 40,") and "40 pairs are all" in lines[-1]
     cells = {row[0]: row[1:] for row in ([c.strip() for c in line.split("|")[1:-1]] for line in lines[2:7])}
@@ -470,23 +477,23 @@ def test_the_table_and_what_it_leaves_as_it_was(tmp_path, place):
 def test_the_twin_is_what_training_begins_with(place):
     corpus = dataset.Corpus(place, "val")
     model = make_model(corpus)
-    twin = floors.untrained(model, 7)
+    twin = untrained(model, 7)
     assert not twin.training
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
-    assert not torch.equal(floors.untrained(model, 8).tokens.weight, twin.tokens.weight)
+    assert not torch.equal(untrained(model, 8).tokens.weight, twin.tokens.weight)
 
 
 def test_an_untrained_model_is_at_its_floor_and_a_better_one_is_not(place, monkeypatch):
-    corpus, tokenizer = dataset.Corpus(place, "val"), tokenizer_of(place)
+    corpus = dataset.Corpus(place, "val")
     judge = floors.retrieval_hits
-    assert "retrieval is at its floor: " in floors.retrieval_table(make_model(corpus), corpus, tokenizer, 16)
+    assert "retrieval is at its floor: " in floors.retrieval_table(make_run(corpus), corpus)
 
     def better(*args):
         ours, theirs = judge(*args)
         return {"raw": np.ones_like(ours["raw"]), "centred": ours["centred"]}, theirs
 
     monkeypatch.setattr(floors, "retrieval_hits", better)
-    printed = floors.retrieval_table(make_model(corpus), corpus, tokenizer, 16).splitlines()
+    printed = floors.retrieval_table(make_run(corpus), corpus).splitlines()
     assert printed[-3] == "raw: retrieval is above random vectors and word TF-IDF and token_idf and the untrained twin"
     assert printed[-2].startswith("centred: retrieval is at its floor: ")
 
@@ -504,7 +511,7 @@ def test_the_sentence():
 
 def test_too_small_a_text_is_said(tmp_path, place):
     corpus = write_corpus(tmp_path / "val", place, planted(19))
-    printed = floors.retrieval_table(make_model(corpus), corpus, tokenizer_of(place), 16)
+    printed = floors.retrieval_table(make_run(corpus), corpus)
     assert "\n" not in printed and "19 held-out documents" in printed and "20 are needed" in printed
 
 
@@ -512,5 +519,5 @@ def test_a_text_without_a_latin_word_has_a_table(tmp_path, place):
     letters = [chr(ord("α") + i) * 3 for i in range(10)]
     documents = [[f"{a} {b}.", f"{b} {a} {a}."] for a in letters[:5] for b in letters[5:]]
     corpus = write_corpus(tmp_path / "val", place, documents)
-    printed = floors.retrieval_table(make_model(corpus), corpus, tokenizer_of(place), 16)
+    printed = floors.retrieval_table(make_run(corpus), corpus)
     assert "among 25," in printed and re.search(r"word TF-IDF +\| +0\.0 +\| +0\.0 ", printed)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import geometry
-from geometry import ROWS, ablations, concept_geometry, effective_rank, verdict
+from geometry import ROWS, ablations, concept_geometry, effective_rank, isotropic, verdict
 from model import ConceptModel, ModelConfig
 from objectives import Problem
 
@@ -322,6 +322,24 @@ def test_a_real_model_before_and_after_it_learns_to_copy():
     cut = numbers()
     assert cut["delta_shuffle"] == cut["delta_zero"] == cut["delta_mean"] == 0
     assert cut["rank_slot_centred"] == after["rank_slot_centred"]
+
+
+# ---- post-processing
+
+
+def test_isotropic():
+    """Whole whitening makes all variances equal; a removed direction is gone, the others are as they were."""
+    x = normal(4000, 6) * torch.tensor([5.0, 3.0, 2.0, 1.0, 0.5, 0.1], dtype=torch.float64) + 7
+    mean, matrix = isotropic(x, 0, 1.0)
+    covariance = torch.cov(((x - mean) @ matrix).T)
+    assert torch.allclose(covariance / covariance[0, 0], torch.eye(6, dtype=torch.float64), atol=1e-6)
+    first = torch.linalg.svd(x - x.mean(0)).Vh[0]
+    mean, matrix = isotropic(x, 1, 0.0)
+    y = (x - mean) @ matrix
+    assert (y @ first).abs().max() < 1e-9
+    assert torch.allclose(y, x - x.mean(0) - torch.outer((x - x.mean(0)) @ first, first))
+    mean, matrix = isotropic(torch.ones(10, 3, dtype=torch.float64), 1, 0.25)  # nothing varies
+    assert matrix.isfinite().all()
 
 
 # ---- cost

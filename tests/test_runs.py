@@ -4,12 +4,13 @@ import json
 import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from corpus import make_corpus
 
 from lab.configurator import UserError
-from lab.runs import RunFolder, load_run, untrained
+from lab.runs import ROWS, TOKEN_VECTORS, RunFolder, load_run, untrained
 from model import ConceptModel
 from tests.training import BRIEF, losses, run
 
@@ -152,17 +153,39 @@ def spectral(data, tmp_path_factory):
 def test_token_vectors_are_those_of_the_run(spectral, tmp_path):
     model = load_run(spectral, device="cpu").model
     twin = untrained(model, seed=0)
-    assert torch.equal(twin.token_vectors, RunFolder(spectral).token_vectors()) and twin.token_vectors.any()
+    assert torch.equal(twin.token_vectors, RunFolder(spectral).kept(TOKEN_VECTORS)) and twin.token_vectors.any()
     assert not torch.equal(twin.tokens.weight, ConceptModel(model.config, model.mask_id).tokens.weight)
     (shutil.copytree(spectral, tmp_path / "cut") / "token_vectors.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match="token_vectors.safetensors is damaged"):
         load_run(tmp_path / "cut", device="cpu")
 
 
-def test_token_vectors_that_are_gone(spectral, tmp_path):
-    (shutil.copytree(spectral, tmp_path / "run") / "token_vectors.safetensors").unlink()
-    with pytest.raises(UserError, match="token_vectors.safetensors"):
+@pytest.mark.parametrize("name", [TOKEN_VECTORS, ROWS])
+def test_kept_tensors_that_are_gone(spectral, tmp_path, name):
+    (shutil.copytree(spectral, tmp_path / "run") / name).unlink()
+    with pytest.raises(UserError, match=name):
         load_run(tmp_path / "run", device="cpu")
+
+
+def test_embed_is_fitted_on_validation_rows_alone(spectral):
+    """As a slow loop over the run's own rows says."""
+    r = load_run(spectral, device="cpu")
+    texts = ["The dog.", "The red ship sees the old house."]
+    plain = r.embed(texts).double().numpy()
+    assert r.rows.shape == (2048, r.max_length)
+    rows = r.model.embed(r.rows.long()).detach().double().numpy()
+    mean = rows.mean(0)
+    _, sigma, directions = np.linalg.svd((rows - mean) / len(rows) ** 0.5)
+    expected = np.zeros_like(plain)
+    for i in range(1, len(sigma)):  # the first direction is removed
+        scale = max(sigma[i] / sigma[0], 1e-3) ** -0.25
+        expected += np.outer((plain - mean) @ directions[i], directions[i] * scale)
+    r.config |= {"remove_directions": 1, "whitening": 0.25}
+    assert np.allclose(r.embed(texts).numpy(), expected, atol=1e-5)
+    assert torch.allclose(r.embed(texts)[:1], r.embed(texts[:1]), atol=1e-4)  # whatever other texts there are
+    assert not np.allclose(r.twin(0).embed(texts).numpy(), expected, atol=1e-2)  # fitted on its own
+    r.config |= {"remove_directions": 0, "whitening": 0.0}
+    assert np.allclose(r.embed(texts).numpy(), plain)
 
 
 def test_token_vectors_of_a_run_that_was_killed_before_it_was_one(data, spectral, tmp_path):
