@@ -217,6 +217,12 @@ class Trainer:
         self.plan = make_plan(config, self.objectives, world.size)
         self.train_text, self.val_text = (dataset.Corpus(settings.data, split) for split in ("train", "val"))
         text = self.train_text
+        files = [(x.tokenizer_hash, x.count, x.documents.size, x.sentences.size) for x in (text, self.val_text)]
+        differs = torch.tensor(files != world.on_rank0(lambda: files), dtype=torch.int32, device=world.device)
+        if count := int(world.all_sum(differs)):
+            raise UserError(
+                f"{show(settings.data)} of {count} ranks differs from rank 0's; copy that folder to each node"
+            )
         if shape.vocab_size not in (0, text.vocab_size):
             raise UserError(
                 f"vocab_size={shape.vocab_size}, but {settings.data} has {text.vocab_size}; "
@@ -484,9 +490,9 @@ class Clock:
 
 
 def prepare_data(data: Path, world: World, signals: Signals) -> int:
-    """The embedded corpus is made on the spot; for any other the command that makes it is printed. Returns the signal
-    that stopped it, or 0."""
-    if data.name == "pydocs" and not (data / "meta.json").is_file() and world.rank == 0:
+    """The embedded corpus is made on the spot, on each node; for any other the command that makes it is printed.
+    Returns the signal that stopped it, or 0."""
+    if data.name == "pydocs" and not (data / "meta.json").is_file() and os.environ.get("LOCAL_RANK", "0") == "0":
         say("preparing the embedded corpus once: docstrings of this Python's packages, at most 90 s")
         script = [sys.executable, str(ROOT / "data/pydocs/prepare.py"), f"--data_dir={data.parent}"]
         process = subprocess.Popen(script)
@@ -497,6 +503,7 @@ def prepare_data(data: Path, world: World, signals: Signals) -> int:
             process.wait()
         elif process.returncode:
             raise UserError(f"preparing {data} failed (see above); run {dataset.prepare_command(data)} by itself")
+    world.barrier()
     stopped = world.on_rank0(lambda: signals.received)
     if not stopped:
         dataset.load_meta(data)

@@ -143,6 +143,14 @@ def test_a_mistake_found_by_rank_0_ends_both(data, tmp_path):
     assert not second.err.strip()
 
 
+def test_nodes_with_other_data_are_told(data, tmp_path):
+    make_corpus(tmp_path / "toy", documents=50)
+    words = [arguments(folder, tmp_path / "out", *BRIEF, "--max_steps=3") for folder in (data, tmp_path)]
+    first, second = run_ranks(words, tmp_path, before=impatient)
+    assert [first.code, second.code] == [2, 2]
+    assert "1 ranks have another" in first.err and first.err.count("error: ") == 1
+
+
 @pytest.mark.slow
 def test_the_launcher_says_a_mistake_once(data, tmp_path):
     done = torchrun(arguments(data, tmp_path / "run", "--batch_size=7"))

@@ -12,7 +12,10 @@ import pytest
 import compare
 import sample
 import train
+from decoders import DECODERS
+from encoders import ENCODERS
 from lab.configurator import read_layers
+from objectives import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,6 +41,14 @@ def test_the_two_commands():
     assert second.endswith("pip install -r requirements-dev.txt && python -m pytest")
     assert "torch==2.13.0" in (ROOT / "requirements.txt").read_text()
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text()
+
+
+def test_the_table_of_parts_says_what_their_classes_say():
+    registries = {"objective": OBJECTIVES, "encoder": ENCODERS, "decoder": DECODERS}
+    rows = re.findall(r"^\| `(\w+)=(\w+)` \| (.*) \|$", README, re.M)
+    assert {key for key, _, _ in rows} == registries.keys()
+    for key, name, line in rows:
+        assert line == registries[key][name].__doc__.strip().splitlines()[0]
 
 
 HELP = """
