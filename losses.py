@@ -24,13 +24,7 @@ def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0):
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _ChunkedCrossEntropy.apply(hidden, weight, targets, weights, chunk)
     dtype = _matmul_dtype(hidden)
-    hidden, weight = hidden.to(dtype), weight.to(dtype)
-    total = 0.0
-    for i in range(0, rows, chunk):
-        part = slice(i, i + chunk)
-        ce = -F.log_softmax(_wide(F.linear(hidden[part], weight)), dim=1).gather(1, targets[part])
-        total = total + (ce * weights[part]).sum()
-    return total
+    return _loss_and_gradients(hidden.to(dtype), weight.to(dtype), targets, weights, chunk)[0]
 
 
 def _matmul_dtype(hidden):
@@ -66,7 +60,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return *(saved if saved is None else saved.mul_(grad) for saved in ctx.saved_tensors), None, None, None
 
 
-def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate, needed):
+def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate=None, needed=(False, False)):
     total, grad_hidden, grad_weight = 0.0, [], None
     for i in range(0, hidden.shape[0], chunk):
         part = slice(i, i + chunk)
@@ -76,6 +70,9 @@ def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate, nee
         at_target = logits.gather(1, target)
         norm = logits.exp_().sum(1, keepdim=True)
         total = total + ((norm.log() - at_target) * w).sum()
+        if not any(needed):
+            del logits  # before the next chunk's are made
+            continue
         softmax = logits.mul_(w.sum(1, keepdim=True) / norm)  # times the row's weight
         delta = softmax.scatter_add_(1, target, -w.to(logits.dtype)).to(h.dtype)  # w (softmax - onehot)
         if needed[0]:

@@ -1,6 +1,7 @@
 """How a step is cut into rows over ranks and micro-batches, what it costs, and whether compiling it pays."""
 
 import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,3 +113,54 @@ def decide_compile(wanted, world: World, shapes: int, flops: float, minutes: flo
     if failed > 0:
         warn(f"torch.compile does not work ({reason or 'on another rank'}); training goes on uncompiled")
     return not failed
+
+
+class Clock:
+    """Seconds of training, evaluations and checkpoints apart; and a horizon in minutes, turned into steps: each
+    length's first step (allocation, compilation) is left out, then 20 steps are timed."""
+
+    def __init__(self, trainer):
+        self.trainer, self.began = trainer, time.monotonic()
+        self.logged = (trainer.step, trainer.seconds)
+        self.timing = bool(trainer.config.max_minutes and not trainer.horizon)
+        self.seen, self.timed, self.excluded = set(), [], 0.0
+
+    def start(self):
+        self.began = time.monotonic()
+
+    def pause(self):
+        """Adds the seconds since the last start, step or pause."""
+        now = time.monotonic()
+        self.trainer.seconds += now - self.began
+        self.began = now
+
+    def stepped(self):
+        trainer = self.trainer
+        if not self.timing:
+            self.pause()
+            return
+        if trainer.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        before = trainer.seconds
+        self.pause()
+        length = trainer.sampler.length(trainer.step - 1)
+        if length in self.seen:
+            self.timed.append(trainer.seconds - before)
+        else:
+            self.excluded += trainer.seconds - before
+        self.seen.add(length)
+        if len(self.timed) == 20:
+            self.timing = False
+            trainer.seconds_per_step = trainer.world.on_rank0(lambda: sum(self.timed) / len(self.timed))
+            trainer.horizon = trainer.find_horizon()
+            say(
+                f"{trainer.config.max_minutes:g} minutes are {trainer.horizon} steps of "
+                f"{trainer.seconds_per_step:.3f} s ({self.excluded:.1f} s of first steps are left out, and so are "
+                "evaluations)"
+            )
+
+    def speed(self) -> float:
+        """Tokens a second since it was asked last."""
+        (step, seconds), trainer = self.logged, self.trainer
+        self.logged = (trainer.step, trainer.seconds)
+        return (trainer.step - step) * trainer.plan.tokens / max(trainer.seconds - seconds, 1e-9)
