@@ -2,12 +2,20 @@
 Judges a run on sentence tasks, next to the floors it must beat.
 
     python eval_glue.py --run=out/quickstart --tasks=concept
+    python eval_glue.py --run=out/quickstart --tasks=stsb,mrpc,rte --mode=fine_tune
 
-zero_shot: nothing is trained. A sentence's vector is the mean of its concepts; likeness is the cosine, raw and centred
-(less the mean over the task's first 2,000 train sentences); yes/no questions are answered by a threshold fitted on the
-train split. `concept` is stsb, sick_r, mrpc and paws; `sts` those of STS12 ... STS16 that lie in the folder. Prints one
-table and writes RUN/eval/zero_shot_TASK.json; beside it .npz has the answers to each row: SPLIT/cosines, SPLIT/centred
-or SPLIT/predictions [seeds, rows], SPLIT/labels.
+zero_shot: nothing is trained. A sentence's vector is the mean of its concepts; similarity is the cosine, raw and
+centred (less the mean over the task's first 2,000 train sentences); yes/no questions are answered by a threshold fitted
+on the train split.
+
+fine_tune: a head, and the encoder with it, is trained on the train split less a held-out tenth, which chooses the
+epoch (and with --grid=lr the learning rate); dev and test are only read. The untrained twin is trained in the same way,
+at the same seeds. Every finished seed is kept in `.floors/` and a seed that was killed goes on at its last epoch, so
+the same command goes on.
+
+`concept` is stsb, sick_r, mrpc and paws; `seeds` mrpc, qqp, stsb and mnli; `sts` those of STS12 ... STS16 that lie
+in the folder; `all` all that do. Prints one table and writes RUN/eval/MODE_TASK.json; beside it .npz has the answers
+to each row: SPLIT/cosines, SPLIT/centred or SPLIT/predictions [seeds, rows], SPLIT/labels.
 
 Most of a similarity score is overlap of words. What it knows beyond them: partial_lexical is the rank correlation of
 centred cosines and labels that is left, given what overlap of words and characters and the lengths know of both (0 for
@@ -25,13 +33,16 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from heads import HEADS
 from lab import command, floors, tasks
 from lab.command import say
 from lab.configurator import UserError, parse
 from lab.files import write_atomic
-from lab.report import score_rows, score_table, verdicts
+from lab.finetune import RATES, RECIPES, FineTuning
+from lab.report import interval, score_rows, score_table, verdicts
 from lab.runs import LoadedRun, load_run
 from lab.tasks import Pairs
+from objectives import described
 
 ROOT = Path(__file__).resolve().parent
 POSTPROCESSING = "remove_directions", "whitening"
@@ -44,7 +55,26 @@ class EvalConfig:
         tuple[str, ...], "tasks; concept: stsb, sick_r, mrpc, paws; sts: STS12 ... STS16; all: what is there"
     ] = ("concept",)
     mode: Annotated[Literal["zero_shot", "fine_tune"], "judge the vectors as they are, or train a head"] = "zero_shot"
+    head: Annotated[Literal[tuple(HEADS)], f"fine_tune: how concepts become an answer. {described(HEADS)}"] = (
+        "attention_pool"
+    )
+    recipe: Annotated[
+        Literal[tuple(RECIPES)],
+        "fine_tune: epochs, lr, batch and warm-up; seeds: 1e-5, 96 rows, 20 epochs of the small tasks (SEEDS)",
+    ] = "ours"
+    epochs: Annotated[int, "fine_tune: passes over the training rows; 0: the recipe's"] = 0
+    lr: Annotated[float, "fine_tune: peak learning rate, linear to 0; 0: the recipe's"] = 0.0
+    batch: Annotated[int, "fine_tune: rows a step; 0: the recipe's"] = 0
+    grid: Annotated[
+        Literal["", "lr"], f"fine_tune: lr: the one of {RATES} that is best on the held-out rows, at seed 0"
+    ] = ""
+    max_length: Annotated[int, "fine_tune: tokens read of a row, the longest sentence is cut first; 0: the run's"] = 0
+    interpolate: Annotated[bool, "fine_tune: stretch learned positions to a max_length beyond the run's"] = False
+    train_on: Annotated[Literal["train", "dev"], "fine_tune: the split to train on; dev where there is no train"] = (
+        "train"
+    )
     seeds: Annotated[int, "fine_tune: seeds 0 ... N-1"] = 3
+    against: Annotated[str, "another run folder, judged before in the same mode: the paired difference to it"] = ""
     data: Annotated[str, "folder of the task files, in their original layout"] = "data/glue"
     remove_directions: Annotated[Literal[-1, 0, 1], "as for train.py; -1: what the run says"] = -1
     whitening: Annotated[float, "as for train.py; -1: what the run says"] = -1.0
@@ -60,8 +90,11 @@ class EvalConfig:
             raise ValueError(f"whitening = {self.whitening} is no power to scale by; write --whitening=0.25 or so")
         if self.seeds < 1:
             raise ValueError(f"seeds = {self.seeds} is below 1; write --seeds=3")
-        if self.mode == "fine_tune":
-            raise ValueError("mode = 'fine_tune' is not there yet; write --mode=zero_shot")
+        if self.grid and self.lr:
+            raise ValueError("grid = 'lr' chooses the learning rate; leave --lr out")
+        for key in ("epochs", "lr", "batch", "max_length"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} = {getattr(self, key)} is negative; write 0 for the default")
 
 
 def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> dict[str, dict]:
@@ -72,6 +105,7 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> dict[
         answers = {floor: splits[split] for floor, splits in theirs.items()}
         known = floors.word_controls(pairs, split, answers) if pairs.task.kind == "score" else None
         metrics = {metric: float(np.median(v)) for metric, v in floors.scores(pairs, split, ours[split], known).items()}
+        kinds = {metric: floors.judged(metric, ours[split]) for metric in metrics}
         seeds = {floor: floors.scores(pairs, split, answer, known) for floor, answer in answers.items()}
         means = {floor: {metric: float(v.mean()) for metric, v in values.items()} for floor, values in seeds.items()}
         for metric, controls in floors.PARTIALS.items() if known else ():
@@ -80,15 +114,18 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> dict[
         spread = {metric: [float(v.min()), float(v.max())] for metric, v in seeds["untrained"].items()}
         result[split] = {"metrics": metrics, "floors": means, "untrained_range": spread}
         if known:
-            result[split]["beyond"] = floors.beyond_intervals(ours[split]["centred"], pairs.labels[split], known)
+            centred = ours[split][kinds[tasks.HEADLINE]]
+            result[split]["beyond"] = floors.beyond_intervals(centred, pairs.labels[split], known)
         for metric, name in pairs.task.lifts.items():
-            kind = "centred" if metric in floors.BEYOND else tasks.METRICS[metric][1]
-            having = [floor for floor in means if means[floor][metric] is not None]
+            if metric not in metrics:
+                continue
+            having = [floor for floor in means if means[floor].get(metric) is not None]
             best = max(having, key=lambda floor: means[floor][metric])  # noqa: B023
-            others = {floor: answers[floor][kind] for floor in (best, "token_idf", "untrained")}
-            lifts = floors.lifts(metric, ours[split][kind], others, pairs.labels[split], known)
+            named = [floor for floor in ("token_idf", "untrained") if floor in answers]
+            others = {floor: answers[floor][floors.judged(metric, answers[floor])] for floor in (best, *named)}
+            lifts = floors.lifts(metric, ours[split][kinds[metric]], others, pairs.labels[split], known)
             result[split][name] = {"best_floor": {"floor": best, **lifts[best]}}
-            result[split][name] |= {floor: lifts[floor] for floor in ("token_idf", "untrained")}
+            result[split][name] |= {floor: lifts[floor] for floor in named}
     sentences = verdicts(score_rows(pairs.name, [result], pairs.task.lifts))
     for judged, sentence in zip(result.values(), sentences.values(), strict=True):
         judged["verdict"] = sentence
@@ -102,61 +139,131 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     ours = floors.answers(floors.embed(run, pairs), pairs)
     splits = judge(ours, theirs, pairs)
     fitted = pairs.task.kind == "likeness"
+    protocol = {
+        "head": "threshold on the cosine" if fitted else "cosine",
+        "pooling": "mean of concepts",
+        **{key: run.config[key] for key in POSTPROCESSING},
+        "lr": None,
+        "epochs": None,
+        "batch": None,
+        "max_length": run.max_length,
+        "selection": "best accuracy on the fitting split" if fitted else "none",
+        "pairs": "encoded apart",
+        "train_rows": {split: len(pairs.labels[other]) for split, other in pairs.fitted_on.items()},
+        "eval_rows": {split: len(pairs.labels[split]) for split in pairs.scored},
+        "fitted_on": pairs.fitted_on,  # idf, centring and threshold
+        "fitting": f"{pairs.name} {pairs.fitting}",
+        "dtype": "float32",
+    }
+    return write_record(run, pairs, "zero_shot", splits, protocol, ours, folder)
+
+
+def write_record(run, pairs: Pairs, mode: str, splits: dict, protocol: dict, ours: dict, folder: Path) -> dict:
+    """Writes MODE_TASK.json and .npz -> the record. ours: split -> answers of every seed."""
+    each = {s: tasks.scores(pairs.task, answer, pairs.labels[s], pairs.sets[s]) for s, answer in ours.items()}
+    seeds = range(len(next(iter(next(iter(each.values())).values()))))
     record = {
         "task": pairs.name,
-        "mode": "zero_shot",
+        "mode": mode,
         "run_id": run.config["run_id"],
         "checkpoint": f"ckpt_{run.step}",
         "version": floors.VERSION,
         "splits": splits,
-        "protocol": {
-            "head": "threshold on the cosine" if fitted else "cosine",
-            "pooling": "mean of concepts",
-            **{key: run.config[key] for key in POSTPROCESSING},
-            "lr": None,
-            "epochs": None,
-            "batch": None,
-            "max_length": run.max_length,
-            "selection": "best accuracy on the fitting split" if fitted else "none",
-            "pairs": "encoded apart",
-            "train_rows": {split: len(pairs.labels[other]) for split, other in pairs.fitted_on.items()},
-            "eval_rows": {split: len(pairs.labels[split]) for split in pairs.scored},
-            "fitted_on": pairs.fitted_on,  # idf, centring and threshold
-            "fitting": f"{pairs.name} {pairs.fitting}",
-            "dtype": "float32",
-        },
-        "seeds": [0],
-        "per_seed": [{split: judged["metrics"] for split, judged in splits.items()}],
+        "protocol": protocol,
+        "seeds": list(seeds),
+        "per_seed": [{s: {m: float(v[i]) for m, v in metrics.items()} for s, metrics in each.items()} for i in seeds],
     }
-    rows = {split: answers | {"labels": pairs.labels[split]} for split, answers in ours.items()}
-    arrays = {f"{split}/{kind}": array for split, answers in rows.items() for kind, array in answers.items()}
-    floors.save_arrays(folder / f"zero_shot_{pairs.name}.npz", arrays)
-    write_atomic(folder / f"zero_shot_{pairs.name}.json", json.dumps(record, indent=1) + "\n")
+    arrays = {f"{split}/labels": pairs.labels[split] for split in ours}
+    for split, answer in ours.items():
+        arrays |= {f"{split}/{'predictions' if mode == 'fine_tune' else kind}": rows for kind, rows in answer.items()}
+    floors.save_arrays(folder / f"{mode}_{pairs.name}.npz", arrays)
+    write_atomic(folder / f"{mode}_{pairs.name}.json", json.dumps(record, indent=1) + "\n")
     return record
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fine-tuning
+
+
+def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, cache: Path) -> dict:
+    """The record of a task, as it is written to `folder`."""
+    work = FineTuning(run, pairs, config, cache)
+    cut = f"{100 * work.cut:.1f} % of the tokens are cut"
+    say(f"{pairs.name}: {len(work.train):,} rows to train on, {len(work.held):,} held out; {cut}")
+    ours, rate = work.all_seeds(config)
+    theirs = floors.fine_tune_floors(run, pairs, cache)
+    theirs["untrained"], twins_rate = work.all_seeds(config, twin=True)
+    splits = judge(ours, theirs, pairs)
+    protocol = work.protocol | {
+        "lr": rate,
+        "untrained_lr": twins_rate,
+        "recipe": config.recipe,
+        "pooling": config.head,
+        "selection": f"{pairs.task.primary} of the held-out rows: the epoch" + (", and lr" if config.grid else ""),
+        "pairs": "encoded apart" if work.head.apart else "encoded together",
+        "trained_on": pairs.trained_on,
+        "train_rows": len(work.train),
+        "held_out_rows": len(work.held),
+        "eval_rows": {split: len(pairs.labels[split]) for split in pairs.scored},
+        "cut_share": work.cut,
+    }
+    return write_record(run, pairs, "fine_tune", splits, protocol, ours, folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def difference(record: dict, ours: Path, theirs: Path) -> list[str]:
+    """A sentence for each split: by how much this run is above the other, whose answers lie in the folder `theirs`."""
+    name = f"{record['mode']}_{record['task']}.npz"
+    if not (theirs / name).is_file():
+        raise UserError(f"{theirs / name} is missing; judge that run first, with the same --mode and --tasks")
+    task, lines = tasks.TASKS[record["task"]], []
+    with np.load(ours / name) as mine, np.load(theirs / name) as other:
+        for split in record["splits"]:
+            kinds = [kind for kind in ("centred", "predictions") if f"{split}/{kind}" in mine.files]
+            a, b, labels = mine[f"{split}/{kinds[0]}"], other[f"{split}/{kinds[0]}"], mine[f"{split}/labels"]
+            if not np.array_equal(labels, other[f"{split}/labels"]):
+                raise UserError(f"{theirs / name} was made from other rows; judge that run again")
+            lift = floors.lifts(task.primary, a, {"it": b}, labels)["it"]
+            lines.append(f"{record['task']} {split}: {task.primary} {interval(lift)} over {theirs.parent}, paired")
+    return lines
 
 
 def main(argv) -> int:
     parsed = parse(argv, EvalConfig, prog="eval_glue.py", doc=__doc__, root=ROOT, positional=False)
     config = parsed.make(EvalConfig)
-    parsed.unused(["seeds"], "by mode = 'zero_shot', in which nothing is drawn")
+    zero = config.mode == "zero_shot"
+    if zero:
+        keys = ["head", "recipe", "epochs", "lr", "batch", "grid", "max_length", "interpolate", "train_on", "seeds"]
+        parsed.unused(keys, "by mode = 'zero_shot', in which nothing is trained")
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
-    names = tasks.task_names(config.tasks, data, zero_shot=True)
+    names = tasks.task_names(config.tasks, data, zero_shot=zero)
     if not names:
-        raise UserError(f"no task with a zero-shot score lies below {data}; give --data=DIR with the task files")
-    loaded = [Pairs(name, tasks.load_task(name, data)) for name in names]  # all mistakes in files first
+        raise UserError(f"no task that can be judged lies below {data}; give --data=DIR with the task files")
+    loaded = [Pairs(name, tasks.load_task(name, data), "" if zero else config.train_on) for name in names]
     run = load_run(config.run, config.ckpt, config.device)
     run.config |= {key: value for key in POSTPROCESSING if (value := getattr(config, key)) != -1}
-    folder = Path(config.run) / "eval"
+    folder, cache = Path(config.run) / "eval", Path(config.run).resolve().parent / ".floors"
     folder.mkdir(exist_ok=True)
-    rows = []
-    for pairs in loaded:
-        record = zero_shot(run, pairs, folder, Path(config.run).resolve().parent / ".floors")
+    rows, records = [], []
+    for pairs in loaded:  # all mistakes in files came first
+        record = zero_shot(run, pairs, folder, cache) if zero else fine_tune(run, pairs, config, folder, cache)
         rows += score_rows(pairs.name, [record["splits"]], pairs.task.lifts)
-    print(f"{run.config['run_id']}, ckpt_{run.step}, zero-shot, x100; [95 % intervals]\n")
+        records.append(record)
+    how = "zero-shot" if zero else f"fine-tuned, head {config.head}, median of {config.seeds} seeds"
+    print(f"{run.config['run_id']}, ckpt_{run.step}, {how}, x100; [95 % intervals]\n")
     print(score_table(rows))
     print("\n" + "\n".join(f"{name}: {sentence}" for name, sentence in verdicts(rows).items()))
+    if config.against:
+        print()
+        for record in records:
+            print("\n".join(difference(record, folder, Path(config.against) / "eval")))
+    if not zero:
+        print(f"\nprotocol: {json.dumps(records[-1]['protocol'])}")
     for pairs in loaded:
-        if set(pairs.fitted_on.values()) - {"train"}:
+        if zero and set(pairs.fitted_on.values()) - {"train"}:
             print(f"\n{pairs.name} {pairs.fitting}")
     return 0
 

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 from scipy import sparse
+from scipy.optimize import minimize
+from scipy.special import logsumexp
 
 from lab import tasks
 from lab.command import say
@@ -77,12 +79,16 @@ def scale_columns(counts, weights) -> sparse.csr_array:
     return sparse.csr_array(counts @ sparse.diags_array(weights))
 
 
+def scale_rows(counts, weights) -> sparse.csr_array:
+    return sparse.csr_array(sparse.diags_array(weights) @ counts)
+
+
 def averages(counts, weights) -> sparse.csr_array:
     """A [n, W] such that A @ vectors is the mean of vectors [W, D] over the items of each row of counts [n, W], item w
     having the weight weights[w]; 0 where there is no item."""
     weighted = scale_columns(counts, weights)
     total = np.asarray(weighted.sum(1)).ravel()
-    return sparse.csr_array(sparse.diags_array(1 / np.where(total > 0, total, 1)) @ weighted)
+    return scale_rows(weighted, 1 / np.where(total > 0, total, 1))
 
 
 def random_vectors(words, seed: int, width: int = RANDOM_WIDTH) -> np.ndarray:
@@ -133,6 +139,63 @@ def text_floors(pairs: Pairs) -> dict[str, dict[str, dict]]:
     return floors | {"random_vectors": stack(runs)}
 
 
+NEGATIONS = {"no", "not", "never", "nobody", "nothing", "none", "n't", "without", "isn't", "don't", "doesn't", "can't"}
+
+
+def overlap_features(pairs: Pairs, split: str) -> sparse.csr_array | np.ndarray:
+    """[n, F] of what a pair shows without being understood: overlap of its words and characters, lengths, negations;
+    of a single sentence its TF-IDF, in rows of norm 1."""
+    words, vocabulary = word_counts(pairs.sentences)
+    index, fitting = pairs.index[split], pairs.index[pairs.trained_on].ravel()
+    tfidf, chars = (scale_columns(x, idf(x[fitting])) for x in (words, char_counts(words, vocabulary)))
+    if index.shape[1] == 1:
+        rows = tfidf[index[:, 0]]
+        return scale_rows(rows, 1 / np.maximum(np.sqrt(dot(rows, rows)), 1e-12))
+    a, b = index.T
+    present = (words > 0).astype(np.float64)
+    shared, sizes = dot(present[a], present[b]), np.maximum(present.sum(1), 1)
+    negations = present[:, [i for i, word in enumerate(vocabulary) if word in NEGATIONS]].sum(1)
+    lengths = np.log(np.maximum(words.sum(1), 1))
+    columns = [shared / (sizes[a] + sizes[b] - shared), shared / sizes[a], shared / sizes[b]]
+    columns += [tasks.cosine(x, index) for x in (tfidf, chars)] + [np.abs(lengths[a] - lengths[b]), lengths[a]]
+    return np.stack([*columns, negations[a], negations[b], np.abs(negations[a] - negations[b])], 1)
+
+
+def linear_fit(x, labels, classes: int) -> np.ndarray:
+    """x [n, F], dense or sparse -> weights [F, K] of logistic regression (ridge regression where classes is 0), each
+    with a penalty of half the squared weights; x has a column for the constant."""
+    if not classes:
+        return np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ labels)[:, None]
+    truth = np.eye(classes)[labels]
+
+    def loss(w):
+        w = w.reshape(-1, classes)
+        scores = x @ w
+        log_sum = logsumexp(scores, axis=1, keepdims=True)
+        gradient = x.T @ (np.exp(scores - log_sum) - truth) + w
+        return (log_sum.sum() - (scores * truth).sum()) + (w * w).sum() / 2, gradient.ravel()
+
+    start = np.zeros(x.shape[1] * classes)
+    return minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x.reshape(-1, classes)
+
+
+def overlap_floor(pairs: Pairs) -> dict[str, dict]:
+    """Split -> answers of a linear model of `overlap_features`, fitted on the training split."""
+    x = {split: overlap_features(pairs, split) for split in (pairs.trained_on, *pairs.scored)}
+    fit = x[pairs.trained_on]
+    if not sparse.issparse(fit):
+        mean, scale = fit.mean(0), np.maximum(fit.std(0), 1e-9)
+        x = {split: (rows - mean) / scale for split, rows in x.items()}
+    stacked = sparse.hstack if sparse.issparse(fit) else np.hstack
+    x = {split: stacked([rows, np.ones((rows.shape[0], 1))]) for split, rows in x.items()}
+    classes = 0 if pairs.task.kind == "score" else len(pairs.task.labels)
+    weights = linear_fit(x[pairs.trained_on], pairs.labels[pairs.trained_on], classes)
+    outputs = {split: x[split] @ weights for split in pairs.scored}
+    if classes:
+        return {split: {"predictions": y.argmax(1)[None]} for split, y in outputs.items()}
+    return {split: {"cosines": y.T} for split, y in outputs.items()}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Floors of a task that need a model, and where all of them are kept
 
@@ -168,6 +231,7 @@ def cache_key(run: LoadedRun, pairs: Pairs) -> str:
     digest = hashlib.sha256(json.dumps([settings, pairs.name, pairs.sentences]).encode())
     if run.model.token_vectors is not None:  # untrained twins begin with them
         digest.update(run.model.token_vectors.cpu().numpy().tobytes())
+    digest.update(" ".join(pairs.scored).encode())
     for split, index in pairs.index.items():
         digest.update(split.encode() + index.tobytes() + pairs.labels[split].tobytes())
     return digest.hexdigest()[:16]
@@ -193,6 +257,18 @@ def task_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dict[str
     except OSError as error:
         warn(f"{cache} cannot be written ({error.strerror}); the floors will be computed again next time")
     return floors
+
+
+def fine_tune_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dict[str, dict]]:
+    """Floor -> split -> answers, for a head that is trained: the zero-shot ones of a question of similarity, majority,
+    overlap_features."""
+    floors = {}
+    if pairs.task.kind != "classification":
+        floors = task_floors(run, pairs, cache)
+        del floors["untrained"]  # the twin is trained, too
+    if pairs.task.kind != "score":
+        floors["majority"] = {split: majority(pairs.labels[split]) for split in pairs.scored}
+    return floors | {"overlap_features": overlap_floor(pairs)}
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]):
@@ -280,8 +356,15 @@ def beyond_words(answers, labels, known: dict[str, np.ndarray], counts=None, met
 def scores(pairs: Pairs, split: str, answers: dict, known=None) -> dict[str, np.ndarray]:
     """Every metric of answers [F, n] to a split -> [F]; with `word_controls` also what goes beyond words."""
     values = tasks.scores(pairs.task, answers, pairs.labels[split], pairs.sets[split])
-    beyond = beyond_words(answers["centred"], pairs.labels[split], known) if known else {}
+    beyond = beyond_words(answers[judged(HEADLINE, answers)], pairs.labels[split], known) if known else {}
     return values | {metric: value[0] for metric, value in beyond.items()}
+
+
+def judged(metric: str, answers: dict) -> str:
+    """Which of the answers a metric judges. Scores of a trained head are not centred."""
+    if metric in BEYOND:
+        return "centred" if "centred" in answers else "cosines"
+    return tasks.METRICS[metric][1] if metric in tasks.METRICS else "cosines"
 
 
 def beyond_intervals(ours, labels, known) -> dict[str, dict[str, float]]:

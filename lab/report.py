@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lab.files import replacing
 
-FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "untrained")
+FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "overlap_features", "untrained")
 LIFTS = ("best_floor", "token_idf", "untrained")
 
 

@@ -311,7 +311,7 @@ def scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.ndarray
     def by_set(x, y):
         return float(np.mean([pearson(x[sets == name], y[sets == name]) for name in np.unique(sets)]))
 
-    functions = {metric: METRICS[metric] for metric in task.metrics}
+    functions = {metric: METRICS[metric] for metric in task.metrics if METRICS[metric][1] in answers}
     if sets is not None:
         functions |= {"pearson_by_set": (by_set, "cosines"), "pearson_by_set_centred": (by_set, "centred")}
     return {metric: np.array([f(row, labels) for row in answers[kind]]) for metric, (f, kind) in functions.items()}
@@ -326,8 +326,12 @@ CENTRED_ON = 2000  # sentences of another split whose mean vector is taken off
 class Pairs:
     """The sentences of a task's splits, each once, and where those of each row stand among them."""
 
-    def __init__(self, name: str, splits: dict[str, Split]):
-        self.name, self.task = name, TASKS[name]
+    def __init__(self, name: str, splits: dict[str, Split], trained_on: str = ""):
+        """trained_on: the split that a head is fine-tuned on, which is then not judged; "": nothing is trained."""
+        self.name, self.task, self.trained_on = name, TASKS[name], trained_on
+        if trained_on and trained_on not in splits:
+            where = " (or --train_on=dev, to be judged on test)" if trained_on == "train" and "dev" in splits else ""
+            raise UserError(f"{name} has no {trained_on} split; put {self.task.files.get(trained_on)} there{where}")
         number = {}
         self.index = {  # split -> [n, 2]; [n, 1] for tasks of single sentences
             name: np.array([[number.setdefault(text, len(number)) for text in row] for row in split.rows])
@@ -336,7 +340,7 @@ class Pairs:
         self.sentences = list(number)
         self.labels = {name: split.labels for name, split in splits.items()}
         self.sets = {name: split.sets for name, split in splits.items()}
-        self.scored = [split for split in splits if split != "train"]
+        self.scored = [split for split in splits if split not in ("train", trained_on)]
         self.fitted_on = {}  # scored split -> the split for idf, centring and threshold
         for split in self.scored:
             others = [other for other in splits if other != split]  # train comes first

@@ -1,0 +1,271 @@
+"""
+Fine-tuning: a head and its encoder, trained on one task; what they answer is kept, for every seed.
+
+    work = FineTuning(run, pairs, config, cache)        # config: of eval_glue.py
+    answers, rate = work.all_seeds(config)              # {"dev": {"predictions": [seeds, n]}}, learning rate
+"""
+
+import copy
+import hashlib
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from heads import HEADS
+from lab import command, dataset, floors, optim, tasks
+from lab.command import NonFinite
+from lab.configurator import UserError, warn
+from lab.distributed import World, exact_matmul, pick_dtype
+from lab.files import replacing
+from lab.runs import LoadedRun
+from lab.tasks import Pairs
+from model import ConceptModel
+
+RATES = (1e-4, 3e-4, 1e-3)  # what --grid=lr tries
+LONG = {"cola": 20, "mrpc": 20, "stsb": 20, "rte": 20, "wnli": 20, "sst2": 5, "sick_r": 10, "sick_e": 10, "paws": 5}
+RECIPES = {  # warmup: steps, or a share of all
+    "ours": {"epochs": 3, "lr": 3e-4, "batch": 32, "warmup": 0.1},
+    "seeds": {"epochs": 3, "lr": 1e-5, "batch": 96, "warmup": 100},  # epochs: of the tasks that LONG does not name
+}
+HELD_OUT = 0.1, 2000  # share of the training rows that chooses the epoch, and the most of them
+FINE_TUNE_VERSION = 1  # raise it by hand when the training below changes: outputs that were kept are then made anew
+
+
+def shorten(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
+    """Two lists of ids, cut to `room` in all, the longer one first."""
+    return a[: max(room - len(b), (room + 1) // 2)], b[: max(room - len(a), room // 2)]
+
+
+def token_rows(run: LoadedRun, pairs: Pairs, apart: bool, most: int) -> tuple[dict[str, list], float]:
+    """(split -> for each row one or two lists of at most `most` ids, share of all tokens that was cut). A pair that is
+    not read `apart` is one list: a, separator, b."""
+    ids = run.encode_texts(pairs.sentences)
+    separator = dataset.special_ids(run.tokenizer)["sep"]
+    rows, before, after = {}, 0, 0
+    for split, index in pairs.index.items():
+        rows[split] = []
+        for numbers in index:
+            texts = [ids[i] for i in numbers]
+            before += sum(map(len, texts))
+            if apart or len(texts) == 1:
+                texts = [text[:most] for text in texts]
+                after += sum(map(len, texts))
+            else:
+                a, b = shorten(*texts, most - 1)
+                after += len(a) + len(b)
+                texts = [[*a, separator, *b]]
+            rows[split].append(texts)
+    return rows, 1 - after / before
+
+
+def batches(rows: list, size: int, chance: np.random.Generator | None = None) -> list[np.ndarray]:
+    """Numbers of rows in batches of like lengths: little padding. chance: all in a random order."""
+    lengths = np.array([sum(map(len, texts)) for texts in rows])
+    if chance is None:
+        return np.array_split(np.argsort(-lengths, kind="stable"), range(size, len(rows), size))
+    order = chance.permutation(len(rows))
+    parts = []
+    for pool in np.array_split(order, range(32 * size, len(rows), 32 * size)):
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        parts += np.array_split(pool, range(size, len(pool), size))
+    return [parts[i] for i in chance.permutation(len(parts))]
+
+
+def loss_of(outputs, labels, kind: str, linear: bool):
+    """Cross-entropy of classes; squared error of standardised scores, outputs [B, 1]; of cosines CoSENT (Su 2022):
+    log(1 + sum exp 20 (cos_j - cos_i)) over all pairs of rows with label_i > label_j."""
+    if not linear:
+        cosines = 20 * outputs[:, 0]
+        wrong = (cosines[None, :] - cosines[:, None])[labels[:, None] > labels[None, :]]
+        return torch.cat([wrong.new_zeros(1), wrong]).logsumexp(0)
+    return F.mse_loss(outputs[:, 0], labels.float()) if kind == "score" else F.cross_entropy(outputs, labels)
+
+
+def stretched(model: ConceptModel, length: int) -> ConceptModel:
+    """The model with learned positions for `length` tokens, interpolated between those it has."""
+    config = replace(model.config, max_length=length)
+    state = model.state_dict()
+    for name in state:
+        if name.endswith(("positions.weight", "mixture.weight")) and len(state[name]) == model.config.max_length:
+            state[name] = F.interpolate(state[name].T[None], length, mode="linear", align_corners=True)[0].T
+    new = ConceptModel(config, model.mask_id, token_vectors=model.token_vectors)
+    new.load_state_dict(state)
+    return new.to(next(model.parameters()).device)
+
+
+class FineTuning:
+    """One task, one protocol: trains and keeps what models answer."""
+
+    def __init__(self, run: LoadedRun, pairs: Pairs, config, cache: Path):
+        recipe = RECIPES[config.recipe]
+        self.run, self.pairs, self.cache, self.kind = run, pairs, cache, pairs.task.kind
+        self.head = HEADS[config.head]
+        epochs = LONG.get(pairs.name, recipe["epochs"]) if config.recipe == "seeds" else recipe["epochs"]
+        self.protocol = {
+            "head": config.head,
+            "epochs": config.epochs or epochs,
+            "lr": config.lr or recipe["lr"],
+            "batch": config.batch or recipe["batch"],
+            "warmup": recipe["warmup"],
+            "max_length": config.max_length or run.max_length,
+            "dtype": pick_dtype("auto", run.device),
+        }
+        pair = len(pairs.index[pairs.trained_on][0]) == 2
+        if not self.head.linear and (not pair or self.kind == "classification"):
+            raise UserError(f"{pairs.name} is no question of similarity for --head={config.head}; take --head=pair")
+        if self.head.keeps_decoder and run.model.decoder is None:
+            raise UserError(f"the run has no decoder for --head={config.head}; take --head=attention_pool")
+        self.stretch, positions = self.protocol["max_length"] > run.model.config.max_length, run.model.config.max_length
+        if self.stretch and not config.interpolate:
+            raise UserError(
+                f"max_length = {config.max_length} is beyond the run's {positions} positions; leave it out, or write "
+                "--interpolate=True"
+            )
+        self.rows, self.cut = token_rows(run, pairs, self.head.apart, self.protocol["max_length"])
+        self.texts = len(self.rows[pairs.trained_on][0])
+        chance = np.random.default_rng(20250101)
+        order = chance.permutation(len(self.rows[pairs.trained_on]))
+        held = max(1, min(int(HELD_OUT[0] * len(order)), HELD_OUT[1]))
+        self.held, self.train = order[:held], order[held:]
+        if len(self.train) < 1:
+            raise UserError(f"{pairs.name} has {len(order)} row to train on; put the original files there")
+
+    def answers(self, seed: int, rate: float, twin: bool = False) -> dict[str, np.ndarray]:
+        """Outputs [n, K] of every split and of the held-out rows of one training, at its best epoch."""
+        identity = ["untrained"] if twin else [self.run.config["run_id"], self.run.step]
+        settings = [FINE_TUNE_VERSION, *identity, seed, self.protocol | {"lr": rate}, HELD_OUT]
+        settings += [self.pairs.trained_on, floors.cache_key(self.run, self.pairs)]
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+        path = self.cache / f"fine_tune_{self.pairs.name}_{digest}.npz"
+        try:
+            with open(path, "rb") as file, np.load(file) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, EOFError, floors.zipfile.BadZipFile):  # absent or damaged
+            pass
+        self.cache.mkdir(exist_ok=True)
+        what = f"{self.pairs.name}, {'untrained twin' if twin else 'run'}, lr {rate:g}, seed {seed}"
+        result = self.fit(
+            self.run.twin(seed).model if twin else self.run.model, seed, rate, what, path.with_suffix(".pt")
+        )
+        floors.save_arrays(path, result)
+        path.with_suffix(".pt").unlink(missing_ok=True)
+        return result
+
+    def fit(self, model: ConceptModel, seed: int, rate: float, what: str, saved: Path) -> dict[str, np.ndarray]:
+        """One training; `saved` keeps it as it is after each epoch."""
+        model = stretched(model, self.protocol["max_length"]) if self.stretch else copy.deepcopy(model)
+        outputs = 1 if self.kind == "score" or not self.head.linear else len(self.pairs.task.labels)
+        head = self.head(model.config, outputs, self.texts, seed=seed).to(self.run.device)
+        module = nn.ModuleDict({"model": model.requires_grad_(not self.head.frozen), "head": head})
+        optimizer = optim.adamw(module, rate, 0.01, (0.9, 0.999))
+        labels = torch.from_numpy(self.pairs.labels[self.pairs.trained_on]).to(self.run.device)
+        if self.kind == "score" and self.head.linear:
+            labels = (labels - labels[self.train].mean()) / labels[self.train].std()
+        texts, size, epochs = (
+            [self.rows[self.pairs.trained_on][i] for i in self.train],
+            *(self.protocol[k] for k in ("batch", "epochs")),
+        )
+        horizon = epochs * math.ceil(len(texts) / size)
+        warmup = self.protocol["warmup"]
+        warmup = max(1, int(warmup * horizon)) if isinstance(warmup, float) else warmup
+        world = World(0, 1, self.run.device, self.protocol["dtype"])
+        start, best, kept = self.restore(saved, module, optimizer)
+        began, step = time.monotonic(), start * math.ceil(len(texts) / size)
+        first = step
+        for epoch in range(start, epochs):
+            torch.manual_seed(seed * 1000 + epoch)  # of dropout; an epoch is the same after a kill
+            module.train()
+            if self.head.frozen:
+                model.eval()
+            for numbers in batches(texts, size, np.random.default_rng((seed, epoch))):
+                with world.autocast():
+                    predicted = head(model, *self.padded(texts, numbers))
+                loss = loss_of(predicted.float(), labels[self.train[numbers]], self.kind, self.head.linear)
+                loss.backward()
+                now = optim.learning_rate("linear", rate, step, horizon, warmup, 0.0)
+                _, bad = optim.clipped_step(module, optimizer, now, 1.0, loss)
+                step += 1
+                if step % 50 == 0:
+                    if bad:
+                        raise NonFinite(f"{what}: loss or gradient is not finite; take a smaller --lr")
+                    left = (time.monotonic() - began) / (step - first) * (horizon - step)
+                    command.status(f"{what}: step {step}/{horizon}  loss {loss.item():.3f}  ETA {left:.0f} s", False)
+            held = self.outputs(model, head, [self.rows[self.pairs.trained_on][i] for i in self.held])
+            score = self.held_out_score(held)
+            if best is None or score > best:
+                others = {split: self.outputs(model, head, self.rows[split]) for split in self.pairs.scored}
+                best, kept = score, others | {"held_out": held}
+            if epoch + 1 < epochs:
+                state = {
+                    "module": module.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "epoch": epoch + 1,
+                    "best": best,
+                }
+                with replacing(saved) as temporary:
+                    torch.save(state | {"kept": {k: torch.from_numpy(v) for k, v in kept.items()}}, temporary)
+        command.status(f"{what}: {time.monotonic() - began:.0f} s, held-out {best:.3f}")
+        return kept
+
+    def restore(self, saved: Path, module: nn.Module, optimizer) -> tuple[int, float | None, dict]:
+        """(epoch to go on with, best held-out score, outputs of it)."""
+        try:
+            state = torch.load(saved, map_location=self.run.device, weights_only=True)
+            module.load_state_dict(state["module"])
+            optimizer.load_state_dict(state["optimizer"])
+            return state["epoch"], state["best"], {k: v.cpu().numpy() for k, v in state["kept"].items()}
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # a damaged file fails in many ways
+            warn(f"{saved} is damaged ({type(error).__name__}); this seed begins anew")
+        return 0, None, {}
+
+    def padded(self, rows: list, numbers) -> list[tuple]:
+        """The one or two texts of these rows, each as (ids [B, S], mask [B, S])."""
+        both = ([rows[i][k] for i in numbers] for k in range(self.texts))
+        pad, device = self.run.config["pad_id"], self.run.device
+        return [tuple(torch.from_numpy(x).to(device) for x in dataset.pad_batch(texts, pad)) for texts in both]
+
+    @torch.no_grad()
+    def outputs(self, model: ConceptModel, head: nn.Module, rows: list, size: int = 64) -> np.ndarray:
+        """[n, K] in float32, whatever the batch."""
+        model.eval(), head.eval()
+        parts = batches(rows, size)
+        with exact_matmul():
+            made = torch.cat([head(model, *self.padded(rows, numbers)).float() for numbers in parts]).cpu().numpy()
+        ordered = np.empty_like(made)
+        ordered[np.concatenate(parts)] = made
+        return ordered
+
+    def answer(self, outputs: np.ndarray, held: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs [n, K] as an answer of one run [1, n]; a cosine says yes above the threshold of the held-out rows."""
+        if self.kind == "score":
+            return {"cosines": outputs.T.astype(np.float64)}
+        if self.head.linear:
+            return {"predictions": outputs.argmax(1)[None]}
+        threshold = tasks.best_threshold(held[:, 0], self.pairs.labels[self.pairs.trained_on][self.held])
+        return {"predictions": (outputs[:, 0] >= threshold).astype(np.int64)[None]}
+
+    def held_out_score(self, outputs: np.ndarray) -> float:
+        labels = self.pairs.labels[self.pairs.trained_on][self.held]
+        return float(tasks.scores(self.pairs.task, self.answer(outputs, outputs), labels)[self.pairs.task.primary][0])
+
+    def rate(self, wanted: str, twin: bool) -> float:
+        """The learning rate of the protocol, or the one of RATES that is best on the held-out rows."""
+        if not wanted:
+            return self.protocol["lr"]
+        return max(RATES, key=lambda rate: self.held_out_score(self.answers(0, rate, twin)["held_out"]))
+
+    def all_seeds(self, config, twin: bool = False) -> tuple[dict[str, dict], float]:
+        """(split -> answers of every seed [seeds, n], the learning rate)."""
+        rate = self.rate(config.grid, twin)
+        made = [self.answers(seed, rate, twin) for seed in range(config.seeds)]
+        each = [{split: self.answer(m[split], m["held_out"]) for split in self.pairs.scored} for m in made]
+        return tasks.stack(each), rate
