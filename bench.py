@@ -230,9 +230,8 @@ def main(argv) -> int:
     world = distributed.start(config.device, config.dtype)
     best = ceiling(world)
     machine = distributed.machine(world.device)
-    command.say(
-        f"{machine['device']}, {machine['threads']} threads, {world.dtype}: products at {best / 1e9:,.0f} GFLOP/s"
-    )
+    speed = f"products at {best / 1e9:,.0f} GFLOP/s"
+    command.say(f"{machine['device']}, {machine['threads']} threads, {world.dtype}: {speed}")
     results = {
         "machine": machine | {"dtype": world.dtype, "reference_dtype": config.reference_dtype},
         "torch": torch.__version__,

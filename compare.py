@@ -10,7 +10,6 @@ zero-shot; "" for none), and any key of training, for all arms. Its runs are out
 another as processes of train.py and eval_glue.py. What is done is skipped: the same command continues a killed grid.
 """
 
-import contextlib
 import fcntl
 import io
 import json
@@ -18,6 +17,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -47,12 +47,7 @@ class CompareConfig:
 # The grid file
 
 GRID_KEYS = ("arms", "seeds", "tasks")
-OURS = {  # keys of training that a grid cannot set
-    "seed": "write seeds = (0, 1)",
-    "out_dir": "the runs are OUT/compare/GRID/ARM_sSEED",
-    "resume": "what is there goes on",
-    "print_config": "use train.py for that",
-}
+OURS = ("seed", "out_dir", "resume", "print_config")  # keys of training that a grid cannot set
 
 
 @dataclass
@@ -129,8 +124,8 @@ def check_arms(grid: Grid, data_dir: str) -> dict[str, dict]:
     for arm, keys in grid.arms.items():
         try:
             if ours := [key for key in OURS if key in keys]:
-                raise UserError(f"{ours[0]} is set by compare.py; {OURS[ours[0]]}")
-            with contextlib.redirect_stderr(io.StringIO()):  # its warnings come again when the arm is trained
+                raise UserError(f"{ours[0]} is set by compare.py; write seeds = (0, 1), and leave {ours[0]} out")
+            with redirect_stderr(io.StringIO()):  # its warnings come again when the arm is trained
                 settings = Settings.read(grid.arguments(arm, data_dir))
                 resolved[arm] = settings.resolved()
             if settings.train.dataset != "pydocs" or (settings.data / "meta.json").is_file():  # train.py makes pydocs
@@ -211,11 +206,9 @@ class Comparison:
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written ({error.strerror}); give another --out") from None
         take_lock(self.lock)
-        try:
+        self.runs, self.failed, self.trained = {}, {}, {}
+        with suppress(LookupError, TypeError, ValueError):  # not there, or damaged: train.py sees what is done
             self.trained = dict(read_json(self.folder / "results.json", "the results")["trained"])
-        except (LookupError, TypeError, ValueError):  # not there, or damaged: train.py sees what is done
-            self.trained = {}
-        self.runs, self.failed = {}, {}
         self.children = Children()
 
     def start(self, *words) -> int:
@@ -288,12 +281,11 @@ def evaluation(out: RunFolder, name: str) -> dict:
 
 def judged(out: RunFolder, name: str) -> bool:
     """The latest checkpoint has its scores in eval/, by the present definitions."""
-    try:
+    with suppress(UserError, KeyError):
         record = evaluation(out, name)
         present = [out.config()["run_id"], f"ckpt_{out.pointer('latest')}", floors.VERSION]
         return [record["run_id"], record["checkpoint"], record["version"]] == present
-    except (UserError, KeyError, TypeError):
-        return False
+    return False
 
 
 def collect(out: RunFolder, names: list[str]) -> dict:
@@ -346,13 +338,11 @@ def arm_table(arms: dict[str, dict], scores: list[dict]) -> str:
     centred one where there is one, and what it knows beyond words."""
     known = {key for arm in arms.values() for key in arm["median"]}
     lengths = sorted(int(key[9:]) for key in known if re.fullmatch(r"val_loss_\d+", key))
-    columns = list(COLUMNS)
-    if len(lengths) > 1:
-        columns[4:4] = [(f"loss, {n}", f"val_loss_{n}", ".3f", 1) for n in lengths]
+    by_length = [(f"loss, {n}", f"val_loss_{n}", ".3f", 1) for n in lengths if len(lengths) > 1]
     rows = []
     for name, arm in arms.items():
         row = {"arm": name, "seeds": str(arm["runs"])}
-        for title, key, form, scale in columns:
+        for title, key, form, scale in (*COLUMNS[:4], *by_length, *COLUMNS[4:]):
             if key in known or title == "val loss":
                 values = [arm[which][key] for which in ("median", "min", "max") if key in arm[which]]
                 row[title] = spread(values, form, scale) if values else None
@@ -385,12 +375,10 @@ def notes(results: dict, resolved: dict[str, dict]) -> str:
 def main(argv) -> int:
     parsed = parse(argv, CompareConfig, prog="compare.py", doc=__doc__, root=ROOT, positional="many")
     config = parsed.make(CompareConfig)
+    if len(parsed.configs) != (0 if config.registry else 1):
+        raise UserError("give one grid, or --registry alone; try: python compare.py config/grids/smoke.py")
     if config.registry:
-        if parsed.configs:
-            raise UserError(f"--registry takes no grid; leave out {parsed.configs[0]}")
         return registry(Path(config.out))
-    if len(parsed.configs) != 1:
-        raise UserError("give one grid, or --registry; try: python compare.py config/grids/smoke.py")
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
     comparison = Comparison(read_grid(parsed.configs[0]), config, data)
     with comparison.lock:

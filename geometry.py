@@ -12,6 +12,7 @@ Ranks are Roy and Vetterli's (EUSIPCO 2007): exp(entropy of the singular values 
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 ROWS = 256  # the least number of rows, and the usual one: `rank_pooled` grows with it, so compare runs of one number
 ZERO = 1e-3  # of a centred matrix, what is smaller than this share of an uncentred slot's size is zero (see `floor`)
@@ -28,11 +29,9 @@ SAME_COSINE = 0.99  # two slots of one text that agree so well hold one content
 
 
 def singular_values(x: Tensor) -> Tensor:
-    """x [..., n, D] -> its singular values [..., min(n, D)] in float64, ascending.
-
-    As roots of the eigenvalues of the smaller Gram matrix, several times as fast as an SVD. Squaring costs half of the
-    digits: values below 1e-7 of the largest come out as 0. No number here looks at those.
-    """
+    """x [..., n, D] -> its singular values [..., min(n, D)] in float64, ascending: roots of the eigenvalues of the
+    smaller Gram matrix, several times as fast as an SVD. Squaring costs half of the digits: values below 1e-7 of the
+    largest come out as 0. No number here looks at those."""
     x = x.double()
     gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
     squares = torch.linalg.eigvalsh(gram)
@@ -41,15 +40,11 @@ def singular_values(x: Tensor) -> Tensor:
 
 
 def effective_rank(x: Tensor, unit: float = 0.0) -> Tensor:
-    """x [..., n, D] -> [...]: exp(-sum p log p) with p = sigma / sum(sigma), from 1 to min(n, D).
-
-    Singular values below `unit` count as zero; a matrix that has no others is of rank 0.
-    """
+    """x [..., n, D] -> [...]: exp(-sum p log p) with p = sigma / sum(sigma), from 1 to min(n, D). Singular values below
+    `unit` count as zero; a matrix that has no others is of rank 0."""
     sigma = singular_values(x)
-    sigma = torch.where(sigma < unit, 0.0, sigma)
-    total = sigma.sum(-1, keepdim=True)
-    entropy = torch.special.entr(sigma / torch.where(total > 0, total, 1.0)).sum(-1)
-    return torch.where(total[..., 0] > 0, entropy.exp(), 0.0)
+    p = normalize(torch.where(sigma < unit, 0.0, sigma), p=1, dim=-1, eps=1e-300)
+    return torch.special.entr(p).sum(-1).exp() * p.any(-1)
 
 
 def floor(c: Tensor) -> float:
@@ -91,7 +86,7 @@ def input_share(c: Tensor) -> float:
 def cosines(c: Tensor) -> Tensor:
     """Those of all pairs of different slots of one text, uncentred. A single slot, or one of length 0, resembles
     nothing: 0."""
-    unit = torch.nn.functional.normalize(c.double(), dim=-1)
+    unit = normalize(c.double(), dim=-1)
     one, other = torch.triu_indices(c.shape[1], c.shape[1], 1)
     return (unit @ unit.mT)[:, one, other] if len(one) else torch.zeros(1)
 
@@ -100,8 +95,7 @@ def concept_geometry(concepts: Tensor) -> dict[str, float]:
     """All numbers about concepts [B, C, H] of B >= 256 rows of one length, by their names in metrics.jsonl.
 
     Give it texts drawn at random, encoded without dropout and in float32: bfloat16's rounding is as large as the floor.
-    Fewer rows: ValueError, for then each row is a good part of the mean it is compared with.
-    """
+    Of fewer rows each is a good part of the mean it is compared with."""
     if len(concepts) < ROWS:
         raise ValueError(f"ranks of {len(concepts)} rows mislead; give at least {ROWS} rows of one length")
     c = concepts.detach()

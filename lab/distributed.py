@@ -156,11 +156,10 @@ def machine(device: torch.device) -> dict:
 
 
 def cpu_name() -> str:
-    try:
+    with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -45,14 +45,13 @@ def curves(metrics: list[dict], path: Path):
 def table(header: list[str], rows: list[list]) -> str:
     """A Markdown table; numbers are printed with three decimals and flushed right."""
     cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    numeric = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(header))]
+    side = [">" if all(isinstance(row[i], (int, float)) for row in rows) else "<" for i in range(len(header))]
     width = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
 
     def line(row):
-        pairs = zip(row, width, numeric, strict=True)
-        return "| " + " | ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in pairs) + " |"
+        return "| " + " | ".join(f"{c:{s}{w}}" for c, s, w in zip(row, side, width, strict=True)) + " |"
 
-    rule = "|" + "|".join("-" * (w + 1) + (":" if n else "-") for w, n in zip(width, numeric, strict=True)) + "|"
+    rule = "|" + "|".join("-" * (w + 1) + (":" if s == ">" else "-") for s, w in zip(side, width, strict=True)) + "|"
     return "\n".join([line(header), rule, *map(line, cells)])
 
 
