@@ -13,15 +13,18 @@ keeps. Tokens are random, dropout is off, and compilation is ours alone.
 import json
 import multiprocessing
 import os
+import re
 import resource
 import statistics
 import sys
-import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
+from torch.utils.benchmark import Timer, timer
 
 from lab import command, distributed, files, optim, runs
 from lab.configurator import UserError, parse
@@ -82,7 +85,8 @@ class Arm:
     """`ours` or `reference`, and its training step."""
 
     def __init__(self, name: str, settings, world: World, compiled: bool):
-        self.name, self.world, self.objectives, self.config = name, world, settings.objectives, settings.train
+        config = settings.train
+        self.name, self.world, self.objectives, self.clip = name, world, settings.objectives, config.clip
         self.size, self.step = settings.model.vocab_size, 0
         self.vocab = Vocabulary(self.size, self.size - 1, (), torch.ones(self.size, device=world.device))
         self.ids = {}  # shape -> tokens, sent to the device once
@@ -92,7 +96,6 @@ class Arm:
             copy_weights(ours, self.model)
         self.model.to(world.device)
         self.forward = torch.compile(self.model, dynamic=False) if compiled and name == "ours" else self.model
-        config = self.config
         self.optimizer = optim.adamw(self.model, 1e-4, config.weight_decay, (config.beta1, config.beta2))
 
     def rows(self, count: int, length: int) -> Rows:
@@ -113,13 +116,8 @@ class Arm:
                 loss = self.forward(*reference_inputs(self.objectives.problems(rows)[0]))
             loss.backward()
             loss = loss.detach()
-        optim.clipped_step(self.model, self.optimizer, 1e-4, self.config.clip, loss)
+        optim.clipped_step(self.model, self.optimizer, 1e-4, self.clip, loss)
         return loss
-
-
-def wait(device: torch.device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -130,19 +128,12 @@ def ceiling(world: World, seconds: float = 1.0) -> float:
     """FLOP/s of products of large square matrices, over a second after half a second to warm up."""
     n = 8192 if world.device.type == "cuda" else 2048
     a, b = torch.randn(2, n, n, device=world.device, dtype=getattr(torch, world.dtype))
-    for duration in (seconds / 2, seconds):
-        wait(world.device)
-        start, products = time.perf_counter(), 0
-        while time.perf_counter() - start < duration:
-            for _ in range(20 if world.device.type == "cuda" else 1):
-                a @ b
-                products += 1
-            wait(world.device)
-        speed = 2 * n**3 * products / (time.perf_counter() - start)
-    return speed
+    product = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    product.blocked_autorange(min_run_time=seconds / 2)
+    return 2 * n**3 / product.blocked_autorange(min_run_time=seconds).mean
 
 
-def peak_bytes(name, path, config: BenchConfig, world: World, compiled, results):
+def peak_bytes(name: str, path: Path, config: BenchConfig, world: World, compiled: bool) -> int:
     """In a fresh process: the most memory two steps held at once (the second has the optimizer's state)."""
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -151,46 +142,35 @@ def peak_bytes(name, path, config: BenchConfig, world: World, compiled, results)
     for _ in range(2):
         arm.train(config.batch, max(settings.train.lengths))
     if world.device.type == "cuda":
-        results.put(torch.cuda.max_memory_allocated(world.device))
-        return
-    try:  # this program's own peak; ru_maxrss would begin with the size of its parent
-        lines = Path("/proc/self/status").read_text().splitlines()
-        results.put(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        results.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+        return torch.cuda.max_memory_allocated(world.device)
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux's ru_maxrss would begin with the size of the parent
+    return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def in_fresh_process(function, *args):
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # glibc: freed blocks of 1 MB or more go back to the system
-    spawn = multiprocessing.get_context("spawn")
-    results = spawn.Queue()
-    process = spawn.Process(target=function, args=(*args, results))
-    process.start()
-    del os.environ["MALLOC_MMAP_THRESHOLD_"]
-    while process.is_alive() and results.empty():
-        process.join(0.1)
-    if results.empty():
-        raise RuntimeError(f"out of memory? the process that measures memory ended with code {process.exitcode}")
-    value = results.get()
-    process.join()
-    return value
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # glibc: freed blocks of 1 MB or more go back to the system
+        result = process.submit(function, *args)
+        del os.environ["MALLOC_MMAP_THRESHOLD_"]
+        try:
+            return result.result()
+        except BrokenProcessPool:
+            raise RuntimeError("out of memory? the process that measures memory was killed") from None
 
 
 def time_steps(arms: dict[str, Arm], rows: int, length: int, repeats: int) -> dict[str, float]:
     """Median seconds of a step of each arm, in turns; two blocks of each to warm up."""
-    device = next(iter(arms.values())).world.device
-    steps = 10 if device.type == "cuda" else 1
+    steps = 10 if arms["ours"].world.device.type == "cuda" else 1
     times = {name: [] for name in arms}
     for block in range(repeats + 2):
         losses = {}
         for name, arm in arms.items():
-            wait(device)
-            start = time.perf_counter()
+            start = timer()  # waits for the device
             for _ in range(steps):
                 losses[name] = arm.train(rows, length)
-            wait(device)
-            times[name].append((time.perf_counter() - start) / steps)
+            times[name].append((timer() - start) / steps)
         command.say(f"length {length}:", *(f"{name} {seconds[-1]:.3f} s" for name, seconds in times.items()))
         if block == 0 and len(arms) == 2 and abs(losses["ours"] / losses["reference"] - 1) > 0.01:
             raise AssertionError(f"ours and the reference do not agree: {losses}")
@@ -215,17 +195,10 @@ def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
         seconds = time_steps(arms, rows, length, config.repeats)
         _, flops = cost(replace(plan, lengths=(length,)), settings.model, settings.objectives)
         speed = rows * length / seconds["ours"]
-        by_length.append(
-            {
-                "length": length,
-                "rows": rows,
-                "tokens_per_s": speed,
-                "flops_per_token": flops,
-                "share_of_ceiling": speed * flops / best,
-                "ratio_to_reference": seconds["reference"] / seconds["ours"] if "reference" in seconds else None,
-                "ratio_to_dense": None,  # there is no dense encoder yet
-            }
-        )
+        ratio = seconds["reference"] / seconds["ours"] if "reference" in seconds else None
+        row = {"length": length, "rows": rows, "tokens_per_s": speed, "flops_per_token": flops}
+        row |= {"share_of_ceiling": speed * flops / best, "ratio_to_reference": ratio}
+        by_length.append(row | {"ratio_to_dense": None})  # there is no dense encoder yet
     longest = {key: value for key, value in by_length[-1].items() if key not in ("length", "rows")}
     peaks = {"peak_bytes": memory["ours"], "peak_bytes_reference": memory.get("reference")}
     return {"name": settings.preset, **longest, **peaks, "by_length": by_length}
@@ -235,11 +208,11 @@ def as_table(results: dict) -> str:
     header = ["preset", "length", "rows", "tokens/s", "MFLOP/token", "% of ceiling", "x reference", "peak MB"]
     rows = []
     for preset in results["presets"]:
+        peaks = [preset[key] for key in ("peak_bytes", "peak_bytes_reference") if preset[key]]
         for row in preset["by_length"]:
             ratio = f"{row['ratio_to_reference']:.2f}" if row["ratio_to_reference"] else "-"
             cells = [preset["name"], row["length"], row["rows"], f"{row['tokens_per_s']:,.0f}"]
             cells += [f"{row['flops_per_token'] / 1e6:.2f}", f"{100 * row['share_of_ceiling']:.1f}", ratio]
-            peaks = [preset[key] for key in ("peak_bytes", "peak_bytes_reference") if preset[key]]
             rows.append([*cells, " / ".join(f"{peak / 1e6:,.0f}" for peak in peaks)])
     return table(header, rows)
 
@@ -257,9 +230,8 @@ def main(argv) -> int:
     world = distributed.start(config.device, config.dtype)
     best = ceiling(world)
     machine = distributed.machine(world.device)
-    command.say(
-        f"{machine['device']}, {machine['threads']} threads, {world.dtype}: products at {best / 1e9:,.0f} GFLOP/s"
-    )
+    speed = f"products at {best / 1e9:,.0f} GFLOP/s"
+    command.say(f"{machine['device']}, {machine['threads']} threads, {world.dtype}: {speed}")
     results = {
         "machine": machine | {"dtype": world.dtype, "reference_dtype": config.reference_dtype},
         "torch": torch.__version__,

@@ -10,15 +10,14 @@ zero-shot; "" for none), and any key of training, for all arms. Its runs are out
 another as processes of train.py and eval_glue.py. What is done is skipped: the same command continues a killed grid.
 """
 
-import contextlib
 import fcntl
 import io
 import json
 import re
 import signal
-import statistics
 import subprocess
 import sys
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +28,7 @@ from lab.configurator import UserError, parse, read_layers, show
 from lab.files import read_json, write_atomic
 from lab.plan import HORIZONS
 from lab.registry import registry, run_numbers
-from lab.report import LIFTS, dict_table, score_rows, score_table, spread, verdicts
+from lab.report import LIFTS, dict_table, over_seeds, score_rows, score_table, spread, verdicts
 from lab.runs import RunFolder
 from objectives import ObjectiveConfig
 
@@ -47,14 +46,8 @@ class CompareConfig:
 # ---------------------------------------------------------------------------------------------------------------------
 # The grid file
 
-
 GRID_KEYS = ("arms", "seeds", "tasks")
-OURS = {  # keys of training that a grid cannot set
-    "seed": "write seeds = (0, 1)",
-    "out_dir": "the runs are OUT/compare/GRID/ARM_sSEED",
-    "resume": "what is there goes on",
-    "print_config": "use train.py for that",
-}
+OURS = ("seed", "out_dir", "resume", "print_config")  # keys of training that a grid cannot set
 
 
 @dataclass
@@ -74,7 +67,7 @@ class Grid:
     def arguments(self, arm: str, data_dir: str) -> list[str]:
         """What train.py is given for an arm."""
         values = self.arms[arm] | ({"data_dir": data_dir} if data_dir else {})
-        texts = {k: ",".join(map(str, v)) if isinstance(v, tuple | list) else str(v) for k, v in values.items()}
+        texts = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in values.items()}
         return [self.base, *(f"--{key}={text}" for key, text in texts.items())]
 
 
@@ -93,14 +86,12 @@ def read_grid(path: Path) -> Grid:
     layers = [layer for layer in read_layers(path, ROOT) if layer]
     first = next((i for i, layer in enumerate(layers) if layer.keys() & set(GRID_KEYS)), len(layers))
     given = {name: entry for name, entry in merge(*layers[first:]).items() if not name.startswith("_")}
-    if "arms" not in given:
-        raise UserError(f'{show(path)} has no arms; write arms = {{"name": {{"key": value}}, ...}}')
     if first == 0:
         raise UserError(f'{show(path)} has no base; write base = "config/quickstart.py" or so into its first line')
     _, place = next(iter(layers[first - 1].values()))
     base = place.rpartition(":")[0]
 
-    arms, where = given.pop("arms")
+    arms, where = given.pop("arms", ({}, show(path)))
     if not isinstance(arms, dict) or not arms or not all(isinstance(arm, dict) for arm in arms.values()):
         raise UserError(f'{where}: arms is not a dict of dicts; write arms = {{"name": {{"key": value}}, ...}}')
     for name in arms:
@@ -108,7 +99,7 @@ def read_grid(path: Path) -> Grid:
             raise UserError(f"{where}: arm {name!r} cannot name a folder; use letters, digits, _ . + and -")
 
     seeds, place = given.pop("seeds", ((0,), where))
-    seeds = tuple(seeds) if isinstance(seeds, tuple | list) else (seeds,)
+    seeds = seeds if isinstance(seeds, tuple) else (seeds,)
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"{place}: seeds = {seeds} are not different whole numbers; write seeds = (0, 1)")
 
@@ -126,16 +117,15 @@ def read_grid(path: Path) -> Grid:
 
 
 def check_arms(grid: Grid, data_dir: str) -> dict[str, dict]:
-    """Arm -> every key of training, as train.py resolves it; UserError for unknown keys, impossible values and data
-    that are not there."""
+    """Arm -> every key of training, as train.py resolves it."""
     from train import Settings  # late: `--help` and the registry do without
 
     resolved = {}
     for arm, keys in grid.arms.items():
         try:
             if ours := [key for key in OURS if key in keys]:
-                raise UserError(f"{ours[0]} is set by compare.py; {OURS[ours[0]]}")
-            with contextlib.redirect_stderr(io.StringIO()):  # its warnings come again when the arm is trained
+                raise UserError(f"{ours[0]} is set by compare.py; write seeds = (0, 1), and leave {ours[0]} out")
+            with redirect_stderr(io.StringIO()):  # its warnings come again when the arm is trained
                 settings = Settings.read(grid.arguments(arm, data_dir))
                 resolved[arm] = settings.resolved()
             if settings.train.dataset != "pydocs" or (settings.data / "meta.json").is_file():  # train.py makes pydocs
@@ -151,7 +141,7 @@ def check_arms(grid: Grid, data_dir: str) -> dict[str, dict]:
 
 
 def check_tasks(grid: Grid, data: Path) -> list[str]:
-    """Names of the grid's tasks, whose files have all been read once."""
+    """Names of the tasks, whose files have all been read once."""
     try:
         names = tasks.task_names(grid.tasks, data, zero_shot=True)
         for name in names:
@@ -178,7 +168,7 @@ class Children:
         if self.child:
             self.child.send_signal(number)
 
-    def run(self, words: list[str], **options) -> int:
+    def run(self, words, **options) -> int:
         """Python with these words -> its exit code."""
         if not self.received:
             with subprocess.Popen([sys.executable, *words], **options) as self.child:
@@ -216,22 +206,20 @@ class Comparison:
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written ({error.strerror}); give another --out") from None
         take_lock(self.lock)
-        try:
+        self.runs, self.failed, self.trained = {}, {}, {}
+        with suppress(LookupError, TypeError, ValueError):  # not there, or damaged: train.py sees what is done
             self.trained = dict(read_json(self.folder / "results.json", "the results")["trained"])
-        except (UserError, LookupError, TypeError, ValueError):  # not there, or damaged: train.py sees what is done
-            self.trained = {}
-        self.runs, self.failed = {}, {}
         self.children = Children()
 
     def start(self, *words) -> int:
         """A command of ours; what it prints is progress here, and goes to standard error."""
-        return self.children.run([str(word) for word in words], stdout=2, pass_fds=[self.lock.fileno()])
+        return self.children.run(words, stdout=2, pass_fds=[self.lock.fileno()])
 
     def do(self, run: str, arm: str, seed: int) -> int:
         """Trains and judges one run as far as that is not done; returns the exit code of what failed, or 0."""
         out = RunFolder(self.folder / run)
         wanted = {key: value for key, value in self.resolved[arm].items() if key not in DERIVED}
-        if not out.exists() or self.trained.get(run) != [wanted, out.pointer("latest")]:
+        if self.trained.get(run) != [wanted, out.pointer("latest")]:
             say(f"{run}: training")
             words = [*self.grid.arguments(arm, self.config.data_dir), f"--seed={seed}", f"--out_dir={out.path}"]
             if code := self.start(ROOT / "train.py", *words, "--resume=auto"):
@@ -293,12 +281,11 @@ def evaluation(out: RunFolder, name: str) -> dict:
 
 def judged(out: RunFolder, name: str) -> bool:
     """The latest checkpoint has its scores in eval/, by the present definitions."""
-    try:
+    with suppress(UserError, KeyError):
         record = evaluation(out, name)
         present = [out.config()["run_id"], f"ckpt_{out.pointer('latest')}", floors.VERSION]
         return [record["run_id"], record["checkpoint"], record["version"]] == present
-    except (UserError, KeyError, TypeError):
-        return False
+    return False
 
 
 def collect(out: RunFolder, names: list[str]) -> dict:
@@ -320,18 +307,14 @@ def collect(out: RunFolder, names: list[str]) -> dict:
 
 def summary(runs: list[dict]) -> dict[str, dict]:
     """Median, min and max over runs of each number that any of them has."""
-    values = {}
-    for run in runs:
-        for key, value in run["numbers"].items():
-            values.setdefault(key, []).append(value)
-    functions = {"median": statistics.median, "min": min, "max": max}
-    numbers = {name: {key: f(of_key) for key, of_key in values.items()} for name, f in functions.items()}
+    keys = dict.fromkeys(key for run in runs for key in run["numbers"])
+    values = {key: over_seeds([run["numbers"][key] for run in runs if key in run["numbers"]]) for key in keys}
+    numbers = {name: {key: values[key][i] for key in keys} for i, name in enumerate(("median", "min", "max"))}
     return {"runs": len(runs), **numbers}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Its tables
-
 
 COLUMNS = (  # title, key of `numbers`, format, scale
     ("Mtokens", "tokens", ".2f", 1e-6),
@@ -355,16 +338,14 @@ def arm_table(arms: dict[str, dict], scores: list[dict]) -> str:
     centred one where there is one, and what it knows beyond words."""
     known = {key for arm in arms.values() for key in arm["median"]}
     lengths = sorted(int(key[9:]) for key in known if re.fullmatch(r"val_loss_\d+", key))
-    columns = list(COLUMNS)
-    if len(lengths) > 1:
-        columns[4:4] = [(f"loss, {n}", f"val_loss_{n}", ".3f", 1) for n in lengths]
+    by_length = [(f"loss, {n}", f"val_loss_{n}", ".3f", 1) for n in lengths if len(lengths) > 1]
     rows = []
     for name, arm in arms.items():
         row = {"arm": name, "seeds": str(arm["runs"])}
-        for title, key, form, scale in columns:
+        for title, key, form, scale in (*COLUMNS[:4], *by_length, *COLUMNS[4:]):
             if key in known or title == "val loss":
-                values = [arm[which].get(key) for which in ("median", "min", "max")]
-                row[title] = None if None in values else spread(tuple(values), form, scale)
+                values = [arm[which][key] for which in ("median", "min", "max") if key in arm[which]]
+                row[title] = spread(values, form, scale) if values else None
         dev = [score for score in scores if (score["arm"], score["split"]) == (name, "dev")]
         row |= {f"{score['task']} {score['metric']}": score["score"] for score in dev}
         plain = [score for score in dev if score["metric"] != tasks.HEADLINE]
@@ -394,12 +375,10 @@ def notes(results: dict, resolved: dict[str, dict]) -> str:
 def main(argv) -> int:
     parsed = parse(argv, CompareConfig, prog="compare.py", doc=__doc__, root=ROOT, positional="many")
     config = parsed.make(CompareConfig)
+    if len(parsed.configs) != (0 if config.registry else 1):
+        raise UserError("give one grid, or --registry alone; try: python compare.py config/grids/smoke.py")
     if config.registry:
-        if parsed.configs:
-            raise UserError(f"--registry takes no grid; leave out {parsed.configs[0]}")
         return registry(Path(config.out))
-    if len(parsed.configs) != 1:
-        raise UserError("give one grid, or --registry; try: python compare.py config/grids/smoke.py")
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
     comparison = Comparison(read_grid(parsed.configs[0]), config, data)
     with comparison.lock:

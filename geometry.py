@@ -12,6 +12,7 @@ Ranks are Roy and Vetterli's (EUSIPCO 2007): exp(entropy of the singular values 
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 ROWS = 256  # the least number of rows, and the usual one: `rank_pooled` grows with it, so compare runs of one number
 ZERO = 1e-3  # of a centred matrix, what is smaller than this share of an uncentred slot's size is zero (see `floor`)
@@ -28,11 +29,9 @@ SAME_COSINE = 0.99  # two slots of one text that agree so well hold one content
 
 
 def singular_values(x: Tensor) -> Tensor:
-    """x [..., n, D] -> its singular values [..., min(n, D)] in float64, ascending.
-
-    As roots of the eigenvalues of the smaller Gram matrix, several times as fast as an SVD. Squaring costs half of the
-    digits: values below 1e-7 of the largest come out as 0. No number here looks at those.
-    """
+    """x [..., n, D] -> its singular values [..., min(n, D)] in float64, ascending: roots of the eigenvalues of the
+    smaller Gram matrix, several times as fast as an SVD. Squaring costs half of the digits: values below 1e-7 of the
+    largest come out as 0. No number here looks at those."""
     x = x.double()
     gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
     squares = torch.linalg.eigvalsh(gram)
@@ -54,15 +53,11 @@ def isotropic(x: Tensor, remove: int, whitening: float) -> tuple[Tensor, Tensor]
 
 
 def effective_rank(x: Tensor, unit: float = 0.0) -> Tensor:
-    """x [..., n, D] -> [...]: exp(-sum p log p) with p = sigma / sum(sigma), from 1 to min(n, D).
-
-    Singular values below `unit` count as zero; a matrix that has no others is of rank 0.
-    """
+    """x [..., n, D] -> [...]: exp(-sum p log p) with p = sigma / sum(sigma), from 1 to min(n, D). Singular values below
+    `unit` count as zero; a matrix that has no others is of rank 0."""
     sigma = singular_values(x)
-    sigma = torch.where(sigma < unit, 0.0, sigma)
-    total = sigma.sum(-1, keepdim=True)
-    entropy = torch.special.entr(sigma / torch.where(total > 0, total, 1.0)).sum(-1)
-    return torch.where(total[..., 0] > 0, entropy.exp(), 0.0)
+    p = normalize(torch.where(sigma < unit, 0.0, sigma), p=1, dim=-1, eps=1e-300)
+    return torch.special.entr(p).sum(-1).exp() * p.any(-1)
 
 
 def floor(c: Tensor) -> float:
@@ -79,25 +74,6 @@ def rank_slot_centred(c: Tensor) -> float:
     """How many directions a text's slots use between them for what is its own: mean over b of the effective rank of
     the C x H matrix centred(c)[b]. 0: the slots are static; 1: they all say one thing; at most C."""
     return effective_rank(centred(c), floor(c)).mean().item()
-
-
-def rank_raw(c: Tensor) -> float:
-    """Mean over b of the effective rank of c[b], constant parts and all. Near 1 with a high slot-centred rank: an
-    offset common to all slots, which cosines must be centred against."""
-    return effective_rank(c).mean().item()
-
-
-def rank_pooled(c: Tensor) -> float:
-    """How many directions tell texts apart: the effective rank of the B x H matrix of the concepts' means (what
-    `embed` returns), minus its mean over texts. At most min(B - 1, H); compare only runs of one B and one H."""
-    return effective_rank(centred(c.mean(1, dtype=torch.float64)), floor(c)).item()
-
-
-def rank_seeds(c: Tensor) -> float:
-    """sum(sigma) / max(sigma) of the batch's mean [C, H], uncentred: the seeds' "effective rank", kept under its own
-    name so that their logs can be read. It says nothing of content."""
-    sigma = singular_values(c.mean(0, dtype=torch.float64))
-    return (sigma.sum() / sigma.max()).item() if sigma.any() else 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,44 +96,39 @@ def input_share(c: Tensor) -> float:
     return own / (own + between) if own > floor(c) ** 2 else 0.0
 
 
-def dead_slots(c: Tensor) -> int:
-    """How many slots change with the text by less than 1 % of what the mean slot does, or by less than the floor."""
-    own = variances(c)
-    return int((own < max(DEAD_SHARE * own.mean().item(), floor(c) ** 2)).sum())
-
-
-def similarity(c: Tensor) -> tuple[float, float]:
-    """(sim_mean, sim_max): over all texts and all pairs of different slots of one text, the mean absolute and the
-    largest cosine, uncentred (the seeds' two numbers). A single slot, or one of length 0, resembles nothing: 0."""
-    B, C, _ = c.shape
-    if C == 1:
-        return 0.0, 0.0
-    unit = torch.nn.functional.normalize(c.double(), dim=-1)
-    cosine = unit @ unit.mT  # [B, C, C]
-    same = torch.eye(C, dtype=torch.bool, device=c.device)
-    mean = cosine.masked_fill(same, 0.0).abs().sum() / (B * C * (C - 1))
-    return mean.item(), cosine.masked_fill(same, -1.0).max().item()
+def cosines(c: Tensor) -> Tensor:
+    """Those of all pairs of different slots of one text, uncentred. A single slot, or one of length 0, resembles
+    nothing: 0."""
+    unit = normalize(c.double(), dim=-1)
+    one, other = torch.triu_indices(c.shape[1], c.shape[1], 1)
+    return (unit @ unit.mT)[:, one, other] if len(one) else torch.zeros(1)
 
 
 def concept_geometry(concepts: Tensor) -> dict[str, float]:
-    """All of the above for concepts [B, C, H] of B >= 256 rows of one length, by their names in metrics.jsonl.
+    """All numbers about concepts [B, C, H] of B >= 256 rows of one length, by their names in metrics.jsonl.
 
     Give it texts drawn at random, encoded without dropout and in float32: bfloat16's rounding is as large as the floor.
-    Fewer rows: ValueError, for then each row is a good part of the mean it is compared with.
-    """
+    Of fewer rows each is a good part of the mean it is compared with."""
     if len(concepts) < ROWS:
         raise ValueError(f"ranks of {len(concepts)} rows mislead; give at least {ROWS} rows of one length")
     c = concepts.detach()
-    sim_mean, sim_max = similarity(c)
+    own, pairs = variances(c), cosines(c)
+    static = singular_values(c.mean(0, dtype=torch.float64))
     return {
         "rank_slot_centred": rank_slot_centred(c),
-        "rank_raw": rank_raw(c),
-        "rank_pooled": rank_pooled(c),
+        # Of c[b], constant parts and all. Near 1 with a high slot-centred rank: an offset common to all slots, which
+        # cosines must be centred against.
+        "rank_raw": effective_rank(c).mean().item(),
+        # How many directions tell texts apart: of the B x H matrix of the concepts' means (what `embed` returns), minus
+        # its mean over texts. At most min(B - 1, H); compare only runs of one B and one H.
+        "rank_pooled": effective_rank(centred(c.mean(1, dtype=torch.float64)), floor(c)).item(),
         "input_share": input_share(c),
-        "dead_slots": dead_slots(c),
-        "sim_mean": sim_mean,
-        "sim_max": sim_max,
-        "rank_seeds": rank_seeds(c),
+        # Slots that change with the text by less than 1 % of what the mean slot does, or by less than the floor.
+        "dead_slots": int((own < max(DEAD_SHARE * own.mean().item(), floor(c) ** 2)).sum()),
+        "sim_mean": pairs.abs().mean().item(),
+        "sim_max": pairs.max().item(),
+        # The seeds' "effective rank", kept so that their logs can be read. It says nothing of content.
+        "rank_seeds": (static.sum() / static.max()).item() if static.any() else 0.0,
     }
 
 

@@ -61,14 +61,13 @@ def main(argv) -> int:
     run = runs.load_run(config.run, config.ckpt, config.device)
     if config.mode == "neighbours":
         print("\n".join(neighbours(run, config.text.split())))
-        return 0
-    if config.mode == "embed":
+    elif config.mode == "embed":
         for vector in run.embed(texts):
             print(json.dumps([round(x, 6) for x in vector.tolist()]))
-        return 0
-    for text in texts:
-        predicted, agree = run.generate(text)
-        print(f"text:      {text}\npredicted: {predicted}\n           {agree:.0%} of the tokens are the same\n")
+    else:
+        for text in texts:
+            predicted, agree = run.generate(text)
+            print(f"text:      {text}\npredicted: {predicted}\n           {agree:.0%} of the tokens are the same\n")
     return 0
 
 

@@ -1,6 +1,4 @@
-"""
-The frame of every command: progress on standard error, and how a command ends (its exit code, its one error line).
-"""
+"""The frame of every command: progress on standard error, and how a command ends: its exit code, its one error line."""
 
 import errno
 import os
@@ -17,19 +15,17 @@ from lab.configurator import UserError, error_line, warn
 
 def status(text: str, last: bool = True):
     """A line that the next one replaces on a terminal, and a line of its own in a file."""
-    if os.environ.get("RANK", "0") == "0":
-        if sys.stderr.isatty():
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r\033[K{text[:width]}", end="\n" if last else "", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        say(text[: shutil.get_terminal_size().columns - 1], end="\n" if last else "")
+    else:
+        say(text)
 
 
-def say(*words):
-    """Progress and warnings go to standard error, from rank 0 only."""
+def say(*words, end: str = "\n"):
+    """Progress goes to standard error, from rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         clear = "\r\033[K" if sys.stderr.isatty() else ""  # the status line, if there is one
-        print(clear + " ".join(map(str, words)), file=sys.stderr, flush=True)
+        print(clear + " ".join(map(str, words)), end=end, file=sys.stderr, flush=True)
 
 
 class Unbreakable:
@@ -52,10 +48,6 @@ class Unbreakable:
             return function(*arguments)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the end of a command: exit codes and the one error line
 
 
 class NonFinite(RuntimeError):
@@ -90,17 +82,15 @@ def command(main):
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        where = error.filename or "a file"
-        code = fail(
-            f"{where} cannot be used ({error.strerror}); check its permissions and the free space, then go on", 2
-        )
+        what = f"{error.filename or 'a file'} cannot be used ({error.strerror})"
+        code = fail(f"{what}; check its permissions and the free space, then go on", 2)
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(s in str(error) for s in OUT_OF_MEMORY):
+        if isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY):
+            code = fail("out of memory; take fewer rows at a time (train.py: a smaller --micro_batch)", 2)
+        else:
             wait_for_rank0()  # whose end may be why this rank failed
             traceback.print_exc()
             code = 1
-        else:
-            code = fail("out of memory; take fewer rows at a time (train.py: a smaller --micro_batch)", 2)
     for finish in AT_EXIT:
         try:
             finish(code)

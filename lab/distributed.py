@@ -2,13 +2,14 @@
 
 import os
 import platform
-import queue
 import signal
-import threading
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,7 @@ class World:
     dtype: str
 
     def autocast(self):
-        if self.dtype == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def all_sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
@@ -86,26 +85,21 @@ class Gather(torch.autograd.Function):
 
 
 def pick_device(name: str) -> torch.device:
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "auto":
-        name = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    try:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = None
+    with suppress(RuntimeError):
         device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name!r} is no device; write auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "device='cuda', but this torch sees no GPU; write --device=cpu, or install a CUDA build of torch"
-        )
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", local)
-    if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise UserError(
-            f"there is no GPU {device.index}, only {torch.cuda.device_count()}; start as many ranks as GPUs"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device={name!r} is not supported; write auto, cpu or cuda")
-    return device
+    if not device or device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={name!r} is no device; write auto, cpu or cuda")
+    if device.type == "cpu":
+        return device
+    if not (there := torch.cuda.device_count()):
+        raise UserError("device='cuda', but this torch sees no GPU; write --device=cpu, or install torch with CUDA")
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    if index >= there:
+        raise UserError(f"there is no GPU {index}, only {there}; start as many ranks as GPUs")
+    return torch.device("cuda", index)
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
@@ -162,11 +156,10 @@ def machine(device: torch.device) -> dict:
 
 
 def cpu_name() -> str:
-    try:
+    with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,29 +182,26 @@ class Signals:
 
     def handle(self, number, frame):
         now = time.monotonic()
-        if number == signal.SIGINT and self.received == signal.SIGINT:
-            if now - self.since > 1:  # a launcher passes on the Ctrl-C that the terminal has already sent
-                os._exit(130)
         if not self.received:
             self.received, self.since = number, now
-            if os.environ.get("RANK", "0") == "0":  # os.write: a print may be what was interrupted
+            if os.environ.get("RANK", "0") == "0":
+                text = f"\n{signal.Signals(number).name}: stopping and saving (Ctrl-C again: at once)\n"
                 with suppress(OSError):
-                    os.write(
-                        2, f"\n{signal.Signals(number).name}: stopping and saving (Ctrl-C again: at once)\n".encode()
-                    )
+                    os.write(2, text.encode())  # a print may be what was interrupted
+        elif number == self.received == signal.SIGINT and now - self.since > 1:  # else a launcher's copy of the first
+            os._exit(130)
 
     def agreed(self) -> int:
         """The signal to stop for, or 0; the same on every rank."""
         if self.group is None:
             self.stopped = self.received
-        if self.stopped or self.group is None:
-            return self.stopped
-        if self.work is not None:
-            self.work.wait()
-            self.stopped = int(self.flag)
-        if not self.stopped:
-            self.flag.fill_(int(self.received))
-            self.work = dist.all_reduce(self.flag, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        elif not self.stopped:
+            if self.work is not None:
+                self.work.wait()
+                self.stopped = int(self.flag)
+            if not self.stopped:
+                self.flag.fill_(int(self.received))
+                self.work = dist.all_reduce(self.flag, dist.ReduceOp.MAX, group=self.group, async_op=True)
         return self.stopped
 
 
@@ -221,58 +211,33 @@ class Signals:
 
 class Loader:
     """
-    Gathers the rows of the next micro-batch in a background thread while the device works on this one, into two
-    alternating buffers. On a GPU they are pinned, and one is filled again only after the event of its copy.
+    Gathers rows in a background thread, two micro-batches ahead of the one that the device works on.
 
     plan: iterator of (step, length, rows), rows an int64 array of global row numbers.
     Yields (step, rows [B], ids [B, n], documents [B]), int64 tensors on the device.
     """
 
     def __init__(self, sampler, plan, device: torch.device):
-        self.device = device
-        self.ready, self.free = queue.Queue(), threading.Semaphore(2)
-        self.copied = [torch.cuda.Event() for _ in range(2)] if device.type == "cuda" else None
-        self.pinned: list[Tensor | None] = [None, None]
-        self.closed = False
-        threading.Thread(target=self._gather, args=(sampler, plan), daemon=True).start()
+        self.sampler, self.plan, self.device = sampler, plan, device
+        self.thread = ThreadPoolExecutor(1)
 
-    def _gather(self, sampler, plan):
+    def gather(self, step, n, rows):
+        ids, documents = self.sampler.batch(step, n, rows)
+        flat = torch.from_numpy(np.concatenate([rows, documents, ids.reshape(-1)]))
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # a thread begins with GPU 0
-        try:
-            for i, (step, n, rows) in enumerate(plan):
-                self.free.acquire()
-                if self.closed:
-                    return
-                ids, documents = sampler.batch(step, n, rows)
-                flat = torch.from_numpy(np.concatenate([rows, documents, ids.reshape(-1)]))
-                if self.copied:
-                    self.copied[i % 2].synchronize()
-                    if self.pinned[i % 2] is None or self.pinned[i % 2].numel() < flat.numel():
-                        self.pinned[i % 2] = torch.empty(flat.numel(), dtype=torch.int64, pin_memory=True)
-                    flat = self.pinned[i % 2][: flat.numel()].copy_(flat)
-                self.ready.put((step, n, len(rows), flat))
-            self.ready.put(StopIteration())
-        except BaseException as error:  # handed to the thread that trains
-            self.ready.put(error)
+            flat = flat.pin_memory()  # torch gives this memory away only after the copy to the device
+        return step, n, len(rows), flat
 
     def close(self):
         """Ends the thread."""
-        self.closed = True
-        self.free.release()
+        self.thread.shutdown(cancel_futures=True)
 
     def __iter__(self):
-        turn = 0
-        while True:
-            item = self.ready.get()
-            if isinstance(item, StopIteration):
-                return
-            if isinstance(item, BaseException):
-                raise item
-            step, n, rows, flat = item
+        gathered = (self.thread.submit(self.gather, *micro_batch) for micro_batch in self.plan)
+        ahead = deque(islice(gathered, 2))
+        while ahead:
+            ahead.extend(islice(gathered, 1))
+            step, n, rows, flat = ahead.popleft().result()
             flat = flat.to(self.device, non_blocking=True)
-            if self.copied:
-                self.copied[turn % 2].record()
-            turn += 1
-            self.free.release()
             yield step, flat[:rows], flat[2 * rows :].view(rows, n), flat[rows : 2 * rows]

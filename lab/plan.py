@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,10 +41,8 @@ def make_plan(config, objectives: Objectives, ranks: int) -> Plan:
     """config: of training, its lengths, batch_size and micro_batch. UserError with the nearest number that divides."""
     longest = max(config.lengths)
     if config.batch_size % ranks:
-        raise UserError(
-            f"batch_size={config.batch_size} cannot be shared by {ranks} ranks; "
-            f"write batch_size={nearest_multiple(config.batch_size, ranks)}"
-        )
+        fit = nearest_multiple(config.batch_size, ranks)
+        raise UserError(f"batch_size={config.batch_size} cannot be shared by {ranks} ranks; write batch_size={fit}")
     share = config.batch_size // ranks
     micro = min(config.micro_batch or share, share)
     if share % micro:
@@ -51,15 +50,15 @@ def make_plan(config, objectives: Objectives, ranks: int) -> Plan:
         raise UserError(f"micro_batch={micro} does not divide the {share} rows a rank has; write micro_batch={fit}")
     for n in config.lengths:
         if micro * longest % n:
-            step = n // math.gcd(n, longest)
+            fit = nearest_multiple(micro, n // math.gcd(n, longest))
             raise UserError(
                 f"micro_batch={micro} rows of {longest} tokens are no whole number of rows of length {n}; "
-                f"write micro_batch={nearest_multiple(micro, step)}, and a batch_size it divides"
+                f"write micro_batch={fit}, and a batch_size it divides"
             )
-        if micro * longest // n % objectives.group:
+        if (rows := micro * longest // n) % objectives.group:
             raise UserError(
-                f"objective={objectives.text!r} needs rows in groups of {objectives.group}, but a rank has "
-                f"{micro * longest // n} rows of length {n}; write a batch_size of which every rank has a multiple"
+                f"objective={objectives.text!r} needs rows in groups of {objectives.group}, but a rank has {rows} rows "
+                f"of length {n}; write a batch_size of which every rank has a multiple"
             )
     if objectives.negatives and share > micro:
         raise UserError(f"{objectives.text} tells a row from all others of one forward; write micro_batch=0")
@@ -72,17 +71,16 @@ def nearest_multiple(x: int, of: int) -> int:
 
 def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, float]:
     """(parameters, training FLOPs a token, mean over lengths: three times the forward's)."""
+
+    def forward(shape, concept_model):
+        numbers, ids = torch.arange(shape[0]), torch.zeros(shape, dtype=torch.int64)
+        vocab = Vocabulary(model.vocab_size, 0, idf=torch.ones(model.vocab_size))
+        problems = objectives.problems(Rows(ids, Noise(0, 0, numbers), vocab, documents=numbers))
+        objectives.losses(*concept_model(*problems), problems)
+
     total = 0
-    for rows, n in plan.shapes():
-
-        def work(concept_model, rows=rows, n=n):
-            numbers = torch.arange(rows)
-            vocab = Vocabulary(model.vocab_size, 0, idf=torch.ones(model.vocab_size))
-            ids = torch.zeros(rows, n, dtype=torch.int64)
-            problems = objectives.problems(Rows(ids, Noise(0, 0, numbers), vocab, documents=numbers))
-            objectives.losses(*concept_model(*problems), problems)
-
-        parameters, modules = measure(model, work)
+    for shape in plan.shapes():
+        parameters, modules = measure(model, partial(forward, shape))
         total += 3 * modules["Global"]
     return parameters, total / (plan.micro_tokens * len(plan.lengths))
 
@@ -96,8 +94,7 @@ def decide_compile(wanted, world: World, shapes: int, flops: float, minutes: flo
     """Compiled or not, the same on all ranks: `wanted` True, False or "auto", which on a CPU goes by a rank's FLOPs (or
     minutes) in the whole run, so that the same run decides the same again. False, with a warning, where torch.compile
     does not work on some rank."""
-    device = world.device
-    if wanted == "auto" and device.type == "cpu":
+    if wanted == "auto" and world.device.type == "cpu":
         gain = COMPILE_SAVES * (minutes * 60 or flops / (EAGER_FLOPS * torch.get_num_threads()))
         price = COMPILE_SECONDS * shapes
         wanted = world.on_rank0(lambda: gain > price)
@@ -106,10 +103,10 @@ def decide_compile(wanted, world: World, shapes: int, flops: float, minutes: flo
         return False
     reason = ""
     try:
-        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=world.device))
     except Exception as error:  # no compiler, no Triton: many ways to fail, one way on
         reason = (str(error) or type(error).__name__).splitlines()[0]
-    failed = world.all_sum(torch.tensor(float(bool(reason)), device=device))
+    failed = world.all_sum(torch.tensor(float(bool(reason)), device=world.device))
     if failed > 0:
         warn(f"torch.compile does not work ({reason or 'on another rank'}); training goes on uncompiled")
     return not failed

@@ -8,6 +8,7 @@ import csv
 import io
 import re
 import statistics
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from lab.tasks import TASKS
 
 LOGGED = ("seconds", "loss", "val_loss", "val_loss_mlm15", "rank_slot_centred", "rank_raw", "rank_pooled")
 LOGGED += ("input_share", "dead_slots", "delta_shuffle", "verdict", "tokens_per_s")
-DAMAGED = (UserError, LookupError, TypeError, AttributeError, ValueError)  # what reading a file not of ours ends in
 
 
 def run_numbers(out: RunFolder) -> dict:
@@ -65,32 +65,33 @@ def run_rows(folder: Path) -> tuple[dict, list[dict]]:
         "wandb": config.get("wandb_url"),
         "conclusion": conclusion(folder / "NOTE.md"),
     }
-    return row, [line for path in sorted((folder / "eval").glob("*.json")) for line in eval_rows(folder, path)]
+    evaluations = read_all(sorted((folder / "eval").glob("*.json")), eval_rows, "evaluation")
+    return row, [line for lines in evaluations for line in lines]
 
 
-def eval_rows(folder: Path, path: Path) -> list[dict]:
-    """A row for each split and metric of an evaluation. A damaged file is worth a warning."""
-    try:
-        record = read_json(path, "an evaluation")
-        lead = {"run": str(folder)} | {key: record[key] for key in ("run_id", "checkpoint", "mode")}
-        lead["head"] = record["protocol"]["head"]
-        return score_rows(record["task"], [record["splits"]], TASKS[record["task"]].lifts, **lead)
-    except DAMAGED as error:
-        warn(f"{show(path)} is no evaluation ({reason(error)}); it is left out")
-        return []
+def eval_rows(path: Path) -> list[dict]:
+    """A row for each split and metric of an evaluation."""
+    record = read_json(path, "an evaluation")
+    lead = {"run": str(path.parent.parent)} | {key: record[key] for key in ("run_id", "checkpoint", "mode")}
+    lead["head"] = record["protocol"]["head"]
+    return score_rows(record["task"], [record["splits"]], TASKS[record["task"]].lifts, **lead)
+
+
+def read_all(paths: list[Path], read, what: str) -> Iterator:
+    """What `read` makes of each path. One that is damaged is worth a warning."""
+    for path in paths:
+        try:
+            yield read(path)
+        except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
+            reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            warn(f"{show(path)} is damaged or no {what} ({reason}); it is left out")
 
 
 def conclusion(path: Path) -> str | None:
     """The first paragraph of a note that is no heading, in one line."""
-    if not path.is_file():
-        return None
-    paragraphs = re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace"))
-    texts = [" ".join(line for line in part.split("\n") if not line.startswith("#")) for part in paragraphs]
-    return next((" ".join(text.split()) for text in texts if text.strip()), None)
-
-
-def reason(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    paragraphs = re.split(r"\n\s*\n", re.sub("^#.*\n?", "", text, flags=re.MULTILINE).strip())
+    return " ".join(paragraphs[0].split()) or None
 
 
 def write_csv(path: Path, rows: list[dict]):
@@ -112,17 +113,10 @@ def registry(out: Path) -> int:
     """Prints the log of all run folders below `out`, primary metrics only; all metrics go into the CSV files."""
     if not out.is_dir():
         raise UserError(f"no folder {out}; give --out=DIR, the folder that holds the runs")
-    runs, evaluations = [], []
     folders = {path.parent for name in ("config.json", "metrics.jsonl") for path in out.rglob(name)}
-    for folder in sorted(folders):
-        try:
-            row, lines = run_rows(folder)
-        except (*DAMAGED, OSError) as error:
-            warn(f"{folder} is damaged or no run ({reason(error)}); it is left out")
-            continue
-        runs.append(row)
-        evaluations += lines
-    runs.sort(key=lambda row: (row["date"], row["run"]))
+    found = list(read_all(sorted(folders), run_rows, "run"))
+    runs = sorted((row for row, _ in found), key=lambda row: (row["date"], row["run"]))
+    evaluations = [line for _, lines in found for line in lines]
     primary = [row for row in evaluations if row["metric"] in TASKS[row["task"]].lifts]
     print(f"## Training runs\n\n{dict_table(runs)}\n")
     print(f"## Evaluations, x100\n\n{score_table(primary)}")

@@ -4,8 +4,8 @@ A number of several seeds is a tuple (middle, low, high), one with an interval a
 is such a dict with a "verdict" and, where it is over the best of all floors, "floor". All are 0-1, and printed x100.
 """
 
-import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from lab.files import replacing
@@ -21,45 +21,37 @@ def curves(metrics: list[dict], path: Path):
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    training = [record for record in metrics if "loss" in record]
-    evaluations = [record for record in metrics if "val_loss" in record]
+    def draw(axes, key, **style):
+        if points := [(record["step"], record[key]) for record in metrics if key in record]:
+            axes.plot(*zip(*points, strict=True), **style)
+
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    if training:
-        left.plot([r["step"] for r in training], [r["loss"] for r in training], color="0.75", lw=1, label="training")
-    for name in sorted({key for r in evaluations for key in r if key.startswith("val_loss_")}, key=natural):
-        points = [(r["step"], r[name]) for r in evaluations if name in r]
-        left.plot(*zip(*points, strict=True), marker=".", label=f"validation, {name[9:]}")
+    draw(left, "loss", label="training", color="0.75", lw=1)
+    for key in dict.fromkeys(key for record in metrics for key in record if key.startswith("val_loss_")):
+        draw(left, key, label=f"validation, {key[9:]}", marker=".")
     left.set(xlabel="step", ylabel="nats per scored token", title="loss")
-    points = [(r["step"], r["delta_shuffle"]) for r in evaluations if "delta_shuffle" in r]
-    if points:
-        right.plot(*zip(*points, strict=True), marker=".", color="tab:red")
+    if left.lines:
+        left.legend(frameon=False)
+    draw(right, "delta_shuffle", marker=".", color="tab:red")
     right.axhline(0, color="0.75", lw=1)
     right.set(xlabel="step", ylabel="nats", title="loss added by another row's concepts")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    if left.get_legend_handles_labels()[1]:
-        left.legend(frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=100)
     plt.close(figure)
 
 
-def natural(name: str):
-    """Sort key that puts rows of 16 before rows of 128."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in name.split("_")]
-
-
 def table(header: list[str], rows: list[list]) -> str:
     """A Markdown table; numbers are printed with three decimals and flushed right."""
     cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    numeric = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(header))]
+    side = [">" if all(isinstance(row[i], (int, float)) for row in rows) else "<" for i in range(len(header))]
     width = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
 
     def line(row):
-        pairs = zip(row, width, numeric, strict=True)
-        return "| " + " | ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in pairs) + " |"
+        return "| " + " | ".join(f"{c:{s}{w}}" for c, s, w in zip(row, side, width, strict=True)) + " |"
 
-    rule = "|" + "|".join("-" * (w + 1) + (":" if n else "-") for w, n in zip(width, numeric, strict=True)) + "|"
+    rule = "|" + "|".join("-" * (w + 1) + (":" if s == ">" else "-") for s, w in zip(side, width, strict=True)) + "|"
     return "\n".join([line(header), rule, *map(line, cells)])
 
 
@@ -83,7 +75,7 @@ def cell(value) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def spread(values: tuple, form: str = ".1f", scale: float = 100) -> str:
+def spread(values: Sequence, form: str = ".1f", scale: float = 100) -> str:
     """(middle, low, high) -> "middle (low..high)"; "middle" alone where there is no more, or all look the same."""
     middle, *ends = (format(scale * value, form) for value in values)
     return f"{middle} ({'..'.join(ends)})" if set(ends) - {middle} else middle
@@ -110,11 +102,8 @@ def over_seeds(values: list) -> tuple | dict:
 
 
 def score_rows(task: str, seeds: list[dict], lifts: dict[str, str], **lead) -> list[dict]:
-    """
-    The evaluations of a task -> a row {**lead, task, split, metric, score, each floor, over each floor} for
-    every split and metric.
-    seeds: the "splits" of one record for each seed; lifts: metric -> the key of its lift there.
-    """
+    """The evaluations of a task -> a row {**lead, task, split, metric, score, each floor, over each floor} for every
+    split and metric. seeds: the "splits" of each seed's record; lifts: metric -> the key of its lift there."""
     rows = []
     for split, first in seeds[0].items() if seeds else ():
         same = [splits[split] for splits in seeds]
@@ -145,9 +134,9 @@ def verdicts(rows: list[dict]) -> dict[str, str]:
             low, high = fraction(row["score"]["low"]), fraction(row["score"]["high"])
             verdicts[name] += f"; beyond words {fraction(row['score']['value'])} [{low}, {high}]{floor}"
         elif lift:
-            how, by, sign = "not above", ":", 1
-            if lift["low"] > 0 or lift["high"] < 0:
-                how, by, sign = ("above", " by", 1) if lift["low"] > 0 else ("below", " by", -1)
+            how, by, sign = ("above", " by", 1) if lift["low"] > 0 else ("not above", ":", 1)
+            if lift["high"] < 0:
+                how, by, sign = "below", " by", -1
             low, high = sorted(100 * sign * lift[key] for key in ("low", "high"))
             verdicts[name] = f"{how} {lift['floor']}{by} {100 * sign * lift['value']:.1f} [{low:.1f}, {high:.1f}]"
     return verdicts
@@ -155,7 +144,7 @@ def verdicts(rows: list[dict]) -> dict[str, str]:
 
 def fraction(value: float) -> str:
     """0.237 -> ".24"."""
-    return re.sub(r"^(-?)0\.", r"\1.", f"{round(value, 2) + 0:.2f}")  # + 0: no -.00
+    return f"{value:z.2f}".replace("0.", ".")  # z: no -.00
 
 
 def score_table(rows: list[dict]) -> str:
