@@ -319,6 +319,15 @@ class TokenFile:
         self.check_tables(((0 <= start) & (start < end) & (end <= self.count)).all())
         return start, end
 
+    def pieces(self, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Tokens and the lengths of the sentences in them (with the end of a document), about CHUNK tokens at a time;
+        of a file of more than `most` tokens the first part of each piece."""
+        cuts = np.unique([*np.searchsorted(self.sentences, np.arange(0, self.count, CHUNK)), self.sentences.size])
+        for first, last in zip(cuts, cuts[1:], strict=False):
+            wanted = max(1, round((last - first) * min(1.0, most / self.count)))
+            starts, ends = self.sentence_spans(np.arange(first, first + wanted))
+            yield self.tokens[starts[0] : ends[-1]], ends - starts
+
 
 class Corpus(TokenFile):
     """The token file of one split ("train", "val") of a finished data folder, whose meta.json is `meta`."""

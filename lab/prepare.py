@@ -399,13 +399,6 @@ class Splits:
         val.copy(text, cut, text.count)
 
 
-def sentences_of(text: dataset.TokenFile) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tokens, and the sentences' lengths in them; an end-of-document token is part of the sentence before it."""
-    for at in range(0, len(text.sentences), 200_000):
-        starts, ends = text.sentence_spans(np.arange(at, min(at + 200_000, len(text.sentences))))
-        yield text.tokens[starts[0] : ends[-1]], ends - starts
-
-
 def count_tokens(size: int, part: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """int64 [2, size]: how often each token occurs, and in how many of the sentences."""
     tokens, lengths = part
@@ -448,7 +441,7 @@ def finish(splits: Splits, config: Output, more: dict):
     the new one comes last."""
     splits.complete()
     text = dataset.TokenFile(splits.folder / "train.bin", "prepare it again")
-    counts = sum(ordered_map(partial(count_tokens, splits.size), sentences_of(text)))
+    counts = sum(ordered_map(partial(count_tokens, splits.size), text.pieces(text.count)))
     counts[:, text.eod] = len(text.documents) - 1, 0
     folder, writers = config.folder, splits.writers
     meta = {
