@@ -60,10 +60,8 @@ class HubCorpus(NamedTuple):
     """Where a corpus of data/hub/prepare.py lies on the Hugging Face hub."""
 
     path: str  # owner/name
-    train: str  # how the names of its parquet files begin
-    val: str | None  # None: it has none, a share of the documents is taken
-    text: str = "text"  # the column
-    val_fraction: float = 0.001
+    train: str  # how the names of its parquet files begin; their column is "text"
+    val: str
 
 
 HUB_CORPORA = {"minipile": HubCorpus("JeanKaddour/minipile", "data/train-", "data/validation-")}

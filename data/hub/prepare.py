@@ -51,13 +51,13 @@ def find_shards(corpus: dataset.HubCorpus, local: str) -> list[tuple[str, str]]:
         try:
             names = [file.rfilename for file in HfApi().dataset_info(corpus.path, timeout=8).siblings]
         except Exception as error:  # of many libraries
-            remedy = "connect to the network, or download it elsewhere and give --local=DIR that holds its"
-            raise prepare.offline(corpus.path, error, f"{remedy} {corpus.train}*.parquet") from None
+            remedy = f"connect to the network, or give --local=DIR that holds {corpus.train}*.parquet"
+            raise prepare.offline(corpus.path, error, remedy) from None
         root = f"hf://datasets/{corpus.path}"
     shards = []
-    for split, prefix in {"train": corpus.train, "val": corpus.val}.items():
-        own = sorted(name for name in names if prefix and name.startswith(prefix) and name.endswith(".parquet"))
-        if prefix and not own:
+    for split, prefix in (("train", corpus.train), ("val", corpus.val)):
+        own = sorted(name for name in names if name.startswith(prefix) and name.endswith(".parquet"))
+        if not own:
             raise UserError(f"{local or corpus.path} has no file {prefix}*.parquet; give --local=DIR that has them")
         shards += [(split, f"{root}/{name}") for name in own]
     return shards
@@ -68,54 +68,47 @@ class Rows(prepare.Source):
 
     unit = "chars"
 
-    def __init__(self, corpus: dataset.HubCorpus, shards: list[tuple[str, str]]):
-        self.corpus, self.shards = corpus, shards
+    def __init__(self, shards: list[tuple[str, str]]):
+        self.shards = shards
 
     def __iter__(self) -> Iterator[prepare.Piece]:
         from datasets import load_dataset
 
         self.done = 0
-        fraction = 0 if self.corpus.val else self.corpus.val_fraction
         for split, url in self.shards:
-            key = int(dataset.hash64(0, *url.rpartition("/")[2].encode())[0])
             try:
                 rows = load_dataset("parquet", data_files=[url], split="train", streaming=True)
-                for number, row in enumerate(rows.select_columns([self.corpus.text])):
-                    text = row[self.corpus.text] or ""
+                for row in rows.select_columns(["text"]):
+                    text = row["text"] or ""
                     self.done += len(text)
                     if text.strip():
-                        val = fraction and prepare.in_val(fraction, key, number)
-                        yield prepare.Piece("val" if val else split, text)
+                        yield prepare.Piece(split, text)
             except Exception as error:  # pyarrow's and the network's are of many kinds
                 reason = " ".join(str(error).split())[:160]
-                what = f"{url} cannot be read ({reason})"
-                raise UserError(f"{what}; mend that, then run this again to go on here") from None
+                raise UserError(f"{url} cannot be read ({reason}); mend that, then run this again to go on") from None
 
 
 def encode_part(source: Rows, part: Path, tokenizer: Path, about: str):
     """One shard -> a folder with train.bin and val.bin, where there is text for them; in place when complete."""
-    temporary = part.with_name(part.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    with closing(prepare.Splits(temporary, tokenizer)) as splits:
-        splits.encode(source, about)
-        for writer in splits.writers.values():
-            if writer.sentences:
-                writer.close()
-                files.sync(writer.path)
-    os.replace(temporary, part)
+    with prepare.temporary_folder(part) as temporary:
+        with closing(prepare.Splits(temporary, tokenizer)) as splits:
+            splits.encode(source, about)
+            for writer in splits.writers.values():
+                if writer.sentences:
+                    writer.close()
+                    files.sync(writer.path)
+        os.replace(temporary, part)
 
 
-def encode_parts(config: Hub, corpus: dataset.HubCorpus, parts: Path) -> list[Path]:
+def encode_parts(config: Hub, shards: list[tuple[str, str]], parts: Path) -> list[Path]:
     """The folders of all parts of a corpus, in order; those that an earlier run completed are not made again."""
-    shards = find_shards(corpus, config.local)
     tokenizer, journal = parts / "tokenizer.json", parts / "job.json"
     urls = [url for _, url in shards]
     job = json.dumps({"tokenizer": config.tokenizer, "lowercase": config.lowercase, "shards": urls})
     if not journal.exists() or journal.read_text() != job:
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir()
-        prepare.make_tokenizer(config.tokenizer, Rows(corpus, shards), config.lowercase, tokenizer)
+        prepare.make_tokenizer(config.tokenizer, Rows(shards), config.lowercase, tokenizer)
         files.sync(tokenizer)
         files.write_atomic(journal, job)  # from here on the parts fit together
 
@@ -124,7 +117,7 @@ def encode_parts(config: Hub, corpus: dataset.HubCorpus, parts: Path) -> list[Pa
         print(f"going on: {done} of {len(shards)} parts are there", file=sys.stderr)
     for number, (shard, part) in enumerate(zip(shards, folders, strict=True), 1):
         if not part.exists():
-            encode_part(Rows(corpus, [shard]), part, tokenizer, f"part {number}/{len(shards)}")
+            encode_part(Rows([shard]), part, tokenizer, f"part {number}/{len(shards)}")
     return folders
 
 
@@ -133,7 +126,7 @@ def main(argv):
     corpus = dataset.HUB_CORPORA[config.name]
     parts = config.folder.with_name(f".{config.name}.parts")
     with prepare.temporary_folder(config.folder) as temporary:
-        folders = encode_parts(config, corpus, parts)
+        folders = encode_parts(config, find_shards(corpus, config.local), parts)
         tokenizer = shutil.copy(parts / "tokenizer.json", temporary)
         with closing(prepare.Splits(temporary, tokenizer)) as splits:
             for part in folders:
