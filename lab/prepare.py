@@ -101,10 +101,6 @@ def progress(*items, **about) -> tqdm:
     return tqdm(*items, mininterval=0.2 if sys.stderr.isatty() else 10, **about)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# several processes
-
-
 def start_worker():
     """A worker ends with its parent, however that ends."""
     parent = multiprocessing.parent_process().sentinel
@@ -292,9 +288,6 @@ class Encoder:
         return ids if ids[::step] == self.slow(sentences[::step]) else self.slow(sentences)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# encoding
-
 encoder = lru_cache(1)(Encoder)  # of this process
 
 
@@ -329,14 +322,11 @@ class Splits:
     """train.bin and val.bin of a folder while they grow; `close` deletes what is not complete."""
 
     def __init__(self, folder: Path, tokenizer: Path):
-        self.folder, self.tokenizer = folder, tokenizer
+        self.folder, self.tokenizer, self.hash = folder, tokenizer, dataset.tokenizer_hash(tokenizer)
         loaded = dataset.load_tokenizer(tokenizer)
-        self.size, self.special = dataset.vocab_size(loaded), dataset.special_ids(loaded)
-        self.hash = dataset.tokenizer_hash(tokenizer)
-        self.writers = {split: self.writer(split) for split in ("train", "val")}
-
-    def writer(self, split: str) -> dataset.CorpusWriter:
-        return dataset.CorpusWriter(self.folder / f"{split}.bin", self.size, self.special, self.hash)
+        self.about = dataset.vocab_size(loaded), dataset.special_ids(loaded), self.hash
+        paths = {split: folder / f"{split}.bin" for split in ("train", "val")}
+        self.writers = {split: dataset.CorpusWriter(path, *self.about) for split, path in paths.items()}
 
     def encode(self, source: Source, about: str = "encoding"):
         """Appends a whole source."""
@@ -360,14 +350,13 @@ class Splits:
             writer.discard()
 
     def hold_out(self):
-        """Moves the last document to the validation split; of a single document the last twentieth, from a sentence
-        start."""
+        """Moves the last document to the validation split; of a single one the last twentieth, by whole sentences."""
         whole, val = self.writers["train"], self.writers["val"]
         if whole.sentences < 2:
             raise UserError("the text has only one sentence, too little to train and validate on; give more text")
         whole.close()
         text = dataset.TokenFile(whole.path.rename(self.folder / "whole.bin"), "prepare it again")
-        self.writers["train"] = train = self.writer("train")
+        self.writers["train"] = train = dataset.CorpusWriter(whole.path, *self.about)
         if whole.documents > 1:
             cut = int(text.documents[-2])
             train.copy(text, 0, cut)
@@ -389,10 +378,6 @@ def count_tokens(size: int, part: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     return np.stack([np.bincount(ids, minlength=size) for ids in (tokens, pairs[first] % size)])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the data folder
-
-
 @contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that goes away however this ends; what dead processes left is removed first."""
@@ -401,8 +386,8 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        what = f"{show(folder.parent)} cannot be written to ({error.strerror})"
-        raise UserError(f"{what}; name another --data_dir") from None
+        where = show(folder.parent)
+        raise UserError(f"{where} cannot be written to ({error.strerror}); name another --data_dir") from None
     try:
         for left in folder.parent.glob(f"{stem}*"):
             try:
@@ -417,18 +402,16 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
 
 
 def finish(splits: Splits, config: Output, more: dict):
-    """Completes the files, writes meta.json with `more` in it and moves all into place: the old meta.json goes first,
-    the new one comes last."""
+    """Completes the files and moves them into place: the old meta.json goes first, the new one, with `more`, last."""
     splits.complete()
     text = dataset.TokenFile(splits.folder / "train.bin", "prepare it again")
-    counts = sum(ordered_map(partial(count_tokens, splits.size), text.pieces(text.count)))
+    counts = sum(ordered_map(partial(count_tokens, text.vocab_size), text.pieces(text.count)))
     counts[:, text.eod] = len(text.documents) - 1, 0
-    folder = config.folder
     meta = {
         "name": config.name,
-        "vocab_size": splits.size,
+        "vocab_size": text.vocab_size,
         "tokenizer": config.tokenizer,
-        "tokenizer_hash": splits.hash,
+        "tokenizer_hash": text.tokenizer_hash,
         "lowercase": config.lowercase,
         "command": shlex.join([show(sys.argv[0]), *sys.argv[1:]]),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S"),
@@ -443,12 +426,13 @@ def finish(splits: Splits, config: Output, more: dict):
     meta |= {"counts": counts[0].tolist(), "document_counts": counts[1].tolist()}
     (splits.folder / "meta.json").write_text(json.dumps(meta) + "\n", encoding="utf-8")
 
+    folder = config.folder
     folder.mkdir(exist_ok=True)
     (folder / "meta.json").unlink(missing_ok=True)
     for name in ("tokenizer.json", "train.bin", "val.bin", "meta.json"):
         files.sync(splits.folder / name)
         os.replace(splits.folder / name, folder / name)
-    print(f"{show(folder)}: {', '.join(made)}; vocabulary {splits.size:,}")
+    print(f"{show(folder)}: {', '.join(made)}; vocabulary {text.vocab_size:,}")
 
 
 def build(config: Output, source_kind):

@@ -27,13 +27,11 @@ from lab.configurator import UserError, nearest, show, warn
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Readers: (path, columns, split) -> list of ("file:line", the texts of these columns). A column is named by the file's
-# header, or numbered where files have none; None stands for a sentence that the task has not. Every mistake in a file
-# is a UserError that names its line.
+# header, or numbered where files have none; None stands for a sentence that the task has not.
 
 
 def read_table(path: Path, columns, split: str, quoted: bool = False, skip_damaged: bool = False):
-    """Tab-separated, quotes are text; `quoted`: comma-separated, quotes are quotes. skip_damaged: lines that lack
-    something are left out with a warning."""
+    """Tab-separated; quoted: comma-separated, quotes are quotes. skip_damaged: damaged lines are left out."""
     name = show(path)
     lines = (f"{line}\n" for line in read_lines(path))
     dialect = {"delimiter": ","} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
@@ -117,14 +115,10 @@ def read_lines(path: Path) -> list[str]:
     return lines if lines[-1] else lines[:-1]  # the file may end in a line end
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The tasks
-
-
 @dataclass(frozen=True)
 class Task:
-    """One row of TASKS. kind: score: the label is a number, the cosine answers it; likeness: yes or no, a threshold on
-    the cosine answers it; classification: only a trained head does."""
+    """kind: score: the label is a number, the cosine answers it; likeness: yes or no, a threshold on the cosine answers
+    it; classification: only a trained head does."""
 
     folder: str
     files: dict[str, str]  # split -> file; test sets whose labels are not published are left out
@@ -242,10 +236,6 @@ def load_task(name: str, folder) -> dict[str, Split]:
     return splits
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Metrics
-
-
 def pearson(x, y) -> float:
     """Correlation of x [n] and y [n]; 0 where one of them is constant."""
     return float(np.mean(standardised(x) * standardised(y)))
@@ -295,8 +285,7 @@ METRICS = {  # name -> (function, the answers it judges)
 
 
 def scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.ndarray]:
-    """Every metric of the task -> [F], one number for each run of the method. Of a task made of several sets, sets [n],
-    also the mean of the Pearson correlations inside each."""
+    """Every metric of the task -> [F], one for each run of the method; of several sets [n] also their mean Pearson."""
 
     def by_set(x, y):
         return float(np.mean([pearson(x[sets == name], y[sets == name]) for name in np.unique(sets)]))
@@ -357,8 +346,7 @@ def dot(x, y):
 
 
 def cosine(vectors, index, mean=None):
-    """Cosines of the pairs index [n, 2] of rows of vectors [U, D], dense or sparse; mean [D] is taken off before. A row
-    of zeros is like nothing: 0."""
+    """Cosines of pairs index [n, 2] of rows of vectors [U, D], dense or sparse, less mean [D]; 0 for a row of zeros."""
     x, y = vectors[index[:, 0]], vectors[index[:, 1]]
     if not sparse.issparse(vectors):
         x, y = x.astype(np.float64), y.astype(np.float64)
@@ -373,8 +361,7 @@ def cosine(vectors, index, mean=None):
 
 
 def best_threshold(x, labels) -> float:
-    """The t for which "1 where x >= t" is right most often: half-way between two neighbouring values of x, or beyond
-    them all; of several the lowest."""
+    """The lowest t for which "1 where x >= t" is right most often: half-way between two values of x, or infinite."""
     order = np.argsort(x, kind="stable")
     x, labels = np.asarray(x, np.float64)[order], np.asarray(labels)[order]
     # gained[i]: right answers if the i lowest are 0 and the others 1, less those if all are 1

@@ -42,9 +42,6 @@ class Pydocs(prepare.Output):
     max_mb: Annotated[float, "stop after this many million characters; 0: read all"] = 0.0
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# a docstring -> its prose
-
 NO_PROSE = "math|code|code-block|sourcecode|plot|testcode|testsetup|testoutput|doctest|parsed-literal|table"
 DIRECTIVE = re.compile(rf"\s*\.\. (?:(?P<code>{NO_PROSE})\b)?")
 UNDERLINE = re.compile(r"\s*([-=~^*\"#+.])\1{2,}\s*$")
@@ -111,7 +108,8 @@ def documents(path: str) -> list[str]:
     """The prose of each docstring of a file."""
     try:
         source = Path(path).read_bytes()
-        tree = ast.parse(source if b'"""' in source or b"'''" in source else "")
+        with warnings.catch_warnings(action="ignore"):  # of the parser, about other people's escapes
+            tree = ast.parse(source if b'"""' in source or b"'''" in source else "")
         return [text for docstring in docstrings(tree) if (text := prose(docstring))]
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return []  # templates, Python 2, bad encodings: not ours to mend
@@ -119,13 +117,7 @@ def documents(path: str) -> list[str]:
 
 def read_files(files: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     """(name, path) of files -> (name, documents) of each."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the parser, about other people's escapes
-        return [(name, documents(path)) for name, path in files]
-
-
-# -----------------------------------------------------------------------------------------------------------------
-# all docstrings -> pieces
+    return [(name, documents(path)) for name, path in files]
 
 
 def walk() -> Iterator[tuple[str, str]]:
@@ -168,9 +160,8 @@ class Docstrings(prepare.Source):
                     break
         if not self.pieces:
             raise UserError("this Python has no docstrings; run it without -OO and with its standard library")
-        packages = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
-        versions = dict(sorted(packages.items()))
-        self.meta = {"characters": self.total, "duplicates": duplicates, "versions": versions}
+        versions = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
+        self.meta = {"characters": self.total, "duplicates": duplicates, "versions": dict(sorted(versions.items()))}
 
     def __iter__(self) -> Iterator[prepare.Piece]:
         self.done = 0
