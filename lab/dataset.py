@@ -430,8 +430,8 @@ class Sampler:
         corpus, following = self.corpus, np.minimum(sentence + 1, self.corpus.sentences.size - 1)
         start, rows = self.single_places(n, sentence, join=False)
         start2, rows2 = self.single_places(n, following)
-        rows2 = rows2 * ((following > sentence) & (corpus.document_of(start) == corpus.document_of(start2)))
-        both = (rows > 0) & (rows2 > 0)
+        both = (following > sentence) & (corpus.document_of(start) == corpus.document_of(start2))
+        both &= (rows > 0) & (rows2 > 0)
         return np.where(second, start2, start), np.where(second, rows2, rows) * both
 
     def single_places(self, n: int, sentence: np.ndarray, join: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -450,10 +450,9 @@ class Sampler:
 
     def windows(self, n: int) -> int:
         """Rows of n tokens the corpus offers, counted until 1,000 are sure."""
-        count = 0
-        for at in range(0, self.corpus.sentences.size, CHUNK // 16):
-            sentence = np.arange(at, min(at + CHUNK // 16, self.corpus.sentences.size))
-            count += int(self.places(n, sentence)[1].sum())
+        count, size = 0, self.corpus.sentences.size
+        for at in range(0, size, CHUNK // 16):
+            count += int(self.places(n, np.arange(at, min(at + CHUNK // 16, size)))[1].sum())
             if count >= MIN_WINDOWS:
                 return MIN_WINDOWS
         return count

@@ -228,11 +228,8 @@ def offline(what: str, error: Exception, remedy: str) -> UserError:
 def make_tokenizer(spec: str, source: Source, lowercase: bool, path: Path):
     """Saves the tokenizer that --tokenizer names as `path`, with all special tokens."""
     kind, _, rest = spec.partition(":")
-    if kind == "bpe":
-        tokenizer = byte_level(models.BPE())
-    else:
-        load = {"tiktoken": from_tiktoken, "hub": from_hub}.get(kind)
-        tokenizer = load(rest) if load else dataset.load_tokenizer(spec)
+    load = {"bpe": lambda size: byte_level(models.BPE()), "tiktoken": from_tiktoken, "hub": from_hub}.get(kind)
+    tokenizer = load(rest) if load else dataset.load_tokenizer(spec)
     if lowercase:
         own, lower = tokenizer.normalizer, normalizers.Lowercase()
         tokenizer.normalizer = normalizers.Sequence([own, lower]) if own else lower

@@ -38,15 +38,13 @@ def count_pairs(corpus: Corpus, most: int, window: int = WINDOW, stop=lambda: 0)
     """How often token b stands within `window` tokens of token a in one sentence: float32 [V, V], symmetric. Special
     tokens are no text and count with nothing. stop: asked now and then; a signal's number, or 0."""
     V = corpus.vocab_size
-    special = np.zeros(V, bool)
-    special[list(corpus.special_ids)] = True
     total = sparse.csr_array((V, V), dtype=np.float32)
     with tqdm(total=min(most, corpus.count), unit="tok", unit_scale=True, desc="counting pairs", mininterval=1) as bar:
         for tokens, lengths in corpus.pieces(most):
             if number_of_signal := stop():
                 raise KeyboardInterrupt(signal.Signals(number_of_signal).name)
             bar.update(len(tokens))
-            text = ~special[tokens]
+            text = ~np.isin(tokens, corpus.special_ids)
             tokens, number = tokens[text], np.repeat(np.arange(len(lengths)), lengths)[text]
             piece = sparse.csr_array((V, V), dtype=np.float32)
             for distance in range(1, window + 1):

@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -104,20 +104,17 @@ def docstrings(node: ast.AST) -> Iterator[str]:
             yield from docstrings(inner)
 
 
-def documents(path: str) -> list[str]:
-    """The prose of each docstring of a file."""
-    try:
-        source = Path(path).read_bytes()
-        with warnings.catch_warnings(action="ignore"):  # of the parser, about other people's escapes
-            tree = ast.parse(source if b'"""' in source or b"'''" in source else "")
-        return [text for docstring in docstrings(tree) if (text := prose(docstring))]
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return []  # templates, Python 2, bad encodings: not ours to mend
-
-
 def read_files(files: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """(name, path) of files -> (name, documents) of each."""
-    return [(name, documents(path)) for name, path in files]
+    """(name, path) of files -> (name, the prose of each docstring) of those that Python reads."""
+    found = []
+    for name, path in files:
+        # templates, Python 2, bad encodings: not ours to mend
+        with suppress(OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+            source = Path(path).read_bytes()
+            with warnings.catch_warnings(action="ignore"):  # of the parser, about other people's escapes
+                tree = ast.parse(source if b'"""' in source or b"'''" in source else "")
+            found.append((name, [text for docstring in docstrings(tree) if (text := prose(docstring))]))
+    return found
 
 
 def walk() -> Iterator[tuple[str, str]]:
