@@ -18,9 +18,7 @@ without it is not finished. `train.bin` and `val.bin` are token files. All numbe
           +   int64 [D+1] where each document starts, and N
           +   int64 [S]  where each sentence starts
 
-A document is its sentences, then one end-of-document token, which belongs to the document but to no sentence. Nothing
-else is stored: no padding, no [CLS], no paragraph breaks. Reading memory-maps everything.
-
+A document is its sentences, then one end-of-document token, which belongs to the document but to no sentence.
 A sentence ends at [.!?] followed by white space, or at a line break. It is stripped, prefixed with one space and
 encoded on its own, here and in `embed` alike, so that a sentence has the same tokens in training and alone.
 """
@@ -34,7 +32,6 @@ import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
@@ -56,17 +53,9 @@ SPECIAL_NAMES = {  # the first name that a tokenizer has is taken; where it has 
 }
 
 
-class HubCorpus(NamedTuple):
-    """Where a corpus of data/hub/prepare.py lies on the Hugging Face hub."""
-
-    path: str  # owner/name
-    train: str  # how the names of its parquet files begin
-    val: str | None  # None: it has none, a share of the documents is taken
-    text: str = "text"  # the column
-    val_fraction: float = 0.001
-
-
-HUB_CORPORA = {"minipile": HubCorpus("JeanKaddour/minipile", "data/train-", "data/validation-")}
+HUB_CORPORA = {  # name -> its repository on the Hugging Face hub, and how its parquet files of train and val begin
+    "minipile": ("JeanKaddour/minipile", "data/train-", "data/validation-")
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,10 +136,7 @@ def pad_batch(rows: list[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class CorpusWriter:
-    """Streams one token file to disk in constant memory. Its header is written by `close`; until then it is none.
-
-    The two tables grow in files without a name, which `close` appends.
-    """
+    """Streams one token file to disk in constant memory; `close` appends the two tables and writes the header."""
 
     def __init__(self, path, vocab_size: int, special: dict[str, int], tokenizer_hash: str):
         if vocab_size > MAX_VOCAB:
@@ -160,7 +146,7 @@ class CorpusWriter:
         self.count = self.documents = self.sentences = 0
         self.file = open(self.path, "wb")
         self.file.write(bytes(HEADER.size))
-        self.tables = [tempfile.TemporaryFile(dir=self.path.parent) for _ in range(2)]  # documents, sentences
+        self.tables = [tempfile.TemporaryFile(dir=self.path.parent) for _ in ("documents", "sentences")]
 
     def append(self, tokens, sentence_starts, document_starts):
         """Tokens, and where in them sentences and documents start. A document may go on in the next call."""
@@ -216,11 +202,11 @@ def check_name(name: str) -> str:
 
 
 def prepare_command(folder) -> str:
-    """The command that prepares a data folder, to be shown where it is missing."""
+    """The command that prepares a data folder."""
     name = Path(folder).name
     if name in HUB_CORPORA:
         return f"python data/hub/prepare.py --name={name}"
-    if name not in ("text", "hub") and (Path(__file__).resolve().parents[1] / f"data/{name}/prepare.py").exists():
+    if name not in ("text", "hub") and (Path(__file__).parents[1] / f"data/{name}/prepare.py").exists():
         return f"python data/{name}/prepare.py"
     return f"python data/text/prepare.py --name={name} --files FILES"
 
@@ -255,9 +241,8 @@ def both_ends(array: np.ndarray) -> Iterator[np.ndarray]:
 class TokenFile:
     """One memory-mapped token file, checked.
 
-    tokens uint16 [N], documents int64 [D+1], sentences int64 [S], count (N), vocab_size, eod, mask, pad, sep,
-    special_ids (sorted), tokenizer_hash. Of a very long file both ends are checked here, the rest where it is used.
-    remedy: what the user does about a file that is damaged.
+    tokens uint16 [N], documents int64 [D+1], sentences int64 [S]. Of a very long file both ends are checked here, the
+    rest where it is used. remedy: what the user does about a file that is damaged.
     """
 
     def __init__(self, path, remedy: str):
@@ -319,6 +304,15 @@ class TokenFile:
         self.check_tables(((0 <= start) & (start < end) & (end <= self.count)).all())
         return start, end
 
+    def pieces(self, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Tokens and the lengths of the sentences in them (with the end of a document), about CHUNK tokens at a time;
+        of a file of more than `most` tokens the first part of each piece."""
+        cuts = np.unique([*np.searchsorted(self.sentences, np.arange(0, self.count, CHUNK)), self.sentences.size])
+        for first, last in zip(cuts, cuts[1:], strict=False):
+            wanted = max(1, round((last - first) * min(1.0, most / self.count)))
+            starts, ends = self.sentence_spans(np.arange(first, first + wanted))
+            yield self.tokens[starts[0] : ends[-1]], ends - starts
+
 
 class Corpus(TokenFile):
     """The token file of one split ("train", "val") of a finished data folder, whose meta.json is `meta`."""
@@ -332,7 +326,7 @@ class Corpus(TokenFile):
             raise UserError(f"{show(tokenizer)} is missing; {self.remedy}")
         if tokenizer_hash(tokenizer) != self.tokenizer_hash:
             raise self.error(f"was made with another tokenizer than {show(tokenizer)}")
-        if self.meta.get("vocab_size", self.vocab_size) != self.vocab_size:
+        if self.meta["vocab_size"] != self.vocab_size:
             raise self.error(f"has another vocabulary than {show(self.folder / 'meta.json')} says")
 
     def gather(self, starts, n: int) -> np.ndarray:
@@ -346,8 +340,7 @@ class Corpus(TokenFile):
         return np.searchsorted(self.documents, starts, side="right") - 1
 
     def idf(self) -> np.ndarray:
-        """float32 [V]: ln((1 + n) / (1 + df)), df of the n sentences of this (the training) split hold the token; 0 for
-        special tokens, which are no text."""
+        """float32 [V]: ln((1 + n) / (1 + df)), df of the n training sentences hold the token; 0 for special tokens."""
         if "document_counts" not in self.meta:
             raise UserError(f"{show(self.folder / 'meta.json')} does not say how rare tokens are; {again(self.folder)}")
         idf = np.log((1 + self.sentences.size) / (1 + np.array(self.meta["document_counts"], np.float64)))
@@ -356,9 +349,8 @@ class Corpus(TokenFile):
 
 
 def unigram_floor(counts, tokens, eod: int, weights=None) -> float:
-    """Cross-entropy (nats) of tokens under add-one-smoothed training counts [V], both without end-of-document:
-    the loss of a model that knows how common each token is and nothing else. weights [V]: how much each token counts
-    (the best guess then is as weight times count)."""
+    """Cross-entropy (nats) of tokens under add-one-smoothed training counts [V], both without end-of-document: the loss
+    of knowing only how common tokens are. weights [V]: of each token (the best guess is as weight times count)."""
     weights = np.ones(len(counts)) if weights is None else np.asarray(weights, np.float64)
     smoothed = (np.asarray(counts, np.float64) + 1) * weights
     smoothed[eod] = 0
@@ -374,13 +366,11 @@ def unigram_floor(counts, tokens, eod: int, weights=None) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 # the sampler: rows as a pure function of (seed, step, row)
 
-
 LENGTH, SENTENCE, OFFSET = 1, 2, 3  # streams of random numbers that share nothing
 
 
 def hash32(salt: int, *keys) -> np.ndarray:
-    """uint32 from integers or integer arrays (broadcast): each half of each key is stirred in and mixed with the
-    finaliser of MurmurHash3."""
+    """uint32 from integers or integer arrays (broadcast): MurmurHash3's finaliser over each half of each key."""
     state = np.full(1, salt, np.uint32)
     for key in keys:
         key = np.asarray(key, np.int64).view(np.uint64) if not isinstance(key, int) else np.uint64(key & (1 << 64) - 1)
@@ -407,7 +397,6 @@ class Sampler:
 
     `pairs`: rows 2i and 2i + 1 are adjacent spans of one document: n <= 32 tokens of each of two sentences in a row
     (only the second may be joined with what follows it), or the halves of 2n tokens.
-
     Raises UserError where a length of a training split has fewer than 1,000 windows; elsewhere ask `windows`.
     """
 
@@ -441,8 +430,8 @@ class Sampler:
         corpus, following = self.corpus, np.minimum(sentence + 1, self.corpus.sentences.size - 1)
         start, rows = self.single_places(n, sentence, join=False)
         start2, rows2 = self.single_places(n, following)
-        rows2 = rows2 * ((following > sentence) & (corpus.document_of(start) == corpus.document_of(start2)))
-        both = (rows > 0) & (rows2 > 0)
+        both = (following > sentence) & (corpus.document_of(start) == corpus.document_of(start2))
+        both &= (rows > 0) & (rows2 > 0)
         return np.where(second, start2, start), np.where(second, rows2, rows) * both
 
     def single_places(self, n: int, sentence: np.ndarray, join: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -461,19 +450,16 @@ class Sampler:
 
     def windows(self, n: int) -> int:
         """Rows of n tokens the corpus offers, counted until 1,000 are sure."""
-        count = 0
-        for at in range(0, self.corpus.sentences.size, CHUNK // 16):
-            sentence = np.arange(at, min(at + CHUNK // 16, self.corpus.sentences.size))
-            count += int(self.places(n, sentence)[1].sum())
+        count, size = 0, self.corpus.sentences.size
+        for at in range(0, size, CHUNK // 16):
+            count += int(self.places(n, np.arange(at, min(at + CHUNK // 16, size)))[1].sum())
             if count >= MIN_WINDOWS:
                 return MIN_WINDOWS
         return count
 
     def batch(self, step: int, n: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Global row numbers [R] -> ids int64 [R, n] and the document each row starts in, int64 [R].
-
-        Sentences are drawn until one offers a row; each round looks at more draws of the rows still without one.
-        """
+        """Global row numbers [R] -> ids int64 [R, n] and the document each row starts in, int64 [R]: sentences are
+        drawn until one offers a row, in each round more for the rows still without one."""
         rows = np.asarray(rows, np.int64)
         sentences = np.uint64(self.corpus.sentences.size)
         starts = np.zeros(rows.size, np.int64)

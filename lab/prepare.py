@@ -4,9 +4,8 @@ What the prepare scripts share: documents in, a finished data folder out (its fi
     config = configure(argv, Text, "data/text/prepare.py", __doc__)  # Text: a dataclass on top of Output
     build(config, Files)  # Files: a Source of pieces of text, made of config
 
-`build` makes the tokenizer, encodes on all cores in constant memory and in the order of the source, and puts the folder
-in place. All files are made in a temporary folder beside it, and moved at the end, meta.json last: a killed preparation
-leaves nothing that looks finished.
+`build` makes the tokenizer and encodes on all cores, in constant memory and in the order of the source. All files grow
+in a temporary folder and moved at the end, meta.json last: a killed preparation leaves nothing that looks finished.
 """
 
 import json
@@ -64,11 +63,9 @@ class Output:
 def configure(argv: list[str], kind: type[Output], script: str, doc: str):
     """argv -> the configuration of a script; what is wrong with it is refused before anything takes long."""
     config = parse(argv, kind, prog=script, doc=doc, root=ROOT, positional=False).make(kind)
-    if not config.name:
-        raise UserError("the dataset has no name; add --name=NAME")
-    folder = Path(config.data_dir) / dataset.check_name(config.name)
-    if (folder / "meta.json").exists() and not config.overwrite:
-        raise UserError(f"{show(folder)} is prepared already; add --overwrite to replace it, or take another name")
+    dataset.check_name(config.name)
+    if (config.folder / "meta.json").exists() and not config.overwrite:
+        raise UserError(f"{show(config.folder)} is prepared already; add --overwrite, or take another name")
     check_spec(config.tokenizer)
     return config
 
@@ -83,13 +80,10 @@ class Piece(NamedTuple):
 
 
 class Source:
-    """Pieces of text, which can be read more than once."""
+    """Pieces of text, an iterable that can be read more than once."""
 
     total, done, unit = None, 0, "B"  # `done` of `total` is what the bar shows
     meta = {}  # what meta.json says of the source
-
-    def __iter__(self) -> Iterator[Piece]:
-        raise NotImplementedError
 
 
 def clean(text: str) -> str:
@@ -105,10 +99,6 @@ def in_val(fraction: float, *keys: int) -> bool:
 def progress(*items, **about) -> tqdm:
     """A bar; in a log file a line every ten seconds."""
     return tqdm(*items, mininterval=0.2 if sys.stderr.isatty() else 10, **about)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# several processes
 
 
 def start_worker():
@@ -147,25 +137,22 @@ def ordered_map(function, items: Iterable) -> Iterator:
 # tokenizers
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level BPE writes as themselves
-BYTE_OF = {chr(b): b for b in PRINTABLE}
-BYTE_OF |= {chr(256 + i): b for i, b in enumerate(sorted(set(range(256)) - set(PRINTABLE)))}
 TIKTOKEN = "gpt2", "r50k_base", "p50k_base", "p50k_edit"  # of this pattern; all others are too large for the format
-CHAR_OF = {b: c for c, b in BYTE_OF.items()}
+CHARS = sorted(pre_tokenizers.ByteLevel.alphabet())  # byte-level BPE writes some bytes as themselves, then the others
+BYTE_OF = dict(zip(CHARS, sorted(range(256), key=lambda byte: chr(byte) not in CHARS), strict=True))
+CHAR_OF = {byte: char for char, byte in BYTE_OF.items()}
 
 
 def check_spec(spec: str):
     """Refuses a --tokenizer that cannot work."""
     kind, _, rest = spec.partition(":")
     if kind == "bpe":
-        least = 256 + len(dataset.SPECIAL_NAMES)
-        if not (rest.isascii() and rest.isdigit() and least <= int(rest) <= dataset.MAX_VOCAB):
-            sizes = f"{least} to {dataset.MAX_VOCAB}"
-            raise UserError(f"--tokenizer={spec} names no vocabulary size of {sizes}; write for example bpe:8192")
+        least, most = 256 + len(dataset.SPECIAL_NAMES), dataset.MAX_VOCAB
+        if not (rest.isascii() and rest.isdigit() and least <= int(rest) <= most):
+            raise UserError(f"--tokenizer={spec} names no vocabulary size of {least} to {most}; write bpe:8192")
     elif kind == "tiktoken":
         if rest not in TIKTOKEN:
-            most = f"of at most {dataset.MAX_VOCAB:,} entries"
-            raise UserError(f"tiktoken has no encoding {rest!r} {most}; take one of {', '.join(TIKTOKEN)}")
+            raise UserError(f"tiktoken has no encoding {rest!r} of 16-bit ids; take one of {', '.join(TIKTOKEN)}")
     elif kind == "hub":
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", rest):
             raise UserError(f"--tokenizer={spec} names no repository; write hub:owner/name")
@@ -173,18 +160,17 @@ def check_spec(spec: str):
         dataset.load_tokenizer(spec)
 
 
-def train_bpe(source: Source, size: int, lowercase: bool) -> Tokenizer:
-    """Byte-level BPE with `size` entries, special tokens first, from the source's first 100 MB of training text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Lowercase() if lowercase else None
+def byte_level(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[names[0] for names in dataset.SPECIAL_NAMES.values()],
-        initial_alphabet=sorted(BYTE_OF),
-        show_progress=False,
-    )
+    return tokenizer
+
+
+def train_bpe(tokenizer: Tokenizer, source: Source, size: int):
+    """`size` entries, the special tokens first, from the source's first 100 MB of training text."""
+    special = [names[0] for names in dataset.SPECIAL_NAMES.values()]
+    about = {"vocab_size": size, "special_tokens": special, "initial_alphabet": CHARS}
 
     def sentences():
         read = 0
@@ -195,8 +181,8 @@ def train_bpe(source: Source, size: int, lowercase: bool) -> Tokenizer:
             if read >= TRAINING_TEXT:
                 return
 
-    tokenizer.train_from_iterator(sentences(), trainer)
-    return tokenizer
+    print(f"training a tokenizer of {size} entries", file=sys.stderr)
+    tokenizer.train_from_iterator(sentences(), trainers.BpeTrainer(show_progress=False, **about))
 
 
 def from_tiktoken(name: str) -> Tokenizer:
@@ -204,8 +190,7 @@ def from_tiktoken(name: str) -> Tokenizer:
     try:
         encoding = tiktoken.get_encoding(name)
     except Exception as error:  # of the network
-        remedy = "connect to the network once, or take --tokenizer=bpe:8192"
-        raise offline(f"tiktoken:{name}", error, remedy) from None
+        raise offline(f"tiktoken:{name}", error, "connect to the network, or take --tokenizer=bpe:8192") from None
     ranks = encoding._mergeable_ranks
     vocab = {"".join(CHAR_OF[b] for b in token): rank for token, rank in ranks.items()}
     merges = []
@@ -216,25 +201,22 @@ def from_tiktoken(name: str) -> Tokenizer:
             at = min(range(len(pairs)), key=pairs.__getitem__)
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         merges.append(tuple("".join(CHAR_OF[b] for b in part) for part in parts))
-    tokenizer = Tokenizer(models.BPE(vocab=vocab | encoding._special_tokens, merges=merges, ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = byte_level(models.BPE(vocab=vocab | encoding._special_tokens, merges=merges, ignore_merges=True))
     tokenizer.add_special_tokens(list(encoding._special_tokens))
     return tokenizer
 
 
 def from_hub(name: str) -> Tokenizer:
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     try:
-        path = hf_hub_download(name, "tokenizer.json", local_files_only=True)
-    except Exception:  # it is not in the cache
-        try:
+        path = try_to_load_from_cache(name, "tokenizer.json")
+        if not isinstance(path, str):
             HfApi().model_info(name, timeout=8)  # fails at once where the download would try for long
             path = hf_hub_download(name, "tokenizer.json")
-        except Exception as error:  # of many libraries
-            remedy = "connect to the network, or give --tokenizer=PATH.json or --tokenizer=bpe:8192"
-            raise offline(f"hub:{name}", error, remedy) from None
+    except Exception as error:  # of many libraries
+        remedy = "connect to the network, or give --tokenizer=PATH.json or --tokenizer=bpe:8192"
+        raise offline(f"hub:{name}", error, remedy) from None
     return dataset.load_tokenizer(path)
 
 
@@ -246,16 +228,13 @@ def offline(what: str, error: Exception, remedy: str) -> UserError:
 def make_tokenizer(spec: str, source: Source, lowercase: bool, path: Path):
     """Saves the tokenizer that --tokenizer names as `path`, with all special tokens."""
     kind, _, rest = spec.partition(":")
+    load = {"bpe": lambda size: byte_level(models.BPE()), "tiktoken": from_tiktoken, "hub": from_hub}.get(kind)
+    tokenizer = load(rest) if load else dataset.load_tokenizer(spec)
+    if lowercase:
+        own, lower = tokenizer.normalizer, normalizers.Lowercase()
+        tokenizer.normalizer = normalizers.Sequence([own, lower]) if own else lower
     if kind == "bpe":
-        print(f"training a tokenizer of {rest} entries", file=sys.stderr)
-        tokenizer = train_bpe(source, int(rest), lowercase)
-    else:
-        load = {"tiktoken": from_tiktoken, "hub": from_hub}.get(kind)
-        tokenizer = load(rest) if load else dataset.load_tokenizer(spec)
-        if lowercase:
-            lower = normalizers.Lowercase()
-            own = tokenizer.normalizer
-            tokenizer.normalizer = normalizers.Sequence([own, lower]) if own else lower
+        train_bpe(tokenizer, source, int(rest))
     dataset.add_special_tokens(tokenizer)
     tokenizer.save(str(path))
 
@@ -264,23 +243,23 @@ def fast_twin(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
     """tiktoken's encoder with the same merges, 3 to 7 times as fast; None where a tokenizer is of another kind."""
     spec = json.loads(tokenizer.to_str())
     model, pre = spec["model"], spec["pre_tokenizer"] or {}
-    plain = not any(model.get(k) for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
-    if model["type"] != "BPE" or not plain or pre.get("type") != "ByteLevel" or not pre.get("use_regex"):
+    vocab = model["vocab"] if model["type"] == "BPE" else {}
+    special = any(model.get(k) for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+    if special or not BYTE_OF.keys() <= vocab.keys() or pre.get("type") != "ByteLevel" or not pre.get("use_regex"):
         return None
-    vocab = model["vocab"]
-    pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
-    made = [vocab["".join(pair)] for pair in pairs]
-    bytes_first = all(c in vocab for c in BYTE_OF) and (not made or max(vocab[c] for c in BYTE_OF) < made[0])
-    if not bytes_first or any(a >= b for a, b in zip(made, made[1:], strict=False)):
+    tokens = [*sorted(CHARS, key=vocab.get), *map("".join, model["merges"])]
+    ids = [vocab[token] for token in tokens]
+    if ids != sorted(set(ids)):
         return None  # tiktoken merges in the order of ids
-    ranks = {bytes(BYTE_OF[c] for c in token): vocab[token] for token in [*BYTE_OF, *map("".join, pairs)]}
+    ranks = {bytes(BYTE_OF[c] for c in token): vocab[token] for token in tokens}
     return tiktoken.Encoding("twin", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
 
 
 class Encoder:
     """Sentences -> ids, by tiktoken where it agrees with the tokenizer on a sample of every batch."""
 
-    def __init__(self, path):
+    def __init__(self, path, digest: str = ""):
+        """digest: of the file, which may have been replaced since a process made its encoder."""
         self.tokenizer = dataset.load_tokenizer(path)
         self.eod = dataset.special_ids(self.tokenizer)["eod"]
         self.twin = fast_twin(self.tokenizer)
@@ -306,14 +285,7 @@ class Encoder:
         return ids if ids[::step] == self.slow(sentences[::step]) else self.slow(sentences)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# encoding
-
-
-@lru_cache(1)
-def encoder(path: Path, digest: str) -> Encoder:
-    """Of this process. digest: of the file, which may have been replaced since the last call."""
-    return Encoder(path)
+encoder = lru_cache(1)(Encoder)  # of this process
 
 
 def batches(source: Source) -> Iterator[list[Piece]]:
@@ -324,8 +296,7 @@ def batches(source: Source) -> Iterator[list[Piece]]:
         if size >= BATCH:
             yield batch
             batch, size = [], 0
-    if batch:
-        yield batch
+    yield batch
 
 
 def encode_pieces(tokenizer: Path, digest: str, batch: list[Piece]) -> list[tuple]:
@@ -348,24 +319,21 @@ class Splits:
     """train.bin and val.bin of a folder while they grow; `close` deletes what is not complete."""
 
     def __init__(self, folder: Path, tokenizer: Path):
-        self.folder, self.tokenizer = folder, tokenizer
+        self.folder, self.tokenizer, self.hash = folder, tokenizer, dataset.tokenizer_hash(tokenizer)
         loaded = dataset.load_tokenizer(tokenizer)
-        self.size, self.special = dataset.vocab_size(loaded), dataset.special_ids(loaded)
-        self.hash = dataset.tokenizer_hash(tokenizer)
-        self.writers = {split: self.writer(split) for split in ("train", "val")}
-
-    def writer(self, split: str) -> dataset.CorpusWriter:
-        return dataset.CorpusWriter(self.folder / f"{split}.bin", self.size, self.special, self.hash)
+        self.about = dataset.vocab_size(loaded), dataset.special_ids(loaded), self.hash
+        paths = {split: folder / f"{split}.bin" for split in ("train", "val")}
+        self.writers = {split: dataset.CorpusWriter(path, *self.about) for split, path in paths.items()}
 
     def encode(self, source: Source, about: str = "encoding"):
         """Appends a whole source."""
-        with progress(total=source.total, desc=about, unit=source.unit, unit_scale=True) as bar:
-            function = partial(encode_pieces, self.tokenizer, self.hash)
-            with closing(ordered_map(function, batches(source))) as results:
-                for result in results:
-                    for split, *arrays in result:
-                        self.writers[split].append(*arrays)
-                    bar.update(min(source.done, source.total or source.done) - bar.n)
+        bar = progress(total=source.total, desc=about, unit=source.unit, unit_scale=True)
+        function = partial(encode_pieces, self.tokenizer, self.hash)
+        with bar, closing(ordered_map(function, batches(source))) as results:
+            for result in results:
+                for split, *arrays in result:
+                    self.writers[split].append(*arrays)
+                bar.update(source.done - bar.n)
 
     def complete(self):
         """Ends both files; an empty validation split gets the end of the training text first."""
@@ -379,14 +347,13 @@ class Splits:
             writer.discard()
 
     def hold_out(self):
-        """Moves the last document to the validation split; of a single document the last twentieth, from a sentence
-        start."""
+        """Moves the last document to the validation split; of a single one the last twentieth, by whole sentences."""
         whole, val = self.writers["train"], self.writers["val"]
         if whole.sentences < 2:
             raise UserError("the text has only one sentence, too little to train and validate on; give more text")
         whole.close()
         text = dataset.TokenFile(whole.path.rename(self.folder / "whole.bin"), "prepare it again")
-        self.writers["train"] = train = self.writer("train")
+        self.writers["train"] = train = dataset.CorpusWriter(whole.path, *self.about)
         if whole.documents > 1:
             cut = int(text.documents[-2])
             train.copy(text, 0, cut)
@@ -399,13 +366,6 @@ class Splits:
         val.copy(text, cut, text.count)
 
 
-def sentences_of(text: dataset.TokenFile) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tokens, and the sentences' lengths in them; an end-of-document token is part of the sentence before it."""
-    for at in range(0, len(text.sentences), 200_000):
-        starts, ends = text.sentence_spans(np.arange(at, min(at + 200_000, len(text.sentences))))
-        yield text.tokens[starts[0] : ends[-1]], ends - starts
-
-
 def count_tokens(size: int, part: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """int64 [2, size]: how often each token occurs, and in how many of the sentences."""
     tokens, lengths = part
@@ -415,21 +375,16 @@ def count_tokens(size: int, part: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     return np.stack([np.bincount(ids, minlength=size) for ids in (tokens, pairs[first] % size)])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the data folder
-
-
 @contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that goes away however this ends; what dead processes left is removed first."""
     stem = f".{folder.name}.tmp-"
     temporary = folder.with_name(f"{stem}{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a dead process that had our number
     try:
-        temporary.mkdir(parents=True)
+        temporary.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        what = f"{show(folder.parent)} cannot be written to ({error.strerror})"
-        raise UserError(f"{what}; name another --data_dir") from None
+        where = show(folder.parent)
+        raise UserError(f"{where} cannot be written to ({error.strerror}); name another --data_dir") from None
     try:
         for left in folder.parent.glob(f"{stem}*"):
             try:
@@ -444,38 +399,37 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
 
 
 def finish(splits: Splits, config: Output, more: dict):
-    """Completes the files, writes meta.json with `more` in it and moves all into place: the old meta.json goes first,
-    the new one comes last."""
+    """Completes the files and moves them into place: the old meta.json goes first, the new one, with `more`, last."""
     splits.complete()
     text = dataset.TokenFile(splits.folder / "train.bin", "prepare it again")
-    counts = sum(ordered_map(partial(count_tokens, splits.size), sentences_of(text)))
+    counts = sum(ordered_map(partial(count_tokens, text.vocab_size), text.pieces(text.count)))
     counts[:, text.eod] = len(text.documents) - 1, 0
-    folder, writers = config.folder, splits.writers
     meta = {
         "name": config.name,
-        "vocab_size": splits.size,
+        "vocab_size": text.vocab_size,
         "tokenizer": config.tokenizer,
-        "tokenizer_hash": splits.hash,
+        "tokenizer_hash": text.tokenizer_hash,
         "lowercase": config.lowercase,
         "command": shlex.join([show(sys.argv[0]), *sys.argv[1:]]),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
-    for split, w in writers.items():
-        sizes = {"tokens": w.count, "documents": w.documents, "sentences": w.sentences}
-        meta |= {f"{split}_{what}": size for what, size in sizes.items()}
-    libraries = {name: version(name) for name in ("numpy", "tokenizers", "tiktoken")}
-    versions = {"python": platform.python_version()} | libraries | more.get("versions", {})
+    made = []
+    for split, w in splits.writers.items():
+        meta |= {f"{split}_tokens": w.count, f"{split}_documents": w.documents, f"{split}_sentences": w.sentences}
+        made.append(f"{split} {w.count:,} tokens in {w.documents:,} documents")
+    versions = {"python": platform.python_version()}
+    versions |= {name: version(name) for name in ("numpy", "tokenizers", "tiktoken")} | more.get("versions", {})
     meta |= more | {"versions": versions}
     meta |= {"counts": counts[0].tolist(), "document_counts": counts[1].tolist()}
     (splits.folder / "meta.json").write_text(json.dumps(meta) + "\n", encoding="utf-8")
 
+    folder = config.folder
     folder.mkdir(exist_ok=True)
     (folder / "meta.json").unlink(missing_ok=True)
     for name in ("tokenizer.json", "train.bin", "val.bin", "meta.json"):
         files.sync(splits.folder / name)
         os.replace(splits.folder / name, folder / name)
-    parts = [f"{split} {w.count:,} tokens in {w.documents:,} documents" for split, w in writers.items()]
-    print(f"{show(folder)}: {', '.join(parts)}; vocabulary {splits.size:,}")
+    print(f"{show(folder)}: {', '.join(made)}; vocabulary {text.vocab_size:,}")
 
 
 def build(config: Output, source_kind):

@@ -30,48 +30,28 @@ SMOOTHING = 0.75  # power of the context counts
 POWER = 0.25  # of the singular values
 FEWEST = 50  # pairs: a rarer token keeps its random vector
 OVERSAMPLED, ITERATIONS = 32, 2  # of the randomised SVD (Halko, Martinsson & Tropp 2011)
-CHUNK = 1 << 22  # tokens counted in one go
 DENSE = 20_000  # vocabulary up to which the matrix is dense: 1.6 GB, and several times as fast
 SENTENCES = 10_000  # fewer are too few to learn from
-
-
-def sentences_of(corpus: Corpus, most: int):
-    """Tokens and sentence numbers in pieces of whole sentences, at most about `most` tokens in all: of a longer corpus
-    evenly spaced pieces."""
-    starts, count = corpus.sentences, corpus.count
-    cuts = [*np.searchsorted(starts, np.arange(0, count, CHUNK)), len(starts)]
-    pieces = [(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if a < b]
-    share = min(1.0, most / count)
-    for a, b in pieces:
-        b = a + max(1, round((b - a) * share))
-        ends = starts[b] if b < len(starts) else count
-        tokens = corpus.tokens[starts[a] : ends].astype(np.int64)
-        number = np.zeros(len(tokens), np.int64)
-        number[starts[a + 1 : b] - starts[a]] = 1
-        yield tokens, number.cumsum()
 
 
 def count_pairs(corpus: Corpus, most: int, window: int = WINDOW, stop=lambda: 0) -> sparse.csr_array:
     """How often token b stands within `window` tokens of token a in one sentence: float32 [V, V], symmetric. Special
     tokens are no text and count with nothing. stop: asked now and then; a signal's number, or 0."""
     V = corpus.vocab_size
-    special = np.zeros(V, bool)
-    special[list(corpus.special_ids)] = True
     total = sparse.csr_array((V, V), dtype=np.float32)
     with tqdm(total=min(most, corpus.count), unit="tok", unit_scale=True, desc="counting pairs", mininterval=1) as bar:
-        for tokens, number in sentences_of(corpus, most):
+        for tokens, lengths in corpus.pieces(most):
             if number_of_signal := stop():
                 raise KeyboardInterrupt(signal.Signals(number_of_signal).name)
-            text = ~special[tokens]
-            keys = []
-            for distance in range(1, min(window, len(tokens) - 1) + 1):
-                a, b = tokens[:-distance], tokens[distance:]
-                keep = (number[:-distance] == number[distance:]) & text[:-distance] & text[distance:]
-                keys.append(a[keep] * V + b[keep])
-            keys, times = torch.unique(torch.from_numpy(np.concatenate(keys)), return_counts=True)
-            keys, times = keys.numpy(), times.numpy().astype(np.float32)
-            total = total + sparse.csr_array((times, (keys // V, keys % V)), shape=(V, V))
             bar.update(len(tokens))
+            text = ~np.isin(tokens, corpus.special_ids)
+            tokens, number = tokens[text], np.repeat(np.arange(len(lengths)), lengths)[text]
+            piece = sparse.csr_array((V, V), dtype=np.float32)
+            for distance in range(1, window + 1):
+                same = number[:-distance] == number[distance:]
+                pairs = tokens[:-distance][same], tokens[distance:][same]
+                piece += sparse.csr_array((np.ones(same.sum(), np.float32), pairs), shape=(V, V))
+            total += piece
     return sparse.csr_array(total + total.T)
 
 
@@ -90,7 +70,6 @@ def ppmi(counts: sparse.csr_array, smoothing: float = SMOOTHING) -> sparse.csr_a
 def factors(matrix: sparse.csr_array, width: int) -> torch.Tensor:
     """U S^POWER of the truncated SVD of a matrix [V, V] -> float32 [V, width]. The same bits when repeated."""
     V = matrix.shape[0]
-    rank = min(width, V)
     if V <= DENSE:
         matrix = torch.from_numpy(matrix.toarray())
     else:
@@ -98,10 +77,9 @@ def factors(matrix: sparse.csr_array, width: int) -> torch.Tensor:
         matrix = torch.sparse_csr_tensor(*map(torch.from_numpy, parts), size=matrix.shape)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        U, S, _ = torch.svd_lowrank(matrix, q=min(rank + OVERSAMPLED, V), niter=ITERATIONS)
-    vectors = torch.zeros(V, width)
-    vectors[:, :rank] = U[:, :rank] * S[:rank] ** POWER
-    return vectors
+        U, S, _ = torch.svd_lowrank(matrix, q=min(width + OVERSAMPLED, V), niter=ITERATIONS)
+    vectors = U[:, :width] * S[:width] ** POWER
+    return torch.nn.functional.pad(vectors, (0, width - vectors.shape[1]))  # a vocabulary smaller than the width
 
 
 def make_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> torch.Tensor:

@@ -27,42 +27,37 @@ from lab.configurator import UserError, nearest, show, warn
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Readers: (path, columns, split) -> list of ("file:line", the texts of these columns). A column is named by the file's
-# header, or numbered where files have none; None stands for a sentence that the task has not. Every mistake in a file
-# is a UserError that names its line.
+# header, or numbered where files have none; None stands for a sentence that the task has not.
 
 
 def read_table(path: Path, columns, split: str, quoted: bool = False, skip_damaged: bool = False):
-    """Tab-separated, quotes are text; `quoted`: comma-separated, quotes are quotes. skip_damaged: lines that lack
-    something are left out with a warning."""
+    """Tab-separated; quoted: comma-separated, quotes are quotes. skip_damaged: damaged lines are left out."""
     name = show(path)
-    lines = (f"{line}\n" for line in read_text(path).split("\n"))  # sentences may hold the rarer line ends
+    lines = (f"{line}\n" for line in read_lines(path))
     dialect = {"delimiter": ","} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     reader = csv.reader(lines, strict=True, **dialect)
     try:
-        table = [(reader.line_num, fields) for fields in reader]
+        table = [(f"{name}:{reader.line_num}", fields) for fields in reader]
     except csv.Error as error:
         raise UserError(f"{name}:{reader.line_num}: {error}; correct the line") from None
-    if not table[-1][1]:  # the file ends in a line end
-        table.pop()
-    titles = None
-    if table and any(isinstance(column, str) for column in columns):
-        titles = [title.strip() for title in table.pop(0)[1]]
-        for column in columns:
-            if column is not None and column not in titles:
-                raise UserError(f"{name}:1: no column named {column!r}; put the original file with its header")
-        columns = [None if column is None else titles.index(column) for column in columns]
+    named = [column for column in columns if isinstance(column, str)]
+    titles = [title.strip() for title in table.pop(0)[1]] if table and named else []
     if not table:
         raise UserError(f"{name} has no rows; put the original file there")
-    needed = len(titles) if titles else 1 + max(column for column in columns if column is not None)
+    for column in named:
+        if column not in titles:
+            raise UserError(f"{name}:1: no column named {column!r}; put the original file with its header")
+    columns = [titles.index(column) if column in named else column for column in columns]
+    needed = len(titles) or 1 + max(column for column in columns if column is not None)
     rows = []
-    for number, fields in table:
-        complete = len(fields) == needed if titles else len(fields) >= needed
-        texts = [None if i is None else fields[i].strip() if i < len(fields) else "" for i in columns]
-        if complete and "" not in (texts if skip_damaged else texts[:2]):
-            rows.append((f"{name}:{number}", texts))
+    for where, fields in table:
+        complete = len(fields) == needed or (not titles and len(fields) > needed)
+        texts = [None if i is None else fields[i].strip() for i in columns] if complete else [""]
+        if "" not in (texts if skip_damaged else texts[:2]):
+            rows.append((where, texts))
         elif not skip_damaged:
             what = "an empty sentence" if complete else f"{len(fields)} columns where {needed} are expected"
-            raise UserError(f"{name}:{number}: {what}; correct or delete the line")
+            raise UserError(f"{where}: {what}; correct or delete the line")
     if len(rows) < len(table):
         warn(f"{name}: {len(table) - len(rows)} damaged rows are left out")
     return rows
@@ -93,14 +88,12 @@ def read_sts(path: Path, columns, split: str):
         else:
             name, table = file.stem.split(".input.")[1], read_table(file, (0, 1), split)
             gold = file.with_name(file.name.replace(".input.", ".gs.", 1))
-            scores = read_text(gold).split("\n")
-            if not scores[-1]:  # the file ends in a line end
-                scores.pop()
+            scores = read_lines(gold)
             if len(scores) != len(table):
                 line, counts = min(len(scores), len(table)) + 1, f"{len(scores)} scores for {len(table)} pairs"
                 raise UserError(f"{show(gold)}:{line}: {counts} of {file.name}; put the original file")
-            lines = enumerate(zip(table, scores, strict=True), 1)
-            table = [(f"{show(gold)}:{line}", [*texts, score.strip()]) for line, ((_, texts), score) in lines]
+            pairs = (texts for _, texts in table)
+            table = [(f"{show(gold)}:{i + 1}", [*texts, scores[i].strip()]) for i, texts in enumerate(pairs)]
         scored = [(where, [*texts, name]) for where, texts in table if texts[2]]
         if not scored:
             raise UserError(f"{show(file)} has no pair with a score; put the original files or delete it")
@@ -108,26 +101,24 @@ def read_sts(path: Path, columns, split: str):
     return rows
 
 
-def read_text(path: Path) -> str:
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file; sentences may hold the rarer line ends."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{show(path)} cannot be read ({error.strerror}); check --data") from None
     try:
-        return data.decode("utf-8-sig")  # MRPC begins with a byte-order mark
+        lines = data.decode("utf-8-sig").split("\n")  # MRPC begins with a byte-order mark
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{show(path)}:{line}: this is not UTF-8; save the file as UTF-8") from None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The tasks
+    return lines if lines[-1] else lines[:-1]  # the file may end in a line end
 
 
 @dataclass(frozen=True)
 class Task:
-    """One row of TASKS. kind: score: the label is a number, the cosine answers it; likeness: yes or no, a threshold on
-    the cosine answers it; classification: only a trained head does."""
+    """kind: score: the label is a number, the cosine answers it; likeness: yes or no, a threshold on the cosine answers
+    it; classification: only a trained head does."""
 
     folder: str
     files: dict[str, str]  # split -> file; test sets whose labels are not published are left out
@@ -146,9 +137,8 @@ class Task:
     @property
     def lifts(self) -> dict[str, str]:
         """Metrics that have a lift -> its name in the record of an evaluation."""
-        names = {self.primary: "lift", f"{self.primary}_centred": "lift_centred"}
-        names = {metric: name for metric, name in names.items() if metric in self.metrics}
-        return names | ({HEADLINE: "lift_beyond"} if self.kind == "score" else {})
+        beyond = {f"{self.primary}_centred": "lift_centred", HEADLINE: "lift_beyond"}
+        return {self.primary: "lift"} | (beyond if self.kind == "score" else {})
 
     def label(self, text: str, where: str) -> float:
         if self.kind != "score":
@@ -169,12 +159,9 @@ GLUE = {"train": "train.tsv", "dev": "dev.tsv"}
 STSB = {split: f"sts-{split}.csv" for split in ("train", "dev", "test")}  # tab-separated, in spite of its name
 SICK = {"train": "SICK_train.txt", "dev": "SICK_trial.txt", "test": "SICK_test_annotated.txt"}
 MRPC = {"train": "msr_paraphrase_train.txt", "dev": "msr_paraphrase_train.txt", "test": "msr_paraphrase_test.txt"}
-STS = {"test": "."}  # the folder itself
 PAWS = {"train": "train.csv", "dev": "val.csv", "test": "test.csv"}
 MNLI = {"train": "train.tsv", "dev": "dev_matched.tsv"}
-RELATED = ("sentence_A", "sentence_B", "relatedness_score")
 JUDGED = ("sentence_A", "sentence_B", "entailment_judgment")
-STRINGS = ("#1 String", "#2 String", "Quality")
 QUESTIONS = ("question1", "question2", "is_duplicate")
 PAIR = ("sentence1", "sentence2", "label")
 YES_NO = ("0", "1")
@@ -184,12 +171,12 @@ SEMEVAL = "STS.input.NAME.txt and STS.gs.NAME.txt, or NAME.test.tsv"
 
 TASKS = {
     "stsb": Task("STS-B", STSB, (5, 6, 4), "score", (0, 5), "pearson"),
-    "sick_r": Task("SICK", SICK, RELATED, "score", (1, 5), "pearson"),
+    "sick_r": Task("SICK", SICK, ("sentence_A", "sentence_B", "relatedness_score"), "score", (1, 5), "pearson"),
     **{
-        f"sts{year}": Task(f"STS{year}", STS, (1, 2, 0), "score", (0, 5), "pearson", read_sts, SEMEVAL)
+        f"sts{year}": Task(f"STS{year}", {"test": "."}, (1, 2, 0), "score", (0, 5), "pearson", read_sts, SEMEVAL)
         for year in range(12, 17)
     },
-    "mrpc": Task("MRPC", MRPC, STRINGS, "likeness", YES_NO, reader=read_mrpc),
+    "mrpc": Task("MRPC", MRPC, ("#1 String", "#2 String", "Quality"), "likeness", YES_NO, reader=read_mrpc),
     "paws": Task("PAWS", PAWS, PAIR, "likeness", YES_NO, reader=partial(read_table, quoted=True)),
     "qqp": Task("QQP", GLUE, QUESTIONS, "likeness", YES_NO, reader=partial(read_table, skip_damaged=True)),
     "sick_e": Task("SICK", SICK, JUDGED, "classification", tuple(name.upper() for name in NLI)),
@@ -238,10 +225,7 @@ def load_task(name: str, folder) -> dict[str, Split]:
     splits = {}
     for split, file in task.files.items():
         path = folder / task.folder / file
-        if path.exists():
-            rows = task.reader(path, task.columns, split)
-            if not rows:
-                continue
+        if path.exists() and (rows := task.reader(path, task.columns, split)):
             labels = [task.label(texts[2], where) for where, texts in rows]
             sentences = [tuple(text for text in texts[:2] if text is not None) for _, texts in rows]
             sets = np.array([texts[3] for _, texts in rows]) if len(rows[0][1]) > 3 else None
@@ -250,10 +234,6 @@ def load_task(name: str, folder) -> dict[str, Split]:
         files = task.layout or ", ".join(dict.fromkeys(task.files.values()))
         raise UserError(f"{name} has no files in {show(folder / task.folder)}; put there: {files}")
     return splits
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Metrics
 
 
 def pearson(x, y) -> float:
@@ -305,8 +285,7 @@ METRICS = {  # name -> (function, the answers it judges)
 
 
 def scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.ndarray]:
-    """Every metric of the task -> [F], one number for each run of the method. Of a task made of several sets, sets [n],
-    also the mean of the Pearson correlations inside each."""
+    """Every metric of the task -> [F], one for each run of the method; of several sets [n] also their mean Pearson."""
 
     def by_set(x, y):
         return float(np.mean([pearson(x[sets == name], y[sets == name]) for name in np.unique(sets)]))
@@ -343,9 +322,7 @@ class Pairs:
         self.scored = [split for split in splits if split not in ("train", trained_on)]
         self.fitted_on = {}  # scored split -> the split for idf, centring and threshold
         for split in self.scored:
-            others = [other for other in splits if other != split]  # train comes first
-            if len(self.task.files) == 1:
-                others = [split]
+            others = [other for other in splits if other != split or len(self.task.files) == 1]  # train comes first
             if not others:
                 raise UserError(f"only the {split} split is there, nothing to fit on; add the train split or another")
             self.fitted_on[split] = others[0]
@@ -373,8 +350,7 @@ def dot(x, y):
 
 
 def cosine(vectors, index, mean=None):
-    """Cosines of the pairs index [n, 2] of rows of vectors [U, D], dense or sparse; mean [D] is taken off before. A row
-    of zeros is like nothing: 0."""
+    """Cosines of pairs index [n, 2] of rows of vectors [U, D], dense or sparse, less mean [D]; 0 for a row of zeros."""
     x, y = vectors[index[:, 0]], vectors[index[:, 1]]
     if not sparse.issparse(vectors):
         x, y = x.astype(np.float64), y.astype(np.float64)
@@ -389,8 +365,7 @@ def cosine(vectors, index, mean=None):
 
 
 def best_threshold(x, labels) -> float:
-    """The t for which "1 where x >= t" is right most often: half-way between two neighbouring values of x, or beyond
-    them all; of several the lowest."""
+    """The lowest t for which "1 where x >= t" is right most often: half-way between two values of x, or infinite."""
     order = np.argsort(x, kind="stable")
     x, labels = np.asarray(x, np.float64)[order], np.asarray(labels)[order]
     # gained[i]: right answers if the i lowest are 0 and the others 1, less those if all are 1

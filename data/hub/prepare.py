@@ -3,8 +3,8 @@ A corpus of the Hugging Face hub as training data, streamed: nothing but the tok
 
     python data/hub/prepare.py --name=minipile [--tokenizer=bpe:16384] [--local=DIR]
 
-Each parquet file of the corpus becomes a part in data/.NAME.parts; when interrupted, the same command goes on with the
-first part that is missing. --local reads the files from a folder with the hub's layout, without a network.
+Each parquet file becomes a part in data/.NAME.parts; after an interruption the same command goes on with the first part
+that is missing. --local reads the files from a folder with the hub's layout, without a network.
 """
 
 import json
@@ -37,28 +37,28 @@ class Hub(prepare.Output):
             raise ValueError(f"there is no corpus {self.name!r}; write --name=NAME, one of {NAMES}")
 
 
-def find_shards(corpus: dataset.HubCorpus, local: str) -> list[tuple[str, str]]:
+def find_shards(repository: str, train: str, val: str, local: str) -> list[tuple[str, str]]:
     """(split, url) of the parquet files of a corpus, in order."""
     if local:
         folder = Path(local)
         if not folder.is_dir():
-            raise UserError(f"--local={local} is no folder; name the one that holds {corpus.train}*.parquet")
+            raise UserError(f"--local={local} is no folder; name the one that holds {train}*.parquet")
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
         root = str(folder.resolve())
     else:
         from huggingface_hub import HfApi
 
         try:
-            names = [file.rfilename for file in HfApi().dataset_info(corpus.path, timeout=8).siblings]
+            names = [file.rfilename for file in HfApi().dataset_info(repository, timeout=8).siblings]
         except Exception as error:  # of many libraries
-            remedy = "connect to the network, or download it elsewhere and give --local=DIR that holds its"
-            raise prepare.offline(corpus.path, error, f"{remedy} {corpus.train}*.parquet") from None
-        root = f"hf://datasets/{corpus.path}"
+            remedy = f"connect to the network, or give --local=DIR that holds {train}*.parquet"
+            raise prepare.offline(repository, error, remedy) from None
+        root = f"hf://datasets/{repository}"
     shards = []
-    for split, prefix in {"train": corpus.train, "val": corpus.val}.items():
-        own = sorted(name for name in names if prefix and name.startswith(prefix) and name.endswith(".parquet"))
-        if prefix and not own:
-            raise UserError(f"{local or corpus.path} has no file {prefix}*.parquet; give --local=DIR that has them")
+    for split, prefix in (("train", train), ("val", val)):
+        own = sorted(name for name in names if name.startswith(prefix) and name.endswith(".parquet"))
+        if not own:
+            raise UserError(f"{local or repository} has no file {prefix}*.parquet; give --local=DIR that has them")
         shards += [(split, f"{root}/{name}") for name in own]
     return shards
 
@@ -68,80 +68,71 @@ class Rows(prepare.Source):
 
     unit = "chars"
 
-    def __init__(self, corpus: dataset.HubCorpus, shards: list[tuple[str, str]]):
-        self.corpus, self.shards = corpus, shards
+    def __init__(self, shards: list[tuple[str, str]]):
+        self.shards = shards
 
     def __iter__(self) -> Iterator[prepare.Piece]:
         from datasets import load_dataset
 
         self.done = 0
-        fraction = 0 if self.corpus.val else self.corpus.val_fraction
         for split, url in self.shards:
-            key = int(dataset.hash64(0, *url.rpartition("/")[2].encode())[0])
             try:
                 rows = load_dataset("parquet", data_files=[url], split="train", streaming=True)
-                for number, row in enumerate(rows.select_columns([self.corpus.text])):
-                    text = row[self.corpus.text] or ""
+                for row in rows.select_columns(["text"]):
+                    text = row["text"] or ""
                     self.done += len(text)
                     if text.strip():
-                        val = fraction and prepare.in_val(fraction, key, number)
-                        yield prepare.Piece("val" if val else split, text)
+                        yield prepare.Piece(split, text)
             except Exception as error:  # pyarrow's and the network's are of many kinds
                 reason = " ".join(str(error).split())[:160]
-                what = f"{url} cannot be read ({reason})"
-                raise UserError(f"{what}; mend that, then run this again to go on here") from None
+                raise UserError(f"{url} cannot be read ({reason}); mend that, then run this again to go on") from None
 
 
 def encode_part(source: Rows, part: Path, tokenizer: Path, about: str):
     """One shard -> a folder with train.bin and val.bin, where there is text for them; in place when complete."""
-    temporary = part.with_name(part.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    with closing(prepare.Splits(temporary, tokenizer)) as splits:
-        splits.encode(source, about)
-        for writer in splits.writers.values():
-            if writer.sentences:
-                writer.close()
-                files.sync(writer.path)
-    os.replace(temporary, part)
+    with prepare.temporary_folder(part) as temporary:
+        with closing(prepare.Splits(temporary, tokenizer)) as splits:
+            splits.encode(source, about)
+            for writer in splits.writers.values():
+                if writer.sentences:
+                    writer.close()
+                    files.sync(writer.path)
+        os.replace(temporary, part)
 
 
-def encode_parts(config: Hub, corpus: dataset.HubCorpus, parts: Path) -> list[Path]:
-    """The folders of all parts of a corpus, in order; those that an earlier run completed are not made again."""
-    shards = find_shards(corpus, config.local)
+def encode_parts(config: Hub, shards: list[tuple[str, str]], parts: Path):
+    """Makes a folder of each shard, 00000, 00001, ...; those that an earlier run completed are not made again."""
     tokenizer, journal = parts / "tokenizer.json", parts / "job.json"
     urls = [url for _, url in shards]
     job = json.dumps({"tokenizer": config.tokenizer, "lowercase": config.lowercase, "shards": urls})
     if not journal.exists() or journal.read_text() != job:
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir()
-        prepare.make_tokenizer(config.tokenizer, Rows(corpus, shards), config.lowercase, tokenizer)
+        prepare.make_tokenizer(config.tokenizer, Rows(shards), config.lowercase, tokenizer)
         files.sync(tokenizer)
         files.write_atomic(journal, job)  # from here on the parts fit together
 
-    folders = [parts / f"{number:05d}" for number in range(len(shards))]
-    if done := sum(part.exists() for part in folders):
+    if done := len([*parts.glob("?????")]):
         print(f"going on: {done} of {len(shards)} parts are there", file=sys.stderr)
-    for number, (shard, part) in enumerate(zip(shards, folders, strict=True), 1):
+    for number, shard in enumerate(shards):
+        part = parts / f"{number:05d}"
         if not part.exists():
-            encode_part(Rows(corpus, [shard]), part, tokenizer, f"part {number}/{len(shards)}")
-    return folders
+            encode_part(Rows([shard]), part, tokenizer, f"part {number + 1}/{len(shards)}")
 
 
 def main(argv):
     config = prepare.configure(argv, Hub, "data/hub/prepare.py", __doc__)
-    corpus = dataset.HUB_CORPORA[config.name]
+    repository, *beginnings = dataset.HUB_CORPORA[config.name]
     parts = config.folder.with_name(f".{config.name}.parts")
     with prepare.temporary_folder(config.folder) as temporary:
-        folders = encode_parts(config, corpus, parts)
+        shards = find_shards(repository, *beginnings, config.local)
+        encode_parts(config, shards, parts)
         tokenizer = shutil.copy(parts / "tokenizer.json", temporary)
         with closing(prepare.Splits(temporary, tokenizer)) as splits:
-            for part in folders:
-                for split, writer in splits.writers.items():
-                    if (part / f"{split}.bin").exists():
-                        text = dataset.TokenFile(part / f"{split}.bin", f"delete {show(part)} and run this again")
-                        writer.copy(text, 0, text.count)
-            prepare.finish(splits, config, {"repository": corpus.path, "shards": len(folders)})
+            for path in sorted(parts.glob("?????/*.bin")):
+                text = dataset.TokenFile(path, f"delete {show(path.parent)} and run this again")
+                splits.writers[path.stem].copy(text, 0, text.count)
+            prepare.finish(splits, config, {"repository": repository, "shards": len(shards)})
     shutil.rmtree(parts)
 
 

@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -41,9 +41,6 @@ class Pydocs(prepare.Output):
     tokenizer: Annotated[str, prepare.TOKENIZER] = "bpe:4096"
     max_mb: Annotated[float, "stop after this many million characters; 0: read all"] = 0.0
 
-
-# -----------------------------------------------------------------------------------------------------------------
-# a docstring -> its prose
 
 NO_PROSE = "math|code|code-block|sourcecode|plot|testcode|testsetup|testoutput|doctest|parsed-literal|table"
 DIRECTIVE = re.compile(rf"\s*\.\. (?:(?P<code>{NO_PROSE})\b)?")
@@ -107,25 +104,17 @@ def docstrings(node: ast.AST) -> Iterator[str]:
             yield from docstrings(inner)
 
 
-def documents(path: str) -> list[str]:
-    """The prose of each docstring of a file."""
-    try:
-        source = Path(path).read_bytes()
-        tree = ast.parse(source if b'"""' in source or b"'''" in source else "")
-        return [text for docstring in docstrings(tree) if (text := prose(docstring))]
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return []  # templates, Python 2, bad encodings: not ours to mend
-
-
 def read_files(files: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """(name, path) of files -> (name, documents) of each."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the parser, about other people's escapes
-        return [(name, documents(path)) for name, path in files]
-
-
-# -----------------------------------------------------------------------------------------------------------------
-# all docstrings -> pieces
+    """(name, path) of files -> (name, the prose of each docstring) of those that Python reads."""
+    found = []
+    for name, path in files:
+        # templates, Python 2, bad encodings: not ours to mend
+        with suppress(OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+            source = Path(path).read_bytes()
+            with warnings.catch_warnings(action="ignore"):  # of the parser, about other people's escapes
+                tree = ast.parse(source if b'"""' in source or b"'''" in source else "")
+            found.append((name, [text for docstring in docstrings(tree) if (text := prose(docstring))]))
+    return found
 
 
 def walk() -> Iterator[tuple[str, str]]:
@@ -168,9 +157,8 @@ class Docstrings(prepare.Source):
                     break
         if not self.pieces:
             raise UserError("this Python has no docstrings; run it without -OO and with its standard library")
-        packages = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
-        versions = dict(sorted(packages.items()))
-        self.meta = {"characters": self.total, "duplicates": duplicates, "versions": versions}
+        versions = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
+        self.meta = {"characters": self.total, "duplicates": duplicates, "versions": dict(sorted(versions.items()))}
 
     def __iter__(self) -> Iterator[prepare.Piece]:
         self.done = 0

@@ -76,23 +76,19 @@ class Files(prepare.Source):
 
 def blocks(file, path: Path) -> Iterator[str]:
     """A file as strings that end where a line ends. A line longer than a block is cut after a sentence or a word."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    kept, at, data = "", 0, b"more"
-    while data:
-        data = file.read(prepare.PIECE)
-        begin = at - len(decoder.getstate()[0])  # of what the decoder holds, the start of a character
-        at += len(data)
-        try:
-            kept += decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
-            what = f"{show(path)} is not UTF-8 at byte {begin + error.start:,}"
-            raise UserError(f"{what}; convert it: iconv -f latin1 -t utf-8") from None
-        cut = kept.rfind("\n") + 1
-        if not cut and data and len(kept) > prepare.PIECE:
-            cut = max(kept.rfind(end) for end in (". ", "! ", "? ")) + 1 or kept.rfind(" ") + 1 or len(kept)
-        if cut:
-            yield kept[:cut]
-            kept = kept[cut:]
+    kept = ""
+    try:
+        for text in codecs.iterdecode(iter(lambda: file.read(prepare.PIECE), b""), "utf-8-sig"):
+            kept += text
+            cut = kept.rfind("\n") + 1
+            if not cut and len(kept) > prepare.PIECE:
+                cut = max(kept.rfind(end) for end in (". ", "! ", "? ")) + 1 or kept.rfind(" ") + 1 or len(kept)
+            if cut:
+                yield kept[:cut]
+                kept = kept[cut:]
+    except UnicodeDecodeError as error:
+        at = file.tell() - len(error.object) + error.start
+        raise UserError(f"{show(path)} is not UTF-8 at byte {at:,}; convert it: iconv -f latin1 -t utf-8") from None
     yield kept
 
 
