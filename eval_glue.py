@@ -97,14 +97,15 @@ class EvalConfig:
                 raise ValueError(f"{key} = {getattr(self, key)} is negative; write 0 for the default")
 
 
-def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> dict[str, dict]:
+def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple[dict[str, dict], dict[str, dict]]:
     """ours: split -> answers; theirs: floor -> split -> answers. Returns split -> {metrics, floors, untrained_range,
-    lift, verdict}; for scores also {beyond, lift_centred, lift_beyond}."""
-    result = {}
+    lift, verdict}, for scores also {beyond, lift_centred, lift_beyond}; and split -> metrics [seeds]."""
+    result, each = {}, {}
     for split in pairs.scored:
         answers = {floor: splits[split] for floor, splits in theirs.items()}
         known = floors.word_controls(pairs, split, answers) if pairs.task.kind == "score" else None
-        metrics = {metric: float(np.median(v)) for metric, v in floors.scores(pairs, split, ours[split], known).items()}
+        each[split] = floors.scores(pairs, split, ours[split], known)
+        metrics = {metric: float(np.median(v)) for metric, v in each[split].items()}
         kinds = {metric: floors.judged(metric, ours[split]) for metric in metrics}
         seeds = {floor: floors.scores(pairs, split, answer, known) for floor, answer in answers.items()}
         means = {floor: {metric: float(v.mean()) for metric, v in values.items()} for floor, values in seeds.items()}
@@ -129,7 +130,7 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> dict[
     sentences = verdicts(score_rows(pairs.name, [result], pairs.task.lifts))
     for judged, sentence in zip(result.values(), sentences.values(), strict=True):
         judged["verdict"] = sentence
-    return result
+    return result, each
 
 
 def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
@@ -137,7 +138,7 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     theirs = floors.task_floors(run, pairs, cache)
     say(f"{pairs.name}: {len(pairs.sentences):,} sentences")
     ours = floors.answers(floors.embed(run, pairs), pairs)
-    splits = judge(ours, theirs, pairs)
+    judged = judge(ours, theirs, pairs)
     fitted = pairs.task.kind == "likeness"
     protocol = {
         "head": "threshold on the cosine" if fitted else "cosine",
@@ -155,12 +156,11 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
         "fitting": f"{pairs.name} {pairs.fitting}",
         "dtype": "float32",
     }
-    return write_record(run, pairs, "zero_shot", splits, protocol, ours, folder)
+    return write_record(run, pairs, "zero_shot", *judged, protocol, ours, folder)
 
 
-def write_record(run, pairs: Pairs, mode: str, splits: dict, protocol: dict, ours: dict, folder: Path) -> dict:
-    """Writes MODE_TASK.json and .npz -> the record. ours: split -> answers of every seed."""
-    each = {s: tasks.scores(pairs.task, answer, pairs.labels[s], pairs.sets[s]) for s, answer in ours.items()}
+def write_record(run, pairs: Pairs, mode: str, splits: dict, each: dict, protocol: dict, ours: dict, folder) -> dict:
+    """Writes MODE_TASK.json and .npz -> the record. ours: split -> answers of every seed; each: their metrics."""
     seeds = range(len(next(iter(next(iter(each.values())).values()))))
     record = {
         "task": pairs.name,
@@ -193,7 +193,7 @@ def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, ca
     ours, rate = work.all_seeds(config)
     theirs = floors.fine_tune_floors(run, pairs, cache)
     theirs["untrained"], twins_rate = work.all_seeds(config, twin=True)
-    splits = judge(ours, theirs, pairs)
+    judged = judge(ours, theirs, pairs)
     protocol = work.protocol | {
         "lr": rate,
         "untrained_lr": twins_rate,
@@ -207,7 +207,7 @@ def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, ca
         "eval_rows": {split: len(pairs.labels[split]) for split in pairs.scored},
         "cut_share": work.cut,
     }
-    return write_record(run, pairs, "fine_tune", splits, protocol, ours, folder)
+    return write_record(run, pairs, "fine_tune", *judged, protocol, ours, folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -220,9 +220,7 @@ class Trainer:
         files = [(x.tokenizer_hash, x.count, x.documents.size, x.sentences.size) for x in (text, self.val_text)]
         differs = torch.tensor(files != world.on_rank0(lambda: files), dtype=torch.int32, device=world.device)
         if count := int(world.all_sum(differs)):
-            raise UserError(
-                f"{show(settings.data)} of {count} ranks differs from rank 0's; copy that folder to each node"
-            )
+            raise UserError(f"{count} ranks have another {show(settings.data)} than rank 0; copy it to each node")
         if shape.vocab_size not in (0, text.vocab_size):
             raise UserError(
                 f"vocab_size={shape.vocab_size}, but {settings.data} has {text.vocab_size}; "
