@@ -34,9 +34,10 @@ from typing import Annotated, Literal
 import numpy as np
 
 from heads import HEADS
-from lab import command, floors, tasks
+from lab import command, dataset, floors, tasks
 from lab.command import say
 from lab.configurator import UserError, parse
+from lab.contamination import contamination
 from lab.files import write_atomic
 from lab.finetune import RATES, RECIPES, FineTuning
 from lab.report import interval, score_rows, score_table, verdicts
@@ -51,6 +52,10 @@ POSTPROCESSING = "remove_directions", "whitening"
 @dataclass
 class EvalConfig:
     run: Annotated[str, "run folder that train.py wrote"] = ""
+    contamination: Annotated[
+        str, "no run: count and list the tasks' sentences that stand in this prepared corpus, such as pydocs"
+    ] = ""
+    data_dir: Annotated[str, "contamination: where the prepared data are; empty: data/ beside this script"] = ""
     tasks: Annotated[
         tuple[str, ...], "tasks; concept: stsb, sick_r, mrpc, paws; sts: STS12 ... STS16; all: what is there"
     ] = ("concept",)
@@ -82,8 +87,8 @@ class EvalConfig:
     device: Annotated[str, "auto, cpu or cuda"] = "auto"
 
     def __post_init__(self):
-        if not self.run:
-            raise ValueError("no run is given; write --run=out/quickstart")
+        if bool(self.run) == bool(self.contamination):
+            raise ValueError("give a run, --run=out/quickstart, or --contamination=DATASET")
         if not self.tasks:
             raise ValueError("no task is given; write --tasks=concept")
         if self.whitening != -1 and not 0 <= self.whitening <= 1:
@@ -235,13 +240,18 @@ def main(argv) -> int:
     parsed = parse(argv, EvalConfig, prog="eval_glue.py", doc=__doc__, root=ROOT, positional=False)
     config = parsed.make(EvalConfig)
     zero = config.mode == "zero_shot"
-    if zero:
+    if zero or config.contamination:
         keys = ["head", "recipe", "epochs", "lr", "batch", "grid", "max_length", "interpolate", "train_on", "seeds"]
         parsed.unused(keys, "by mode = 'zero_shot', in which nothing is trained")
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
-    names = tasks.task_names(config.tasks, data, zero_shot=zero)
+    names = tasks.task_names(config.tasks, data, zero_shot=zero and not config.contamination)
     if not names:
         raise UserError(f"no task that can be judged lies below {data}; give --data=DIR with the task files")
+    if config.contamination:
+        folder = Path(config.data_dir or ROOT / "data") / dataset.check_name(config.contamination)
+        corpus = dataset.Corpus(folder, "train")
+        print(contamination(corpus, {name: tasks.load_task(name, data) for name in names}))
+        return 0
     loaded = [Pairs(name, tasks.load_task(name, data), "" if zero else config.train_on) for name in names]
     run = load_run(config.run, config.ckpt, config.device)
     run.config |= {key: value for key in POSTPROCESSING if (value := getattr(config, key)) != -1}

@@ -328,6 +328,8 @@ class Corpus(TokenFile):
             raise self.error(f"was made with another tokenizer than {show(tokenizer)}")
         if self.meta["vocab_size"] != self.vocab_size:
             raise self.error(f"has another vocabulary than {show(self.folder / 'meta.json')} says")
+        if not isinstance(counts := self.meta.get("counts"), list) or len(counts) != self.vocab_size:
+            raise UserError(f"{show(self.folder / 'meta.json')} has no count for every token; {self.remedy}")
 
     def gather(self, starts, n: int) -> np.ndarray:
         """Rows of n tokens from these starts [R] -> int64 [R, n]."""

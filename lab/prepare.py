@@ -5,7 +5,7 @@ What the prepare scripts share: documents in, a finished data folder out (its fi
     build(config, Files)  # Files: a Source of pieces of text, made of config
 
 `build` makes the tokenizer and encodes on all cores, in constant memory and in the order of the source. All files grow
-in a temporary folder and moved at the end, meta.json last: a killed preparation leaves nothing that looks finished.
+in a temporary folder and are moved at the end, meta.json last: a killed preparation leaves nothing that looks finished.
 """
 
 import json
@@ -63,6 +63,8 @@ class Output:
 def configure(argv: list[str], kind: type[Output], script: str, doc: str):
     """argv -> the configuration of a script; what is wrong with it is refused before anything takes long."""
     config = parse(argv, kind, prog=script, doc=doc, root=ROOT, positional=False).make(kind)
+    if not config.name:
+        raise UserError("the dataset has no name; add --name=NAME")
     dataset.check_name(config.name)
     if (config.folder / "meta.json").exists() and not config.overwrite:
         raise UserError(f"{show(config.folder)} is prepared already; add --overwrite, or take another name")

@@ -1,0 +1,37 @@
+"""Planted sentences are found, and nothing else: against a search by strings."""
+
+import eval_glue
+from lab.contamination import SHORTEST, found_in
+from lab.dataset import Corpus, encode_texts, load_tokenizer, split_sentences
+from tests.corpus import make_corpus
+from tests.test_eval_glue import write_tasks
+
+
+def test_against_a_search(tmp_path):
+    folder = make_corpus(tmp_path / "toy", documents=300)
+    corpus, tokenizer = Corpus(folder, "train"), load_tokenizer(folder / "tokenizer.json")
+    starts = [*corpus.sentences.tolist(), corpus.count]
+    rows = [corpus.tokens[a:b].tolist() for a, b in zip(starts, starts[1:], strict=False)]
+    known = {tuple(i for i in row if i != corpus.eod) for row in rows}
+    own = [tokenizer.decode([i for i in row if i != corpus.eod]).strip() for row in rows[:300]]
+    texts = [text for text in own if len(split_sentences(text)) == 1]
+    texts += [text[:-6] for text in texts] + [f"{text} And more." for text in texts[:20]] + ["The.", "zzz " * 9]
+    expected = [tuple(ids) in known and len(ids) >= SHORTEST for ids in encode_texts(tokenizer, texts)]
+    assert found_in(corpus, texts).tolist() == expected
+    assert 50 < sum(expected) < len(expected) - 50
+
+
+def test_the_command(tmp_path, capsys):
+    folder = make_corpus(tmp_path / "toy")
+    corpus, tokenizer = Corpus(folder, "train"), load_tokenizer(folder / "tokenizer.json")
+    a, b = next(
+        (a, b) for a, b in zip(corpus.sentences, corpus.sentences[1:], strict=False) if SHORTEST + 2 < b - a < 16
+    )
+    text = tokenizer.decode([i for i in corpus.tokens[a:b].tolist() if i != corpus.eod]).strip()
+    write_tasks(tmp_path / "glue")
+    file = tmp_path / "glue/STS-B/sts-dev.csv"
+    file.write_text(file.read_text() + f"g\tf\ty\t99\t1.0\t{text}\tSomething else.\n")
+    words = ["--contamination=toy", f"--data_dir={tmp_path}", f"--data={tmp_path / 'glue'}", "--tasks=stsb"]
+    assert eval_glue.main(words) == 0
+    printed = capsys.readouterr().out
+    assert f"stsb: {text}" in printed and "| stsb | dev " in printed
