@@ -6,7 +6,8 @@ Judges a run on sentence tasks, next to the floors it must beat.
 
 zero_shot: nothing is trained. A sentence's vector is the mean of its concepts; similarity is the cosine, raw and
 centred (less the mean over the task's first 2,000 train sentences); yes/no questions are answered by a threshold fitted
-on the train split.
+on the train split. Beside them, of scores: vectors whitened on the same train sentences, the first concept alone,
+MaxSim over all concepts, and the correlation inside each genre or set that the task's files name.
 
 fine_tune: a head, and the encoder with it, is trained on the train split less a held-out tenth, which chooses the
 epoch (and with --grid=lr the learning rate); dev and test are only read. The untrained twin is trained in the same way,
@@ -32,7 +33,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
+import geometry
 from heads import HEADS
 from lab import command, dataset, floors, tasks
 from lab.command import say
@@ -138,11 +142,32 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple
     return result, each
 
 
+def other_similarities(run: LoadedRun, pairs: Pairs, split: str, vectors, fitting) -> dict[str, np.ndarray]:
+    """Answers [1, n] beside the cosine of means. whitened: of vectors [U, H] whitened (Su et al. 2021) on the sentences
+    `fitting`; first: of the first concepts; maxsim: the mean over concepts of the cosine with the nearest of the other
+    sentence's, in both directions (Khattab & Zaharia 2020)."""
+    index, values = pairs.index[split], torch.from_numpy(vectors).double()
+    mean, matrix = geometry.isotropic(values[fitting], 0, 1.0)
+    answers = {"whitened": [tasks.cosine(((values - mean) @ matrix).numpy(), index)], "first": [], "maxsim": []}
+    for rows in np.array_split(index, range(256, len(index), 256)):
+        a, b = (F.normalize(run.concepts([pairs.sentences[i] for i in column]), dim=-1) for column in rows.T)
+        cosines = a @ b.mT  # [rows, C, C]
+        answers["first"].append(cosines[:, 0, 0])
+        answers["maxsim"].append((cosines.amax(1).mean(1) + cosines.amax(2).mean(1)) / 2)
+    return {kind: np.concatenate(parts).astype(np.float64)[None] for kind, parts in answers.items()}
+
+
 def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     """The record of a task, as it is written to `folder`."""
     theirs = floors.task_floors(run, pairs, cache)
     say(f"{pairs.name}: {len(pairs.sentences):,} sentences")
-    ours = floors.answers(floors.embed(run, pairs), pairs)
+    vectors = floors.embed(run, pairs)
+    ours = floors.answers(vectors, pairs)
+    if pairs.task.kind == "score":
+        for split, other in pairs.fitted_on.items():
+            ours[split] |= other_similarities(
+                run, pairs, split, vectors, pairs.index[other].ravel()[: tasks.CENTRED_ON]
+            )
     judged = judge(ours, theirs, pairs)
     fitted = pairs.task.kind == "likeness"
     protocol = {

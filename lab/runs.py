@@ -377,6 +377,14 @@ class LoadedRun:
         return twin
 
     @torch.no_grad()
+    def concepts(self, texts: list[str]) -> Tensor:
+        """list of n strings -> float32 [n, C, hidden]; of a longer text the first max(lengths) tokens."""
+        rows = [ids[: self.max_length] for ids in self.encode_texts(texts)]
+        ids, mask = (torch.from_numpy(x).to(self.device) for x in dataset.pad_batch(rows, self.config["pad_id"]))
+        with exact_matmul():
+            return self.model.encode(ids, mask=mask).float().cpu()
+
+    @torch.no_grad()
     def generate(self, text: str) -> tuple[str, float]:
         """Text -> (what the decoder predicts from its concepts alone, share of tokens that are the same)."""
         if self.model.config.predicts != "positions":

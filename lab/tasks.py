@@ -131,8 +131,8 @@ class Task:
 
     @property
     def metrics(self) -> list[str]:
-        wanted = ("cosines", "centred") if self.kind == "score" else ("predictions",)
-        return [metric for metric, (_, answers) in METRICS.items() if answers in wanted]
+        score = self.kind == "score"
+        return [metric for metric, (_, answers) in METRICS.items() if (answers != "predictions") == score]
 
     @property
     def lifts(self) -> dict[str, str]:
@@ -160,7 +160,7 @@ STSB = {split: f"sts-{split}.csv" for split in ("train", "dev", "test")}  # tab-
 SICK = {"train": "SICK_train.txt", "dev": "SICK_trial.txt", "test": "SICK_test_annotated.txt"}
 MRPC = {"train": "msr_paraphrase_train.txt", "dev": "msr_paraphrase_train.txt", "test": "msr_paraphrase_test.txt"}
 PAWS = {"train": "train.csv", "dev": "val.csv", "test": "test.csv"}
-MNLI = {"train": "train.tsv", "dev": "dev_matched.tsv"}
+MNLI = {"train": "train.tsv", "dev": "dev_matched.tsv", "dev_mismatched": "dev_mismatched.tsv"}
 JUDGED = ("sentence_A", "sentence_B", "entailment_judgment")
 QUESTIONS = ("question1", "question2", "is_duplicate")
 PAIR = ("sentence1", "sentence2", "label")
@@ -170,7 +170,7 @@ NLI = ("entailment", "neutral", "contradiction")
 SEMEVAL = "STS.input.NAME.txt and STS.gs.NAME.txt, or NAME.test.tsv"
 
 TASKS = {
-    "stsb": Task("STS-B", STSB, (5, 6, 4), "score", (0, 5), "pearson"),
+    "stsb": Task("STS-B", STSB, (5, 6, 4, 0), "score", (0, 5), "pearson"),
     "sick_r": Task("SICK", SICK, ("sentence_A", "sentence_B", "relatedness_score"), "score", (1, 5), "pearson"),
     **{
         f"sts{year}": Task(f"STS{year}", {"test": "."}, (1, 2, 0), "score", (0, 5), "pearson", read_sts, SEMEVAL)
@@ -187,6 +187,7 @@ TASKS = {
     "qnli": Task("QNLI", GLUE, ("question", "sentence", "label"), "classification", ENTAILS),
     "mnli": Task("MNLI", MNLI, ("sentence1", "sentence2", "gold_label"), "classification", NLI),
 }
+SEEDS = ("mrpc", "qqp", "stsb", "mnli")  # what `--tasks=seeds` means
 CONCEPT = ("stsb", "sick_r", "mrpc", "paws")  # what `--tasks=concept` means
 
 
@@ -195,7 +196,8 @@ def task_names(wanted, folder, zero_shot: bool = False) -> list[str]:
     zero_shot: only tasks that the cosine answers; any other that is named is refused."""
     able = [name for name, task in TASKS.items() if not zero_shot or task.kind != "classification"]
     there = [name for name in able if (Path(folder) / TASKS[name].folder).is_dir()]
-    groups = {"concept": CONCEPT, "sts": [name for name in there if TASKS[name].reader is read_sts], "all": there}
+    groups = {"concept": CONCEPT, "seeds": [name for name in SEEDS if name in able], "all": there}
+    groups["sts"] = [name for name in there if TASKS[name].reader is read_sts]
     names = []
     for name in wanted:
         if name not in TASKS and name not in groups:
@@ -278,6 +280,9 @@ METRICS = {  # name -> (function, the answers it judges)
     "spearman": (spearman, "cosines"),
     "pearson_centred": (pearson, "centred"),
     "spearman_centred": (spearman, "centred"),
+    "pearson_whitened": (pearson, "whitened"),
+    "pearson_first": (pearson, "first"),
+    "pearson_maxsim": (pearson, "maxsim"),
     "accuracy": (accuracy, "predictions"),
     "f1": (f1, "predictions"),
     "mcc": (mcc, "predictions"),
@@ -285,14 +290,20 @@ METRICS = {  # name -> (function, the answers it judges)
 
 
 def scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.ndarray]:
-    """Every metric of the task -> [F], one for each run of the method; of several sets [n] also their mean Pearson."""
-
-    def by_set(x, y):
-        return float(np.mean([pearson(x[sets == name], y[sets == name]) for name in np.unique(sets)]))
-
+    """Every metric of the task -> [F], one for each run of the method. Of a task made of sets [n], such as genres, also
+    the Pearson correlation inside each, and their mean."""
     functions = {metric: METRICS[metric] for metric in task.metrics if METRICS[metric][1] in answers}
-    if sets is not None:
+    if sets is not None and len(np.unique(sets)) > 1:
+
+        def inside(name):
+            return lambda x, y: pearson(x[sets == name], y[sets == name])
+
+        def by_set(x, y):
+            return float(np.mean([inside(name)(x, y) for name in np.unique(sets)]))
+
         functions |= {"pearson_by_set": (by_set, "cosines"), "pearson_by_set_centred": (by_set, "centred")}
+        functions |= {f"pearson_{name}": (inside(name), "cosines") for name in np.unique(sets)}
+        functions = {metric: (f, kind) for metric, (f, kind) in functions.items() if kind in answers}
     return {metric: np.array([f(row, labels) for row in answers[kind]]) for metric, (f, kind) in functions.items()}
 
 

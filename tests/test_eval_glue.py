@@ -89,7 +89,8 @@ def records(place):
     return {name: json.loads((place / f"out/run/eval/zero_shot_{name}.json").read_text()) for name in names}
 
 
-CORRELATIONS = {"pearson", "spearman", "pearson_centred", "spearman_centred", *floors.BEYOND}
+OTHERS = {"pearson_whitened", "pearson_first", "pearson_maxsim"}
+CORRELATIONS = {"pearson", "spearman", "pearson_centred", "spearman_centred", *OTHERS, *floors.BEYOND}
 SHARES = {"accuracy", "f1", "mcc"}
 FLOORS = {"word_tfidf", "char_tfidf", "random_vectors", "token_idf", "untrained"}
 
@@ -103,7 +104,7 @@ def test_the_record_of_each_task(place, records):
         for split, found in record["splits"].items():
             assert found["metrics"].keys() == metrics and record["per_seed"][0][split] == found["metrics"]
             assert found["floors"].keys() == (FLOORS | {"majority"} if metrics is SHARES else FLOORS)
-            assert all(floor.keys() == metrics for floor in found["floors"].values())
+            assert all(floor.keys() == metrics - OTHERS for floor in found["floors"].values())
             primary = "accuracy" if metrics is SHARES else "pearson"
             best = found["lift"]["best_floor"]
             assert best["floor"] == max(found["floors"], key=lambda floor: found["floors"][floor][primary])  # noqa: B023
@@ -197,7 +198,9 @@ def test_a_year_of_semeval(place, capsys):
     out = capsys.readouterr().out
     record = json.loads((place / "out/run/eval/zero_shot_sts14.json").read_text())
     judged, protocol = record["splits"]["test"], record["protocol"]
-    assert judged["metrics"].keys() == CORRELATIONS | {"pearson_by_set", "pearson_by_set_centred"}
+    assert judged["metrics"].keys() == CORRELATIONS | {
+        f"pearson_{name}" for name in ("by_set", "by_set_centred", "dev", "test")
+    }
     assert protocol["eval_rows"] == {"test": 68} and protocol["fitted_on"] == {"test": "test"}
     assert "its own sentences, unlabelled" in protocol["fitting"] and protocol["fitting"] in out
     assert f"sts14 test: {judged['verdict']}\n" in out and "| pearson_by_set " in out
@@ -206,7 +209,8 @@ def test_a_year_of_semeval(place, capsys):
 def test_answers_of_each_row_are_kept(place, records):
     """Paired tests start from them: metrics and lifts can be had again."""
     with np.load(place / "out/run/eval/zero_shot_stsb.npz") as rows:
-        assert set(rows.files) == {f"{s}/{kind}" for s in ("dev", "test") for kind in ("cosines", "centred", "labels")}
+        kinds = ("cosines", "centred", "whitened", "first", "maxsim", "labels")
+        assert set(rows.files) == {f"{s}/{kind}" for s in ("dev", "test") for kind in kinds}
         dev = records["stsb"]["splits"]["dev"]["metrics"]
         for kind, metric in (("cosines", "pearson"), ("centred", "pearson_centred")):
             assert rows[f"dev/{kind}"].shape == (1, 40)
@@ -215,6 +219,28 @@ def test_answers_of_each_row_are_kept(place, records):
         right = rows["test/predictions"][0] == rows["test/labels"]
         assert right.mean() == records["mrpc"]["splits"]["test"]["metrics"]["accuracy"]
         assert rows["test/cosines"].shape == (1, 40)
+
+
+def test_other_similarities_by_loops(place):
+    """Of the first concept, MaxSim, and of whitened vectors, whose covariance over the train sentences is 1."""
+    run = load_run(place / "out/run", device="cpu")
+    with np.load(place / "out/run/eval/zero_shot_sick_r.npz") as rows:
+        answers = {kind: rows[f"dev/{kind}"][0] for kind in ("first", "maxsim", "whitened")}
+    splits = tasks.load_task("sick_r", place / "glue")
+
+    def cosine(a, b):
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    train = run.embed([text for row in splits["train"].rows for text in row]).double().numpy()
+    sigma, directions = np.linalg.eigh(np.cov(train.T, bias=True))
+    sigma = np.maximum(sigma / sigma[-1], 1e-6) ** 0.5
+    for i, (a, b) in enumerate(splits["dev"].rows):
+        x, y = (run.concepts([text])[0].double().numpy() for text in (a, b))
+        assert answers["first"][i] == pytest.approx(cosine(x[0], y[0]), abs=1e-4)
+        likest = [max(cosine(u, v) for v in y) for u in x], [max(cosine(u, v) for u in x) for v in y]
+        assert answers["maxsim"][i] == pytest.approx(np.mean(likest), abs=1e-4)
+        x, y = ((run.embed([t])[0].double().numpy() - train.mean(0)) @ directions / sigma for t in (a, b))
+        assert answers["whitened"][i] == pytest.approx(cosine(x, y), abs=1e-3)
 
 
 def test_untrained_and_token_idf_by_hand(place, records):
@@ -256,8 +282,8 @@ def test_the_table_and_the_floors_kept_beside_the_run(place, records, capsys, mo
     assert rows[-1][columns["majority"]] == "0.0"
     lift = dev["lift"]["best_floor"]
     assert f"[{100 * lift['low']:+.1f}, {100 * lift['high']:+.1f}]" in rows[2][columns["over best_floor"]]
-    assert "floors" not in err and len(rows) == 2 + 2 * 10 + 2 * 3
-    one, beyond = rows[2 + 4], dev["beyond"]["partial_lexical"]
+    assert "floors" not in err and len(rows) == 2 + 2 * 13 + 2 * 3
+    one, beyond = rows[2 + 7], dev["beyond"]["partial_lexical"]
     shown = [f"{100 * beyond[key]:.1f}" for key in ("value", "low", "high")]
     assert one[columns["metric"]] == "partial_lexical" and one[columns["char_tfidf"]] == "-"
     assert one[columns["score"]] == f"{shown[0]} [{shown[1]}, {shown[2]}]"
