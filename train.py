@@ -217,6 +217,7 @@ class Trainer:
         self.plan = make_plan(config, self.objectives, world.size)
         self.train_text, self.val_text = (dataset.Corpus(settings.data, split) for split in ("train", "val"))
         text = self.train_text
+        text.counts()  # found wanting now, not at the end
         files = [(x.tokenizer_hash, x.count, x.documents.size, x.sentences.size) for x in (text, self.val_text)]
         differs = torch.tensor(files != world.on_rank0(lambda: files), dtype=torch.int32, device=world.device)
         if count := int(world.all_sum(differs)):

@@ -328,8 +328,13 @@ class Corpus(TokenFile):
             raise self.error(f"was made with another tokenizer than {show(tokenizer)}")
         if self.meta["vocab_size"] != self.vocab_size:
             raise self.error(f"has another vocabulary than {show(self.folder / 'meta.json')} says")
-        if not isinstance(counts := self.meta.get("counts"), list) or len(counts) != self.vocab_size:
+
+    def counts(self, kind: str = "counts") -> list[int]:
+        """How often each token stands in the training text ("document_counts": in how many sentences): [V]."""
+        counts = self.meta.get(kind)
+        if not isinstance(counts, list) or len(counts) != self.vocab_size:
             raise UserError(f"{show(self.folder / 'meta.json')} has no count for every token; {self.remedy}")
+        return counts
 
     def gather(self, starts, n: int) -> np.ndarray:
         """Rows of n tokens from these starts [R] -> int64 [R, n]."""
@@ -343,9 +348,7 @@ class Corpus(TokenFile):
 
     def idf(self) -> np.ndarray:
         """float32 [V]: ln((1 + n) / (1 + df)), df of the n training sentences hold the token; 0 for special tokens."""
-        if "document_counts" not in self.meta:
-            raise UserError(f"{show(self.folder / 'meta.json')} does not say how rare tokens are; {again(self.folder)}")
-        idf = np.log((1 + self.sentences.size) / (1 + np.array(self.meta["document_counts"], np.float64)))
+        idf = np.log((1 + self.sentences.size) / (1 + np.array(self.counts("document_counts"), np.float64)))
         idf[list(self.special_ids)] = 0
         return idf.astype(np.float32)
 

@@ -179,7 +179,7 @@ class Validation:
 
         def unigram(by_idf):
             weights = train.idf() if by_idf else None
-            return dataset.unigram_floor(train.meta["counts"], val.tokens, val.eod, weights)
+            return dataset.unigram_floor(train.counts(), val.tokens, val.eod, weights)
 
         parts = self.objectives.parts
         return [part.floor(self.problem(part, self.batches_of(part, n)[0]), unigram) for part in parts]
@@ -196,7 +196,7 @@ def final_table(numbers: dict[str, float], validation: Validation, train: datase
         if len(objectives.parts) > 1:
             rows.append([f"of it {part.name}, longest rows", numbers[f"val_loss_{part.name}"], floor])
         for name in part.reported():
-            unweighted = dataset.unigram_floor(train.meta["counts"], val.tokens, val.eod)
+            unweighted = dataset.unigram_floor(train.counts(), val.tokens, val.eod)
             rows.append([f"validation loss, {name}, longest rows", numbers[f"val_loss_{name}"], unweighted])
     if "delta_shuffle" in numbers:
         rows.append(["added by another row's concepts, longest rows", numbers["delta_shuffle"], 0.0])
