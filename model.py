@@ -59,7 +59,7 @@ class ModelConfig:
         Literal["random", "spectral"],
         "token embeddings begin random, or as the spectrum of the corpus's own co-occurrences (lab/spectral.py)",
     ] = "random"
-    spectral_share: Annotated[float, "spectral: m in m * spectral + sqrt(1 - m^2) * random"] = 0.85
+    spectral_share: Annotated[float, "spectral: m in m * spectral + sqrt(1 - m^2) * random"] = 1.0
     seeds_faithful: Annotated[
         bool, "the seeds' structure: biases, un-normalised tokens, un-gated decoder FFN, no gain in the last norm"
     ] = False

@@ -11,6 +11,8 @@ the concepts its words, rare ones counting more. docs/RESULTS.md has its scores 
 base = "config/tsdae_cpu.py"  # a perceiver of 8 concepts and 2 layers, rows of 16 and 32 tokens
 
 token_init = "spectral"
+spectral_share = 1.0
+whitening = 0.25
 hidden = 256
 intermediate = 512
 
@@ -22,4 +24,4 @@ score_rate = 0.25
 token_weight = "idf"
 
 batch_size = 64  # 2,048 tokens a step
-max_steps = 2600
+max_steps = 3600

@@ -340,7 +340,7 @@ def test_idf(tmp_path, corpus):
     expected[list(text.special_ids)] = 0
     assert text.idf() == pytest.approx(expected, rel=1e-6) and text.idf().dtype == np.float32
     assert text.idf()[text.tokens[text.tokens != text.eod]].min() >= 0 and text.idf()[text.eod] == 0
-    with pytest.raises(UserError, match="does not say how rare tokens are; .*prepare.py") as error:
+    with pytest.raises(UserError, match="has no count for every token; .*prepare.py") as error:
         corpus[0].idf()
     assert "\n" not in str(error.value)
 
