@@ -280,11 +280,13 @@ def evaluation(out: RunFolder, name: str) -> dict:
 
 
 def judged(out: RunFolder, name: str) -> bool:
-    """The latest checkpoint has its scores in eval/, by the present definitions."""
+    """The latest checkpoint has its scores in eval/, by the present definitions, embedded as its config says."""
     with suppress(UserError, KeyError):
-        record = evaluation(out, name)
-        present = [out.config()["run_id"], f"ckpt_{out.pointer('latest')}", floors.VERSION]
-        return [record["run_id"], record["checkpoint"], record["version"]] == present
+        record, config = evaluation(out, name), out.config()
+        present = [config["run_id"], f"ckpt_{out.pointer('latest')}", floors.VERSION]
+        present += [config["remove_directions"], config["whitening"]]
+        found = [record[key] for key in ("run_id", "checkpoint", "version")]
+        return [*found, *(record["protocol"][key] for key in ("remove_directions", "whitening"))] == present
     return False
 
 

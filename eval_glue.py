@@ -40,11 +40,12 @@ import geometry
 from heads import HEADS
 from lab import command, dataset, floors, tasks
 from lab.command import say
-from lab.configurator import UserError, parse
+from lab.configurator import UserError, parse, warn
 from lab.contamination import contamination
-from lab.files import write_atomic
-from lab.finetune import RATES, RECIPES, FineTuning
-from lab.report import interval, score_rows, score_table, verdicts
+from lab.files import read_json, write_atomic
+from lab.finetune import RATES, RECIPES, FineTuning, check
+from lab.huggingface import is_reference, load_reference
+from lab.report import interval, over_seeds, score_rows, score_table, verdicts
 from lab.runs import LoadedRun, load_run
 from lab.tasks import Pairs
 from objectives import described
@@ -55,13 +56,14 @@ POSTPROCESSING = "remove_directions", "whitening"
 
 @dataclass
 class EvalConfig:
-    run: Annotated[str, "run folder that train.py wrote"] = ""
+    run: Annotated[str, "run folder that train.py wrote; or a local folder with a Hugging Face encoder"] = ""
     contamination: Annotated[
         str, "no run: count and list the tasks' sentences that stand in this prepared corpus, such as pydocs"
     ] = ""
     data_dir: Annotated[str, "contamination: where the prepared data are; empty: data/ beside this script"] = ""
     tasks: Annotated[
-        tuple[str, ...], "tasks; concept: stsb, sick_r, mrpc, paws; sts: STS12 ... STS16; all: what is there"
+        tuple[str, ...],
+        "concept: stsb, sick_r, mrpc, paws; seeds: mrpc, qqp, stsb, mnli; sts: STS12 ... STS16; all: what is there",
     ] = ("concept",)
     mode: Annotated[Literal["zero_shot", "fine_tune"], "judge the vectors as they are, or train a head"] = "zero_shot"
     head: Annotated[Literal[tuple(HEADS)], f"fine_tune: how concepts become an answer. {described(HEADS)}"] = (
@@ -218,8 +220,7 @@ def write_record(run, pairs: Pairs, mode: str, splits: dict, each: dict, protoco
 def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, cache: Path) -> dict:
     """The record of a task, as it is written to `folder`."""
     work = FineTuning(run, pairs, config, cache)
-    cut = f"{100 * work.cut:.1f} % of the tokens are cut"
-    say(f"{pairs.name}: {len(work.train):,} rows to train on, {len(work.held):,} held out; {cut}")
+    say(f"{pairs.name}: {work.about()}")
     ours, rate = work.all_seeds(config)
     theirs = floors.fine_tune_floors(run, pairs, cache)
     theirs["untrained"], twins_rate = work.all_seeds(config, twin=True)
@@ -244,20 +245,36 @@ def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, ca
 # The command
 
 
-def difference(record: dict, ours: Path, theirs: Path) -> list[str]:
-    """A sentence for each split: by how much this run is above the other, whose answers lie in the folder `theirs`."""
-    name = f"{record['mode']}_{record['task']}.npz"
-    if not (theirs / name).is_file():
-        raise UserError(f"{theirs / name} is missing; judge that run first, with the same --mode and --tasks")
+def read_other(config: EvalConfig, name: str) -> tuple[dict, dict]:
+    """The record of a task of the run that --against names, and its answers."""
+    path = Path(config.against) / "eval" / f"{config.mode}_{name}.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; judge that run first, with the same --mode and --tasks")
+    with np.load(path.with_suffix(".npz")) as arrays:
+        return read_json(path, "an evaluation"), dict(arrays)
+
+
+def difference(record: dict, folder: Path, other: dict, theirs: dict) -> list[str]:
+    """A sentence for each split: by how much this run is above the other, medians of their seeds on the same rows."""
     task, lines = tasks.TASKS[record["task"]], []
-    with np.load(ours / name) as mine, np.load(theirs / name) as other:
+    differs = [
+        key
+        for key in ("head", "epochs", "batch", "recipe")
+        if record["protocol"].get(key) != other["protocol"].get(key)
+    ]
+    warning = f" (another {', '.join(differs)})" if differs else ""
+    with np.load(folder / f"{record['mode']}_{record['task']}.npz") as ours:
         for split in record["splits"]:
-            kinds = [kind for kind in ("centred", "predictions") if f"{split}/{kind}" in mine.files]
-            a, b, labels = mine[f"{split}/{kinds[0]}"], other[f"{split}/{kinds[0]}"], mine[f"{split}/labels"]
-            if not np.array_equal(labels, other[f"{split}/labels"]):
-                raise UserError(f"{theirs / name} was made from other rows; judge that run again")
-            lift = floors.lifts(task.primary, a, {"it": b}, labels)["it"]
-            lines.append(f"{record['task']} {split}: {task.primary} {interval(lift)} over {theirs.parent}, paired")
+            kind = "centred" if f"{split}/centred" in ours.files else "predictions"
+            labels = ours[f"{split}/labels"]
+            if not np.array_equal(labels, theirs.get(f"{split}/labels")):
+                raise UserError(
+                    f"{other['run_id']} was judged on other rows of {record['task']} {split}; judge it again"
+                )
+            rows = ours[f"{split}/{kind}"], {"it": theirs[f"{split}/{kind}"]}
+            lift = floors.lifts(task.primary, *rows, labels, middle=np.median)["it"]
+            metric = task.primary + ("_centred" if kind == "centred" else "")
+            lines.append(f"{record['task']} {split}: {metric} {interval(lift)} over {other['run_id']}, paired{warning}")
     return lines
 
 
@@ -277,26 +294,47 @@ def main(argv) -> int:
         corpus = dataset.Corpus(folder, "train")
         print(contamination(corpus, {name: tasks.load_task(name, data) for name in names}))
         return 0
-    loaded = [Pairs(name, tasks.load_task(name, data), "" if zero else config.train_on) for name in names]
-    run = load_run(config.run, config.ckpt, config.device)
-    run.config |= {key: value for key in POSTPROCESSING if (value := getattr(config, key)) != -1}
+    loaded = []
+    for name in names:  # all mistakes in files first
+        try:
+            loaded.append(Pairs(name, tasks.load_task(name, data), "" if zero else config.train_on))
+        except UserError as error:
+            if config.tasks != ("all",) or zero:
+                raise
+            warn(f"{error}; it is left out")
+    others = {name: read_other(config, name) for name in names} if config.against else {}
+    if is_reference(config.run):
+        run = load_reference(config.run, config.device)
+        parsed.unused([*POSTPROCESSING, "ckpt"], "for a Hugging Face encoder")
+    else:
+        run = load_run(config.run, config.ckpt, config.device)
+        run.config |= {key: value for key in POSTPROCESSING if (value := getattr(config, key)) != -1}
+    if not zero:
+        run.config |= dict.fromkeys(POSTPROCESSING, 0)  # heads read the concepts as they are
+        parsed.unused(POSTPROCESSING, "by mode = 'fine_tune'")
+        for pairs in loaded:
+            check(run, pairs, config)
     folder, cache = Path(config.run) / "eval", Path(config.run).resolve().parent / ".floors"
     folder.mkdir(exist_ok=True)
     rows, records = [], []
-    for pairs in loaded:  # all mistakes in files came first
+    for pairs in loaded:
         record = zero_shot(run, pairs, folder, cache) if zero else fine_tune(run, pairs, config, folder, cache)
-        rows += score_rows(pairs.name, [record["splits"]], pairs.task.lifts)
+        for row in score_rows(pairs.name, [record["splits"]], pairs.task.lifts):
+            if not isinstance(row["score"], dict):
+                row["score"] = over_seeds([seed[row["split"]][row["metric"]] for seed in record["per_seed"]])
+            rows.append(row)
         records.append(record)
-    how = "zero-shot" if zero else f"fine-tuned, head {config.head}, median of {config.seeds} seeds"
+    how = "zero-shot" if zero else f"fine-tuned, head {config.head}, median (least..most) of {config.seeds} seeds"
     print(f"{run.config['run_id']}, ckpt_{run.step}, {how}, x100; [95 % intervals]\n")
     print(score_table(rows))
     print("\n" + "\n".join(f"{name}: {sentence}" for name, sentence in verdicts(rows).items()))
-    if config.against:
+    if others:
         print()
-        for record in records:
-            print("\n".join(difference(record, folder, Path(config.against) / "eval")))
+    for record in records:
+        if record["task"] in others:
+            print("\n".join(difference(record, folder, *others[record["task"]])))
     if not zero:
-        print(f"\nprotocol: {json.dumps(records[-1]['protocol'])}")
+        print("\n" + "\n".join(f"{record['task']} protocol: {json.dumps(record['protocol'])}" for record in records))
     for pairs in loaded:
         if zero and set(pairs.fitted_on.values()) - {"train"}:
             print(f"\n{pairs.name} {pairs.fitting}")

@@ -207,6 +207,11 @@ class ConceptModel(nn.Module):
         hidden = hidden.expand(concepts.shape[0], -1, -1)
         return torch.stack([self.logits(row).argmax(-1) for row in hidden])  # one row's logits at a time
 
+    def twin(self, seed: int) -> "ConceptModel":
+        """What training begins with at this seed, in evaluation mode."""
+        twin = ConceptModel(self.config, self.mask_id, seed, self.token_vectors)
+        return twin.to(self.tokens.weight.device).eval()
+
     def num_parameters(self):
         return sum(p.numel() for p in self.parameters())
 

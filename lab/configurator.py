@@ -206,7 +206,8 @@ class Parser(argparse.ArgumentParser):
             for key, (kinds, about, default) in fields_of(group).items():
                 origins = [get_origin(kind) for kind in kinds]
                 section.add_argument(
-                    f"--{key}",
+                    f"--{key.rstrip('_')}",  # from_ is --from
+                    dest=key,
                     default=argparse.SUPPRESS,
                     nargs="*" if tuple in origins else "?",
                     metavar=",".join(map(str, default)) if isinstance(default, tuple) else default,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lab.dataset import Corpus, encode_texts, hash64, load_tokenizer
+from lab.dataset import Corpus, encode_texts, hash64, load_tokenizer, split_sentences
 from lab.report import table
 from lab.tasks import Split
 
@@ -18,15 +18,17 @@ def digests(tokens, lengths) -> np.ndarray:
 
 
 def found_in(corpus: Corpus, texts: list[str]) -> np.ndarray:
-    """bool [n]: is the text one of the corpus's sentences? Those of fewer than SHORTEST tokens are not looked for."""
-    rows = encode_texts(load_tokenizer(corpus.folder / "tokenizer.json"), texts)
+    """bool [n]: are all sentences of the text sentences of the corpus? Those of fewer than SHORTEST tokens are not."""
+    sentences = [split_sentences(text) or [text] for text in texts]
+    rows = encode_texts(load_tokenizer(corpus.folder / "tokenizer.json"), [one for own in sentences for one in own])
     lengths = np.array([len(row) for row in rows])
-    ours, there = digests(np.concatenate(rows), lengths), np.zeros(len(texts), bool)
+    ours, there = digests(np.concatenate(rows), lengths), np.zeros(len(rows), bool)
     for tokens, spans in corpus.pieces(corpus.count):
         ends = tokens[np.cumsum(spans) - 1] == corpus.eod  # of a document: not part of its last sentence
         spans = spans - ends
         there |= np.isin(ours, digests(tokens[tokens != corpus.eod], spans[spans > 0]))
-    return there & (lengths >= SHORTEST)
+    there &= lengths >= SHORTEST
+    return np.logical_and.reduceat(there, np.cumsum([0, *map(len, sentences)])[:-1])
 
 
 def contamination(corpus: Corpus, tasks: dict[str, dict[str, Split]]) -> str:

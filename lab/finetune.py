@@ -44,10 +44,9 @@ def shorten(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]
 
 
 def token_rows(run: LoadedRun, pairs: Pairs, apart: bool, most: int) -> tuple[dict[str, list], float]:
-    """(split -> for each row one or two lists of at most `most` ids, share of all tokens that was cut). A pair that is
-    not read `apart` is one list: a, separator, b."""
+    """(split -> for each row one or two arrays of at most `most` ids, share of all tokens that was cut). A pair that is
+    not read `apart` is one text: a, separator, b."""
     ids = run.encode_texts(pairs.sentences)
-    separator = dataset.special_ids(run.tokenizer)["sep"]
     rows, before, after = {}, 0, 0
     for split, index in pairs.index.items():
         rows[split] = []
@@ -55,13 +54,13 @@ def token_rows(run: LoadedRun, pairs: Pairs, apart: bool, most: int) -> tuple[di
             texts = [ids[i] for i in numbers]
             before += sum(map(len, texts))
             if apart or len(texts) == 1:
-                texts = [text[:most] for text in texts]
-                after += sum(map(len, texts))
+                texts = [text[: most - run.added[0]] for text in texts]
+                wrapped = [run.wrap(text) for text in texts]
             else:
-                a, b = shorten(*texts, most - 1)
-                after += len(a) + len(b)
-                texts = [[*a, separator, *b]]
-            rows[split].append(texts)
+                texts = shorten(*texts, most - run.added[1])
+                wrapped = [run.wrap(*texts)]
+            after += sum(map(len, texts))
+            rows[split].append([np.array(text, np.int32) for text in wrapped])
     return rows, 1 - after / before
 
 
@@ -88,16 +87,35 @@ def loss_of(outputs, labels, kind: str, linear: bool):
     return F.mse_loss(outputs[:, 0], labels.float()) if kind == "score" else F.cross_entropy(outputs, labels)
 
 
-def stretched(model: ConceptModel, length: int) -> ConceptModel:
-    """The model with learned positions for `length` tokens, interpolated between those it has."""
+def stretched(model: ConceptModel, length: int, trained: int) -> ConceptModel:
+    """The model with learned positions for `length` tokens, interpolated between the `trained` first that it has."""
     config = replace(model.config, max_length=length)
     state = model.state_dict()
     for name in state:
         if name.endswith(("positions.weight", "mixture.weight")) and len(state[name]) == model.config.max_length:
-            state[name] = F.interpolate(state[name].T[None], length, mode="linear", align_corners=True)[0].T
+            state[name] = F.interpolate(state[name][:trained].T[None], length, mode="linear", align_corners=True)[0].T
     new = ConceptModel(config, model.mask_id, token_vectors=model.token_vectors)
     new.load_state_dict(state)
     return new.to(next(model.parameters()).device)
+
+
+def check(run: LoadedRun, pairs: Pairs, config):
+    """UserError for what cannot be trained, before anything takes long."""
+    head, model = HEADS[config.head], run.model
+    pair = len(pairs.index[pairs.trained_on][0]) == 2
+    if not head.linear and (not pair or pairs.task.kind == "classification"):
+        raise UserError(f"{pairs.name} is no question of similarity for --head={config.head}; take --head=pair")
+    if head.keeps_decoder and model.decoder is None:
+        raise UserError(f"the run has no decoder for --head={config.head}; take --head=pair")
+    if config.max_length > run.max_length:
+        learned = isinstance(model, ConceptModel)
+        hint = " or write --interpolate=True" if learned else ""
+        if not (learned and config.interpolate):
+            raise UserError(
+                f"max_length = {config.max_length}, but the run read {run.max_length} tokens; leave it out{hint}"
+            )
+    if len(pairs.labels[pairs.trained_on]) < 2:
+        raise UserError(f"{pairs.name} has a single row to train on; put the original files there")
 
 
 class FineTuning:
@@ -117,31 +135,32 @@ class FineTuning:
             "max_length": config.max_length or run.max_length,
             "dtype": pick_dtype("auto", run.device),
         }
-        pair = len(pairs.index[pairs.trained_on][0]) == 2
-        if not self.head.linear and (not pair or self.kind == "classification"):
-            raise UserError(f"{pairs.name} is no question of similarity for --head={config.head}; take --head=pair")
-        if self.head.keeps_decoder and run.model.decoder is None:
-            raise UserError(f"the run has no decoder for --head={config.head}; take --head=attention_pool")
-        self.stretch, positions = self.protocol["max_length"] > run.model.config.max_length, run.model.config.max_length
-        if self.stretch and not config.interpolate:
-            raise UserError(
-                f"max_length = {config.max_length} is beyond the run's {positions} positions; leave it out, or write "
-                "--interpolate=True"
-            )
+        self.stretch = self.protocol["max_length"] > run.max_length
         self.rows, self.cut = token_rows(run, pairs, self.head.apart, self.protocol["max_length"])
         self.texts = len(self.rows[pairs.trained_on][0])
         chance = np.random.default_rng(20250101)
         order = chance.permutation(len(self.rows[pairs.trained_on]))
         held = max(1, min(int(HELD_OUT[0] * len(order)), HELD_OUT[1]))
         self.held, self.train = order[:held], order[held:]
-        if len(self.train) < 1:
-            raise UserError(f"{pairs.name} has {len(order)} row to train on; put the original files there")
+        self.key = floors.cache_key(run, pairs)
+
+    def about(self) -> str:
+        """What is trained, on what."""
+        model, new = self.run.model, self.new_head(self.run.model, 0).state_dict()
+        left = 0 if self.head.keeps_decoder or model.decoder is None else len(model.decoder.state_dict())
+        tensors = f"{len(model.state_dict()) - left} tensors are the checkpoint's, {left} of its decoder are not read"
+        rows = f"{len(self.train):,} rows to train on, {len(self.held):,} held out"
+        return f"{tensors}, new are {', '.join(new) or 'none'}; {rows}; {100 * self.cut:.1f} % of the tokens are cut"
+
+    def new_head(self, model: ConceptModel, seed: int) -> nn.Module:
+        outputs = 1 if self.kind == "score" or not self.head.linear else len(self.pairs.task.labels)
+        return self.head(model.config, outputs, self.texts, seed=seed).to(self.run.device)
 
     def answers(self, seed: int, rate: float, twin: bool = False) -> dict[str, np.ndarray]:
         """Outputs [n, K] of every split and of the held-out rows of one training, at its best epoch."""
         identity = ["untrained"] if twin else [self.run.config["run_id"], self.run.step]
         settings = [FINE_TUNE_VERSION, *identity, seed, self.protocol | {"lr": rate}, HELD_OUT]
-        settings += [self.pairs.trained_on, floors.cache_key(self.run, self.pairs)]
+        settings += [self.pairs.trained_on, self.key]
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         path = self.cache / f"fine_tune_{self.pairs.name}_{digest}.npz"
         try:
@@ -151,37 +170,41 @@ class FineTuning:
             pass
         self.cache.mkdir(exist_ok=True)
         what = f"{self.pairs.name}, {'untrained twin' if twin else 'run'}, lr {rate:g}, seed {seed}"
-        result = self.fit(
-            self.run.twin(seed).model if twin else self.run.model, seed, rate, what, path.with_suffix(".pt")
-        )
+        model = self.run.twin(seed).model if twin else self.run.model
+        result = self.fit(model, seed, rate, what, path.with_suffix(".pt"))
         floors.save_arrays(path, result)
         path.with_suffix(".pt").unlink(missing_ok=True)
         return result
 
-    def fit(self, model: ConceptModel, seed: int, rate: float, what: str, saved: Path) -> dict[str, np.ndarray]:
+    def fit(self, begun: ConceptModel, seed: int, rate: float, what: str, saved: Path) -> dict[str, np.ndarray]:
         """One training; `saved` keeps it as it is after each epoch."""
-        model = stretched(model, self.protocol["max_length"]) if self.stretch else copy.deepcopy(model)
-        outputs = 1 if self.kind == "score" or not self.head.linear else len(self.pairs.task.labels)
-        head = self.head(model.config, outputs, self.texts, seed=seed).to(self.run.device)
+        model = copy.deepcopy(begun)
+        if self.stretch:
+            model = stretched(model, self.protocol["max_length"], self.run.max_length)
+        head = self.new_head(model, seed)
         module = nn.ModuleDict({"model": model.requires_grad_(not self.head.frozen), "head": head})
         optimizer = optim.adamw(module, rate, 0.01, (0.9, 0.999))
         labels = torch.from_numpy(self.pairs.labels[self.pairs.trained_on]).to(self.run.device)
         if self.kind == "score" and self.head.linear:
-            labels = (labels - labels[self.train].mean()) / labels[self.train].std()
-        texts, size, epochs = (
-            [self.rows[self.pairs.trained_on][i] for i in self.train],
-            *(self.protocol[k] for k in ("batch", "epochs")),
-        )
+            labels = (labels - labels[self.train].mean()) / labels[self.train].std(unbiased=False).clamp_min(1e-6)
+        texts = [self.rows[self.pairs.trained_on][i] for i in self.train]
+        size, epochs = self.protocol["batch"], self.protocol["epochs"]
         horizon = epochs * math.ceil(len(texts) / size)
         warmup = self.protocol["warmup"]
         warmup = max(1, int(warmup * horizon)) if isinstance(warmup, float) else warmup
         world = World(0, 1, self.run.device, self.protocol["dtype"])
-        start, best, kept = self.restore(saved, module, optimizer)
+        try:
+            start, best, kept = self.restore(saved, module, optimizer)
+        except Exception as error:  # a damaged file fails in many ways
+            warn(f"{saved} is damaged ({type(error).__name__}); this seed begins anew")
+            saved.unlink()
+            return self.fit(begun, seed, rate, what, saved)
         began, step = time.monotonic(), start * math.ceil(len(texts) / size)
         first = step
         for epoch in range(start, epochs):
             torch.manual_seed(seed * 1000 + epoch)  # of dropout; an epoch is the same after a kill
             module.train()
+            bad = torch.zeros((), dtype=torch.bool, device=self.run.device)
             if self.head.frozen:
                 model.eval()
             for numbers in batches(texts, size, np.random.default_rng((seed, epoch))):
@@ -190,13 +213,13 @@ class FineTuning:
                 loss = loss_of(predicted.float(), labels[self.train[numbers]], self.kind, self.head.linear)
                 loss.backward()
                 now = optim.learning_rate("linear", rate, step, horizon, warmup, 0.0)
-                _, bad = optim.clipped_step(module, optimizer, now, 1.0, loss)
+                bad = bad | optim.clipped_step(module, optimizer, now, 1.0, loss)[1]
                 step += 1
                 if step % 50 == 0:
-                    if bad:
-                        raise NonFinite(f"{what}: loss or gradient is not finite; take a smaller --lr")
                     left = (time.monotonic() - began) / (step - first) * (horizon - step)
                     command.status(f"{what}: step {step}/{horizon}  loss {loss.item():.3f}  ETA {left:.0f} s", False)
+            if bad:
+                raise NonFinite(f"{what}: loss or gradient is not finite; take a smaller --lr")
             held = self.outputs(model, head, [self.rows[self.pairs.trained_on][i] for i in self.held])
             score = self.held_out_score(held)
             if best is None or score > best:
@@ -216,16 +239,12 @@ class FineTuning:
 
     def restore(self, saved: Path, module: nn.Module, optimizer) -> tuple[int, float | None, dict]:
         """(epoch to go on with, best held-out score, outputs of it)."""
-        try:
-            state = torch.load(saved, map_location=self.run.device, weights_only=True)
-            module.load_state_dict(state["module"])
-            optimizer.load_state_dict(state["optimizer"])
-            return state["epoch"], state["best"], {k: v.cpu().numpy() for k, v in state["kept"].items()}
-        except FileNotFoundError:
-            pass
-        except Exception as error:  # a damaged file fails in many ways
-            warn(f"{saved} is damaged ({type(error).__name__}); this seed begins anew")
-        return 0, None, {}
+        if not saved.is_file():
+            return 0, None, {}
+        state = torch.load(saved, map_location=self.run.device, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        return state["epoch"], state["best"], {k: v.cpu().numpy() for k, v in state["kept"].items()}
 
     def padded(self, rows: list, numbers) -> list[tuple]:
         """The one or two texts of these rows, each as (ids [B, S], mask [B, S])."""

@@ -415,9 +415,9 @@ def resampled(metric: str, answers, labels, counts, known=None) -> np.ndarray:
     raise ValueError(f"no bootstrap of {metric}")
 
 
-def lifts(metric: str, ours, others: dict, labels, known=None, **resampling) -> dict[str, dict]:
+def lifts(metric: str, ours, others: dict, labels, known=None, middle=np.mean, **resampling) -> dict[str, dict]:
     """
-    By how much `ours` [S, n] is above each of others {floor: [F, n]}: the median over our S runs minus the mean over
+    By how much `ours` [S, n] is above each of others {floor: [F, n]}: the median over our S runs minus the `middle` of
     the floor's F, {"value", "low", "high", "verdict"} with the 95 % percentile interval over paired resamples of the
     items. "above floor" only where all of it lies above 0. known: for `resampled`.
     """
@@ -426,8 +426,8 @@ def lifts(metric: str, ours, others: dict, labels, known=None, **resampling) -> 
 
     def differences(counts):
         metrics = resampled(metric, every, labels, counts, known)
-        middle = np.median(metrics[:, : ends[0]], 1)
-        return np.stack([middle - metrics[:, a:b].mean(1) for a, b in zip(ends[:-1], ends[1:], strict=True)], 1)
+        median = np.median(metrics[:, : ends[0]], 1)
+        return np.stack([median - middle(metrics[:, a:b], 1) for a, b in zip(ends[:-1], ends[1:], strict=True)], 1)
 
     value, low, high = bootstrap(differences, len(labels), **resampling)
     verdict = ["above floor" if bound > 0 else "at floor" for bound in low]

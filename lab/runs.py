@@ -327,6 +327,12 @@ class LoadedRun:
         """Token ids of each text, as training encoded it; never empty."""
         return dataset.encode_texts(self.tokenizer, texts)
 
+    added = 0, 1  # tokens that `wrap` adds to one text, to a pair
+
+    def wrap(self, a: list[int], b: list[int] | None = None) -> list[int]:
+        """The ids of a text, or of a pair that is read as one text, as the model reads them."""
+        return a if b is None else [*a, dataset.special_ids(self.tokenizer)["sep"], *b]
+
     @torch.no_grad()
     def embed(self, texts: list[str], batch_tokens: int = 16384) -> Tensor:
         """
@@ -334,9 +340,9 @@ class LoadedRun:
         max(lengths) is cut into chunks, its vector is their token-weighted mean. Where config has remove_directions or
         whitening, geometry.isotropic is applied, fitted on the training corpus's validation rows.
         """
-        pieces = []  # (text, ids)
+        pieces, room = [], self.max_length - self.added[0]  # (text, ids)
         for i, ids in enumerate(self.encode_texts(texts)):
-            pieces += [(i, ids[j : j + self.max_length]) for j in range(0, len(ids), self.max_length)]
+            pieces += [(i, self.wrap(ids[j : j + room])) for j in range(0, len(ids) or 1, room)]
         if len(pieces) > len(texts) and not self.warned:
             self.warned = True
             warn(f"texts longer than {self.max_length} tokens are embedded in chunks and averaged")
@@ -372,14 +378,14 @@ class LoadedRun:
 
     def twin(self, seed: int) -> "LoadedRun":
         """The untrained model of this seed, embedding as the run does."""
-        twin = LoadedRun(untrained(self.model, seed), self.tokenizer, self.config, 0, self.rows)
+        twin = type(self)(self.model.twin(seed), self.tokenizer, self.config, 0, self.rows)
         twin.warned = True  # of texts in chunks: the run itself says it
         return twin
 
     @torch.no_grad()
     def concepts(self, texts: list[str]) -> Tensor:
         """list of n strings -> float32 [n, C, hidden]; of a longer text the first max(lengths) tokens."""
-        rows = [ids[: self.max_length] for ids in self.encode_texts(texts)]
+        rows = [self.wrap(ids[: self.max_length - self.added[0]]) for ids in self.encode_texts(texts)]
         ids, mask = (torch.from_numpy(x).to(self.device) for x in dataset.pad_batch(rows, self.config["pad_id"]))
         with exact_matmul():
             return self.model.encode(ids, mask=mask).float().cpu()
@@ -396,13 +402,6 @@ class LoadedRun:
         predicted = self.model.generate(self.model.encode(ids), ids.shape[1])
         same = float((predicted == ids).double().mean())
         return self.tokenizer.decode(predicted[0].tolist(), skip_special_tokens=False).strip(), same
-
-
-def untrained(model: ConceptModel, seed: int) -> ConceptModel:
-    """What train.py begins with at this seed, on the model's device."""
-    return (
-        ConceptModel(model.config, model.mask_id, seed, model.token_vectors).to(next(model.parameters()).device).eval()
-    )
 
 
 def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,9 @@ def factors(matrix: sparse.csr_array, width: int) -> torch.Tensor:
         matrix = torch.from_numpy(matrix.toarray())
     else:
         parts = (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data)
-        matrix = torch.sparse_csr_tensor(*map(torch.from_numpy, parts), size=matrix.shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that torch's sparse matrices are in beta
+            matrix = torch.sparse_csr_tensor(*map(torch.from_numpy, parts), size=matrix.shape)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         U, S, _ = torch.svd_lowrank(matrix, q=min(width + OVERSAMPLED, V), niter=ITERATIONS)

@@ -320,7 +320,7 @@ class Pairs:
         """trained_on: the split that a head is fine-tuned on, which is then not judged; "": nothing is trained."""
         self.name, self.task, self.trained_on = name, TASKS[name], trained_on
         if trained_on and trained_on not in splits:
-            where = " (or --train_on=dev, to be judged on test)" if trained_on == "train" and "dev" in splits else ""
+            where = " (or --train_on=dev, to be judged on test)" if {"dev", "test"} <= splits.keys() else ""
             raise UserError(f"{name} has no {trained_on} split; put {self.task.files.get(trained_on)} there{where}")
         number = {}
         self.index = {  # split -> [n, 2]; [n, 1] for tasks of single sentences
@@ -331,6 +331,8 @@ class Pairs:
         self.labels = {name: split.labels for name, split in splits.items()}
         self.sets = {name: split.sets for name, split in splits.items()}
         self.scored = [split for split in splits if split not in ("train", trained_on)]
+        if not self.scored:
+            raise UserError(f"{name} has no split to be judged beside {', '.join(splits)}; put its other files there")
         self.fitted_on = {}  # scored split -> the split for idf, centring and threshold
         for split in self.scored:
             others = [other for other in splits if other != split or len(self.task.files) == 1]  # train comes first

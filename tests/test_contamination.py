@@ -14,9 +14,14 @@ def test_against_a_search(tmp_path):
     rows = [corpus.tokens[a:b].tolist() for a, b in zip(starts, starts[1:], strict=False)]
     known = {tuple(i for i in row if i != corpus.eod) for row in rows}
     own = [tokenizer.decode([i for i in row if i != corpus.eod]).strip() for row in rows[:300]]
-    texts = [text for text in own if len(split_sentences(text)) == 1]
-    texts += [text[:-6] for text in texts] + [f"{text} And more." for text in texts[:20]] + ["The.", "zzz " * 9]
-    expected = [tuple(ids) in known and len(ids) >= SHORTEST for ids in encode_texts(tokenizer, texts)]
+    texts = [*own, *(text[:-6] for text in own), *(f"{text} And more of it is here." for text in own[:20])]
+    texts += [f"{a} {b}" for a, b in zip(own, own[7:], strict=False)] + ["The.", "zzz " * 9]
+
+    def expect(text):
+        rows = encode_texts(tokenizer, split_sentences(text))
+        return all(tuple(ids) in known and len(ids) >= SHORTEST for ids in rows)
+
+    expected = [expect(text) for text in texts]
     assert found_in(corpus, texts).tolist() == expected
     assert 50 < sum(expected) < len(expected) - 50
 

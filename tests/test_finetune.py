@@ -12,6 +12,7 @@ import eval_glue
 import train
 from heads import HEADS
 from lab import finetune, floors, tasks
+from lab.command import NonFinite
 from lab.dataset import pad_batch
 from lab.finetune import FineTuning, batches, loss_of, shorten, stretched
 from lab.runs import load_run
@@ -131,13 +132,15 @@ def test_batches_hold_every_row_once():
 
 def test_stretched_positions():
     model = ConceptModel(ModelConfig(**SHAPE))
-    longer = stretched(model, 23)
+    longer = stretched(model, 23, 12)
     assert longer.positions.weight.shape == (23, 32) and longer.decoder.positions.weight.shape == (23, 32)
     assert torch.allclose(longer.positions.weight[::2], model.positions.weight, atol=1e-5)
     middle = (model.positions.weight[:-1] + model.positions.weight[1:]) / 2
     assert torch.allclose(longer.positions.weight[1::2], middle, atol=1e-5)
     assert torch.equal(longer.tokens.weight, model.tokens.weight)
     longer.encode(torch.zeros(1, 23, dtype=torch.long))
+    half = stretched(model, 11, 6)  # of the six first alone
+    assert torch.allclose(half.positions.weight[::2], model.positions.weight[:6], atol=1e-5)
 
 
 # ---- the command
@@ -205,14 +208,14 @@ def test_labels_that_are_judged_choose_nothing(place, tmp_path):
     """With other dev and test labels the outputs are the same to the bit, so the same epoch was chosen."""
     run = load_run(place / "out/run", device="cpu")
     made = []
-    for shuffled in (False, True):
+    for turned in (False, True):
         splits = tasks.load_task("stsb", place / "glue")
-        if shuffled:
+        if turned:  # what is best by them would be worst
             for split in ("dev", "test"):
-                splits[split].labels = splits[split].labels[::-1].copy()
+                splits[split].labels = 5 - splits[split].labels
         pairs = Pairs("stsb", splits, "train")
         config = eval_glue.EvalConfig(run="x", mode="fine_tune", epochs=3, seeds=1, grid="lr")
-        work = FineTuning(run, pairs, config, tmp_path / str(shuffled))
+        work = FineTuning(run, pairs, config, tmp_path / str(turned))
         made.append(work.all_seeds(config))
     assert made[0][1] == made[1][1]
     for split in ("dev", "test"):
@@ -264,10 +267,33 @@ def test_killed_and_gone_on(place, tmp_path, monkeypatch):
     assert all(np.array_equal(v, whole[k]) for k, v in work.answers(0, 1e-3).items())
 
 
+def test_a_loss_that_is_not_finite_ends_it(place, tmp_path, monkeypatch):
+    """In one step of the first epoch; nothing is kept."""
+    run, pairs = load_run(place / "out/run", device="cpu"), mrpc(place)
+    config, steps = eval_glue.EvalConfig(run="x", mode="fine_tune", epochs=1, seeds=1, batch=8), []
+
+    def once(outputs, *more):
+        steps.append(1)
+        return loss_of(outputs, *more) * (float("nan") if len(steps) == 2 else 1)
+
+    monkeypatch.setattr(finetune, "loss_of", once)
+    with pytest.raises(NonFinite, match="mrpc, run, .*not finite"):
+        FineTuning(run, pairs, config, tmp_path / "cache").answers(0, 1e-3)
+    assert len(steps) > 2 and not list((tmp_path / "cache").iterdir())
+
+
+def test_all_leaves_out_what_cannot_be_trained(place, capsys):
+    assert judge(place, "--tasks=all", "--seeds=1", "--epochs=1", "--head=linear") == 0
+    err = capsys.readouterr().err
+    assert "paws has no train split" in err and "it is left out" in err
+
+
 def test_against_another_run(place, capsys):
     shutil.copytree(place / "out/run", place / "out/other", ignore=shutil.ignore_patterns("eval"))
     config = json.loads((place / "out/other/config.json").read_text())
     (place / "out/other/config.json").write_text(json.dumps(config | {"run_id": "other"}))
     judge(place, "--tasks=mrpc", run="other")
     judge(place, "--tasks=mrpc", f"--against={place / 'out/other'}")
-    assert "mrpc dev: accuracy +0.0 [+0.0, +0.0] over " in capsys.readouterr().out
+    assert "mrpc dev: accuracy +0.0 [+0.0, +0.0] over other, paired\n" in capsys.readouterr().out
+    judge(place, "--tasks=mrpc", f"--against={place / 'out/other'}", "--head=linear")
+    assert "paired (another head)" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from scipy import stats
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lab import dataset, floors, tasks
-from lab.runs import LoadedRun, untrained
+from lab.runs import LoadedRun
 from model import ConceptModel, ModelConfig
 from tests.corpus import make_corpus
 from tests.test_tasks import make_pairs
@@ -477,10 +477,10 @@ def test_the_table_and_what_it_leaves_as_it_was(tmp_path, place):
 def test_the_twin_is_what_training_begins_with(place):
     corpus = dataset.Corpus(place, "val")
     model = make_model(corpus)
-    twin = untrained(model, 7)
+    twin = model.twin(7)
     assert not twin.training
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
-    assert not torch.equal(untrained(model, 8).tokens.weight, twin.tokens.weight)
+    assert not torch.equal(model.twin(8).tokens.weight, twin.tokens.weight)
 
 
 def test_an_untrained_model_is_at_its_floor_and_a_better_one_is_not(place, monkeypatch):

@@ -14,6 +14,7 @@ import sample
 import train
 from decoders import DECODERS
 from encoders import ENCODERS
+from heads import HEADS
 from lab.configurator import read_layers
 from objectives import OBJECTIVES
 
@@ -45,6 +46,8 @@ def test_the_two_commands():
 
 def test_the_table_of_parts_says_what_their_classes_say():
     registries = {"objective": OBJECTIVES, "encoder": ENCODERS, "decoder": DECODERS}
+    for name, line in re.findall(r"^\| `(\w+)` \| (.*) \|$", README.split("| head |")[1].split("\n\n")[0], re.M):
+        assert line == HEADS[name].__doc__
     rows = re.findall(r"^\| `(\w+)=(\w+)` \| (.*) \|$", README, re.M)
     assert {key for key, _, _ in rows} == registries.keys()
     for key, name, line in rows:

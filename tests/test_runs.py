@@ -10,7 +10,7 @@ import torch
 from corpus import make_corpus
 
 from lab.configurator import UserError
-from lab.runs import ROWS, TOKEN_VECTORS, RunFolder, load_run, untrained
+from lab.runs import ROWS, TOKEN_VECTORS, RunFolder, load_run
 from model import ConceptModel
 from tests.training import BRIEF, losses, run
 
@@ -152,7 +152,7 @@ def spectral(data, tmp_path_factory):
 
 def test_token_vectors_are_those_of_the_run(spectral, tmp_path):
     model = load_run(spectral, device="cpu").model
-    twin = untrained(model, seed=0)
+    twin = model.twin(0)
     assert torch.equal(twin.token_vectors, RunFolder(spectral).kept(TOKEN_VECTORS)) and twin.token_vectors.any()
     assert not torch.equal(twin.tokens.weight, ConceptModel(model.config, model.mask_id).tokens.weight)
     (shutil.copytree(spectral, tmp_path / "cut") / "token_vectors.safetensors").write_bytes(b"damaged")

@@ -1,6 +1,6 @@
 """
 Do spectral token embeddings help every objective? Random against spectral at equal FLOPs, three seeds, about three
-minutes of one thread a run; judged on STS-B and SICK-R beside every floor, also beyond words. Not yet run as a whole.
+minutes of one thread a run; judged on STS-B and SICK-R beside every floor, also beyond words (docs/LOG.md).
 
     python data/text/prepare.py --name=wiki --lowercase --files wiki_*.txt.xz --tokenizer=bpe:16384
     python compare.py config/grids/spectral.py --data=DIR     # DIR holds STS-B/ and SICK/
@@ -21,6 +21,8 @@ arms = {
     "mlm_spectral": {"objective": "mlm", "decoder": "input", "token_weight": "none"},
     "mlm_bow_random": {"token_init": "random", "objective": "mlm + bow", "visible_only": True, "mask_rate": 0.4},
     "mlm_bow_spectral": {"objective": "mlm + bow", "visible_only": True, "mask_rate": 0.4},
+    "survivors_share_70": {"spectral_share": 0.7},
+    "survivors_share_100": {"spectral_share": 1.0},
 }
 seeds = (0, 1, 2)
 tasks = "stsb,sick_r"
@@ -29,5 +31,7 @@ dataset = "wiki"
 vocab_size = 0
 hidden = 128
 intermediate = 256
+spectral_share = 0.85
+whitening = 0.0
 eval_interval = 0  # only before and after
 max_flops = 9e12
