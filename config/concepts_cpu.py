@@ -1,5 +1,5 @@
 """
-Concepts that mean something, on two cores in about ten minutes: spectral token embeddings, TSDAE and a bag of words.
+Concepts that mean something, on two cores in about eight minutes: spectral token embeddings, TSDAE and a bag of words.
 
 Half of the tokens are deleted, one encoder pass reads what is left, the decoder predicts the whole row and the mean of
 the concepts its words, rare ones counting more. docs/RESULTS.md has its scores beside their floors.
