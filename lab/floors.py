@@ -142,23 +142,33 @@ def text_floors(pairs: Pairs) -> dict[str, dict[str, dict]]:
 NEGATIONS = {"no", "not", "never", "nobody", "nothing", "none", "n't", "without", "isn't", "don't", "doesn't", "can't"}
 
 
-def overlap_features(pairs: Pairs, split: str) -> sparse.csr_array | np.ndarray:
-    """[n, F] of what a pair shows without being understood: overlap of its words and characters, lengths, negations;
-    of a single sentence its TF-IDF, in rows of norm 1."""
+def overlap_features(pairs: Pairs, splits: list[str]) -> dict[str, sparse.csr_array | np.ndarray]:
+    """Split -> [n, F] of what a pair shows without being understood: overlap of its words and characters, lengths,
+    negations, less their means and in units of their deviations in the training split; of a single sentence its TF-IDF,
+    in rows of norm 1."""
     words, vocabulary = word_counts(pairs.sentences)
-    index, fitting = pairs.index[split], pairs.index[pairs.trained_on].ravel()
-    tfidf, chars = (scale_columns(x, idf(x[fitting])) for x in (words, char_counts(words, vocabulary)))
-    if index.shape[1] == 1:
-        rows = tfidf[index[:, 0]]
-        return scale_rows(rows, 1 / np.maximum(np.sqrt(dot(rows, rows)), 1e-12))
-    a, b = index.T
+    fitting = pairs.index[pairs.trained_on].ravel()
+    tfidf = scale_columns(words, idf(words[fitting]))
+    if pairs.index[splits[0]].shape[1] == 1:
+        unit = scale_rows(tfidf, 1 / np.maximum(np.sqrt(dot(tfidf, tfidf)), 1e-12))
+        return {split: unit[pairs.index[split][:, 0]] for split in splits}
+    chars = char_counts(words, vocabulary)
+    chars = scale_columns(chars, idf(chars[fitting]))
     present = (words > 0).astype(np.float64)
-    shared, sizes = dot(present[a], present[b]), np.maximum(present.sum(1), 1)
+    sizes, lengths = np.maximum(present.sum(1), 1), np.log(np.maximum(words.sum(1), 1))
     negations = present[:, [i for i, word in enumerate(vocabulary) if word in NEGATIONS]].sum(1)
-    lengths = np.log(np.maximum(words.sum(1), 1))
-    columns = [shared / (sizes[a] + sizes[b] - shared), shared / sizes[a], shared / sizes[b]]
-    columns += [tasks.cosine(x, index) for x in (tfidf, chars)] + [np.abs(lengths[a] - lengths[b]), lengths[a]]
-    return np.stack([*columns, negations[a], negations[b], np.abs(negations[a] - negations[b])], 1)
+    features = {}
+    for split in splits:
+        index = pairs.index[split]
+        a, b = index.T
+        shared = dot(present[a], present[b])
+        columns = [shared / (sizes[a] + sizes[b] - shared), shared / sizes[a], shared / sizes[b]]
+        columns += [tasks.cosine(x, index) for x in (tfidf, chars)] + [np.abs(lengths[a] - lengths[b]), lengths[a]]
+        columns += [negations[a], negations[b], np.abs(negations[a] - negations[b])]
+        features[split] = np.stack(columns, 1)
+    known = features[pairs.trained_on]
+    mean, scale = known.mean(0), np.maximum(known.std(0), 1e-9)
+    return {split: (x - mean) / scale for split, x in features.items()}
 
 
 def linear_fit(x, labels, classes: int) -> np.ndarray:
@@ -181,12 +191,8 @@ def linear_fit(x, labels, classes: int) -> np.ndarray:
 
 def overlap_floor(pairs: Pairs) -> dict[str, dict]:
     """Split -> answers of a linear model of `overlap_features`, fitted on the training split."""
-    x = {split: overlap_features(pairs, split) for split in (pairs.trained_on, *pairs.scored)}
-    fit = x[pairs.trained_on]
-    if not sparse.issparse(fit):
-        mean, scale = fit.mean(0), np.maximum(fit.std(0), 1e-9)
-        x = {split: (rows - mean) / scale for split, rows in x.items()}
-    stacked = sparse.hstack if sparse.issparse(fit) else np.hstack
+    x = overlap_features(pairs, [pairs.trained_on, *pairs.scored])
+    stacked = sparse.hstack if sparse.issparse(x[pairs.trained_on]) else np.hstack
     x = {split: stacked([rows, np.ones((rows.shape[0], 1))]) for split, rows in x.items()}
     classes = 0 if pairs.task.kind == "score" else len(pairs.task.labels)
     weights = linear_fit(x[pairs.trained_on], pairs.labels[pairs.trained_on], classes)
