@@ -28,6 +28,7 @@ the architecture, the tokenizer and the task's rows: runs that share those compu
 """
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -250,8 +251,11 @@ def read_other(config: EvalConfig, name: str) -> tuple[dict, dict]:
     path = Path(config.against) / "eval" / f"{config.mode}_{name}.json"
     if not path.is_file():
         raise UserError(f"{path} is missing; judge that run first, with the same --mode and --tasks")
-    with np.load(path.with_suffix(".npz")) as arrays:
-        return read_json(path, "an evaluation"), dict(arrays)
+    try:
+        with np.load(path.with_suffix(".npz")) as arrays:
+            return read_json(path, "an evaluation"), dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        raise UserError(f"{path.with_suffix('.npz')} is missing or damaged; judge that run again") from None
 
 
 def difference(record: dict, folder: Path, other: dict, theirs: dict) -> list[str]:
