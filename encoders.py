@@ -55,7 +55,7 @@ class Perceiver(Encoder):
         H, T, faithful = config.hidden, config.token_width, config.seeds_faithful
         self.heads, self.rotary = config.heads, config.token_position == "rope"
         self.slots = Slots(config)
-        # The seeds widen thin tokens first and read them un-normalised; ours go straight from T to keys and values.
+        # The seeds widen narrow tokens first and read them un-normalised; ours go straight from T to keys and values.
         self.widen = linear(T, H, config) if faithful and T != H else None
         self.norm_tokens = None if faithful else norm(T, config)
         if self.norm_tokens is not None and config.init != "gpt2":

@@ -172,7 +172,7 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
                 run, pairs, split, vectors, pairs.index[other].ravel()[: tasks.CENTRED_ON]
             )
     judged = judge(ours, theirs, pairs)
-    fitted = pairs.task.kind == "likeness"
+    fitted = pairs.task.kind == "paraphrase"
     protocol = {
         "head": "threshold on the cosine" if fitted else "cosine",
         "pooling": "mean of concepts",

@@ -92,7 +92,9 @@ class ModelConfig:
             if self.tied and self.decoder == "weighted":
                 raise ValueError("seeds_faithful never ties the head of decoder = 'weighted'; write tied = False")
             if self.tied and self.token_width != self.hidden:
-                raise ValueError("seeds_faithful ties no head to thin tokens; write tied = False or token_dim = 0")
+                raise ValueError(
+                    "seeds_faithful ties no head to tokens of another width; write tied = False or token_dim = 0"
+                )
 
     @property
     def token_width(self):
@@ -130,7 +132,7 @@ class ConceptModel(nn.Module):
         # Without a norm here the initial loss is up to 2.9 nats too high. The seeds have none: no parameters there.
         final_norm = nn.LayerNorm(H, elementwise_affine=False) if config.seeds_faithful else norm(H, config)
         self.norm = final_norm if decodes else None
-        # Thin tokens: the tied head is factorised, H -> T -> V.
+        # Tokens narrower than concepts: the tied head is factorised, H -> T -> V.
         headed = config.predicts != "none"
         self.narrow = nn.Linear(H, T, bias=False) if headed and config.tied and T != H else None
         self.head = nn.Linear(H, V, bias=False) if headed and not config.tied else None

@@ -6,7 +6,7 @@ Sentence tasks, without any model: files -> rows, and what a method answers to e
     scores(pairs.task, answers, pairs.labels["dev"])    # {"pearson": [..], "spearman": [..], ..}
 
 Answers are those of F runs of a method (its seeds) to n rows: {"cosines", "centred": [F, n]} where the label is a
-score, {"cosines", "predictions": [F, n]} for yes/no questions of likeness. A model and a floor are the same thing here:
+score, {"cosines", "predictions": [F, n]} for yes/no questions of paraphrase. A model and a floor are the same thing here:
 one vector per sentence.
 
 To add a task is one row of TASKS, and a reader where its files are of a new layout.
@@ -117,13 +117,13 @@ def read_lines(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Task:
-    """kind: score: the label is a number, the cosine answers it; likeness: yes or no, a threshold on the cosine answers
+    """kind: score: the label is a number, the cosine answers it; paraphrase: yes or no, a threshold on the cosine answers
     it; classification: only a trained head does."""
 
     folder: str
     files: dict[str, str]  # split -> file; test sets whose labels are not published are left out
     columns: tuple  # of the first sentence, of the second or None, of the label
-    kind: Literal["score", "likeness", "classification"]
+    kind: Literal["score", "paraphrase", "classification"]
     labels: tuple  # texts in the order of the class numbers, the second of two is the positive one; score: its range
     primary: str = "accuracy"  # the metric that a lift is computed of
     reader: Callable = read_table
@@ -176,9 +176,9 @@ TASKS = {
         f"sts{year}": Task(f"STS{year}", {"test": "."}, (1, 2, 0), "score", (0, 5), "pearson", read_sts, SEMEVAL)
         for year in range(12, 17)
     },
-    "mrpc": Task("MRPC", MRPC, ("#1 String", "#2 String", "Quality"), "likeness", YES_NO, reader=read_mrpc),
-    "paws": Task("PAWS", PAWS, PAIR, "likeness", YES_NO, reader=partial(read_table, quoted=True)),
-    "qqp": Task("QQP", GLUE, QUESTIONS, "likeness", YES_NO, reader=partial(read_table, skip_damaged=True)),
+    "mrpc": Task("MRPC", MRPC, ("#1 String", "#2 String", "Quality"), "paraphrase", YES_NO, reader=read_mrpc),
+    "paws": Task("PAWS", PAWS, PAIR, "paraphrase", YES_NO, reader=partial(read_table, quoted=True)),
+    "qqp": Task("QQP", GLUE, QUESTIONS, "paraphrase", YES_NO, reader=partial(read_table, skip_damaged=True)),
     "sick_e": Task("SICK", SICK, JUDGED, "classification", tuple(name.upper() for name in NLI)),
     "cola": Task("CoLA", GLUE, (3, None, 1), "classification", YES_NO, "mcc"),
     "sst2": Task("SST-2", GLUE, ("sentence", None, "label"), "classification", YES_NO),
@@ -351,7 +351,7 @@ class Pairs:
 
     def needed(self) -> np.ndarray:
         """Numbers of the sentences whose vectors `answer` looks at."""
-        fitting = None if self.task.kind == "likeness" else CENTRED_ON
+        fitting = None if self.task.kind == "paraphrase" else CENTRED_ON
         parts = [self.index[split].ravel() for split in self.scored]
         parts += [self.index[other].ravel()[:fitting] for other in self.fitted_on.values()]
         return np.unique(np.concatenate(parts))
@@ -391,9 +391,9 @@ def best_threshold(x, labels) -> float:
 
 def answer(vectors, pairs: Pairs, split: str) -> dict[str, np.ndarray]:
     """What vectors [U, D] of pairs.sentences answer to the rows of a split, [1, n]: cosines, and centred ones or, for
-    likeness, predictions by the threshold that is best on the split's fitting split."""
+    paraphrases, predictions by the threshold that is best on the split's fitting split."""
     cosines, other = cosine(vectors, pairs.index[split])[None], pairs.fitted_on[split]
-    if pairs.task.kind == "likeness":
+    if pairs.task.kind == "paraphrase":
         threshold = best_threshold(cosine(vectors, pairs.index[other]), pairs.labels[other])
         return {"cosines": cosines, "predictions": (cosines >= threshold).astype(np.int64)}
     centre = pairs.index[other].ravel()[: None if other == split else CENTRED_ON]

@@ -69,7 +69,7 @@ def test_weighted_means_of_a_table():
     assert np.allclose(floors.averages(counts, weights) @ table, [[0.5, 0.5], [0, 0], [5, 5]])
 
 
-def test_floors_of_a_task_of_scores_and_one_of_likeness():
+def test_floors_of_a_task_of_scores_and_one_of_paraphrase():
     splits, pairs = make_pairs()
     found = floors.text_floors(pairs)
     assert found.keys() == {"word_tfidf", "char_tfidf", "random_vectors"}
@@ -425,8 +425,8 @@ def slow_tfidf(found):
     queries, bodies = texts[::2], texts[1::2]
     right = []
     for i, query in enumerate(queries):
-        likeness = [cosine(query, body) for body in bodies]
-        right.append(all(likeness[i] > other + 1e-9 for j, other in enumerate(likeness) if j != i))
+        similarity = [cosine(query, body) for body in bodies]
+        right.append(all(similarity[i] > other + 1e-9 for j, other in enumerate(similarity) if j != i))
     return right
 
 
