@@ -92,9 +92,7 @@ class ModelConfig:
             if self.tied and self.decoder == "weighted":
                 raise ValueError("seeds_faithful never ties the head of decoder = 'weighted'; write tied = False")
             if self.tied and self.token_width != self.hidden:
-                raise ValueError(
-                    "seeds_faithful ties no head to tokens of another width; write tied = False or token_dim = 0"
-                )
+                raise ValueError("seeds_faithful ties no head to narrower tokens; write tied = False or token_dim = 0")
 
     @property
     def token_width(self):

@@ -6,8 +6,8 @@ Sentence tasks, without any model: files -> rows, and what a method answers to e
     scores(pairs.task, answers, pairs.labels["dev"])    # {"pearson": [..], "spearman": [..], ..}
 
 Answers are those of F runs of a method (its seeds) to n rows: {"cosines", "centred": [F, n]} where the label is a
-score, {"cosines", "predictions": [F, n]} for yes/no questions of paraphrase. A model and a floor are the same thing here:
-one vector per sentence.
+score, {"cosines", "predictions": [F, n]} for yes/no questions of paraphrase. A model and a floor are the same thing
+here: one vector per sentence.
 
 To add a task is one row of TASKS, and a reader where its files are of a new layout.
 """
@@ -117,8 +117,8 @@ def read_lines(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Task:
-    """kind: score: the label is a number, the cosine answers it; paraphrase: yes or no, a threshold on the cosine answers
-    it; classification: only a trained head does."""
+    """kind: score: the label is a number, the cosine answers it; paraphrase: yes or no, a threshold on the cosine
+    answers it; classification: only a trained head does."""
 
     folder: str
     files: dict[str, str]  # split -> file; test sets whose labels are not published are left out
