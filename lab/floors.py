@@ -446,8 +446,8 @@ def lifts(metric: str, ours, others: dict, labels, known=None, middle=np.mean, *
 #
 # A query is the first sentence of a validation document, its answer what follows in it. Vectors are means of concepts,
 # as in `LoadedRun.embed`; similarity is the cosine, raw and centred (less the mean over all queries and bodies). A
-# query is answered where its own body is strictly the most similar: a tie is a miss. Intervals are of the difference to a
-# floor, over paired resamples of the queries; the bodies they choose among stay.
+# query is answered where its own body is strictly the most similar: a tie is a miss. Intervals are of the difference to
+# a floor, over paired resamples of the queries; the bodies they choose among stay.
 
 PAIRS, FEWEST = 500, 20  # how many are asked for; fewer than these tell nothing
 SEED = 20250101  # of the choice of documents: the same in every run
