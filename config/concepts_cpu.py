@@ -11,7 +11,6 @@ the concepts its words, rare ones counting more. docs/RESULTS.md has its scores 
 base = "config/tsdae_cpu.py"  # a perceiver of 8 concepts and 2 layers, rows of 16 and 32 tokens
 
 token_init = "spectral"
-spectral_share = 1.0
 whitening = 0.25
 hidden = 256
 intermediate = 512

@@ -29,7 +29,7 @@ intermediate = 512
 concepts = 8
 max_length = 16
 token_init = "spectral"
-spectral_share = 0.85
+whitening = 0.25
 
 lengths = (16,)
 batch_size = 32  # 512 tokens a step

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy import sparse
+from scipy.special import logsumexp
 from tqdm import tqdm
 
 from lab.command import say
@@ -25,7 +26,7 @@ from lab.configurator import warn
 from lab.dataset import Corpus
 from lab.files import replacing
 
-VERSION = 1  # of the definition: part of the cache's name
+VERSION = 2  # of the definition: part of the cache's name
 WINDOW = 8  # tokens to either side
 SMOOTHING = 0.75  # power of the context counts
 POWER = 0.25  # of the singular values
@@ -57,15 +58,18 @@ def count_pairs(corpus: Corpus, most: int, window: int = WINDOW, stop=lambda: 0)
 
 
 def ppmi(counts: sparse.csr_array, smoothing: float = SMOOTHING) -> sparse.csr_array:
-    """max(0, ln p(a, b) / (p(a) p'(b))) of counts [V, V], where p'(b) is as count(b) ** smoothing."""
+    """max(0, ln p(a, b) / (p(a) p'(b))) of counts [V, V], where p'(b) is as count(b) ** smoothing. In the place of the
+    counts: there may be 10^8 of them."""
     of_token = np.asarray(counts.sum(1), np.float64).ravel()
-    context = of_token**smoothing
-    context /= context.sum()
-    rows, columns = counts.nonzero()
-    values = np.log(counts.data.astype(np.float64) / (of_token[rows] * context[columns]))
-    keep = values > 0
-    found = (values[keep].astype(np.float32), (rows[keep], columns[keep]))
-    return sparse.csr_array(found, shape=counts.shape)
+    with np.errstate(divide="ignore"):  # of tokens that stand in no pair
+        log_token, log_context = np.log(of_token), smoothing * np.log(of_token)
+    log_context -= logsumexp(log_context)
+    values = np.log(counts.data, out=counts.data)
+    values -= np.repeat(log_token.astype(np.float32), np.diff(counts.indptr))
+    values -= log_context.astype(np.float32)[counts.indices]
+    np.maximum(values, 0, out=values)
+    counts.eliminate_zeros()
+    return counts
 
 
 def factors(matrix: sparse.csr_array, width: int) -> torch.Tensor:
