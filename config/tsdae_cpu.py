@@ -14,6 +14,7 @@ objective = "tsdae"
 hidden = 128
 intermediate = 256
 token_init = "random"
+whitening = 0.0
 lengths = (16, 32)
 max_length = 32
 max_minutes = 10
