@@ -10,7 +10,6 @@ import hashlib
 import json
 import signal
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ WINDOW = 8  # tokens to either side
 SMOOTHING = 0.75  # power of the context counts
 POWER = 0.25  # of the singular values
 FEWEST = 50  # pairs: a rarer token keeps its random vector
-OVERSAMPLED, ITERATIONS = 32, 2  # of the randomised SVD (Halko, Martinsson & Tropp 2011)
+OVERSAMPLED, ITERATIONS = 32, 2  # of the randomised SVD
 DENSE = 20_000  # vocabulary up to which the matrix is dense: 1.6 GB, and several times as fast
 SENTENCES = 10_000  # fewer are too few to learn from
 
@@ -72,20 +71,24 @@ def ppmi(counts: sparse.csr_array, smoothing: float = SMOOTHING) -> sparse.csr_a
     return counts
 
 
+def times(matrix, x: torch.Tensor) -> torch.Tensor:
+    """matrix @ x, of a tensor or a sparse array."""
+    return matrix @ x if isinstance(matrix, torch.Tensor) else torch.from_numpy(matrix @ x.numpy())
+
+
 def factors(matrix: sparse.csr_array, width: int) -> torch.Tensor:
-    """U S^POWER of the truncated SVD of a matrix [V, V] -> float32 [V, width]. The same bits when repeated."""
+    """U S^POWER of the truncated SVD of a matrix [V, V] -> float32 [V, width], by randomised subspace iteration (Halko,
+    Martinsson & Tropp 2011). The same bits when repeated."""
     V = matrix.shape[0]
     if V <= DENSE:
         matrix = torch.from_numpy(matrix.toarray())
-    else:
-        parts = (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that torch's sparse matrices are in beta
-            matrix = torch.sparse_csr_tensor(*map(torch.from_numpy, parts), size=matrix.shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        U, S, _ = torch.svd_lowrank(matrix, q=min(width + OVERSAMPLED, V), niter=ITERATIONS)
-    vectors = U[:, :width] * S[:width] ** POWER
+    Q = torch.randn(V, min(width + OVERSAMPLED, V), generator=torch.Generator().manual_seed(0))
+    Q = torch.linalg.qr(times(matrix, Q)).Q
+    for _ in range(ITERATIONS):
+        Q = torch.linalg.qr(times(matrix.T, Q)).Q
+        Q = torch.linalg.qr(times(matrix, Q)).Q
+    U, S, _ = torch.linalg.svd(times(matrix.T, Q).T, full_matrices=False)  # of Q' matrix
+    vectors = Q @ U[:, :width] * S[:width] ** POWER
     return torch.nn.functional.pad(vectors, (0, width - vectors.shape[1]))  # a vocabulary smaller than the width
 
 
