@@ -320,8 +320,10 @@ class Pairs:
         """trained_on: the split that a head is fine-tuned on, which is then not judged; "": nothing is trained."""
         self.name, self.task, self.trained_on = name, TASKS[name], trained_on
         if trained_on and trained_on not in splits:
-            where = " (or --train_on=dev, to be judged on test)" if {"dev", "test"} <= splits.keys() else ""
-            raise UserError(f"{name} has no {trained_on} split; put {self.task.files.get(trained_on)} there{where}")
+            file, other = self.task.files.get(trained_on), {"dev", "test"} <= splits.keys()
+            remedy = f"put {self.task.folder}/{file} below --data" if file else "judge it with --mode=zero_shot"
+            also = ", or write --train_on=dev, to be judged on test" if other and trained_on == "train" else ""
+            raise UserError(f"{name} has no {trained_on} split; {remedy}{also}")
         number = {}
         self.index = {  # split -> [n, 2]; [n, 1] for tasks of single sentences
             name: np.array([[number.setdefault(text, len(number)) for text in row] for row in split.rows])
