@@ -67,9 +67,7 @@ class EvalConfig:
         "concept: stsb, sick_r, mrpc, paws; seeds: mrpc, qqp, stsb, mnli; sts: STS12 ... STS16; all: what is there",
     ] = ("concept",)
     mode: Annotated[Literal["zero_shot", "fine_tune"], "judge the vectors as they are, or train a head"] = "zero_shot"
-    head: Annotated[Literal[tuple(HEADS)], f"fine_tune: how concepts become an answer. {described(HEADS)}"] = (
-        "attention_pool"
-    )
+    head: Annotated[Literal[tuple(HEADS)], f"fine_tune: how concepts become an answer. {described(HEADS)}"] = "pair"
     recipe: Annotated[
         Literal[tuple(RECIPES)],
         "fine_tune: epochs, lr, batch and warm-up; seeds: 1e-5, 96 rows, 20 epochs of the small tasks (SEEDS)",
