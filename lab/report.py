@@ -139,7 +139,7 @@ def verdicts(rows: list[dict]) -> dict[str, str]:
                 how, by, sign = "below", " by", -1
             low, high = sorted(100 * sign * lift[key] for key in ("low", "high"))
             verdicts[name] = f"{how} {lift['floor']}{by} {100 * sign * lift['value']:.1f} [{low:.1f}, {high:.1f}]"
-            if row["majority"]:
+            if row.get("majority"):
                 verdicts[name] += f"; always the commonest class: {100 * row['majority'][0]:.1f}"
     return verdicts
 

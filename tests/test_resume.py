@@ -88,7 +88,7 @@ def test_horizons_in_tokens_epochs_and_flops(data, tmp_path):
 def clock(monkeypatch):
     """A clock of its own for training: `now` moves only where a test says so."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(plan, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     def takes(owner, name, seconds):
         original = getattr(owner, name)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRESETS = sorted((ROOT / "config").glob("*.py"))
 SMALL = ["--hidden=64", "--heads=2", "--intermediate=64", "--layers=1", "--concepts=8", "--vocab_size=0"]
 SMALL += ["--lengths=16", "--max_length=64", "--batch_size=8", "--micro_batch=0", "--eval_tokens=256", "--device=cpu"]
-SMALL += ["--final_report=losses", "--compile=False"]
+SMALL += ["--final_report=losses", "--compile=False", "--whitening=0"]
 BRIEF = ["--log_interval=1", "--warmup=0", "--schedule=constant", "--eval_interval=0"]  # and every step in the metrics
 ENDLESS = [*BRIEF, "--max_steps=100000", "--ckpt_interval=0"]
 TIMES = {"seconds", "tokens_per_s", "seconds_per_step"}  # all that may differ between equal runs
