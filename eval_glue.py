@@ -28,7 +28,6 @@ the architecture, the tokenizer and the task's rows: runs that share those compu
 """
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -249,11 +248,9 @@ def read_other(config: EvalConfig, name: str) -> tuple[dict, dict]:
     path = Path(config.against) / "eval" / f"{config.mode}_{name}.json"
     if not path.is_file():
         raise UserError(f"{path} is missing; judge that run first, with the same --mode and --tasks")
-    try:
-        with np.load(path.with_suffix(".npz")) as arrays:
-            return read_json(path, "an evaluation"), dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile):
-        raise UserError(f"{path.with_suffix('.npz')} is missing or damaged; judge that run again") from None
+    if not (arrays := floors.load_arrays(path.with_suffix(".npz"))):
+        raise UserError(f"{path.with_suffix('.npz')} is missing or damaged; judge that run again")
+    return read_json(path, "an evaluation"), arrays
 
 
 def difference(record: dict, folder: Path, other: dict, theirs: dict) -> list[str]:

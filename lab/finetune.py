@@ -163,11 +163,8 @@ class FineTuning:
         settings += [self.pairs.trained_on, self.key]
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         path = self.cache / f"fine_tune_{self.pairs.name}_{digest}.npz"
-        try:
-            with open(path, "rb") as file, np.load(file) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, EOFError, floors.zipfile.BadZipFile):  # absent or damaged
-            pass
+        if kept := floors.load_arrays(path):
+            return kept
         self.cache.mkdir(exist_ok=True)
         what = f"{self.pairs.name}, {'untrained twin' if twin else 'run'}, lr {rate:g}, seed {seed}"
         model = self.run.twin(seed).model if twin else self.run.model

@@ -246,15 +246,12 @@ def cache_key(run: LoadedRun, pairs: Pairs) -> str:
 def task_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dict[str, dict]]:
     """Floor -> split -> answers, read from the folder `cache`, or computed and put there."""
     path = cache / f"{pairs.name}_{cache_key(run, pairs)}.npz"
-    floors = {}
-    try:
-        with open(path, "rb") as file, np.load(file) as arrays:
-            for name in arrays.files:
-                floor, split, kind = name.split("/")
-                floors.setdefault(floor, {}).setdefault(split, {})[kind] = arrays[name]
+    if arrays := load_arrays(path):
+        floors = {}
+        for name, array in arrays.items():
+            floor, split, kind = name.split("/")
+            floors.setdefault(floor, {}).setdefault(split, {})[kind] = array
         return floors
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # absent or damaged
-        pass
     say(f"{pairs.name}: floors, and the untrained model at {UNTRAINED_SEEDS} seeds")
     floors = text_floors(pairs) | model_floors(run, pairs)
     try:
@@ -275,6 +272,15 @@ def fine_tune_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dic
     if pairs.task.kind != "score":
         floors["majority"] = {split: majority(pairs.labels[split]) for split in pairs.scored}
     return floors | {"overlap_features": overlap_floor(pairs)}
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `save_arrays` wrote; nothing where it is absent or damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return {}
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]):
