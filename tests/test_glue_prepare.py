@@ -4,6 +4,7 @@ said."""
 import json
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -126,21 +127,22 @@ def test_files_are_found_on_the_converter_s_branch_and_on_main(hub, tmp_path, mo
     """Names as they are there; downloads are stood in for by local files."""
     asked = []
 
-    def listed(self, repository, revision, repo_type):
+    def listed(self, repository, revision, timeout):
         asked.append(revision)
         if revision != "main":
             raise RevisionNotFoundError("no such branch", response=Response(404, request=Request("GET", "http://x")))
-        return [
+        names = [
             "README.md",
             "rte/train-00000-of-00001.parquet",
             "rte/validation-00000-of-00001.parquet",
             "x/train.parquet",
         ]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
     def fetched(repository, name, **options):
         return str(hub / "glue/rte" / name.split("/")[1].split("-")[0] / "0000.parquet")
 
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", listed)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", listed)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
     assert main([f"--data_dir={tmp_path}", "--tasks=rte"]) == 0
     assert asked == ["refs/convert/parquet", "main"] * 2
@@ -158,7 +160,7 @@ def test_mistakes(tmp_path, monkeypatch):
     def offline(*args, **options):
         raise OSError("no network")
 
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", offline)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", offline)
     with pytest.raises(
         UserError, match=r"nyu-mll/glue rte could not be downloaded \(no network\); connect .*--from=DIR"
     ):

@@ -182,7 +182,8 @@ def find(hub: Hub, split: str, folder: Path | None) -> list[Path]:
 
     for revision in (PARQUET, "main"):
         try:
-            names = choose(HfApi().list_repo_files(hub.repository, revision=revision, repo_type="dataset"), hub, split)
+            info = HfApi().dataset_info(hub.repository, revision=revision, timeout=8)  # a listing would try for minutes
+            names = choose([file.rfilename for file in info.siblings], hub, split)
             options = {"repo_type": "dataset", "revision": revision, "etag_timeout": 8}
             if names:
                 return [Path(hf_hub_download(hub.repository, name, **options)) for name in names]
@@ -311,7 +312,7 @@ def main(argv):
                 raise UserError(f"{name} is not in {show(folder)}, neither in its original layout nor as parquet")
             done += ["sick_r", "sick_e"] if name == "sick" else [name]
         except UserError as error:
-            if not everything or name == [*HUB][-1] and not done:
+            if not folder or not everything or (name == [*HUB][-1] and not done):
                 raise
             warn(f"{error}; it is left out")
     for name in done:
