@@ -296,7 +296,7 @@ def collect(out: RunFolder, names: list[str]) -> dict:
     if "val_loss" not in known:
         raise UserError(f"{out.path}/metrics.jsonl has no evaluation; delete the folder to train the run anew")
     numbers = {key: value for key, value in known.items() if isinstance(value, int | float)}
-    numbers["parameters"] = config["parameters"]
+    numbers |= {key: config[key] for key in ("parameters", "spectral_seconds") if config[key]}
     splits = {name: evaluation(out, name)["splits"] for name in names}
     for name in names:
         for split, judged in splits[name].items():
@@ -322,6 +322,7 @@ COLUMNS = (  # title, key of `numbers`, format, scale
     ("Mtokens", "tokens", ".2f", 1e-6),
     ("TFLOP", "flops", ".4g", 1e-12),
     ("seconds", "seconds", ".0f", 1),
+    ("spectral tokens, seconds once", "spectral_seconds", ".0f", 1),
     ("val loss", "val_loss", ".3f", 1),
     ("loss, mlm 15 %", "val_loss_mlm15", ".3f", 1),
     ("slot rank", "rank_slot_centred", ".2f", 1),
@@ -344,7 +345,7 @@ def arm_table(arms: dict[str, dict], scores: list[dict]) -> str:
     rows = []
     for name, arm in arms.items():
         row = {"arm": name, "seeds": str(arm["runs"])}
-        for title, key, form, scale in (*COLUMNS[:4], *by_length, *COLUMNS[4:]):
+        for title, key, form, scale in (*COLUMNS[:5], *by_length, *COLUMNS[5:]):
             if key in known or title == "val loss":
                 values = [arm[which][key] for which in ("median", "min", "max") if key in arm[which]]
                 row[title] = spread(values, form, scale) if values else None

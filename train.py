@@ -234,7 +234,7 @@ class Trainer:
         self.sampler = dataset.Sampler(text, config.lengths, seed=config.seed, **rules)
         idf = torch.from_numpy(text.idf()).to(world.device) if self.objectives.by_idf else None
         self.vocab = Vocabulary(shape.vocab_size, text.mask, tuple(text.special_ids), idf)
-        vectors = world.on_rank0(self.token_vectors) if shape.token_init == "spectral" else None
+        vectors, self.spectral_seconds = world.on_rank0(self.token_vectors)
         self.model = ConceptModel(shape, text.mask, config.seed, vectors).to(world.device)
         self.forward: nn.Module = self.model
         self.parameters, self.flops_per_token = cost(self.plan, shape, self.objectives)
@@ -248,13 +248,14 @@ class Trainer:
         self.numbers: dict | None = None  # the evaluation of this step
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
 
-    def token_vectors(self) -> Tensor:
-        """[V, T]: of the run that is there, else of the text."""
+    def token_vectors(self) -> tuple[Tensor | None, float]:
+        """([V, T] of the run that is there, else of the text; the seconds it took); (None, 0): they begin random."""
+        if self.settings.model.token_init != "spectral":
+            return None, 0.0
         from lab.spectral import token_vectors  # late: scipy
 
-        there = self.out.kept(runs.TOKEN_VECTORS) if (self.out.path / "config.json").is_file() else None
-        if there is not None:
-            return there
+        if (self.out.path / "config.json").is_file() and (there := self.out.kept(runs.TOKEN_VECTORS)) is not None:
+            return there, self.out.config().get("spectral_seconds", 0.0)
         width, most = self.settings.model.token_width, self.config.spectral_tokens
         return token_vectors(self.train_text, width, most, stop=lambda: self.signals.received)
 
@@ -379,7 +380,13 @@ class Trainer:
             if self.signals.agreed():
                 clock.pause()
                 return self.signals.stopped
-            result = self.train_step(batches)
+            try:
+                result = self.train_step(batches)
+            except RuntimeError:  # Ctrl-C ends the processes that compile, too; nothing of the step is done
+                if not self.signals.received or self.world.size > 1:
+                    raise
+                clock.pause()
+                return self.signals.received
             clock.stepped()
             last = self.step == self.horizon
             if self.step % config.log_interval == 0 or last:
@@ -479,6 +486,7 @@ def resolve(trainer: Trainer, old: dict | None, compiled: bool) -> dict:
         "parameters": trainer.parameters,
         "train_flops_per_token": trainer.flops_per_token,
         "tokens_per_step": trainer.plan.tokens,
+        "spectral_seconds": trainer.spectral_seconds,
         "segments": [*values.get("segments", []), {"step": trainer.step, "commit": commit, **now}],
     }
 

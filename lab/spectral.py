@@ -104,24 +104,25 @@ def make_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> torch
     return vectors * known[:, None]
 
 
-def token_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> torch.Tensor:
-    """`make_vectors`, kept beside the data under a hash of all that they depend on."""
+def token_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> tuple[torch.Tensor, float]:
+    """(`make_vectors`, the seconds they took), kept beside the data under a hash of all that they depend on."""
     settings = [VERSION, WINDOW, SMOOTHING, POWER, FEWEST, OVERSAMPLED, ITERATIONS, DENSE, width]
     settings += [min(most, corpus.count), corpus.count, corpus.documents.size, corpus.tokenizer_hash]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     path = Path(corpus.folder) / f"spectral_{digest}.safetensors"
     try:
-        vectors = load_file(path)["vectors"]
-        if vectors.shape == (corpus.vocab_size, width):
-            return vectors
+        kept = load_file(path)
+        if kept["vectors"].shape == (corpus.vocab_size, width):
+            return kept["vectors"], float(kept["seconds"])
     except (OSError, SafetensorError, KeyError):  # absent or damaged
         pass
     start = time.monotonic()
     vectors = make_vectors(corpus, width, int(most), stop)
-    say(f"spectral token embeddings: {time.monotonic() - start:.0f} s")
+    seconds = time.monotonic() - start
+    say(f"spectral token embeddings: {seconds:.0f} s")
     try:
         with replacing(path) as temporary:
-            save_file({"vectors": vectors}, temporary)
+            save_file({"vectors": vectors, "seconds": torch.tensor(seconds, dtype=torch.float64)}, temporary)
     except (OSError, SafetensorError) as error:
         warn(f"{path} cannot be written ({error}); the token embeddings will be computed again next time")
-    return vectors
+    return vectors, seconds

@@ -25,6 +25,7 @@ from tests.training import (
     run,
     timeless,
 )
+from train import Trainer
 
 CODES = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 
@@ -49,6 +50,25 @@ def test_a_signal_saves_and_stops(number, code, data, tmp_path):
     for folder in (tmp_path / "whole", out):
         run(data, folder, *BRIEF, f"--max_steps={step + 5}", "--ckpt_interval=0")
     assert_same_run(out, tmp_path / "whole", step + 5)
+
+
+def test_that_ends_the_compiler_too(data, tmp_path, monkeypatch):
+    """Ctrl-C reaches the processes that compile, which then fail in the middle of a step: the run stops as it should."""
+    step = Trainer.train_step
+
+    def failing(self, batches):
+        if self.step == 3:
+            signal.raise_signal(signal.SIGINT)
+            raise RuntimeError("the compiler was killed")
+        return step(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", failing)
+    assert run(data, tmp_path / "run", *BRIEF, "--max_steps=5") == 130
+    assert RunFolder(tmp_path / "run").pointer("latest") == 3
+    monkeypatch.undo()
+    for name in ("run", "whole"):
+        assert run(data, tmp_path / name, *BRIEF, "--max_steps=5") == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole", 5)
 
 
 STEPS = ["--max_steps=30", "--eval_interval=10", "--warmup=5", "--ckpt_interval=20"]
