@@ -4,10 +4,14 @@ Decoders: one class each, from concepts [B, C, H] to one hidden state a scored p
 To add one: a subclass of `Decoder`. It is found by its name in lower case, in `decoder = "..."` and in `--help`.
 """
 
+from dataclasses import replace
+from functools import partial
+
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from layers import CrossAttention, FeedForward, keys_values, linear, norm
+from layers import CrossAttention, FeedForward, SelfAttention, TransformerLayer, ZeroLinear, keys_values, linear, norm
 from objectives import Problem
 
 DECODERS: dict[str, type["Decoder"]] = {}  # name -> class
@@ -19,9 +23,11 @@ class Decoder(nn.Module):
     def __init_subclass__(cls):
         DECODERS[cls.__name__.lower()] = cls
 
+    generate = None  # (concepts, length, embed, predict) -> ids, of a decoder that needs more than one pass
+
     def forward(self, concepts, problem: Problem, embed):
         """concepts [B, C, H], a problem that predicts positions -> hidden [B, K, H] at its scored positions. embed: ids
-        -> their embeddings [..., T]; of None that of [MASK], [1, 1, T]."""
+        (and a table, if it is not the encoder's) -> embeddings [..., T]; of None that of [MASK], [1, 1, T]."""
         raise NotImplementedError
 
 
@@ -34,6 +40,14 @@ def scored_positions(problem: Problem):
     return pos, ids
 
 
+def at_scored(x, problem: Problem):
+    """States [1|B, T, H] of the whole span -> of its scored positions [B, K, H]."""
+    if problem.scored is None:
+        return x
+    scored = problem.scored[..., None].expand(-1, -1, x.shape[-1])
+    return x.expand(len(scored), -1, -1).gather(1, scored)
+
+
 class Posonly(Decoder):
     """One learned query a position reads the concepts.
 
@@ -42,14 +56,14 @@ class Posonly(Decoder):
     position -> [CrossAttention to the concepts -> FeedForward] x decoder_layers -> hidden
     """
 
-    uses = {"decoder_layers", "heads", "intermediate"}
+    uses = {"decoder_layers", "heads", "intermediate", "concept_position"}
 
     def __init__(self, config):
         super().__init__()
         H, layers = config.hidden, range(config.decoder_layers)
         self.heads = config.heads
         self.positions = nn.Embedding(config.max_length, H)
-        self.cross = nn.ModuleList([CrossAttention(config, H) for _ in layers])
+        self.cross = nn.ModuleList([CrossAttention(config, H, ordered=True) for _ in layers])
         self.ffns = nn.ModuleList([FeedForward(config, gated=not config.seeds_faithful) for _ in layers])
 
     def queries(self, problem, embed):
@@ -96,5 +110,126 @@ class Weighted(Decoder):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, concepts, problem, embed):
-        share = self.mixture(scored_positions(problem)[0]).softmax(-1)  # [1|B, K, C]
+        mixture = self.mixture(scored_positions(problem)[0])[..., : concepts.shape[1]]
+        share = mixture.softmax(-1)  # [1|B, K, C]
         return self.dropout(F.gelu(self.dense(self.norm(share @ concepts))))
+
+
+class Diffusion(Input):
+    """As input, in blocks that know which share of the span is hidden.
+
+    AdaLN-Zero (Peebles & Xie 2023, arXiv:2212.09748): scale, shift and gate of each part of a block come from the share
+    t, as 0 ... 1000; they begin as if they were not there. What is read of the concepts passes a gate between 0.5 and
+    1.5: in a model that has nothing but concepts it must neither shut nor blow up. `timestep = False` is without.
+
+    position + token -> [(local TransformerLayer) -> CrossAttention to the concepts -> FeedForward] x decoder_layers
+    """
+
+    uses = Posonly.uses | {"timestep", "decoder_window"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        H, T, layers, faithful = config.hidden, config.token_width, range(config.decoder_layers), config.seeds_faithful
+        self.ffns = nn.ModuleList([FeedForward(config) for _ in layers])
+        self.tokens = nn.Embedding(config.vocab_size, T) if faithful else None  # the seeds' has its own
+        self.norm = norm(H, config) if faithful else None
+        window = config.decoder_window
+        self.local = nn.ModuleList([TransformerLayer(config, window=window) for _ in layers if window])
+        self.time = self.modulations = None
+        if config.timestep:
+            for block in (*self.cross, *self.ffns):
+                block.norm = nn.LayerNorm(H, elementwise_affine=faithful)
+            self.time = nn.Sequential(nn.Linear(H, 2 * H), nn.SiLU(), nn.Linear(2 * H, H))
+            self.modulations = nn.ModuleList([ZeroLinear(H, 6 * H) for _ in layers])
+
+    def forward(self, concepts, problem, embed):
+        if self.tokens is not None:
+            embed = partial(embed, table=self.tokens)
+        # with local layers visible tokens inform hidden ones: the whole span is there
+        x = self.queries(replace(problem, scored=None) if self.local else problem, embed)
+        pairs = keys_values(concepts, [cross.kv for cross in self.cross], self.heads)
+        scored, total = problem.scored, problem.query_pos.shape[1]
+        changes = self.modulation(1.0 if scored is None else scored.shape[1] / total, x)
+        for i, (cross, ffn, (k, v)) in enumerate(zip(self.cross, self.ffns, pairs, strict=True)):
+            if self.local:
+                x = self.local[i](x)
+            if self.time is None:
+                x = ffn(cross(x, k, v))
+                continue
+            scale, shift, gate, scale2, shift2, gate2 = changes[i].chunk(6, -1)
+            x = x + (1 + gate.tanh() / 2) * cross.update(cross.norm(x) * (1 + scale) + shift, k, v)
+            x = x + gate2 * ffn.update(ffn.norm(x) * (1 + scale2) + shift2)
+        x = x if self.norm is None else self.norm(x)
+        return at_scored(x, problem) if self.local else x
+
+    def modulation(self, share, x):
+        """Of each block [1, 1, 6 H], from the share of the span that is hidden."""
+        if self.time is None:
+            return []
+        half = x.shape[-1] // 2
+        turns = 1000 * share * 10000.0 ** (-torch.arange(half, device=x.device) / half)
+        wave = F.pad(torch.cat([turns.sin(), turns.cos()]), (0, x.shape[-1] - 2 * half))
+        wave = F.silu(self.time(wave.to(x.dtype)[None, None]))
+        return [modulation(wave) for modulation in self.modulations]
+
+
+class CausalLayer(nn.Module):
+    """x -> causal SelfAttention -> CrossAttention to the concepts -> FeedForward -> x"""
+
+    def __init__(self, config):
+        super().__init__()
+        self.self_attention = SelfAttention(config, causal=True)
+        self.cross = CrossAttention(config, config.hidden, ordered=True)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x, k, v, past=None):
+        return self.ffn(self.cross(self.self_attention(x, past=past), k, v))
+
+
+class Causal(Decoder):
+    """Each token is predicted from the concepts and from the tokens before it (teacher forcing).
+
+    With `word_dropout` it sees [MASK] in the place of so many of them, and must turn to the concepts (Bowman et al.
+    2016, arXiv:1511.06349).
+
+    position + token before -> [CausalLayer] x decoder_layers -> hidden
+    """
+
+    uses = {"decoder_layers", "heads", "intermediate", "concept_position", "word_dropout"}
+
+    def __init__(self, config):
+        super().__init__()
+        H, T = config.hidden, config.token_width
+        self.heads, self.word_dropout = config.heads, config.word_dropout
+        self.positions = nn.Embedding(config.max_length, H)
+        self.widen = linear(T, H, config) if T != H else None
+        self.layers = nn.ModuleList([CausalLayer(config) for _ in range(config.decoder_layers)])
+
+    def run(self, concepts, tokens, pos, pasts=None):
+        """tokens [B, S, T] that stand before these positions [1|B, S] -> hidden [B, S, H]. pasts: a list for each
+        layer, with the keys and values of what came before."""
+        x = self.positions(pos) + (tokens if self.widen is None else self.widen(tokens))
+        pairs = keys_values(concepts, [layer.cross.kv for layer in self.layers], self.heads)
+        for layer, (k, v), past in zip(self.layers, pairs, pasts or [None] * len(pairs), strict=True):
+            x = layer(x, k, v, past)
+        return x
+
+    def forward(self, concepts, problem, embed):
+        mask = embed(None)  # [1, 1, T], also where nothing stands before
+        before = embed(problem.targets[:, :-1])
+        if self.training and self.word_dropout:
+            dropped = torch.rand(before.shape[:2], device=before.device) < self.word_dropout
+            before = torch.where(dropped[..., None], mask, before)
+        tokens = torch.cat([mask.expand(len(before), -1, -1), before], 1)
+        return at_scored(self.run(concepts, tokens, problem.query_pos), problem)
+
+    def generate(self, concepts, length, embed, predict):
+        """One token after the other, each from those before: ids [B, length]. predict: hidden [B, 1, H] -> ids [B, 1].
+        Keys and values are kept."""
+        tokens, ids = embed(None).expand(len(concepts), -1, -1), []
+        pasts = [[] for _ in self.layers]
+        for i in range(length):
+            hidden = self.run(concepts, tokens, torch.full((1, 1), i, device=concepts.device), pasts)
+            ids.append(predict(hidden))
+            tokens = embed(ids[-1])
+        return torch.cat(ids, 1)

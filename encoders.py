@@ -1,26 +1,58 @@
 """
 Encoders: one class each, from token vectors x [B, S, T] to concepts [B, C, H].
 
-To add one: a subclass of `Encoder`. It is found by its name in lower case, in `encoder = "..."` and in `--help`.
+To add one: a subclass of `Encoder`. It is found by its name in snake_case, in `encoder = "..."` and in `--help`.
 """
 
-import torch.nn as nn
+import re
+from typing import NamedTuple
 
-from layers import CrossAttention, FeedForward, SelfAttention, Slots, keys_values, linear, norm, rotate
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from layers import (
+    CrossAttention,
+    FeedForward,
+    ResidualOutput,
+    SelfAttention,
+    Slots,
+    TransformerLayer,
+    attention,
+    keys_values,
+    linear,
+    norm,
+    rotate,
+    split_heads,
+)
 
 ENCODERS: dict[str, type["Encoder"]] = {}  # name -> class
+
+
+class Options(NamedTuple):
+    """What may change from call to call, for the encoders that can; 0: what the configuration says."""
+
+    concepts: int = 0  # the first so many (`nested`)
+    iterations: int = 0  # of a shared layer
+
+
+AS_CONFIGURED = Options()
 
 
 class Encoder(nn.Module):
     uses: frozenset | set = frozenset()  # keys of ModelConfig that it reads, besides those that ConceptModel reads
 
     def __init_subclass__(cls):
-        ENCODERS[cls.__name__.lower()] = cls
+        ENCODERS[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()] = cls
 
-    def forward(self, x, pos, mask=None):
+    def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
         """x [B, S, T]: token embeddings with learned positions and dropout applied; pos [1|B, S]: where they stand, for
-        rotary positions; mask [B, S] (True: keep) or None -> concepts [B, C, H]."""
+        rotary positions; mask [B, S] (True: keep; what is kept stands first) or None -> concepts [B, C, H]."""
         raise NotImplementedError
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Latents read tokens that never change
 
 
 class PerceiverLayer(nn.Module):
@@ -32,9 +64,12 @@ class PerceiverLayer(nn.Module):
 
     def __init__(self, config, width):
         super().__init__()
-        self.cross = CrossAttention(config, width)
-        self.self_attention = SelfAttention(config)
+        self.cross = self.make_cross(config, width)
+        self.self_attention = SelfAttention(config, rotary=config.concept_position == "rope")
         self.ffn = FeedForward(config)
+
+    def make_cross(self, config, width):
+        return CrossAttention(config, width)
 
     def forward(self, z, k, v, mask):
         return self.ffn(self.self_attention(self.cross(z, k, v, mask)))
@@ -48,12 +83,12 @@ class Perceiver(Encoder):
     slots -> [PerceiverLayer] x layers -> norm -> concepts
     """
 
-    uses = {"layers", "heads", "intermediate", "concepts", "concept_position"}
+    uses = {"layers", "heads", "intermediate", "concepts", "concept_position", "registers", "nested"}
 
     def __init__(self, config):
         super().__init__()
         H, T, faithful = config.hidden, config.token_width, config.seeds_faithful
-        self.heads, self.rotary = config.heads, config.token_position == "rope"
+        self.config, self.heads, self.rotary = config, config.heads, config.token_position == "rope"
         self.slots = Slots(config)
         # The seeds widen narrow tokens first and read them un-normalised; ours go straight from T to keys and values.
         self.widen = linear(T, H, config) if faithful and T != H else None
@@ -61,16 +96,332 @@ class Perceiver(Encoder):
         if self.norm_tokens is not None and config.init != "gpt2":
             # The scale of token + unit position: reads are sharper, with those the input's share is 3 times as high.
             nn.init.constant_(self.norm_tokens.weight, 2**0.5)
-        self.layers = nn.ModuleList([PerceiverLayer(config, H if faithful else T) for _ in range(config.layers)])
+        self.layers = nn.ModuleList(self.make_layers(config, H if faithful else T))
         self.norm = norm(H, config)
 
-    def forward(self, x, pos, mask=None):
+    def make_layers(self, config, width):
+        return [PerceiverLayer(config, width) for _ in range(config.layers)]
+
+    def read(self, x, pos, readers):
+        """Keys and values [B, h, S, d] of the tokens for these CrossAttentions."""
         if self.widen is not None:
             x = self.widen(x)
         if self.norm_tokens is not None:
             x = self.norm_tokens(x)
-        pairs = keys_values(x, [layer.cross.kv for layer in self.layers], self.heads)  # the tokens never change
-        z = self.slots()
+        pairs = keys_values(x, [cross.kv for cross in readers], self.heads)  # the tokens never change
+        return [(rotate(k, pos), v) for k, v in pairs] if self.rotary else pairs
+
+    def concepts(self, z, options):
+        """Latents -> what decoders see of them."""
+        return self.norm(z[:, : options.concepts or self.config.concepts])
+
+    def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
+        pairs = self.read(x, pos, [layer.cross for layer in self.layers])
+        z = self.slots(options.concepts)
         for layer, (k, v) in zip(self.layers, pairs, strict=True):
-            z = layer(z, rotate(k, pos) if self.rotary else k, v, mask)
-        return self.norm(z)
+            z = layer(z, k, v, mask)
+        return self.concepts(z, options)
+
+
+class PerceiverIOLayer(nn.Module):
+    """z -> (CrossAttention to the tokens -> FeedForward, in the first `reads` layers) -> TransformerLayer -> z"""
+
+    def __init__(self, config, width, reads):
+        super().__init__()
+        self.cross = CrossAttention(config, width) if reads else None
+        self.read_ffn = FeedForward(config) if reads else None
+        self.latent = TransformerLayer(config, rotary=config.concept_position == "rope")
+
+
+class PerceiverIO(Perceiver):
+    """One read of the tokens, or a few, then layers of latents alone.
+
+    Jaegle et al. 2022, arXiv:2107.14795.
+
+    slots -> [PerceiverIOLayer] x layers -> norm -> concepts
+    """
+
+    uses = Perceiver.uses | {"reads"}
+
+    def make_layers(self, config, width):
+        return [PerceiverIOLayer(config, width, i < config.reads) for i in range(config.layers)]
+
+    def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
+        pairs = iter(self.read(x, pos, [layer.cross for layer in self.layers if layer.cross]))
+        z = self.slots(options.concepts)
+        for layer in self.layers:
+            if layer.cross:
+                z = layer.read_ffn(layer.cross(z, *next(pairs), mask))
+            z = layer.latent(z)
+        return self.concepts(z, options)
+
+
+class Recursive(Perceiver):
+    """One shared layer, applied `iterations` times, which may be another number at inference.
+
+    As ALBERT shares its layers (arXiv:1909.11942). Keys and values of the tokens are made once. With
+    `backprop_iterations` only the last so many pass a gradient on, as in Geiping et al. 2025 (arXiv:2502.05171); the
+    slots then get the gradient of the state that those begin with.
+
+    slots -> PerceiverLayer, iterations times -> norm -> concepts
+    """
+
+    uses = Perceiver.uses - {"layers"} | {"iterations", "least_iterations", "backprop_iterations"}
+
+    def make_layers(self, config, width):
+        return [PerceiverLayer(config, width)]  # named as a Perceiver's first: a warm start takes that one
+
+    def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
+        (layer,) = self.layers
+        ((k, v),) = self.read(x, pos, [layer.cross])
+        iterations = options.iterations or self.config.iterations
+        z = slots = self.slots(options.concepts)
+        with_gradient = min(iterations, self.config.backprop_iterations or iterations)
+        if iterations > with_gradient:
+            with torch.no_grad():
+                for _ in range(iterations - with_gradient):
+                    z = layer(z, k, v, mask)
+            z = z + (slots - slots.detach())
+        for _ in range(with_gradient):
+            z = layer(z, k, v, mask)
+        return self.concepts(z, options)
+
+
+class SlotAttention(CrossAttention):
+    """Latents compete for the tokens: softmax over latents, then each latent takes the mean of its tokens, weighted.
+    With `gru` a gated recurrent unit, and not a sum, takes that up."""
+
+    def __init__(self, config, width):
+        super().__init__(config, width)
+        H = config.hidden
+        self.gates = linear(2 * H, 2 * H, config) if config.gru else None
+        self.candidate = linear(2 * H, H, config) if config.gru else None
+
+    def attend(self, q, k, v, mask, dropout):
+        precise = torch.promote_types(q.dtype, torch.float32)
+        weights = ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(2, dtype=precise) + 1e-8  # [B, h, C, S]
+        if mask is not None:
+            weights = weights * mask[:, None, None, :]
+        weights = F.dropout((weights / weights.sum(-1, keepdim=True)).to(v.dtype), dropout)
+        return (weights @ v).transpose(1, 2).flatten(2)
+
+    def forward(self, z, k, v, mask=None):
+        read = self.update(self.norm(z), k, v, mask)
+        if self.gates is None:
+            return z + read
+        z = z.expand_as(read)
+        reset, keep = self.gates(torch.cat([read, z], -1)).sigmoid().chunk(2, -1)
+        return torch.lerp(self.candidate(torch.cat([read, reset * z], -1)).tanh(), z.type_as(keep), keep)
+
+
+class SlotLayer(PerceiverLayer):
+    """z -> SlotAttention to the tokens -> SelfAttention -> FeedForward -> z"""
+
+    def make_cross(self, config, width):
+        return SlotAttention(config, width)
+
+
+class Slot(Perceiver):
+    """As perceiver, but the slots compete for the tokens, with or without a recurrent unit.
+
+    Slot attention, Locatello et al. 2020, arXiv:2006.15055, inside each layer's read.
+
+    slots -> [SlotLayer] x layers -> norm -> concepts
+    """
+
+    uses = Perceiver.uses | {"gru"}
+
+    def make_layers(self, config, width):
+        return [SlotLayer(config, width) for _ in range(config.layers)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Latents and tokens read each other
+
+
+class TwoWayLayer(PerceiverLayer):
+    """
+    z -> CrossAttention to x -> z' -> SelfAttention -> FeedForward -> z
+    x -> CrossAttention to z' -> x   (not in the last layer)
+    """
+
+    def __init__(self, config, width, last):
+        super().__init__(config, width)
+        self.norm_tokens = None if config.seeds_faithful else norm(width, config)
+        self.back = None if last else CrossAttention(config, config.hidden, queries=width)
+
+    def forward(self, z, x, pos, mask):
+        heads = self.cross.heads
+        ((k, v),) = keys_values(x if self.norm_tokens is None else self.norm_tokens(x), [self.cross.kv], heads)
+        z = self.cross(z, k if pos is None else rotate(k, pos), v, mask)
+        if self.back is not None:
+            x = self.back(x, *keys_values(z, [self.back.kv], heads)[0])
+        return self.ffn(self.self_attention(z)), x
+
+
+class TwoWay(Perceiver):
+    """As perceiver, and in turn the tokens read the slots: the seeds' two-way layers, without a token FFN.
+
+    slots, tokens -> [TwoWayLayer] x layers -> norm -> concepts
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.norm_tokens = None  # each layer has its own: the tokens change
+
+    def make_layers(self, config, width):
+        return [TwoWayLayer(config, width, i == config.layers - 1) for i in range(config.layers)]
+
+    def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
+        z, x = self.slots(options.concepts), x if self.widen is None else self.widen(x)
+        for layer in self.layers:
+            z, x = layer(z, x, pos if self.rotary else None, mask)
+        return self.concepts(z, options)
+
+
+class BixtLayer(nn.Module):
+    """
+    S = R_z(z) R_x(x)', the one matrix of both directions; both take the other as it was before
+    z += softmax(S) V_x(x)   -> FeedForward -> TransformerLayer -> z
+    x += softmax(S') V_z(z)  -> FeedForward -> x                  (not in the last layer)
+    """
+
+    def __init__(self, config, last):
+        super().__init__()
+        H, T, self.last = config.hidden, config.token_width, last
+        self.heads, self.dropout = config.heads, config.dropout
+        self.norm_z, self.norm_x = norm(H, config), norm(T, config)
+        self.from_z = linear(H, H if last else 2 * H, config)  # R, and V where the tokens read
+        self.from_x = linear(T, 2 * H, config)
+        self.out_z = ResidualOutput(H, H, bias=config.seeds_faithful)
+        self.ffn_z = FeedForward(config)
+        self.latent = TransformerLayer(config, rotary=config.concept_position == "rope")
+        self.out_x = None if last else ResidualOutput(H, T, bias=config.seeds_faithful)
+        self.ffn_x = None if last else FeedForward(config, width=T)
+
+    def forward(self, z, x, pos, mask):
+        r_z, *v_z = split_heads(self.from_z(self.norm_z(z)), 1 if self.last else 2, self.heads)
+        r_x, v_x = split_heads(self.from_x(self.norm_x(x)), 2, self.heads)
+        if pos is not None:
+            r_x = rotate(r_x, pos)
+        dropout = self.dropout if self.training else 0.0
+        z = z + self.out_z(attention(r_z, r_x, v_x, mask, dropout))
+        if not self.last:  # the same matrix turned round: no mask, for the slots are all there
+            r_z, v_z = (t.expand(len(x), -1, -1, -1) for t in (r_z, *v_z))
+            x = self.ffn_x(x + self.out_x(attention(r_x, r_z, v_z, None, dropout)))
+        return self.latent(self.ffn_z(z)), x
+
+
+class Bixt(Encoder):
+    """Slots and tokens read each other through one matrix of similarities.
+
+    BiXT, Hiller et al. 2024, arXiv:2402.12138. Thin tokens (token_dim below hidden) are its sensible choice: at full
+    width their FFN costs as much as a dense layer's. Heads of width 32 did better there than of 64.
+
+    slots, tokens -> [BixtLayer] x layers -> norm -> concepts
+    """
+
+    uses = Perceiver.uses
+
+    def __init__(self, config):
+        super().__init__()
+        self.count, self.rotary = config.concepts, config.token_position == "rope"
+        self.slots = Slots(config)
+        self.layers = nn.ModuleList([BixtLayer(config, i == config.layers - 1) for i in range(config.layers)])
+        self.norm = norm(config.hidden, config)
+
+    def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
+        z = self.slots(options.concepts)
+        for layer in self.layers:
+            z, x = layer(z, x, pos if self.rotary else None, mask)
+        return self.norm(z[:, : options.concepts or self.count])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokens attend to tokens: quadratic in their number
+
+
+class Dense(Encoder):
+    """A plain Transformer over the tokens, whose output C queries pool: the control, quadratic in the tokens.
+
+    tokens -> [TransformerLayer] x layers -> norm -> CrossAttention of the slots -> norm -> concepts
+    """
+
+    uses = {"layers", "heads", "intermediate", "concepts", "nested"}
+
+    def __init__(self, config):
+        super().__init__()
+        H, T, self.heads, self.count = config.hidden, config.token_width, config.heads, config.concepts
+        rotary = config.token_position == "rope"
+        self.widen = linear(T, H, config) if T != H else None
+        self.layers = nn.ModuleList([TransformerLayer(config, rotary=rotary) for _ in range(config.layers)])
+        self.norm_tokens = norm(H, config)
+        self.slots = nn.Embedding(config.concepts, H)
+        self.pool = CrossAttention(config, H)
+        self.norm = norm(H, config)
+
+    def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
+        x = x if self.widen is None else self.widen(x)
+        for layer in self.layers:
+            x = layer(x, pos, mask)
+        ((k, v),) = keys_values(self.norm_tokens(x), [self.pool.kv], self.heads)
+        z = self.slots.weight[None, : options.concepts or self.count]
+        return self.norm(self.pool(z, k, v, mask))
+
+
+def pooling(n, m, S, M, dtype=torch.float32):
+    """Means over the bins of `adaptive_avg_pool1d`, from the first n of S tokens to the first m of M: [.., M, S]. Bin
+    i is [floor(i n / m), ceil((i + 1) n / m)), never empty. n, m: numbers, or [B, 1, 1] int64 of each row."""
+    device = n.device if isinstance(n, torch.Tensor) else None
+    i, j = torch.arange(M, device=device)[:, None], torch.arange(S, device=device)
+    inside = (j >= i * n // m) & (j < ((i + 1) * n + m - 1) // m) & (i < m)
+    return inside.to(dtype) / inside.sum(-1, keepdim=True).clamp_min(1)
+
+
+class FunnelStage(nn.Module):
+    """Means of x read x as it was before: CrossAttention -> FeedForward."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.norm, self.cross = norm(config.hidden, config), CrossAttention(config, config.hidden)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x, means, pos, mask):
+        """means [B|1, M, S] -> [B, M, H]; pos: for rotary keys, or None."""
+        ((k, v),) = keys_values(self.norm(x), [self.cross.kv], self.cross.heads)
+        k = k if pos is None else rotate(k, pos)
+        return self.ffn(self.cross(means @ x, k, v, mask))
+
+
+class Funnel(Encoder):
+    """The tokens are pooled in two stages to C ordered concepts; its first stage is quadratic (half of N x N).
+
+    As Funnel-Transformer's pooled queries and un-pooled keys (Dai et al. 2020, arXiv:2006.03236).
+
+    tokens -> FunnelStage to max(C, N/2) -> FunnelStage to C -> [TransformerLayer] x layers -> norm -> concepts
+    """
+
+    uses = {"layers", "heads", "intermediate", "concepts", "nested"}
+
+    def __init__(self, config):
+        super().__init__()
+        H, T, self.count = config.hidden, config.token_width, config.concepts
+        self.rotary = config.token_position == "rope"
+        self.widen = linear(T, H, config) if T != H else None
+        self.stages = nn.ModuleList([FunnelStage(config) for _ in range(2)])
+        rotary = config.concept_position == "rope"
+        self.layers = nn.ModuleList([TransformerLayer(config, rotary=rotary) for _ in range(config.layers)])
+        self.norm = norm(H, config)
+
+    def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
+        C, S = options.concepts or self.count, x.shape[1]
+        n = S if mask is None else mask.sum(1)[:, None, None]
+        half, most = (n + 1) // 2, max(C, (S + 1) // 2)
+        half = max(C, half) if mask is None else half.clamp_min(C)
+        kept = None if mask is None else torch.arange(most, device=x.device) < half[:, 0]
+        x = x if self.widen is None else self.widen(x)
+        x = self.stages[0](x, pooling(n, half, S, most, x.dtype).to(x.device), pos if self.rotary else None, mask)
+        x = self.stages[1](x, pooling(half, C, most, C, x.dtype).to(x.device), None, kept)
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)

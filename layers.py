@@ -24,8 +24,9 @@ def plain_products(q, k):
 
 
 def attention(q, k, v, mask=None, dropout=0.0):
-    """softmax(q k' / sqrt(d)) v: q [B|1, h, Q, d], k and v [B, h, S, d], mask [B, S] (True: keep) -> [B, Q, h d]."""
-    if mask is not None:
+    """softmax(q k' / sqrt(d)) v: q [B|1, h, Q, d], k and v [B, h, S, d], mask [B, S] or [B|1, 1, Q, S] (True: keep) ->
+    [B, Q, h d]."""
+    if mask is not None and mask.dim() == 2:
         mask = mask[:, None, None, :]
     if plain_products(q, k):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, h, Q, S]
@@ -37,6 +38,42 @@ def attention(q, k, v, mask=None, dropout=0.0):
         q = q.expand(k.shape[0], -1, -1, -1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return out.transpose(1, 2).flatten(2)
+
+
+def window_attention(q, k, v, window, mask=None, dropout=0.0):
+    """As `attention`, but token i attends to tokens i - window ... i + window alone: q, k, v [B, h, S, d], at O(S
+    window). Blocks of `window` queries attend to their own block and to the next one on both sides."""
+    B, h, S, d = q.shape
+    blocks = -(-S // window)
+    after = blocks * window - S
+    q = F.pad(q, (0, 0, 0, after)).unflatten(2, (blocks, window))
+    k, v = (F.pad(x, (0, 0, window, window + after)).unfold(2, 3 * window, window).mT for x in (k, v))
+    i = torch.arange(blocks * window, device=q.device).view(blocks, window, 1)
+    j = torch.arange(blocks, device=q.device).view(blocks, 1, 1) * window - window
+    j = j + torch.arange(3 * window, device=q.device)  # [blocks, 1, 3 window]
+    keep = ((j >= 0) & (j < S))[None]
+    if mask is not None:
+        keep = F.pad(mask, (window, window + after)).unfold(1, 3 * window, window)[:, :, None]
+    keep = ((i - j).abs() <= window) & keep | (i == j)  # itself always: no row without a key
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # [B blocks, h, ...]
+    keep = keep.expand(B, -1, -1, -1).flatten(0, 1)[:, None]
+    return attention(q, k, v, keep, dropout).unflatten(0, (B, blocks)).flatten(1, 2)[:, :S]
+
+
+def cope_attention(q, k, v, table, dropout=0.0):
+    """Attention over an ordered sequence, where a query counts the positions itself (CoPE, arXiv:2405.18719): key j
+    stands at p_j = sum over i <= j of sigmoid(q k_i / sqrt(d)), and q e[p_j] is added to its score. q [B|1, h, Q, d],
+    k and v [B, h, S, d], table e [h, P, d], read between its rows by linear interpolation -> [B, Q, h d]."""
+    q = q * q.shape[-1] ** -0.5
+    precise = torch.promote_types(q.dtype, torch.float32)
+    scores = (q @ k.mT).to(precise)  # [B, h, Q, S]
+    place = scores.sigmoid().cumsum(-1).clamp(max=table.shape[1] - 1)
+    at = (q @ table.mT).to(precise).expand(*scores.shape[:3], -1)  # the term of every whole position
+    low = place.detach().floor().clamp(max=table.shape[1] - 2).long()
+    share = place - low
+    scores = scores + at.gather(-1, low) * (1 - share) + at.gather(-1, low + 1) * share
+    weights = F.dropout(scores.softmax(-1).to(v.dtype), dropout)
+    return (weights @ v).transpose(1, 2).flatten(2)
 
 
 def split_heads(x, parts, heads):
@@ -91,57 +128,96 @@ def linear(inputs, outputs, config):
     return nn.Linear(inputs, outputs, bias=config.seeds_faithful)
 
 
+class ZeroLinear(nn.Linear):
+    """Begins at zero, whatever the init: the block that it switches begins as if it were not there."""
+
+
 class ResidualOutput(nn.Linear):
     """The last linear of a residual block; how it begins decides how the residual stream grows with depth."""
 
 
 class CrossAttention(nn.Module):
-    """z += attention of z to a sequence whose keys and values `keys_values` has already made."""
+    """z += attention of z to a sequence whose keys and values `keys_values` has already made.
 
-    def __init__(self, config, width):
+    width: of that sequence; queries: width of z (0: hidden); ordered: the sequence is the concepts, whose order counts
+    if concept_position says so."""
+
+    def __init__(self, config, width, queries=0, ordered=False):
         super().__init__()
         H = config.hidden
         self.heads, self.dropout = config.heads, config.dropout
-        self.norm = norm(H, config)
-        self.q = linear(H, H, config)
+        self.norm = norm(queries or H, config)
+        self.q = linear(queries or H, H, config)
         self.kv = linear(width, 2 * H, config)
-        self.out = ResidualOutput(H, H, bias=config.seeds_faithful)
+        self.out = ResidualOutput(H, queries or H, bias=config.seeds_faithful)
+        cope = ordered and config.concept_position == "cope"
+        self.places = nn.Parameter(torch.empty(H // self.heads, self.heads, config.concepts + 1)) if cope else None
 
     def forward(self, z, k, v, mask=None):
         # z [1, Q, H] (equal for all rows: norm and queries are then made once) or [B, Q, H] -> [B, Q, H]
-        (q,) = split_heads(self.q(self.norm(z)), 1, self.heads)
-        return z + self.out(attention(q, k, v, mask, self.dropout if self.training else 0.0))
+        return z + self.update(self.norm(z), k, v, mask)
+
+    def update(self, z, k, v, mask=None):
+        """What is added to the residual stream, from z normalised."""
+        (q,) = split_heads(self.q(z), 1, self.heads)
+        return self.out(self.attend(q, k, v, mask, self.dropout if self.training else 0.0))
+
+    def attend(self, q, k, v, mask, dropout):
+        if self.places is not None:
+            return cope_attention(q, k, v, self.places.permute(1, 2, 0), dropout)
+        return attention(q, k, v, mask, dropout)
 
 
 class SelfAttention(nn.Module):
-    """z += self-attention of z [B, C, H]."""
+    """z += self-attention of z [B, S, W].
 
-    def __init__(self, config):
+    width: W (0: hidden), with heads as wide as those of concepts; rotary: queries and keys are turned by where they
+    stand; window: attention to so many neighbours on both sides (0: to all); causal: to no later one."""
+
+    def __init__(self, config, width=0, rotary=False, window=0, causal=False):
         super().__init__()
-        H = config.hidden
-        self.heads, self.dropout = config.heads, config.dropout
-        self.norm = norm(H, config)
-        self.qkv = linear(H, 3 * H, config)
-        self.out = ResidualOutput(H, H, bias=config.seeds_faithful)
+        W = width or config.hidden
+        heads = max(1, config.heads * W // config.hidden)
+        self.heads = next(n for n in range(heads, 0, -1) if W % n == 0)
+        self.dropout, self.rotary, self.window, self.causal = config.dropout, rotary, window, causal
+        self.norm = norm(W, config)
+        self.qkv = linear(W, 3 * W, config)
+        self.out = ResidualOutput(W, W, bias=config.seeds_faithful)
 
-    def forward(self, z):
+    def forward(self, z, pos=None, mask=None, past=None):
+        """pos [1|B, S]: where they stand (None: 0 ... S-1); mask [B, S] (True: keep); past: a list of the keys and
+        values of what came before, to which those of z are added."""
         q, k, v = split_heads(self.qkv(self.norm(z)), 3, self.heads)
-        return z + self.out(attention(q, k, v, None, self.dropout if self.training else 0.0))
+        if self.rotary:
+            pos = torch.arange(z.shape[1], device=z.device)[None] if pos is None else pos
+            q, k = rotate(q, pos), rotate(k, pos)
+        dropout = self.dropout if self.training else 0.0
+        if past is not None:
+            past[:] = [torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True)] if past else [k, v]
+            k, v = past
+        elif self.causal:
+            mask = torch.ones(z.shape[1], z.shape[1], dtype=torch.bool, device=z.device).tril()[None, None]
+        if self.window:
+            return z + self.out(window_attention(q, k, v, self.window, mask, dropout))
+        return z + self.out(attention(q, k, v, mask, dropout))
 
 
 RECOMPUTED = 1 << 21  # numbers in an FFN's inner state from which on the CPU makes it again in backward
 
 
 class FeedForward(nn.Module):
-    """z += Wo(GELU(a) * g) with [a; g] = Wi z (GEGLU, arXiv:2002.05202), or without the gate g."""
+    """z += Wo(GELU(a) * g) with [a; g] = Wi z (GEGLU, arXiv:2002.05202), or without the gate g.
 
-    def __init__(self, config, gated=True):
+    width: of z (0: hidden); the inner width is in proportion to it."""
+
+    def __init__(self, config, gated=True, width=0):
         super().__init__()
-        H, inner = config.hidden, config.intermediate
+        W = width or config.hidden
+        inner = max(1, config.intermediate * W // config.hidden)
         self.gated, self.dropout = gated, nn.Dropout(config.dropout)
-        self.norm = norm(H, config)
-        self.wi = linear(H, 2 * inner if gated else inner, config)
-        self.wo = ResidualOutput(inner, H, bias=config.seeds_faithful)
+        self.norm = norm(W, config)
+        self.wi = linear(W, 2 * inner if gated else inner, config)
+        self.wo = ResidualOutput(inner, W, bias=config.seeds_faithful)
 
     def forward(self, z):
         # Wi's output is the largest state of a layer. On the CPU a large one is made again in backward: a sixth less
@@ -152,7 +228,11 @@ class FeedForward(nn.Module):
         return z + self.inner(z)
 
     def inner(self, z):
-        x = self.wi(self.norm(z))
+        return self.update(self.norm(z))
+
+    def update(self, z):
+        """What is added to the residual stream, from z normalised."""
+        x = self.wi(z)
         if self.gated:
             a, g = x.chunk(2, -1)
             x = F.gelu(a) * g
@@ -161,23 +241,40 @@ class FeedForward(nn.Module):
         return self.wo(self.dropout(x))
 
 
+class TransformerLayer(nn.Module):
+    """x -> SelfAttention -> FeedForward -> x; the keys are those of SelfAttention."""
+
+    def __init__(self, config, width=0, **keys):
+        super().__init__()
+        self.self_attention = SelfAttention(config, width, **keys)
+        self.ffn = FeedForward(config, width=width)
+
+    def forward(self, x, pos=None, mask=None):
+        return self.ffn(self.self_attention(x, pos, mask))
+
+
 class Slots(nn.Module):
-    """C learned latents [1, C, H], the same for every row until they first read; with or without positions."""
+    """Learned latents [1, C + R, H], the same for every row until they first read: concepts, with or without positions,
+    and R registers, which no decoder sees (Darcet et al. 2024, arXiv:2309.16588)."""
 
     def __init__(self, config):
         super().__init__()
-        self.kind = config.concept_position
+        self.kind, self.count = config.concept_position, config.concepts
         self.content = nn.Parameter(torch.empty(config.concepts, config.hidden))
         self.positions = nn.Parameter(torch.empty_like(self.content)) if self.kind == "learned" else None
-        self.init_scale = 1.0 if self.kind == "none" else 0.5**0.5  # content and positions: of unit scale together
+        added = self.kind in ("learned", "sinusoidal")
+        self.registers = nn.Parameter(torch.empty(config.registers, config.hidden)) if config.registers else None
+        self.init_scale = 0.5**0.5 if added else 1.0  # content and positions: of unit scale together
 
-    def forward(self):
+    def forward(self, concepts=0):
+        """concepts: the first so many (0: all)."""
         z = self.content
         if self.kind == "learned":
             z = z + self.positions
         if self.kind == "sinusoidal":
             z = z + sinusoid(*z.shape, device=z.device, dtype=z.dtype)
-        return z[None]
+        z = z[: concepts or self.count]
+        return (z if self.registers is None else torch.cat([z, self.registers]))[None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,7 +304,7 @@ def begin(model: nn.Module, init: str, seed: int):
         if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
             continue
         for name, parameter in module.named_parameters(recurse=False):
-            if name.endswith("bias"):
+            if name.endswith("bias") or isinstance(module, ZeroLinear):
                 parameter.zero_()
                 continue
             std = 0.02 if init == "gpt2" else module.in_features**-0.5 if isinstance(module, nn.Linear) else 1.0

@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import losses
 from decoders import DECODERS
-from encoders import ENCODERS
-from layers import begin, norm
+from encoders import AS_CONFIGURED, ENCODERS, Options
+from layers import TransformerLayer, begin, norm
 from objectives import Problem, described
 
 
@@ -37,16 +37,33 @@ class ModelConfig:
         "alone); none: Nothing is predicted (contrastive alone)",
     ] = "posonly"
     layers: Annotated[int, "encoder layers"] = 6
+    iterations: Annotated[int, "recursive: how often the shared layer is applied"] = 6
+    least_iterations: Annotated[int, "recursive: each step draws from so many to `iterations`; 0: always those"] = 0
+    backprop_iterations: Annotated[int, "recursive: the last so many pass a gradient on; 0: all"] = 0
+    reads: Annotated[int, "perceiver_io: the first so many layers read the tokens"] = 1
+    gru: Annotated[bool, "slot: a gated recurrent unit takes up what was read"] = False
+    token_layers: Annotated[int, "layers of windowed self-attention over the tokens, before any encoder"] = 0
+    token_window: Annotated[int, "token_layers: tokens to either side that a token attends to"] = 8
     decoder_layers: Annotated[int, "decoder blocks of cross-attention and FFN"] = 1
+    decoder_window: Annotated[int, "diffusion: tokens to either side that a position attends to; 0: none"] = 0
+    timestep: Annotated[bool, "diffusion: blocks know the share of the span that is hidden (AdaLN-Zero)"] = True
+    word_dropout: Annotated[float, "causal: share of the tokens before that it sees as [MASK] in training"] = 0.0
     hidden: Annotated[int, "width of a concept"] = 512
     heads: Annotated[int, "attention heads"] = 8
     intermediate: Annotated[int, "inner width of the FFNs"] = 2048
     concepts: Annotated[int, "number of concepts"] = 128
+    nested: Annotated[
+        bool, "each step trains the first 1, 2, 4 ... concepts alone, or in half of the steps all (--concepts=C later)"
+    ] = False
+    registers: Annotated[int, "latents besides the concepts, which no decoder sees"] = 0
     token_dim: Annotated[int, "width of the token embeddings (0: hidden)"] = 0
     token_position: Annotated[Literal["learned", "rope"], "positions the encoder sees: added to tokens, or rotary"] = (
         "learned"
     )
-    concept_position: Annotated[Literal["none", "learned", "sinusoidal"], "positions added to the slots"] = "none"
+    concept_position: Annotated[
+        Literal["none", "learned", "sinusoidal", "rope", "cope"],
+        "positions of concepts: added to the slots; rope: in their self-attention; cope: in what the decoder reads",
+    ] = "none"
     max_length: Annotated[int, "longest row: size of the learned position tables"] = 512
     dropout: Annotated[float, "dropout of embeddings, attention weights and inner FFN states"] = 0.0
     tied: Annotated[bool, "the vocabulary head shares the token embedding"] = True
@@ -66,26 +83,34 @@ class ModelConfig:
     vocab_size: Annotated[int, "size of the vocabulary (0: the data's)"] = 0
 
     def __post_init__(self):
-        for key in ("layers", "decoder_layers", "hidden", "heads", "intermediate", "concepts", "max_length"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} = {getattr(self, key)} is below 1; write {key} = 1 or more")
+        least = dict.fromkeys(("layers", "decoder_layers", "hidden", "heads", "intermediate", "concepts"), 1)
+        least |= dict.fromkeys(("max_length", "iterations", "reads", "token_window"), 1)
+        least |= dict.fromkeys(("least_iterations", "backprop_iterations", "token_layers", "registers"), 0)
+        for key, few in (least | {"decoder_window": 0, "vocab_size": 0}).items():
+            if getattr(self, key) < few:
+                raise ValueError(f"{key} = {getattr(self, key)} is below {few}; write {key} = {few} or more")
         for key in ("encoder", "decoder"):
             names = (*ENCODERS,) if key == "encoder" else (*DECODERS, "pooled", "none")
             if getattr(self, key) not in names:
                 raise ValueError(f"{key} = {getattr(self, key)!r} is unknown; write one of {', '.join(names)}")
-        if self.vocab_size < 0:
-            raise ValueError(f"vocab_size = {self.vocab_size} is negative; write 0 to take the data's")
         if self.hidden % self.heads:
             near = next(n for n in range(self.heads, 0, -1) if self.hidden % n == 0)
             raise ValueError(f"hidden = {self.hidden} does not divide into heads = {self.heads}; write heads = {near}")
         if not 0 <= self.token_dim <= self.hidden:
             raise ValueError(f"token_dim = {self.token_dim} is not within 0 and hidden; write 0 for the same width")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout} is not a share; write a number from 0 to below 1")
+        for key in ("dropout", "word_dropout"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key} = {getattr(self, key)} is not a share; write a number from 0 to below 1")
+        if self.encoder == "perceiver_io" and self.reads > self.layers:
+            raise ValueError(f"reads = {self.reads} are more than layers = {self.layers}; write reads = {self.layers}")
+        for key in ("least_iterations", "backprop_iterations"):
+            if getattr(self, key) > self.iterations:
+                raise ValueError(f"{key} = {getattr(self, key)} is above iterations; write {self.iterations} or less")
         if not 0 <= self.spectral_share <= 1:
             raise ValueError(f"spectral_share = {self.spectral_share} is not a share; write a number from 0 to 1")
-        if self.token_position == "rope" and (self.hidden // self.heads) % 2:
-            raise ValueError("token_position = 'rope' needs an even hidden / heads; write another number of heads")
+        for key in ("token_position", "concept_position"):
+            if getattr(self, key) == "rope" and (self.hidden // self.heads) % 2:
+                raise ValueError(f"{key} = 'rope' needs an even hidden / heads; write another number of heads")
         if self.seeds_faithful:
             if self.token_position == "rope":
                 raise ValueError("seeds_faithful has absolute positions; write token_position = 'learned'")
@@ -108,7 +133,17 @@ class ModelConfig:
         parts = (ENCODERS.get(self.encoder), DECODERS.get(self.decoder))
         every = set().union(*(part.uses for part in (*ENCODERS.values(), *DECODERS.values())))
         unused = every - set().union(*(part.uses for part in parts if part))
-        return unused if self.token_init == "spectral" else unused | {"spectral_share"}
+        unused |= set() if self.token_init == "spectral" else {"spectral_share"}
+        return unused if self.token_layers else unused | {"token_window"}
+
+    def variants(self) -> list[tuple[float, Options]]:
+        """What a training step may run with, and how likely: all concepts in half of the steps, else the first 1, 2, 4
+        ... (`nested`); one of `least_iterations` ... `iterations`."""
+        few = [1 << i for i in range((self.concepts - 1).bit_length())] if self.nested else []
+        counts = [(0.5 / len(few), m) for m in few] + [(0.5, 0)] if few else [(1.0, 0)]
+        recursive = "iterations" in ENCODERS[self.encoder].uses and self.least_iterations
+        depths = range(self.least_iterations, self.iterations + 1) if recursive else [0]
+        return [(share / len(depths), Options(m, k)) for share, m in counts for k in depths]
 
 
 class ConceptModel(nn.Module):
@@ -117,12 +152,16 @@ class ConceptModel(nn.Module):
         sqrt(T) that token embeddings begin as, zero where they begin random."""
         super().__init__()
         self.config, self.mask_id, self.token_vectors = config, mask_id, token_vectors
+        self.options = AS_CONFIGURED  # of a call that says nothing else
         H, T, V = config.hidden, config.token_width, config.vocab_size
         self.tokens = nn.Embedding(V, T)
         self.positions = nn.Embedding(config.max_length, T) if config.token_position == "learned" else None
         if self.positions is not None and config.init == "fan_in_positions":
             self.positions.init_scale = 0.1  # content outweighs position
         self.dropout = nn.Dropout(config.dropout)
+        keys = {"rotary": config.token_position == "rope", "window": config.token_window}
+        local = [TransformerLayer(config, T, **keys) for _ in range(config.token_layers)]
+        self.token_layers = nn.ModuleList(local)  # tokens know their neighbours before they are read
         self.encoder = ENCODERS[config.encoder](config)
         # Only what the objective trains is there: DDP waits for the gradient of every parameter.
         decodes = config.predicts == "positions"
@@ -144,23 +183,27 @@ class ConceptModel(nn.Module):
         with torch.no_grad():
             self.tokens.weight[mask_id] *= T**-0.5
 
-    def forward(self, *problems: Problem):
+    def forward(self, *problems: Problem, options: Options | None = None):
         """(the cross-entropy of each, the concepts of each): the one entry for training, through DDP and torch.compile.
         None where a problem predicts nothing. Problems that read the same tensors share one encoder pass."""
         concepts = []
         for i, p in enumerate(problems):
             first = next(j for j, q in enumerate(problems) if q.source is p.source and q.source_pos is p.source_pos)
-            concepts.append(self.encode(p.source, p.source_pos) if first == i else concepts[first])
+            concepts.append(self.encode(p.source, p.source_pos, None, options) if first == i else concepts[first])
         return tuple(self.loss(c, p) for c, p in zip(concepts, problems, strict=True)), tuple(concepts)
 
-    def encode(self, ids, pos=None, mask=None):
-        """ids [B, S], pos [1|B, S] (None: 0 ... S-1), mask [B, S] (True: keep) -> concepts [B, C, H]."""
+    def encode(self, ids, pos=None, mask=None, options: Options | None = None):
+        """ids [B, S], pos [1|B, S] (None: 0 ... S-1), mask [B, S] (True: keep) -> concepts [B, C, H]. options: None:
+        `self.options`."""
         if pos is None:
             pos = torch.arange(ids.shape[1], device=ids.device)[None]
         x = self.tokens(ids)
         if self.positions is not None:
             x = x + self.positions(pos)
-        return self.encoder(self.dropout(x), pos, mask)
+        x = self.dropout(x)
+        for layer in self.token_layers:
+            x = layer(x, pos, mask)
+        return self.encoder(x, pos, mask, options or self.options)
 
     def decode(self, concepts, problem: Problem):
         """Hidden states for the head at the scored positions (None: all): [B, K, T if tied else H]; where the pooled
@@ -171,9 +214,10 @@ class ConceptModel(nn.Module):
             x = self.norm(self.decoder(concepts, problem, self.embed_visible))
         return x if self.narrow is None else self.narrow(x)
 
-    def embed_visible(self, ids):
+    def embed_visible(self, ids, table=None):
         """Embeddings of what a decoder may see: ids [...] -> [..., T]; None: [MASK] everywhere, [1, 1, T]."""
-        return self.tokens(torch.full((1, 1), self.mask_id, device=self.tokens.weight.device) if ids is None else ids)
+        ids = torch.full((1, 1), self.mask_id, device=self.tokens.weight.device) if ids is None else ids
+        return (table or self.tokens)(ids)
 
     def loss(self, concepts, problem: Problem):
         """Mean cross-entropy in nats of the scored targets (or their sum weighted by problem.weights); None where
@@ -202,6 +246,10 @@ class ConceptModel(nn.Module):
     @torch.no_grad()
     def generate(self, concepts, length):
         """The likeliest token at each of `length` positions, from concepts [B, C, H] alone: ids [B, length]."""
+        if self.decoder.generate:
+            narrow = self.narrow or nn.Identity()
+            predict = lambda x: self.logits(narrow(self.norm(x))).argmax(-1)  # noqa: E731
+            return self.decoder.generate(concepts, length, self.embed_visible, predict)
         pos = torch.arange(length, device=concepts.device)[None]
         hidden = self.decode(concepts, Problem(source=pos, query_pos=pos))
         hidden = hidden.expand(concepts.shape[0], -1, -1)
@@ -210,6 +258,7 @@ class ConceptModel(nn.Module):
     def twin(self, seed: int) -> "ConceptModel":
         """What training begins with at this seed, in evaluation mode."""
         twin = ConceptModel(self.config, self.mask_id, seed, self.token_vectors)
+        twin.options = self.options
         return twin.to(self.tokens.weight.device).eval()
 
     def num_parameters(self):

@@ -30,7 +30,7 @@ from lab import command, dataset, distributed, optim, report, runs
 from lab.command import NonFinite, say
 from lab.configurator import Parsed, UserError, convert, fields_of, parse, show, warn
 from lab.distributed import Signals, World
-from lab.plan import HORIZONS, Clock, cost, decide_compile, make_plan
+from lab.plan import HORIZONS, Clock, cost, decide_compile, drawn_options, make_plan
 from lab.runs import RunFolder
 from lab.validation import Validation, final_report
 from model import ConceptModel, ModelConfig
@@ -237,6 +237,7 @@ class Trainer:
         vectors, self.spectral_seconds = world.on_rank0(self.token_vectors)
         self.model = ConceptModel(shape, text.mask, config.seed, vectors).to(world.device)
         self.forward: nn.Module = self.model
+        self.shapes = len(config.lengths) * len(shape.variants())  # what is compiled
         self.parameters, self.flops_per_token = cost(self.plan, shape, self.objectives)
         self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, (config.beta1, config.beta2))
         self.validation = Validation(self.val_text, config.lengths, config.eval_tokens, self)
@@ -305,15 +306,17 @@ class Trainer:
             ids = [self.world.device.index] if self.world.device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.model, ids, gradient_as_bucket_view=True)
         if compiled:
-            torch._dynamo.config.cache_size_limit = max(8, len(self.plan.lengths) + 1)
+            torch._dynamo.config.cache_size_limit = max(8, self.shapes + 1)
             self.forward = torch.compile(self.forward, dynamic=False)
 
     def train_step(self, batches) -> tuple[Tensor, Tensor, Tensor]:
         """Takes this step's micro-batches from `batches`; returns (losses of the parts, loss, gradient norm), all on
         the device. A step whose loss or gradient is not finite changes nothing and leaves its number in bad_step."""
         config, world, plan = self.config, self.world, self.plan
-        if self.model.config.dropout:  # the one use of a generator, seeded anew each step
+        if self.model.config.dropout or self.model.config.word_dropout:
+            # the one use of a generator, seeded anew each step
             torch.manual_seed(int(Noise(config.seed, self.step, world.rank).key))
+        options = drawn_options(self.model.config, config.seed, self.step)
         parts = torch.zeros(len(self.objectives.parts), device=world.device)
         for i in range(plan.parts):
             step, numbers, ids, documents = next(batches)
@@ -321,7 +324,7 @@ class Trainer:
             rows = Rows(ids, Noise(config.seed, step, numbers), self.vocab, documents)
             waits = world.size > 1 and i < plan.parts - 1  # gradients are reduced once, after the last part
             with getattr(self.forward, "_orig_mod", self.forward).no_sync() if waits else nullcontext():
-                parts += optim.add_gradients(self.forward, self.objectives, rows, world, plan.parts)
+                parts += optim.add_gradients(self.forward, self.objectives, rows, world, plan.parts, options)
         world.all_sum(parts).div_(world.size)
         loss = self.objectives.total(parts)
         rate = optim.learning_rate(config.schedule, config.lr, self.step, self.horizon, config.warmup, config.lr_end)
@@ -496,7 +499,9 @@ def begin(trainer: Trainer, there: dict):
     config, world, out, old = trainer.config, trainer.world, trainer.out, there["config"]
     wanted = old["compile"] if old and config.compile == "auto" else config.compile
     flops = trainer.find_horizon() * trainer.plan.tokens * trainer.flops_per_token / world.size
-    compiled = decide_compile(wanted, world, len(config.lengths), flops, config.max_minutes)
+    compiled = decide_compile(wanted, world, trainer.shapes, flops, config.max_minutes)
+    if compiled and trainer.shapes > 32:
+        raise UserError(f"{trainer.shapes} shapes (lengths x what a step may run with) to compile; write compile=False")
     resolved = resolve(trainer, old, compiled)  # says what is wrong before anything is loaded
     if not there["fresh"]:
         trainer.load()

@@ -371,7 +371,7 @@ def unigram_floor(counts, tokens, eod: int, weights=None) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 # the sampler: rows as a pure function of (seed, step, row)
 
-LENGTH, SENTENCE, OFFSET = 1, 2, 3  # streams of random numbers that share nothing
+LENGTH, SENTENCE, OFFSET, VARIANT = 1, 2, 3, 4  # streams of random numbers that share nothing
 
 
 def hash32(salt: int, *keys) -> np.ndarray:

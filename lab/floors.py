@@ -231,6 +231,7 @@ def model_floors(run: LoadedRun, pairs: Pairs) -> dict[str, dict[str, dict]]:
 def cache_key(run: LoadedRun, pairs: Pairs) -> str:
     """Hash of all that the floors of a task depend on."""
     model = asdict(run.model.config) | {"mask_id": run.model.mask_id, "chunk": run.max_length}
+    model |= run.model.options._asdict()
     settings = [VERSION, RANDOM_SEEDS, UNTRAINED_SEEDS, model, run.config["tokenizer_hash"]]
     if run.config["remove_directions"] or run.config["whitening"]:
         settings += [run.config["remove_directions"], run.config["whitening"], run.rows.tolist()]

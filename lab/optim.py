@@ -48,15 +48,15 @@ def clipped_step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float
     return norm, bad
 
 
-def add_gradients(forward, objectives: Objectives, rows: Rows, world: World, parts: int = 1) -> Tensor:
+def add_gradients(forward, objectives: Objectives, rows: Rows, world: World, parts: int = 1, options=None) -> Tensor:
     """Forward and backward of one of a step's `parts` micro-batches; gradients add up in the parameters.
 
-    forward: the model, or what wraps it for ranks or compilation. Returns the loss of each objective of the sum, a
-    share of the step's: [parts of the objective], on the device.
+    forward: the model, or what wraps it for ranks or compilation; options: encoders.Options. Returns the loss of each
+    objective of the sum, a share of the step's: [parts of the objective], on the device.
     """
     problems = objectives.problems(rows)
     with world.autocast():
-        predicted, concepts = forward(*problems)
+        predicted, concepts = forward(*problems, options=options)
     values = objectives.losses(predicted, concepts, problems, world.gather, world.rank)
     (objectives.total(values) / parts).backward()
     return torch.stack([value.detach() for value in values]) / parts

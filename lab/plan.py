@@ -1,5 +1,6 @@
 """How a step is cut into rows over ranks and micro-batches, what it costs, and whether compiling it pays."""
 
+import itertools
 import math
 import time
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from functools import partial
 import numpy as np
 import torch
 
+from encoders import Options
+from lab import dataset
 from lab.command import say
 from lab.configurator import UserError, warn
 from lab.distributed import World
@@ -70,19 +73,31 @@ def nearest_multiple(x: int, of: int) -> int:
 
 
 def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, float]:
-    """(parameters, training FLOPs a token, mean over lengths: three times the forward's)."""
+    """(parameters, training FLOPs a token, mean over lengths and over what a step may run with: three times the
+    forward's; iterations that pass no gradient on count once)."""
 
-    def forward(shape, concept_model):
+    def forward(shape, options, concept_model):
         numbers, ids = torch.arange(shape[0]), torch.zeros(shape, dtype=torch.int64)
         vocab = Vocabulary(model.vocab_size, 0, idf=torch.ones(model.vocab_size))
         problems = objectives.problems(Rows(ids, Noise(0, 0, numbers), vocab, documents=numbers))
-        objectives.losses(*concept_model(*problems), problems)
+        objectives.losses(*concept_model(*problems, options=options), problems)
 
     total = 0
-    for shape in plan.shapes():
-        parameters, modules = measure(model, partial(forward, shape))
-        total += 3 * modules["Global"]
+    for shape, (share, options) in itertools.product(plan.shapes(), model.variants()):
+        parameters, modules = measure(model, partial(forward, shape, options))
+        total += 3 * share * modules["Global"]
+        few = model.backprop_iterations if model.encoder == "recursive" else 0
+        if 0 < few < (options.iterations or model.iterations):
+            _, with_gradient = measure(model, partial(forward, shape, options._replace(iterations=few)))
+            total -= 2 * share * (modules["Global"] - with_gradient["Global"])
     return parameters, total / (plan.micro_tokens * len(plan.lengths))
+
+
+def drawn_options(model: ModelConfig, seed: int, step: int) -> Options:
+    """What a training step runs with."""
+    shares, options = zip(*model.variants(), strict=True)
+    drawn = int(dataset.hash64(seed, dataset.VARIANT, step)[0]) / 2**64
+    return options[min(int(np.searchsorted(np.cumsum(shares), drawn, side="right")), len(options) - 1)]
 
 
 # Seen on an AVX512_BF16 machine: what compiling a shape costs without torch's cache, the share of a step's time that it

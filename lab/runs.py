@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import geometry
+from encoders import AS_CONFIGURED, ENCODERS, Options
 from lab import dataset
 from lab.command import AT_EXIT
 from lab.configurator import UserError, convert, fields_of, warn
@@ -281,7 +282,7 @@ def load_part(model: ConceptModel, theirs: dict[str, Tensor], part: str, run: st
     Warm start: takes tensors of another run by name and shape.
     part: 'encoder' or 'all'. Returns the names taken, new (kept as initialised) and left over.
     """
-    ours, encoder = model.state_dict(), ("tokens.", "positions.", "encoder.")
+    ours, encoder = model.state_dict(), ("tokens.", "positions.", "token_layers.", "encoder.")
     wanted = {k: v for k, v in theirs.items() if part == "all" or k.startswith(encoder)}
     taken = {k: v for k, v in wanted.items() if k in ours and ours[k].shape == v.shape}
     if not taken:
@@ -404,10 +405,21 @@ class LoadedRun:
         return self.tokenizer.decode(predicted[0].tolist(), skip_special_tokens=False).strip(), same
 
 
-def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:
+def check_options(shape: ModelConfig, options: Options):
+    """UserError for what this model cannot be run with."""
+    if options.iterations and "iterations" not in ENCODERS[shape.encoder].uses:
+        raise UserError(f"encoder {shape.encoder!r} has no iterations; leave --iterations out")
+    if options.concepts and not shape.nested:
+        raise UserError("the run was not trained with nested=True, its first concepts mean nothing alone; leave out")
+    if not 0 <= options.concepts <= shape.concepts or options.iterations < 0:
+        raise UserError(f"--concepts are 1 to {shape.concepts} and --iterations 1 or more; not {tuple(options)}")
+
+
+def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options = AS_CONFIGURED) -> LoadedRun:
     """
     Run folder -> LoadedRun, in evaluation mode.
-    ckpt: 'latest', 'best' or a step. Raises UserError when a file is missing, damaged or of another model.
+    ckpt: 'latest', 'best' or a step; options: what the model is run with. Raises UserError when a file is missing,
+    damaged or of another model.
     """
     run = RunFolder(path)
     config = run.config()
@@ -447,4 +459,6 @@ def load_run(path, ckpt: str = "latest", device: str = "auto") -> LoadedRun:
         raise UserError(f"{path}/config.json describes a model too large for this machine; was it edited?") from None
     path = folder / "model.safetensors"
     load_weights(model, load_tensors(path), path)
+    check_options(shape, options)
+    model.options = options
     return LoadedRun(model.to(pick_device(device)).eval(), tokenizer, config, int(folder.name[5:]), rows)

@@ -53,7 +53,7 @@ def test_a_signal_saves_and_stops(number, code, data, tmp_path):
 
 
 def test_that_ends_the_compiler_too(data, tmp_path, monkeypatch):
-    """Ctrl-C reaches the processes that compile, which then fail in the middle of a step: the run stops as it should."""
+    """Ctrl-C reaches the processes that compile, which then fail in a step: the run stops as it should."""
     step = Trainer.train_step
 
     def failing(self, batches):
