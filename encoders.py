@@ -41,6 +41,7 @@ AS_CONFIGURED = Options()
 
 class Encoder(nn.Module):
     uses: frozenset | set = frozenset()  # keys of ModelConfig that it reads, besides those that ConceptModel reads
+    concept_positions = "none", "learned", "sinusoidal", "rope", "cope"  # those that it has a use for
 
     def __init_subclass__(cls):
         ENCODERS[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()] = cls
@@ -348,6 +349,7 @@ class Dense(Encoder):
     """
 
     uses = {"layers", "heads", "intermediate", "concepts", "nested"}
+    concept_positions = "none", "cope"
 
     def __init__(self, config):
         super().__init__()
@@ -401,7 +403,8 @@ class Funnel(Encoder):
     tokens -> FunnelStage to max(C, N/2) -> FunnelStage to C -> [TransformerLayer] x layers -> norm -> concepts
     """
 
-    uses = {"layers", "heads", "intermediate", "concepts", "nested"}
+    uses = {"layers", "heads", "intermediate", "concepts", "concept_position", "nested"}
+    concept_positions = "none", "rope", "cope"
 
     def __init__(self, config):
         super().__init__()

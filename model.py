@@ -101,6 +101,9 @@ class ModelConfig:
         for key in ("dropout", "word_dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key} = {getattr(self, key)} is not a share; write a number from 0 to below 1")
+        if self.concept_position not in (kinds := ENCODERS[self.encoder].concept_positions):
+            what = f"concept_position = {self.concept_position!r} means nothing to encoder = {self.encoder!r}"
+            raise ValueError(f"{what}; write one of {', '.join(kinds)}")
         if self.encoder == "perceiver_io" and self.reads > self.layers:
             raise ValueError(f"reads = {self.reads} are more than layers = {self.layers}; write reads = {self.layers}")
         for key in ("least_iterations", "backprop_iterations"):

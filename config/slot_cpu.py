@@ -1,0 +1,10 @@
+"""
+Slots that compete for the tokens, on two cores: config/concepts_cpu.py with another encoder.
+
+    python train.py config/slot_cpu.py                                   # Python's docstrings
+    python train.py config/slot_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+"""
+
+base = "config/concepts_cpu.py"
+
+encoder = "slot"

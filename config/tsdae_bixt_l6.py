@@ -1,0 +1,15 @@
+"""
+TSDAE with BiXT: tokens and concepts read each other through one matrix of similarities, tokens of width 128.
+
+    torchrun --nproc_per_node=8 train.py config/tsdae_bixt_l6.py
+
+The layer of the paper, in the place of what the seeds planned (tsdae_two_way_l6). Never trained at this size.
+"""
+
+base = "config/tsdae_l6.py"
+
+encoder = "bixt"
+seeds_faithful = False
+tied = True
+token_dim = 128
+heads = 16  # of width 32
