@@ -3,7 +3,10 @@ Measures the training step of a preset, as train.py takes it: speed, share of th
 
     python bench.py                               # the seeds' six-layer MLM step: 512 tokens, vocabulary 50,368
     python bench.py config/tsdae_cpu.py config/perceiver_mlm_l2.py --threads=2 --json=bench.json
+    python bench.py config/bixt_cpu.py --lengths=512,2048,8192 --batch=1    # how the cost grows with the row
+    python bench.py --costs                       # parameters and FLOPs of every preset of the seeds' sizes, no timing
 
+A dense encoder of the same sizes takes turns with ours, and the ratio is that of the median times.
 Where a plain reference of the same mathematics exists (lab/reference.py, for `seeds_faithful` presets), both take
 turns in one run on the same rows, and the ratio is that of the median times. Peak memory is that of a fresh process
 for each, everything included, in which what is freed is given back at once: what the step needs, not what an allocator
@@ -20,6 +23,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,7 +36,8 @@ from lab.distributed import World
 from lab.plan import cost, make_plan
 from lab.reference import ReferenceMLM, copy_weights, reference_inputs
 from lab.report import table
-from model import ConceptModel
+from model import ConceptModel, ModelConfig
+from model import measure as count
 from noise import Noise
 from objectives import Rows, Vocabulary
 
@@ -51,18 +56,26 @@ class BenchConfig:
     )
     device: Annotated[str, "auto, cpu or cuda"] = "auto"
     compile: Annotated[bool | Literal["auto"], "compile our arm; auto: on a GPU only"] = "auto"
+    lengths: Annotated[tuple[int, ...], "row lengths to measure, in the place of the preset's own"] = ()
+    dense: Annotated[bool, "also time a dense encoder of the same sizes"] = True
+    costs: Annotated[bool, "count only: parameters, and FLOPs a token beside a dense encoder's"] = False
 
     def __post_init__(self):
         for key, least in ("batch", 1), ("repeats", 1), ("threads", 0):
             if getattr(self, key) < least:
                 raise ValueError(f"{key} = {getattr(self, key)} is too few; write --{key}={least} or more")
+        if self.lengths and min(self.lengths) < 2:
+            raise ValueError(f"lengths = {self.lengths} are not rows of tokens; write --lengths=512,2048")
 
 
-def read_preset(path: Path, batch: int):
+def read_preset(path: Path, batch: int, lengths: tuple[int, ...] = ()):
     """What train.py makes of a config with this many rows of the longest length, without dropout."""
     from train import Settings  # late: only its configuration
 
-    settings = Settings.read([str(path), f"--batch_size={batch}", "--micro_batch=0", "--dropout=0"])
+    words = [str(path), f"--batch_size={batch}", "--micro_batch=0", "--dropout=0"]
+    if lengths:
+        words += [f"--lengths={','.join(map(str, lengths))}", f"--max_length={max(lengths)}"]
+    settings = Settings.read(words)
     if not settings.model.vocab_size:
         raise UserError(f"{path} leaves vocab_size to the data; give bench.py a config that sets it")
     return settings
@@ -81,8 +94,12 @@ def has_reference(settings) -> bool:
     return plain and one and (parts[0].name == "mlm" or (whole and model.decoder != "input"))
 
 
+def as_dense(model: ModelConfig) -> ModelConfig:
+    return replace(model, encoder="dense", concept_position="none", token_layers=0)
+
+
 class Arm:
-    """`ours` or `reference`, and its training step."""
+    """`ours`, `reference` or `dense`, and its training step."""
 
     def __init__(self, name: str, settings, world: World, compiled: bool):
         config = settings.train
@@ -90,12 +107,12 @@ class Arm:
         self.size, self.step = settings.model.vocab_size, 0
         self.vocab = Vocabulary(self.size, self.size - 1, (), torch.ones(self.size, device=world.device))
         self.ids = {}  # shape -> tokens, sent to the device once
-        self.model = ConceptModel(settings.model, self.vocab.mask_id)
+        self.model = ConceptModel(as_dense(settings.model) if name == "dense" else settings.model, self.vocab.mask_id)
         if name == "reference":
             ours, self.model = self.model, ReferenceMLM(settings.model)
             copy_weights(ours, self.model)
         self.model.to(world.device)
-        self.forward = torch.compile(self.model, dynamic=False) if compiled and name == "ours" else self.model
+        self.forward = torch.compile(self.model, dynamic=False) if compiled and name != "reference" else self.model
         self.optimizer = optim.adamw(self.model, 1e-4, config.weight_decay, (config.beta1, config.beta2))
 
     def rows(self, count: int, length: int) -> Rows:
@@ -109,7 +126,7 @@ class Arm:
         """One step; returns the loss, on the device."""
         rows = self.rows(count, length)
         self.step += 1
-        if self.name == "ours":
+        if self.name != "reference":
             loss = self.objectives.total(optim.add_gradients(self.forward, self.objectives, rows, self.world))
         else:
             with self.world.autocast():
@@ -137,7 +154,7 @@ def peak_bytes(name: str, path: Path, config: BenchConfig, world: World, compile
     """In a fresh process: the most memory two steps held at once (the second has the optimizer's state)."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    settings = read_preset(path, config.batch)
+    settings = read_preset(path, config.batch, config.lengths)
     arm = Arm(name, settings, world, compiled)
     for _ in range(2):
         arm.train(config.batch, max(settings.train.lengths))
@@ -172,13 +189,13 @@ def time_steps(arms: dict[str, Arm], rows: int, length: int, repeats: int) -> di
                 losses[name] = arm.train(rows, length)
             times[name].append((timer() - start) / steps)
         command.say(f"length {length}:", *(f"{name} {seconds[-1]:.3f} s" for name, seconds in times.items()))
-        if block == 0 and len(arms) == 2 and abs(losses["ours"] / losses["reference"] - 1) > 0.01:
+        if block == 0 and "reference" in arms and abs(losses["ours"] / losses["reference"] - 1) > 0.01:
             raise AssertionError(f"ours and the reference do not agree: {losses}")
     return {name: statistics.median(seconds[2:]) for name, seconds in times.items()}
 
 
 def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
-    settings = read_preset(path, config.batch)
+    settings = read_preset(path, config.batch, config.lengths)
     compiled = world.device.type == "cuda" if config.compile == "auto" else config.compile
     worlds = {"ours": world}
     if has_reference(settings):
@@ -188,6 +205,8 @@ def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
     for name, where in worlds.items():
         command.say(f"{settings.preset}: memory of {name} ...")
         memory[name] = in_fresh_process(peak_bytes, name, path, config, where, compiled)
+    if config.dense and settings.model.encoder != "dense":
+        worlds["dense"] = world
     arms = {name: Arm(name, settings, where, compiled) for name, where in worlds.items()}
     plan = make_plan(settings.train, settings.objectives, 1)
     by_length = []
@@ -195,25 +214,62 @@ def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
         seconds = time_steps(arms, rows, length, config.repeats)
         _, flops = cost(replace(plan, lengths=(length,)), settings.model, settings.objectives)
         speed = rows * length / seconds["ours"]
-        ratio = seconds["reference"] / seconds["ours"] if "reference" in seconds else None
         row = {"length": length, "rows": rows, "tokens_per_s": speed, "flops_per_token": flops}
-        row |= {"share_of_ceiling": speed * flops / best, "ratio_to_reference": ratio}
-        by_length.append(row | {"ratio_to_dense": None})  # there is no dense encoder yet
+        row |= {"share_of_ceiling": speed * flops / best}
+        for name in ("reference", "dense"):
+            row[f"ratio_to_{name}"] = seconds[name] / seconds["ours"] if name in seconds else None
+        by_length.append(row)
     longest = {key: value for key, value in by_length[-1].items() if key not in ("length", "rows")}
     peaks = {"peak_bytes": memory["ours"], "peak_bytes_reference": memory.get("reference")}
     return {"name": settings.preset, **longest, **peaks, "by_length": by_length}
 
 
 def as_table(results: dict) -> str:
-    header = ["preset", "length", "rows", "tokens/s", "MFLOP/token", "% of ceiling", "x reference", "peak MB"]
+    header = [
+        "preset",
+        "length",
+        "rows",
+        "tokens/s",
+        "MFLOP/token",
+        "% of ceiling",
+        "x reference",
+        "x dense",
+        "peak MB",
+    ]
     rows = []
     for preset in results["presets"]:
         peaks = [preset[key] for key in ("peak_bytes", "peak_bytes_reference") if preset[key]]
         for row in preset["by_length"]:
-            ratio = f"{row['ratio_to_reference']:.2f}" if row["ratio_to_reference"] else "-"
+            ratios = [row[f"ratio_to_{name}"] for name in ("reference", "dense")]
             cells = [preset["name"], row["length"], row["rows"], f"{row['tokens_per_s']:,.0f}"]
-            cells += [f"{row['flops_per_token'] / 1e6:.2f}", f"{100 * row['share_of_ceiling']:.1f}", ratio]
+            cells += [f"{row['flops_per_token'] / 1e6:.2f}", f"{100 * row['share_of_ceiling']:.1f}"]
+            cells += [f"{ratio:.2f}" if ratio else "-" for ratio in ratios]
             rows.append([*cells, " / ".join(f"{peak / 1e6:,.0f}" for peak in peaks)])
+    return table(header, rows)
+
+
+COUNTED = 512, 4096, 32768  # tokens of a row
+
+
+def encode_zeros(model: ConceptModel, length: int):
+    model.encode(torch.zeros(1, length, dtype=torch.int64))
+
+
+def costs(paths: list[Path]) -> str:
+    """Parameters; training FLOPs a token; FLOPs a token of encoding a row, and how many times a dense encoder's."""
+    header = ["preset", "encoder", "parameters", "training, MFLOP/token", *(f"encoding {n:,}" for n in COUNTED)]
+    rows = []
+    for path in paths:
+        settings = read_preset(path, 16)
+        model = settings.model
+        parameters, training = cost(make_plan(settings.train, settings.objectives, 1), model, settings.objectives)
+        cells = [settings.preset, model.encoder, f"{parameters:,}", f"{training / 1e6:.1f}"]
+        for n in COUNTED:
+            shapes = (replace(shape, max_length=n) for shape in (model, as_dense(model)))
+            encode = partial(encode_zeros, length=n)
+            ours, dense = (count(shape, encode)[1]["Global"] / n / 1e6 for shape in shapes)
+            cells.append(f"{ours:.1f} ({dense / ours:.1f}x)")
+        rows.append(cells)
     return table(header, rows)
 
 
@@ -221,8 +277,13 @@ def main(argv) -> int:
     parsed = parse(argv, BenchConfig, prog="bench.py", doc=__doc__, root=ROOT, positional="many")
     config = parsed.make(BenchConfig)
     paths = parsed.configs or [ROOT / "config/perceiver_mlm_l6.py"]
+    if config.costs and not parsed.configs:
+        paths = [path for path in sorted((ROOT / "config").glob("*.py")) if re.search(r"_[lk]\d$|_h\d+$", path.stem)]
     for path in paths:
-        read_preset(path, config.batch)  # what is wrong is said before anything is measured
+        read_preset(path, config.batch, config.lengths)  # what is wrong is said before anything is measured
+    if config.costs:
+        print(costs(paths))
+        return 0
     if config.json and not Path(config.json).absolute().parent.is_dir():
         raise UserError(f"--json={config.json}: its folder does not exist; make it first")
     if config.threads:

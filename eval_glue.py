@@ -29,6 +29,7 @@ the architecture, the tokenizer and the task's rows: runs that share those compu
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,6 +38,7 @@ import torch
 import torch.nn.functional as F
 
 import geometry
+from encoders import Options
 from heads import HEADS
 from lab import command, dataset, floors, tasks
 from lab.command import say
@@ -45,9 +47,10 @@ from lab.contamination import contamination
 from lab.files import read_json, write_atomic
 from lab.finetune import RATES, RECIPES, FineTuning, check
 from lab.huggingface import is_reference, load_reference
-from lab.report import interval, over_seeds, score_rows, score_table, verdicts
-from lab.runs import LoadedRun, load_run
+from lab.report import dict_table, interval, over_seeds, score_rows, score_table, sweep_figure, verdicts
+from lab.runs import LoadedRun, check_options, load_run
 from lab.tasks import Pairs
+from model import measure
 from objectives import described
 
 ROOT = Path(__file__).resolve().parent
@@ -87,6 +90,10 @@ class EvalConfig:
     data: Annotated[str, "folder of the task files, in their original layout"] = "data/glue"
     remove_directions: Annotated[Literal[-1, 0, 1], "as for train.py; -1: what the run says"] = -1
     whitening: Annotated[float, "as for train.py; -1: what the run says"] = -1.0
+    concepts: Annotated[
+        tuple[int, ...], "the first so many of a run with nested=True; several: a sweep, quality against FLOPs"
+    ] = ()
+    iterations: Annotated[tuple[int, ...], "of a recursive encoder; several: a sweep, quality against FLOPs"] = ()
     ckpt: Annotated[str, "latest, best or a step"] = "latest"
     device: Annotated[str, "auto, cpu or cuda"] = "auto"
 
@@ -101,9 +108,18 @@ class EvalConfig:
             raise ValueError(f"seeds = {self.seeds} is below 1; write --seeds=3")
         if self.grid and self.lr:
             raise ValueError("grid = 'lr' chooses the learning rate; leave --lr out")
+        if min((*self.concepts, *self.iterations, 1)) < 1:
+            raise ValueError("concepts and iterations are 1 or more; write --concepts=1,2,4")
+        if len(self.options) > 1 and (self.mode != "zero_shot" or self.against):
+            raise ValueError("a sweep over concepts or iterations is zero-shot and of one run; give one of each")
         for key in ("epochs", "lr", "batch", "max_length"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} = {getattr(self, key)} is negative; write 0 for the default")
+
+    @property
+    def options(self) -> list[Options]:
+        """What the model is run with, one after the other."""
+        return [Options(m, k) for m in self.concepts or (0,) for k in self.iterations or (0,)]
 
 
 def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple[dict[str, dict], dict[str, dict]]:
@@ -174,6 +190,7 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
         "head": "threshold on the cosine" if fitted else "cosine",
         "pooling": "mean of concepts",
         **{key: run.config[key] for key in POSTPROCESSING},
+        **run.model.options._asdict(),
         "lr": None,
         "epochs": None,
         "batch": None,
@@ -206,9 +223,15 @@ def write_record(run, pairs: Pairs, mode: str, splits: dict, each: dict, protoco
     arrays = {f"{split}/labels": pairs.labels[split] for split in ours}
     for split, answer in ours.items():
         arrays |= {f"{split}/{'predictions' if mode == 'fine_tune' else kind}": rows for kind, rows in answer.items()}
-    floors.save_arrays(folder / f"{mode}_{pairs.name}.npz", arrays)
-    write_atomic(folder / f"{mode}_{pairs.name}.json", json.dumps(record, indent=1) + "\n")
+    name = record_name(mode, pairs.name, run.model.options)
+    floors.save_arrays(folder / f"{name}.npz", arrays)
+    write_atomic(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
     return record
+
+
+def record_name(mode: str, task: str, options: Options) -> str:
+    """MODE_TASK, and what the model was run with if that is not as configured."""
+    return "_".join([mode, task, *(f"{key}{value}" for key, value in options._asdict().items() if value)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -224,6 +247,7 @@ def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, ca
     theirs["untrained"], twins_rate = work.all_seeds(config, twin=True)
     judged = judge(ours, theirs, pairs)
     protocol = work.protocol | {
+        **run.model.options._asdict(),
         "lr": rate,
         "untrained_lr": twins_rate,
         "recipe": config.recipe,
@@ -245,7 +269,7 @@ def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, ca
 
 def read_other(config: EvalConfig, name: str) -> tuple[dict, dict]:
     """The record of a task of the run that --against names, and its answers."""
-    path = Path(config.against) / "eval" / f"{config.mode}_{name}.json"
+    path = Path(config.against) / "eval" / f"{record_name(config.mode, name, *config.options)}.json"
     if not path.is_file():
         raise UserError(f"{path} is missing; judge that run first, with the same --mode and --tasks")
     if not (arrays := floors.load_arrays(path.with_suffix(".npz"))):
@@ -253,8 +277,9 @@ def read_other(config: EvalConfig, name: str) -> tuple[dict, dict]:
     return read_json(path, "an evaluation"), arrays
 
 
-def difference(record: dict, folder: Path, other: dict, theirs: dict) -> list[str]:
-    """A sentence for each split: by how much this run is above the other, medians of their seeds on the same rows."""
+def difference(record: dict, path: Path, other: dict, theirs: dict) -> list[str]:
+    """A sentence for each split: by how much this run is above the other, medians of their seeds on the same rows.
+    path: of our answers."""
     task, lines = tasks.TASKS[record["task"]], []
     differs = [
         key
@@ -262,7 +287,7 @@ def difference(record: dict, folder: Path, other: dict, theirs: dict) -> list[st
         if record["protocol"].get(key) != other["protocol"].get(key)
     ]
     warning = f" (another {', '.join(differs)})" if differs else ""
-    with np.load(folder / f"{record['mode']}_{record['task']}.npz") as ours:
+    with np.load(path) as ours:
         for split in record["splits"]:
             kind = "centred" if f"{split}/centred" in ours.files else "predictions"
             labels = ours[f"{split}/labels"]
@@ -275,6 +300,36 @@ def difference(record: dict, folder: Path, other: dict, theirs: dict) -> list[st
             metric = task.primary + ("_centred" if kind == "centred" else "")
             lines.append(f"{record['task']} {split}: {metric} {interval(lift)} over {other['run_id']}, paired{warning}")
     return lines
+
+
+def sweep(run: LoadedRun, loaded: list[Pairs], options: list[Options], folder: Path, cache: Path) -> str:
+    """Zero-shot with one after the other of `options`: a table of the dev sets' primary scores beside the untrained
+    twin's, and folder/sweep.png."""
+    rows, lines = [], {}
+    length, names = run.max_length, ("concepts", "iterations")
+    ids = partial(torch.zeros, 1, length, dtype=torch.int64)
+    for chosen in options:
+        check_options(run.model.config, chosen)
+        run.model.options = chosen
+        flops = measure(run.model.config, lambda m: m.encode(ids(), options=chosen))[1]["Global"] / length / 1e6  # noqa: B023
+        row = {key: value for key, value in zip(names, chosen, strict=True) if value} | {"MFLOP/token": flops}
+        for pairs in loaded:
+            record = zero_shot(run, pairs, folder, cache)
+            split = "dev" if "dev" in record["splits"] else pairs.scored[0]
+            judged = record["splits"][split]
+            metric = [name for name in pairs.task.lifts if name != tasks.HEADLINE][-1]  # centred, if it is a score
+            row[f"{pairs.name} {split} {metric}"] = 100 * judged["metrics"][metric]
+            row["its twin, " + pairs.name] = 100 * judged["floors"]["untrained"][metric]
+            if tasks.HEADLINE in judged["metrics"]:
+                row[f"{pairs.name} beyond words"] = 100 * judged["metrics"][tasks.HEADLINE]
+            for name, value in (
+                (pairs.name, judged["metrics"]),
+                (f"{pairs.name}, untrained", judged["floors"]["untrained"]),
+            ):
+                lines.setdefault(name, []).append((flops, 100 * value[metric]))
+        rows.append(row)
+    sweep_figure(lines, folder / "sweep.png")
+    return dict_table(rows)
 
 
 def main(argv) -> int:
@@ -304,9 +359,10 @@ def main(argv) -> int:
     others = {name: read_other(config, name) for name in names} if config.against else {}
     if is_reference(config.run):
         run = load_reference(config.run, config.device)
-        parsed.unused([*POSTPROCESSING, "ckpt"], "for a Hugging Face encoder")
+        parsed.unused([*POSTPROCESSING, "ckpt", "concepts", "iterations"], "for a Hugging Face encoder")
+        config.concepts = config.iterations = ()
     else:
-        run = load_run(config.run, config.ckpt, config.device)
+        run = load_run(config.run, config.ckpt, config.device, config.options[0])
         run.config |= {key: value for key in POSTPROCESSING if (value := getattr(config, key)) != -1}
     if not zero:
         run.config |= dict.fromkeys(POSTPROCESSING, 0)  # heads read the concepts as they are
@@ -315,6 +371,11 @@ def main(argv) -> int:
             check(run, pairs, config)
     folder, cache = Path(config.run) / "eval", Path(config.run).resolve().parent / ".floors"
     folder.mkdir(exist_ok=True)
+    if len(config.options) > 1:
+        print(f"{run.config['run_id']}, ckpt_{run.step}, zero-shot on dev, x100; encoding {run.max_length} tokens\n")
+        print(sweep(run, loaded, config.options, folder, cache))
+        say(f"{folder}: sweep.png")
+        return 0
     rows, records = [], []
     for pairs in loaded:
         record = zero_shot(run, pairs, folder, cache) if zero else fine_tune(run, pairs, config, folder, cache)
@@ -331,7 +392,8 @@ def main(argv) -> int:
         print()
     for record in records:
         if record["task"] in others:
-            print("\n".join(difference(record, folder, *others[record["task"]])))
+            path = folder / f"{record_name(config.mode, record['task'], *config.options)}.npz"
+            print("\n".join(difference(record, path, *others[record["task"]])))
     if not zero:
         print("\n" + "\n".join(f"{record['task']} protocol: {json.dumps(record['protocol'])}" for record in records))
     for pairs in loaded:

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 from torch.nn.functional import normalize
 
+from encoders import Options
 from lab import command, dataset, runs
 from lab.configurator import parse
 
@@ -28,6 +29,8 @@ class SampleConfig:
     run: Annotated[str, "run folder that train.py wrote"] = ""
     mode: Annotated[Literal["reconstruct", "embed", "neighbours"], "what to do with each text"] = "reconstruct"
     text: Annotated[str, "the text; several lines are several texts"] = ""
+    concepts: Annotated[int, "the first so many of a run with nested=True; 0: all"] = 0
+    iterations: Annotated[int, "of a recursive encoder; 0: as trained"] = 0
     ckpt: Annotated[str, "latest, best or a step"] = "latest"
     device: Annotated[str, "auto, cpu or cuda"] = "auto"
 
@@ -58,7 +61,7 @@ def main(argv) -> int:
     parsed = parse(argv, SampleConfig, prog="sample.py", doc=__doc__, root=root, positional=False)
     config = parsed.make(SampleConfig)
     texts = config.text.splitlines()
-    run = runs.load_run(config.run, config.ckpt, config.device)
+    run = runs.load_run(config.run, config.ckpt, config.device, Options(config.concepts, config.iterations))
     if config.mode == "neighbours":
         print("\n".join(neighbours(run, config.text.split())))
     elif config.mode == "embed":

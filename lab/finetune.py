@@ -96,6 +96,7 @@ def stretched(model: ConceptModel, length: int, trained: int) -> ConceptModel:
             state[name] = F.interpolate(state[name][:trained].T[None], length, mode="linear", align_corners=True)[0].T
     new = ConceptModel(config, model.mask_id, token_vectors=model.token_vectors)
     new.load_state_dict(state)
+    new.options = model.options
     return new.to(next(model.parameters()).device)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from encoders import AS_CONFIGURED
 from heads import mean_over
 from lab.configurator import UserError
 from lab.distributed import pick_device
@@ -36,6 +37,8 @@ class ReferenceModel(nn.Module):
             concepts=1,
             decoder="none",
         )
+
+    options = AS_CONFIGURED
 
     @property
     def tokens(self):

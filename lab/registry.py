@@ -73,7 +73,9 @@ def eval_rows(path: Path) -> list[dict]:
     """A row for each split and metric of an evaluation."""
     record = read_json(path, "an evaluation")
     lead = {"run": str(path.parent.parent)} | {key: record[key] for key in ("run_id", "checkpoint", "mode")}
-    lead["head"] = record["protocol"]["head"]
+    protocol = record["protocol"]
+    lead["head"] = protocol["head"]
+    lead |= {key: protocol[key] for key in ("concepts", "iterations") if protocol.get(key)}
     return score_rows(record["task"], [record["splits"]], TASKS[record["task"]].lifts, **lead)
 
 

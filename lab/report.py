@@ -42,6 +42,28 @@ def curves(metrics: list[dict], path: Path):
     plt.close(figure)
 
 
+def sweep_figure(lines: dict[str, list[tuple[float, float]]], path: Path):
+    """name -> (MFLOP a token, score x100) of one model run in several ways; "NAME, untrained" in the colour of NAME."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), constrained_layout=True)
+    colours = {name.partition(",")[0]: None for name in lines}
+    colours = {name: f"C{i}" for i, name in enumerate(colours)}
+    for name, points in lines.items():
+        task, _, untrained = name.partition(",")
+        style = {"ls": ":", "lw": 1} if untrained else {"marker": "."}
+        axes.plot(*zip(*sorted(points), strict=True), color=colours[task], label=name, **style)
+    axes.set(xlabel="MFLOP a token, encoding", ylabel="score x100", title="quality against cost, dev")
+    axes.legend(frameon=False, fontsize="small")
+    axes.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+    plt.close(figure)
+
+
 def table(header: list[str], rows: list[list]) -> str:
     """A Markdown table; numbers are printed with three decimals and flushed right."""
     cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]

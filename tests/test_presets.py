@@ -29,6 +29,10 @@ PARAMETERS = {
     "perceiver_mlm_l2": ENCODER2 + QUERIES2,  # "36M"
     "posonly_mlm_l2": ENCODER2 + QUERIES2,
     "weighted_mlm_l2": ENCODER2 + 329_216 + HEAD,  # "60M"
+    "recursive_mlm_k6": 34_786_304,
+    "tsdae_two_way_l6": 93_157_888 - 1_051_648,  # theirs has a last reverse attention without a gradient
+    "diffusion_mlm_l2": 94_774_784,
+    "tsdae_nested_l6": 86_848_000,
 }
 
 
@@ -66,6 +70,9 @@ VARIANTS = [  # of the seeds' six layers; the numbers are logged
     (dict(tied=False), 86_848_000),
     (dict(decoder="posonly", tied=False), 86_848_000),
     (dict(concept_position="learned"), 61_059_584 + 65_536),
+    (dict(encoder="recursive", tied=False), 60_574_720),
+    (dict(encoder="recursive", decoder="none"), 31_371_776),
+    (dict(decoder="diffusion", decoder_layers=2, tied=False), 122_093_056),
     (dict(tied=False, token_dim=64), 64_120_320),
     (dict(tied=False, token_dim=32), 62_459_392),
     (dict(tied=False, token_dim=64, decoder="posonly"), 64_087_040),
@@ -105,6 +112,11 @@ def head(K):
     return K * H * V
 
 
+def back(S):
+    """S tokens read the concepts: keys and values of these, queries and outputs, scores and mixtures."""
+    return 2 * C * H * H + 2 * S * H * H + 2 * C * S * H
+
+
 MASKED, LEFT = 77, 205  # of 512: round(0.15 * 512), 512 - round(0.6 * 512)
 GMAC = {  # ours, exactly
     "perceiver_mlm_l6": encoder(N) + queries(MASKED) + head(MASKED),
@@ -114,6 +126,8 @@ GMAC = {  # ours, exactly
     "perceiver_mlm_l2": encoder(N, 2, I2) + queries(MASKED, I2) + head(MASKED),
     "posonly_mlm_l2": encoder(N, 2, I2) + queries(MASKED, I2) + head(MASKED),
     "weighted_mlm_l2": encoder(N, 2, I2) + weighted(MASKED) + head(MASKED),
+    "recursive_mlm_k6": encoder(N) - 5 * 2 * N * H * H + queries(MASKED) + head(MASKED),  # keys and values once
+    "tsdae_two_way_l6": encoder(LEFT) + 5 * back(LEFT) + queries(N) + head(N),
 }
 
 
