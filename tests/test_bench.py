@@ -9,6 +9,7 @@ import torch
 import bench
 from lab.configurator import UserError
 from lab.distributed import World
+from model import ConceptModel
 
 TINY = """
 objective = "mlm"
@@ -42,12 +43,43 @@ def test_bench(tiny, tmp_path, capsys, monkeypatch):
     results = json.loads((tmp_path / "bench.json").read_text())
     assert {"machine", "torch", "commit", "ceiling", "presets"} <= results.keys()
     (preset,) = results["presets"]
-    names = "tokens_per_s flops_per_token share_of_ceiling peak_bytes ratio_to_reference".split()
+    names = "tokens_per_s flops_per_token share_of_ceiling peak_bytes ratio_to_reference ratio_to_dense".split()
     assert {"name", "by_length", *names} <= preset.keys() and preset["name"] == "tiny"
     assert all(preset[name] > 0 for name in names) and preset["peak_bytes"] > 1e7
     assert [(r["length"], r["rows"]) for r in preset["by_length"]] == [(16, 4), (32, 2)]
     share = preset["tokens_per_s"] * preset["flops_per_token"] / results["ceiling"]
     assert preset["share_of_ceiling"] == pytest.approx(share) and share < 1
+
+
+def test_other_lengths(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "ceiling", functools.partial(bench.ceiling, seconds=0.2))
+    words = [
+        str(tiny),
+        f"--json={tmp_path / 'bench.json'}",
+        "--batch=1",
+        "--repeats=1",
+        "--device=cpu",
+        "--dense=False",
+    ]
+    assert bench.main([*words, "--lengths=64,128"]) == 0
+    (preset,) = json.loads((tmp_path / "bench.json").read_text())["presets"]
+    assert [(r["length"], r["rows"]) for r in preset["by_length"]] == [(64, 2), (128, 1)]
+    assert preset["ratio_to_dense"] is None
+
+
+def test_costs_are_counted(tiny, capsys):
+    """By the formulas, of encoding a row; the parameters as the model has them."""
+    assert bench.main([str(tiny), "--costs"]) == 0
+    row = capsys.readouterr().out.splitlines()[2].split("|")
+    model = bench.read_preset(tiny, 16).model
+    assert row[3].strip() == f"{ConceptModel(model).num_parameters():,}"
+    H, C, inner = 32, 4, 32
+    for cell, N in zip(row[5:8], bench.COUNTED, strict=True):
+        latents = 2 * C * H * H * 2 + 8 * C * H * H + 4 * C * C * H + 6 * C * H * inner
+        ours = 4 * N * H * H + 4 * C * N * H + latents
+        dense = 8 * N * H * H + 4 * N * N * H + 6 * N * H * inner  # its tokens; and their pooling
+        dense += 4 * N * H * H + 4 * C * N * H + 2 * C * H * H * 2
+        assert cell.strip() == f"{ours / N / 1e6:.1f} ({dense / ours:.1f}x)"
 
 
 @pytest.mark.parametrize("model", ["input", "posonly", "weighted, untied", "tsdae"])

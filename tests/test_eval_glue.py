@@ -15,6 +15,7 @@ from sklearn import metrics as sk
 
 import eval_glue
 import train
+from encoders import Options
 from lab import floors, tasks
 from lab.configurator import UserError
 from lab.runs import load_run
@@ -336,13 +337,49 @@ def test_damaged_or_other_floors_are_computed_anew(place, records, monkeypatch):
         (["--tasks=qqp"], "qqp has no files in .*; put there: train.tsv"),
         (["--data=nothing"], "no folder nothing; give --data="),
         (["--run=glue"], "no run folder at glue; "),
-        (["--iterations=4"], "iterations"),
+        (["--iterations=4"], "has no iterations; leave --iterations out"),
+        (["--concepts=4"], "not trained with nested=True"),
+        (["--concepts=0,4"], "are 1 or more; write --concepts=1,2,4"),
+        (["--iterations=2,4", "--mode=fine_tune", "--tasks=stsb"], "a sweep .* is zero-shot"),
     ],
 )
 def test_mistakes(flags, message, place, monkeypatch):
     monkeypatch.chdir(place.parent)
     with pytest.raises(UserError, match=message):
         judge(place, *flags)
+
+
+def test_a_sweep_over_concepts_and_iterations(place, capsys):
+    """Each point is what one call with it alone gives; the twin is run in the same way."""
+    out = place / "out" / "sweep"
+    where = [f"--data_dir={place / 'data'}", "--dataset=toy", f"--out_dir={out}", "--max_steps=2"]
+    shape = ["--encoder=recursive", "--iterations=3", "--nested=True"]
+    assert train.main([str(ROOT / "config" / "quickstart.py"), *SMALL, *where, *shape]) == 0
+    capsys.readouterr()
+    assert judge(place, "--tasks=stsb,mrpc", "--concepts=1,8", "--iterations=1,2", run="sweep") == 0
+    header, _, *rows = (line for line in capsys.readouterr().out.splitlines() if line.startswith("|"))
+    assert "stsb dev pearson_centred" in header and "mrpc dev accuracy" in header and len(rows) == 4
+    assert (out / "eval" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    cells = [cell.strip() for cell in rows[1].split("|")]
+    assert cells[1:3] == ["1", "2"]
+    path = out / "eval" / "zero_shot_stsb_concepts1_iterations2.json"
+    swept = json.loads(path.read_text())
+    path.unlink()
+    assert judge(place, "--tasks=stsb", "--concepts=1", "--iterations=2", run="sweep") == 0
+    alone = json.loads(path.read_text())
+    assert alone == swept and alone["protocol"]["concepts"] == 1
+    dev = alone["splits"]["dev"]
+    assert cells[4] == f"{100 * dev['metrics']['pearson_centred']:.4g}"
+    assert cells[5] == f"{100 * dev['floors']['untrained']['pearson_centred']:.4g}"
+    run = load_run(out, device="cpu", options=Options(1, 2))
+    pairs = tasks.Pairs("stsb", tasks.load_task("stsb", place / "glue"))
+    twin = [floors.embed(run.twin(seed), pairs) for seed in range(floors.UNTRAINED_SEEDS)]
+    answers = [floors.answers(vectors, pairs)["dev"]["centred"][0] for vectors in twin]
+    expected = np.mean([stats.pearsonr(answer, pairs.labels["dev"])[0] for answer in answers])
+    assert dev["floors"]["untrained"]["pearson_centred"] == pytest.approx(expected, abs=1e-6)
+    for other in "concepts8_iterations2", "concepts1_iterations1":
+        record = json.loads((out / "eval" / f"zero_shot_stsb_{other}.json").read_text())
+        assert record["splits"]["dev"]["metrics"] != dev["metrics"]
 
 
 def test_a_mistake_ends_in_one_line_and_exit_2(place, tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 from lab import optim, plan
 from lab.configurator import UserError
 from lab.distributed import World
-from lab.plan import COMPILE_SAVES, COMPILE_SECONDS, EAGER_FLOPS, Plan, cost, decide_compile, make_plan
+from lab.plan import COMPILE_SAVES, COMPILE_SECONDS, EAGER_FLOPS, Plan, cost, decide_compile, drawn_options, make_plan
 from model import ConceptModel, ModelConfig
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
@@ -80,6 +80,29 @@ def test_the_cost_is_three_forwards_and_the_mean_over_lengths():
     both = cost(Plan((8, N), B * N, B * N, 1), shape, objectives)[1]
     short = cost(Plan((8,), B * N, B * N, 1), shape, objectives)[1]
     assert both == pytest.approx((flops + short) / 2, rel=1e-12)
+
+
+def test_the_cost_is_the_mean_over_what_a_step_may_run_with():
+    """Fewer concepts, fewer iterations; those that pass no gradient on count once."""
+    shape = dict(hidden=8, heads=1, concepts=2, intermediate=16, max_length=16, vocab_size=50, encoder="recursive")
+    plan = Plan((16,), 64, 64, 1)
+
+    def flops(**keys):
+        return cost(plan, ModelConfig(**shape | keys), TSDAE)[1]
+
+    one, two, three = (flops(iterations=k) for k in (1, 2, 3))
+    assert flops(iterations=3, least_iterations=1) == pytest.approx((one + two + three) / 3, rel=1e-12)
+    assert flops(iterations=3, backprop_iterations=1) == pytest.approx(one + (three - one) / 3, rel=1e-12)
+    assert flops(nested=True) == pytest.approx((flops() + flops(concepts=1)) / 2, rel=1e-12)
+
+
+def test_what_a_step_runs_with_is_drawn_from_seed_and_step():
+    model = ModelConfig(encoder="recursive", iterations=4, least_iterations=3, nested=True, concepts=4)
+    drawn = [drawn_options(model, 7, step) for step in range(4000)]
+    for share, options in model.variants():
+        assert drawn.count(options) == pytest.approx(4000 * share, rel=0.15)
+    assert drawn[:50] == [drawn_options(model, 7, step) for step in range(50)]
+    assert drawn[:50] != [drawn_options(model, 8, step) for step in range(50)]
 
 
 def test_the_cost_does_not_depend_on_micro_batches():

@@ -50,6 +50,8 @@ KINDS = {
     "bfloat16, micro-batches": ["--dtype=bfloat16", "--micro_batch=2", "--lengths=16,32"],
     "a sum with views": ["--objective=tsdae + 0.3*contrastive", "--lengths=16,40"],
     "spectral": ["--token_init=spectral", "--schedule=wsd"],
+    "nested, any depth": ["--encoder=recursive", "--iterations=3", "--least_iterations=1", "--nested=True"],
+    "words dropped": ["--decoder=causal", "--word_dropout=0.3"],
 }
 
 

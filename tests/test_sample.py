@@ -25,6 +25,11 @@ def run(tmp_path_factory):
     return here / "run"
 
 
+def test_a_part_of_the_concepts_is_refused_where_it_means_nothing(run):
+    with pytest.raises(UserError, match="nested=True"):
+        sample.main([f"--run={run}", "--device=cpu", "--text=a river", "--concepts=2"])
+
+
 def printed(run, capsys, *flags):
     assert sample.main([f"--run={run}", "--device=cpu", *flags]) == 0
     return capsys.readouterr().out.splitlines()
