@@ -226,6 +226,9 @@ def test_warm_start(base, data, tmp_path, capsys):
     assert "tensors new" in capsys.readouterr().err
     run(data, tmp_path / "all", *more, "--init_part=all", "--seed=1")
     assert all(torch.allclose(w, old[k]) for k, w in weights(tmp_path / "all").items())
+    run(data, tmp_path / "shared", *more, "--init_part=all", "--encoder=recursive", "--iterations=2", "--seed=1")
+    shared = weights(tmp_path / "shared")  # takes the first layer, and all that is no layer
+    assert shared.keys() <= old.keys() and all(torch.allclose(w, old[k]) for k, w in shared.items())
     with pytest.raises(UserError, match="no tensor fits"):
         run(data, tmp_path / "wide", *more, "--hidden=128", "--intermediate=32", "--concepts=4")
 
