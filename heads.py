@@ -110,8 +110,9 @@ class SequenceWeighted(Head):
         self.norm, self.dense = norm(config.hidden, config), nn.Linear(config.hidden, config.hidden)
 
     def pool(self, model, ids, mask):
-        share = self.mixture.weight[: ids.shape[1]].softmax(-1)  # [S, C]
-        x = self.dropout(F.gelu(self.dense(self.norm(share @ model.encode(ids, mask=mask)))))
+        concepts = model.encode(ids, mask=mask)
+        share = self.mixture.weight[: ids.shape[1], : concepts.shape[1]].softmax(-1)  # [S, C]
+        x = self.dropout(F.gelu(self.dense(self.norm(share @ concepts))))
         return mean_over(x, mask)
 
 
@@ -125,7 +126,7 @@ class ViaDecoder(Head):
 
     def pool(self, model, ids, mask):
         pos = torch.arange(ids.shape[1], device=ids.device)[None]
-        problem = Problem(source=ids, query_pos=pos, query_ids=ids)
+        problem = Problem(source=ids, targets=ids, query_pos=pos, query_ids=ids)
         x = model.decoder(model.encode(ids, mask=mask), problem, model.embed_visible)
         return mean_over(self.norm(x.expand(len(ids), -1, -1)), mask)
 

@@ -247,16 +247,24 @@ class ConceptModel(nn.Module):
         return self.encode(ids, mask=mask).mean(1)
 
     @torch.no_grad()
-    def generate(self, concepts, length):
-        """The likeliest token at each of `length` positions, from concepts [B, C, H] alone: ids [B, length]."""
+    def generate(self, concepts, length, temperature=0.0):
+        """Tokens at `length` positions, from concepts [B, C, H] alone: ids [B, length]. temperature: 0: the likeliest,
+        else drawn by torch's generator from the softmax of logits / temperature."""
+
+        def choose(hidden):  # [..., width] -> [...]
+            logits = self.logits(hidden)
+            if not temperature:
+                return logits.argmax(-1)
+            chances = (logits.float() / temperature).softmax(-1)
+            return torch.multinomial(chances.flatten(0, -2), 1).view(logits.shape[:-1])
+
         if self.decoder.generate:
             narrow = self.narrow or nn.Identity()
-            predict = lambda x: self.logits(narrow(self.norm(x))).argmax(-1)  # noqa: E731
+            predict = lambda x: choose(narrow(self.norm(x)))  # noqa: E731
             return self.decoder.generate(concepts, length, self.embed_visible, predict)
         pos = torch.arange(length, device=concepts.device)[None]
         hidden = self.decode(concepts, Problem(source=pos, query_pos=pos))
-        hidden = hidden.expand(concepts.shape[0], -1, -1)
-        return torch.stack([self.logits(row).argmax(-1) for row in hidden])  # one row's logits at a time
+        return torch.stack([choose(row) for row in hidden.expand(len(concepts), -1, -1)])  # one row's logits at a time
 
     def twin(self, seed: int) -> "ConceptModel":
         """What training begins with at this seed, in evaluation mode."""

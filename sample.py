@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from torch.nn.functional import normalize
 
 from encoders import Options
@@ -29,6 +30,10 @@ class SampleConfig:
     run: Annotated[str, "run folder that train.py wrote"] = ""
     mode: Annotated[Literal["reconstruct", "embed", "neighbours"], "what to do with each text"] = "reconstruct"
     text: Annotated[str, "the text; several lines are several texts"] = ""
+    temperature: Annotated[
+        float, "reconstruct: tokens are drawn from softmax(logits / temperature); 0: the likeliest"
+    ] = 0.0
+    seed: Annotated[int, "of what is drawn"] = 0
     concepts: Annotated[int, "the first so many of a run with nested=True; 0: all"] = 0
     iterations: Annotated[int, "of a recursive encoder; 0: as trained"] = 0
     ckpt: Annotated[str, "latest, best or a step"] = "latest"
@@ -37,6 +42,8 @@ class SampleConfig:
     def __post_init__(self):
         if not self.run:
             raise ValueError("no run is given; write --run=out/quickstart")
+        if self.temperature < 0:
+            raise ValueError(f"temperature = {self.temperature} is negative; write 0 for the likeliest token")
         if not self.text.strip():
             raise ValueError('no text is given; write --text="some text"')
 
@@ -68,8 +75,9 @@ def main(argv) -> int:
         for vector in run.embed(texts):
             print(json.dumps([round(x, 6) for x in vector.tolist()]))
     else:
+        torch.manual_seed(config.seed)
         for text in texts:
-            predicted, agree = run.generate(text)
+            predicted, agree = run.generate(text, config.temperature)
             print(f"text:      {text}\npredicted: {predicted}\n           {agree:.0%} of the tokens are the same\n")
     return 0
 

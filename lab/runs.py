@@ -392,7 +392,7 @@ class LoadedRun:
             return self.model.encode(ids, mask=mask).float().cpu()
 
     @torch.no_grad()
-    def generate(self, text: str) -> tuple[str, float]:
+    def generate(self, text: str, temperature: float = 0.0) -> tuple[str, float]:
         """Text -> (what the decoder predicts from its concepts alone, share of tokens that are the same)."""
         if self.model.config.predicts != "positions":
             raise UserError("the run was trained without a decoder, so it predicts no text; use its embeddings")
@@ -400,7 +400,7 @@ class LoadedRun:
         if len(ids) > self.max_length:
             warn(f"the text has {len(ids)} tokens; only the first {self.max_length} are read, as in training")
         ids = torch.tensor([ids[: self.max_length]], device=self.device)
-        predicted = self.model.generate(self.model.encode(ids), ids.shape[1])
+        predicted = self.model.generate(self.model.encode(ids), ids.shape[1], temperature)
         same = float((predicted == ids).double().mean())
         return self.tokenizer.decode(predicted[0].tolist(), skip_special_tokens=False).strip(), same
 
@@ -410,7 +410,9 @@ def check_options(shape: ModelConfig, options: Options):
     if options.iterations and "iterations" not in ENCODERS[shape.encoder].uses:
         raise UserError(f"encoder {shape.encoder!r} has no iterations; leave --iterations out")
     if options.concepts and not shape.nested:
-        raise UserError("the run was not trained with nested=True, its first concepts mean nothing alone; leave out")
+        raise UserError(
+            "the run was not trained with nested=True, its first concepts mean nothing alone; leave --concepts out"
+        )
     if not 0 <= options.concepts <= shape.concepts or options.iterations < 0:
         raise UserError(f"--concepts are 1 to {shape.concepts} and --iterations 1 or more; not {tuple(options)}")
 

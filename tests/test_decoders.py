@@ -135,6 +135,21 @@ def test_the_order_of_concepts_counts_with_rope():
         assert torch.allclose(model.encode(ids).flip(1), concepts) == (kind == "none")
 
 
+@pytest.mark.parametrize("decoder", ["posonly", "causal"])
+def test_sampling_follows_the_softmax(decoder):
+    """Of the first position: counts of 4,000 draws against its probabilities; the same seed, the same draws."""
+    model = perturb(build(decoder=decoder))
+    concepts = model.encode(torch.randint(40, (1, 9)))
+    problem = Problem(source=concepts, targets=torch.zeros(1, 1, dtype=torch.int64), query_pos=torch.zeros(1, 1).long())
+    expected = (model.logits(model.decode(concepts, problem)) / 0.7).softmax(-1)[0, 0]
+    draws = [
+        model.generate(concepts.expand(4000, -1, -1), 1, temperature=0.7) for _ in map(torch.manual_seed, (1, 1, 2))
+    ]
+    found = torch.bincount(draws[0][:, 0], minlength=40) / 4000
+    assert (found - expected).abs().max() < 0.04
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
 def test_generation_needs_no_target():
     model = build(decoder="causal")
     concepts = model.encode(torch.randint(40, (2, 9)))
