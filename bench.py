@@ -30,6 +30,7 @@ from typing import Annotated, Literal
 import torch
 from torch.utils.benchmark import Timer, timer
 
+from encoders import ENCODERS
 from lab import command, distributed, files, optim, runs
 from lab.configurator import UserError, parse
 from lab.distributed import World
@@ -81,6 +82,11 @@ def read_preset(path: Path, batch: int, lengths: tuple[int, ...] = ()):
     return settings
 
 
+def timed(settings):
+    """All concepts and all iterations in every step, so that each takes the same time."""
+    return replace(settings, model=replace(settings.model, nested=False, least_iterations=0))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # One arm: a model, its optimizer, and a step
 
@@ -89,13 +95,17 @@ def has_reference(settings) -> bool:
     """The reference is the seeds' masked LM and TSDAE: plain tokens, one decoder layer, loss unweighted."""
     model, parts = settings.model, settings.objectives.parts
     plain = model.seeds_faithful and model.decoder_layers == 1 and model.concept_position == "none"
+    plain = plain and model.encoder == "perceiver" and model.decoder in ("input", "posonly", "weighted")
+    plain = plain and not (model.token_layers or model.registers)
     one = len(parts) == 1 and parts[0].predicts == "positions" and not parts[0].by_idf
     whole = settings.objective.positions == "original" and settings.objective.score_rate == 1
     return plain and one and (parts[0].name == "mlm" or (whole and model.decoder != "input"))
 
 
 def as_dense(model: ModelConfig) -> ModelConfig:
-    return replace(model, encoder="dense", concept_position="none", token_layers=0)
+    """A dense encoder of the same sizes, as deep as a recursive one is applied."""
+    layers = model.iterations if "iterations" in ENCODERS[model.encoder].uses else model.layers
+    return replace(model, encoder="dense", layers=layers, concept_position="none", token_layers=0)
 
 
 class Arm:
@@ -150,14 +160,14 @@ def ceiling(world: World, seconds: float = 1.0) -> float:
     return 2 * n**3 / product.blocked_autorange(min_run_time=seconds).mean
 
 
-def peak_bytes(name: str, path: Path, config: BenchConfig, world: World, compiled: bool) -> int:
-    """In a fresh process: the most memory two steps held at once (the second has the optimizer's state)."""
+def peak_bytes(name: str, shape, path: Path, config: BenchConfig, world: World, compiled: bool) -> int:
+    """In a fresh process: the most memory two steps of a shape held at once (the second has the optimizer's state)."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    settings = read_preset(path, config.batch, config.lengths)
+    settings = timed(read_preset(path, config.batch, config.lengths))
     arm = Arm(name, settings, world, compiled)
     for _ in range(2):
-        arm.train(config.batch, max(settings.train.lengths))
+        arm.train(*shape)
     if world.device.type == "cuda":
         return torch.cuda.max_memory_allocated(world.device)
     if sys.platform == "darwin":
@@ -195,16 +205,12 @@ def time_steps(arms: dict[str, Arm], rows: int, length: int, repeats: int) -> di
 
 
 def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
-    settings = read_preset(path, config.batch, config.lengths)
+    settings = timed(read_preset(path, config.batch, config.lengths))
     compiled = world.device.type == "cuda" if config.compile == "auto" else config.compile
     worlds = {"ours": world}
     if has_reference(settings):
         other = world.dtype if config.reference_dtype == "same" else config.reference_dtype
         worlds["reference"] = replace(world, dtype=other)
-    memory = {}
-    for name, where in worlds.items():
-        command.say(f"{settings.preset}: memory of {name} ...")
-        memory[name] = in_fresh_process(peak_bytes, name, path, config, where, compiled)
     if config.dense and settings.model.encoder != "dense":
         worlds["dense"] = world
     arms = {name: Arm(name, settings, where, compiled) for name, where in worlds.items()}
@@ -216,12 +222,16 @@ def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
         speed = rows * length / seconds["ours"]
         row = {"length": length, "rows": rows, "tokens_per_s": speed, "flops_per_token": flops}
         row |= {"share_of_ceiling": speed * flops / best}
-        for name in ("reference", "dense"):
-            row[f"ratio_to_{name}"] = seconds[name] / seconds["ours"] if name in seconds else None
+        command.say(f"{settings.preset}: memory of {', '.join(worlds)} ...")
+        for name in ("ours", "reference", "dense"):
+            if name != "ours":
+                row[f"ratio_to_{name}"] = seconds[name] / seconds["ours"] if name in seconds else None
+            place = (name, (rows, length), path, config, worlds.get(name), compiled)
+            key = "peak_bytes" if name == "ours" else f"peak_bytes_{name}"
+            row[key] = in_fresh_process(peak_bytes, *place) if name in worlds else None
         by_length.append(row)
     longest = {key: value for key, value in by_length[-1].items() if key not in ("length", "rows")}
-    peaks = {"peak_bytes": memory["ours"], "peak_bytes_reference": memory.get("reference")}
-    return {"name": settings.preset, **longest, **peaks, "by_length": by_length}
+    return {"name": settings.preset, **longest, "by_length": by_length}
 
 
 def as_table(results: dict) -> str:
@@ -238,8 +248,8 @@ def as_table(results: dict) -> str:
     ]
     rows = []
     for preset in results["presets"]:
-        peaks = [preset[key] for key in ("peak_bytes", "peak_bytes_reference") if preset[key]]
         for row in preset["by_length"]:
+            peaks = [row[key] for key in ("peak_bytes", "peak_bytes_reference", "peak_bytes_dense") if row[key]]
             ratios = [row[f"ratio_to_{name}"] for name in ("reference", "dense")]
             cells = [preset["name"], row["length"], row["rows"], f"{row['tokens_per_s']:,.0f}"]
             cells += [f"{row['flops_per_token'] / 1e6:.2f}", f"{100 * row['share_of_ceiling']:.1f}"]

@@ -296,7 +296,7 @@ def collect(out: RunFolder, names: list[str]) -> dict:
     if "val_loss" not in known:
         raise UserError(f"{out.path}/metrics.jsonl has no evaluation; delete the folder to train the run anew")
     numbers = {key: value for key, value in known.items() if isinstance(value, int | float)}
-    numbers |= {key: config[key] for key in ("parameters", "spectral_seconds") if config[key]}
+    numbers |= {key: config[key] for key in ("parameters", "spectral_seconds") if config.get(key)}
     splits = {name: evaluation(out, name)["splits"] for name in names}
     for name in names:
         for split, judged in splits[name].items():

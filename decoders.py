@@ -116,7 +116,7 @@ class Weighted(Decoder):
 
 
 class Diffusion(Input):
-    """As input, in blocks that know which share of the span is hidden.
+    """As input, in blocks that know which share of the span is predicted.
 
     AdaLN-Zero (Peebles & Xie 2023, arXiv:2212.09748): scale, shift and gate of each part of a block come from the share
     t, as 0 ... 1000; they begin as if they were not there. What is read of the concepts passes a gate between 0.5 and
@@ -149,28 +149,28 @@ class Diffusion(Input):
         x = self.queries(replace(problem, scored=None) if self.local else problem, embed)
         pairs = keys_values(concepts, [cross.kv for cross in self.cross], self.heads)
         scored, total = problem.scored, problem.query_pos.shape[1]
-        changes = self.modulation(1.0 if scored is None else scored.shape[1] / total, x)
+        modulations = self.modulation(1.0 if scored is None else scored.shape[1] / total, x)
         for i, (cross, ffn, (k, v)) in enumerate(zip(self.cross, self.ffns, pairs, strict=True)):
             if self.local:
                 x = self.local[i](x)
             if self.time is None:
                 x = ffn(cross(x, k, v))
                 continue
-            scale, shift, gate, scale2, shift2, gate2 = changes[i].chunk(6, -1)
+            scale, shift, gate, scale2, shift2, gate2 = modulations[i].chunk(6, -1)
             x = x + (1 + gate.tanh() / 2) * cross.update(cross.norm(x) * (1 + scale) + shift, k, v)
             x = x + gate2 * ffn.update(ffn.norm(x) * (1 + scale2) + shift2)
         x = x if self.norm is None else self.norm(x)
         return at_scored(x, problem) if self.local else x
 
     def modulation(self, share, x):
-        """Of each block [1, 1, 6 H], from the share of the span that is hidden."""
+        """Of each block [1, 1, 6 H], from the share of the span that is predicted."""
         if self.time is None:
             return []
         half = x.shape[-1] // 2
-        turns = 1000 * share * 10000.0 ** (-torch.arange(half, device=x.device) / half)
-        wave = F.pad(torch.cat([turns.sin(), turns.cos()]), (0, x.shape[-1] - 2 * half))
-        wave = F.silu(self.time(wave.to(x.dtype)[None, None]))
-        return [modulation(wave) for modulation in self.modulations]
+        angles = 1000 * share * 10000.0 ** (-torch.arange(half, device=x.device) / half)
+        time = F.pad(torch.cat([angles.sin(), angles.cos()]), (0, x.shape[-1] - 2 * half))
+        time = F.silu(self.time(time.to(x.dtype)[None, None]))
+        return [modulation(time) for modulation in self.modulations]
 
 
 class CausalLayer(nn.Module):
@@ -205,14 +205,16 @@ class Causal(Decoder):
         self.widen = linear(T, H, config) if T != H else None
         self.layers = nn.ModuleList([CausalLayer(config) for _ in range(config.decoder_layers)])
 
-    def run(self, concepts, tokens, pos, pasts=None):
-        """tokens [B, S, T] that stand before these positions [1|B, S] -> hidden [B, S, H]. pasts: a list for each
-        layer, with the keys and values of what came before."""
+    def run(self, pairs, tokens, pos, pasts=None):
+        """tokens [B, S, T] that stand before these positions [1|B, S] -> hidden [B, S, H]. pairs: keys and values of
+        the concepts for each layer; pasts: a list for each, with the keys and values of what came before."""
         x = self.positions(pos) + (tokens if self.widen is None else self.widen(tokens))
-        pairs = keys_values(concepts, [layer.cross.kv for layer in self.layers], self.heads)
         for layer, (k, v), past in zip(self.layers, pairs, pasts or [None] * len(pairs), strict=True):
             x = layer(x, k, v, past)
         return x
+
+    def read(self, concepts):
+        return keys_values(concepts, [layer.cross.kv for layer in self.layers], self.heads)
 
     def forward(self, concepts, problem, embed):
         mask = embed(None)  # [1, 1, T], also where nothing stands before
@@ -221,15 +223,15 @@ class Causal(Decoder):
             dropped = torch.rand(before.shape[:2], device=before.device) < self.word_dropout
             before = torch.where(dropped[..., None], mask, before)
         tokens = torch.cat([mask.expand(len(before), -1, -1), before], 1)
-        return at_scored(self.run(concepts, tokens, problem.query_pos), problem)
+        return at_scored(self.run(self.read(concepts), tokens, problem.query_pos), problem)
 
     def generate(self, concepts, length, embed, predict):
         """One token after the other, each from those before: ids [B, length]. predict: hidden [B, 1, H] -> ids [B, 1].
         Keys and values are kept."""
         tokens, ids = embed(None).expand(len(concepts), -1, -1), []
-        pasts = [[] for _ in self.layers]
+        pairs, pasts = self.read(concepts), [[] for _ in self.layers]
         for i in range(length):
-            hidden = self.run(concepts, tokens, torch.full((1, 1), i, device=concepts.device), pasts)
+            hidden = self.run(pairs, tokens, torch.full((1, 1), i, device=concepts.device), pasts)
             ids.append(predict(hidden))
             tokens = embed(ids[-1])
         return torch.cat(ids, 1)

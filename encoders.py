@@ -56,6 +56,14 @@ class Encoder(nn.Module):
 # Latents read tokens that never change
 
 
+def token_norm(config):
+    """At the scale of token + unit position: reads are sharper, with those the input's share is 3 times as high."""
+    module = norm(config.token_width, config)
+    if config.init != "gpt2":
+        nn.init.constant_(module.weight, 2**0.5)
+    return module
+
+
 class PerceiverLayer(nn.Module):
     """
     tokens x (never changed)
@@ -93,10 +101,7 @@ class Perceiver(Encoder):
         self.slots = Slots(config)
         # The seeds widen narrow tokens first and read them un-normalised; ours go straight from T to keys and values.
         self.widen = linear(T, H, config) if faithful and T != H else None
-        self.norm_tokens = None if faithful else norm(T, config)
-        if self.norm_tokens is not None and config.init != "gpt2":
-            # The scale of token + unit position: reads are sharper, with those the input's share is 3 times as high.
-            nn.init.constant_(self.norm_tokens.weight, 2**0.5)
+        self.norm_tokens = None if faithful else token_norm(config)
         self.layers = nn.ModuleList(self.make_layers(config, H if faithful else T))
         self.norm = norm(H, config)
 
@@ -133,6 +138,10 @@ class PerceiverIOLayer(nn.Module):
         self.read_ffn = FeedForward(config) if reads else None
         self.latent = TransformerLayer(config, rotary=config.concept_position == "rope")
 
+    def forward(self, z, pairs, mask):
+        """pairs: an iterator over keys and values, of which a layer that reads takes the next ones."""
+        return self.latent(self.read_ffn(self.cross(z, *next(pairs), mask)) if self.cross else z)
+
 
 class PerceiverIO(Perceiver):
     """One read of the tokens, or a few, then layers of latents alone.
@@ -151,9 +160,7 @@ class PerceiverIO(Perceiver):
         pairs = iter(self.read(x, pos, [layer.cross for layer in self.layers if layer.cross]))
         z = self.slots(options.concepts)
         for layer in self.layers:
-            if layer.cross:
-                z = layer.read_ffn(layer.cross(z, *next(pairs), mask))
-            z = layer.latent(z)
+            z = layer(z, pairs, mask)
         return self.concepts(z, options)
 
 
@@ -162,7 +169,7 @@ class Recursive(Perceiver):
 
     As ALBERT shares its layers (arXiv:1909.11942). Keys and values of the tokens are made once. With
     `backprop_iterations` only the last so many pass a gradient on, as in Geiping et al. 2025 (arXiv:2502.05171); the
-    slots then get the gradient of the state that those begin with.
+    slots then get the gradient of the state before these (straight-through).
 
     slots -> PerceiverLayer, iterations times -> norm -> concepts
     """
@@ -211,8 +218,9 @@ class SlotAttention(CrossAttention):
         if self.gates is None:
             return z + read
         z = z.expand_as(read)
-        reset, keep = self.gates(torch.cat([read, z], -1)).sigmoid().chunk(2, -1)
-        return torch.lerp(self.candidate(torch.cat([read, reset * z], -1)).tanh(), z.type_as(keep), keep)
+        reset, keep = self.gates(torch.cat([read, z], -1)).sigmoid().to(z.dtype).chunk(2, -1)
+        candidate = self.candidate(torch.cat([read, reset * z], -1)).tanh().to(z.dtype)
+        return keep * z + (1 - keep) * candidate
 
 
 class SlotLayer(PerceiverLayer):
@@ -248,20 +256,24 @@ class TwoWayLayer(PerceiverLayer):
 
     def __init__(self, config, width, last):
         super().__init__(config, width)
-        self.norm_tokens = None if config.seeds_faithful else norm(width, config)
-        self.back = None if last else CrossAttention(config, config.hidden, queries=width)
+        self.norm_tokens = None if config.seeds_faithful else token_norm(config)
+        self.norm_z = None if last or config.seeds_faithful else norm(config.hidden, config)
+        self.reverse = None if last else CrossAttention(config, config.hidden, queries=width)
 
     def forward(self, z, x, pos, mask):
         heads = self.cross.heads
         ((k, v),) = keys_values(x if self.norm_tokens is None else self.norm_tokens(x), [self.cross.kv], heads)
         z = self.cross(z, k if pos is None else rotate(k, pos), v, mask)
-        if self.back is not None:
-            x = self.back(x, *keys_values(z, [self.back.kv], heads)[0])
+        if self.reverse is not None:
+            read = z if self.norm_z is None else self.norm_z(z)
+            x = self.reverse(x, *keys_values(read, [self.reverse.kv], heads)[0])
         return self.ffn(self.self_attention(z)), x
 
 
 class TwoWay(Perceiver):
     """As perceiver, and in turn the tokens read the slots: the seeds' two-way layers, without a token FFN.
+
+    The seeds normalise neither what the slots read nor what the tokens read; ours does.
 
     slots, tokens -> [TwoWayLayer] x layers -> norm -> concepts
     """
@@ -274,7 +286,7 @@ class TwoWay(Perceiver):
         return [TwoWayLayer(config, width, i == config.layers - 1) for i in range(config.layers)]
 
     def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
-        z, x = self.slots(options.concepts), x if self.widen is None else self.widen(x)
+        z, x = self.slots(options.concepts), x if self.widen is None else self.widen(x).to(x.dtype)
         for layer in self.layers:
             z, x = layer(z, x, pos if self.rotary else None, mask)
         return self.concepts(z, options)
@@ -291,7 +303,7 @@ class BixtLayer(nn.Module):
         super().__init__()
         H, T, self.last = config.hidden, config.token_width, last
         self.heads, self.dropout = config.heads, config.dropout
-        self.norm_z, self.norm_x = norm(H, config), norm(T, config)
+        self.norm_z, self.norm_x = norm(H, config), token_norm(config)
         self.from_z = linear(H, H if last else 2 * H, config)  # R, and V where the tokens read
         self.from_x = linear(T, 2 * H, config)
         self.out_z = ResidualOutput(H, H, bias=config.seeds_faithful)
@@ -307,7 +319,7 @@ class BixtLayer(nn.Module):
             r_x = rotate(r_x, pos)
         dropout = self.dropout if self.training else 0.0
         z = z + self.out_z(attention(r_z, r_x, v_x, mask, dropout))
-        if not self.last:  # the same matrix turned round: no mask, for the slots are all there
+        if not self.last:  # the same matrix transposed: no mask, for the slots are all there
             r_z, v_z = (t.expand(len(x), -1, -1, -1) for t in (r_z, *v_z))
             x = self.ffn_x(x + self.out_x(attention(r_x, r_z, v_z, None, dropout)))
         return self.latent(self.ffn_z(z)), x
@@ -363,7 +375,7 @@ class Dense(Encoder):
         self.norm = norm(H, config)
 
     def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
-        x = x if self.widen is None else self.widen(x)
+        x = x if self.widen is None else self.widen(x).to(x.dtype)
         for layer in self.layers:
             x = layer(x, pos, mask)
         ((k, v),) = keys_values(self.norm_tokens(x), [self.pool.kv], self.heads)
@@ -371,17 +383,22 @@ class Dense(Encoder):
         return self.norm(self.pool(z, k, v, mask))
 
 
-def pooling(n, m, S, M, dtype=torch.float32):
-    """Means over the bins of `adaptive_avg_pool1d`, from the first n of S tokens to the first m of M: [.., M, S]. Bin
-    i is [floor(i n / m), ceil((i + 1) n / m)), never empty. n, m: numbers, or [B, 1, 1] int64 of each row."""
-    device = n.device if isinstance(n, torch.Tensor) else None
-    i, j = torch.arange(M, device=device)[:, None], torch.arange(S, device=device)
-    inside = (j >= i * n // m) & (j < ((i + 1) * n + m - 1) // m) & (i < m)
-    return inside.to(dtype) / inside.sum(-1, keepdim=True).clamp_min(1)
+def adaptive_mean(x, n, m, most):
+    """Means over the bins of `adaptive_avg_pool1d`, from the first n of x [B, S, H] to the first m of `most`: [B, most,
+    H], at O(S). Bin i is [floor(i n / m), ceil((i + 1) n / m)), never empty. n, m: numbers, or [B, 1] int64 of each
+    row; n / m is nowhere above S / most, but for rounding up."""
+    B, S, _ = x.shape
+    i = torch.arange(most, device=x.device)[None]
+    start, end = i * n // m, ((i + 1) * n + m - 1) // m  # [1|B, most]
+    columns = start[..., None] + torch.arange(-(-S // most) + 1, device=x.device)
+    inside = (columns < end[..., None]) & (i < m)[..., None]
+    rows = torch.arange(B, device=x.device)[:, None, None]
+    gathered = x[rows, columns.clamp(max=S - 1)] * inside[..., None]  # [B, most, bin, H]
+    return gathered.sum(2) / inside.sum(-1).clamp_min(1)[..., None]
 
 
 class FunnelStage(nn.Module):
-    """Means of x read x as it was before: CrossAttention -> FeedForward."""
+    """Each mean queries x before it was pooled: CrossAttention -> FeedForward."""
 
     def __init__(self, config):
         super().__init__()
@@ -389,14 +406,13 @@ class FunnelStage(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(self, x, means, pos, mask):
-        """means [B|1, M, S] -> [B, M, H]; pos: for rotary keys, or None."""
+        """means [B, M, H] of x [B, S, H] -> [B, M, H]; pos: for rotary keys (a mean stands nowhere), or None."""
         ((k, v),) = keys_values(self.norm(x), [self.cross.kv], self.cross.heads)
-        k = k if pos is None else rotate(k, pos)
-        return self.ffn(self.cross(means @ x, k, v, mask))
+        return self.ffn(self.cross(means, k if pos is None else rotate(k, pos), v, mask))
 
 
 class Funnel(Encoder):
-    """The tokens are pooled in two stages to C ordered concepts; its first stage is quadratic (half of N x N).
+    """The tokens are pooled in two stages to C ordered concepts; the first stage costs N x N / 2.
 
     As Funnel-Transformer's pooled queries and un-pooled keys (Dai et al. 2020, arXiv:2006.03236).
 
@@ -418,13 +434,15 @@ class Funnel(Encoder):
 
     def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
         C, S = options.concepts or self.count, x.shape[1]
-        n = S if mask is None else mask.sum(1)[:, None, None]
-        half, most = (n + 1) // 2, max(C, (S + 1) // 2)
-        half = max(C, half) if mask is None else half.clamp_min(C)
-        kept = None if mask is None else torch.arange(most, device=x.device) < half[:, 0]
-        x = x if self.widen is None else self.widen(x)
-        x = self.stages[0](x, pooling(n, half, S, most, x.dtype).to(x.device), pos if self.rotary else None, mask)
-        x = self.stages[1](x, pooling(half, C, most, C, x.dtype).to(x.device), None, kept)
+        most = max(C, (S + 1) // 2)
+        n, half, kept = S, most, None
+        if mask is not None:
+            n = mask.sum(1)[:, None]
+            half = ((n + 1) // 2).clamp_min(C)
+            kept = torch.arange(most, device=x.device) < half
+        x = x if self.widen is None else self.widen(x).to(x.dtype)
+        x = self.stages[0](x, adaptive_mean(x, n, half, most), pos if self.rotary else None, mask)
+        x = self.stages[1](x, adaptive_mean(x, half, C, C), None, kept)
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)

@@ -23,12 +23,14 @@ def plain_products(q, k):
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] <= 128 * 128
 
 
-def attention(q, k, v, mask=None, dropout=0.0):
-    """softmax(q k' / sqrt(d)) v: q [B|1, h, Q, d], k and v [B, h, S, d], mask [B, S] or [B|1, 1, Q, S] (True: keep) ->
-    [B, Q, h d]."""
+def attention(q, k, v, mask=None, dropout=0.0, causal=False):
+    """softmax(q k' / sqrt(d)) v: q [B|1, h, Q, d], k and v [B, h, S, d], mask [B, S] or [B|1, 1, Q, S] (True: keep), or
+    in its place causal: to no later one -> [B, Q, h d]."""
     if mask is not None and mask.dim() == 2:
         mask = mask[:, None, None, :]
     if plain_products(q, k):
+        if causal:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, h, Q, S]
         if mask is not None:
             scores = scores.masked_fill(~mask, -math.inf)
@@ -36,7 +38,7 @@ def attention(q, k, v, mask=None, dropout=0.0):
         out = F.dropout(weights, dropout) @ v
     else:
         q = q.expand(k.shape[0], -1, -1, -1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -151,7 +153,7 @@ class CrossAttention(nn.Module):
         self.kv = linear(width, 2 * H, config)
         self.out = ResidualOutput(H, queries or H, bias=config.seeds_faithful)
         cope = ordered and config.concept_position == "cope"
-        self.places = nn.Parameter(torch.empty(H // self.heads, self.heads, config.concepts + 1)) if cope else None
+        self.positions = nn.Parameter(torch.empty(self.heads, config.concepts + 1, H // self.heads)) if cope else None
 
     def forward(self, z, k, v, mask=None):
         # z [1, Q, H] (equal for all rows: norm and queries are then made once) or [B, Q, H] -> [B, Q, H]
@@ -163,8 +165,8 @@ class CrossAttention(nn.Module):
         return self.out(self.attend(q, k, v, mask, self.dropout if self.training else 0.0))
 
     def attend(self, q, k, v, mask, dropout):
-        if self.places is not None:
-            return cope_attention(q, k, v, self.places.permute(1, 2, 0), dropout)
+        if self.positions is not None:
+            return cope_attention(q, k, v, self.positions, dropout)
         return attention(q, k, v, mask, dropout)
 
 
@@ -177,8 +179,9 @@ class SelfAttention(nn.Module):
     def __init__(self, config, width=0, rotary=False, window=0, causal=False):
         super().__init__()
         W = width or config.hidden
-        heads = max(1, config.heads * W // config.hidden)
-        self.heads = next(n for n in range(heads, 0, -1) if W % n == 0)
+        most = max(1, config.heads * W // config.hidden)
+        # the nearest number that divides the width, for rotary positions into even parts
+        self.heads = next(n for n in range(most, 0, -1) if W % n == 0 and not (rotary and W // n % 2))
         self.dropout, self.rotary, self.window, self.causal = config.dropout, rotary, window, causal
         self.norm = norm(W, config)
         self.qkv = linear(W, 3 * W, config)
@@ -195,11 +198,9 @@ class SelfAttention(nn.Module):
         if past is not None:
             past[:] = [torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True)] if past else [k, v]
             k, v = past
-        elif self.causal:
-            mask = torch.ones(z.shape[1], z.shape[1], dtype=torch.bool, device=z.device).tril()[None, None]
         if self.window:
             return z + self.out(window_attention(q, k, v, self.window, mask, dropout))
-        return z + self.out(attention(q, k, v, mask, dropout))
+        return z + self.out(attention(q, k, v, mask, dropout, self.causal and past is None))
 
 
 RECOMPUTED = 1 << 21  # numbers in an FFN's inner state from which on the CPU makes it again in backward

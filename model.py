@@ -38,7 +38,9 @@ class ModelConfig:
     ] = "posonly"
     layers: Annotated[int, "encoder layers"] = 6
     iterations: Annotated[int, "recursive: how often the shared layer is applied"] = 6
-    least_iterations: Annotated[int, "recursive: each step draws from so many to `iterations`; 0: always those"] = 0
+    least_iterations: Annotated[
+        int, "recursive: each step draws a number from this one to `iterations`; 0: always those"
+    ] = 0
     backprop_iterations: Annotated[int, "recursive: the last so many pass a gradient on; 0: all"] = 0
     reads: Annotated[int, "perceiver_io: the first so many layers read the tokens"] = 1
     gru: Annotated[bool, "slot: a gated recurrent unit takes up what was read"] = False
@@ -46,14 +48,14 @@ class ModelConfig:
     token_window: Annotated[int, "token_layers: tokens to either side that a token attends to"] = 8
     decoder_layers: Annotated[int, "decoder blocks of cross-attention and FFN"] = 1
     decoder_window: Annotated[int, "diffusion: tokens to either side that a position attends to; 0: none"] = 0
-    timestep: Annotated[bool, "diffusion: blocks know the share of the span that is hidden (AdaLN-Zero)"] = True
+    timestep: Annotated[bool, "diffusion: blocks know the share of the span that is predicted (AdaLN-Zero)"] = True
     word_dropout: Annotated[float, "causal: share of the tokens before that it sees as [MASK] in training"] = 0.0
     hidden: Annotated[int, "width of a concept"] = 512
     heads: Annotated[int, "attention heads"] = 8
     intermediate: Annotated[int, "inner width of the FFNs"] = 2048
     concepts: Annotated[int, "number of concepts"] = 128
     nested: Annotated[
-        bool, "each step trains the first 1, 2, 4 ... concepts alone, or in half of the steps all (--concepts=C later)"
+        bool, "half of the steps train all concepts, the others the first 1, 2, 4 ... alone (--concepts=C later)"
     ] = False
     registers: Annotated[int, "latents besides the concepts, which no decoder sees"] = 0
     token_dim: Annotated[int, "width of the token embeddings (0: hidden)"] = 0
@@ -104,7 +106,7 @@ class ModelConfig:
         if self.concept_position not in (kinds := ENCODERS[self.encoder].concept_positions):
             what = f"concept_position = {self.concept_position!r} means nothing to encoder = {self.encoder!r}"
             raise ValueError(f"{what}; write one of {', '.join(kinds)}")
-        if self.encoder == "perceiver_io" and self.reads > self.layers:
+        if "reads" in ENCODERS[self.encoder].uses and self.reads > self.layers:
             raise ValueError(f"reads = {self.reads} are more than layers = {self.layers}; write reads = {self.layers}")
         for key in ("least_iterations", "backprop_iterations"):
             if getattr(self, key) > self.iterations:
@@ -114,6 +116,8 @@ class ModelConfig:
         for key in ("token_position", "concept_position"):
             if getattr(self, key) == "rope" and (self.hidden // self.heads) % 2:
                 raise ValueError(f"{key} = 'rope' needs an even hidden / heads; write another number of heads")
+        if self.token_layers and self.token_position == "rope" and self.token_width % 2:
+            raise ValueError(f"token_layers turn pairs of columns; write an even token_dim, not {self.token_width}")
         if self.seeds_faithful:
             if self.token_position == "rope":
                 raise ValueError("seeds_faithful has absolute positions; write token_position = 'learned'")
@@ -137,14 +141,17 @@ class ModelConfig:
         every = set().union(*(part.uses for part in (*ENCODERS.values(), *DECODERS.values())))
         unused = every - set().union(*(part.uses for part in parts if part))
         unused |= set() if self.token_init == "spectral" else {"spectral_share"}
+        if self.concept_position == "cope" and "concept_position" not in getattr(parts[1], "uses", ()):
+            unused |= {"concept_position"}
         return unused if self.token_layers else unused | {"token_window"}
 
     def variants(self) -> list[tuple[float, Options]]:
         """What a training step may run with, and how likely: all concepts in half of the steps, else the first 1, 2, 4
         ... (`nested`); one of `least_iterations` ... `iterations`."""
-        few = [1 << i for i in range((self.concepts - 1).bit_length())] if self.nested else []
-        counts = [(0.5 / len(few), m) for m in few] + [(0.5, 0)] if few else [(1.0, 0)]
-        recursive = "iterations" in ENCODERS[self.encoder].uses and self.least_iterations
+        uses = ENCODERS[self.encoder].uses
+        smaller = [1 << i for i in range((self.concepts - 1).bit_length())] if self.nested and "nested" in uses else []
+        counts = [(0.5 / len(smaller), m) for m in smaller] + [(0.5, 0)] if smaller else [(1.0, 0)]
+        recursive = "iterations" in uses and self.least_iterations
         depths = range(self.least_iterations, self.iterations + 1) if recursive else [0]
         return [(share / len(depths), Options(m, k)) for share, m in counts for k in depths]
 
@@ -184,7 +191,8 @@ class ConceptModel(nn.Module):
         # [MASK] is small: `input` makes the queries of hidden positions from it, and a tied head would answer [MASK]
         # everywhere (2.8 nats more at step 0). Not zero, so that all that reads it learns from the first step on.
         with torch.no_grad():
-            self.tokens.weight[mask_id] *= T**-0.5
+            for table in {self.tokens, getattr(self.decoder, "tokens", None)} - {None}:
+                table.weight[mask_id] *= T**-0.5
 
     def forward(self, *problems: Problem, options: Options | None = None):
         """(the cross-entropy of each, the concepts of each): the one entry for training, through DDP and torch.compile.

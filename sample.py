@@ -42,6 +42,8 @@ class SampleConfig:
     def __post_init__(self):
         if not self.run:
             raise ValueError("no run is given; write --run=out/quickstart")
+        if min(self.concepts, self.iterations) < 0:
+            raise ValueError("concepts and iterations are 1 or more, 0 as trained; leave them out")
         if self.temperature < 0:
             raise ValueError(f"temperature = {self.temperature} is negative; write 0 for the likeliest token")
         if not self.text.strip():

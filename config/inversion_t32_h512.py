@@ -13,4 +13,3 @@ token_dim = 32
 hidden = 512
 heads = 8
 intermediate = 2048
-concepts = 32

@@ -13,4 +13,3 @@ token_dim = 64
 hidden = 1024
 heads = 16
 intermediate = 4096
-concepts = 32

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from encoders import Options
+from encoders import ENCODERS, Options
 from lab import dataset
 from lab.command import say
 from lab.configurator import UserError, warn
@@ -86,9 +86,9 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, f
     for shape, (share, options) in itertools.product(plan.shapes(), model.variants()):
         parameters, modules = measure(model, partial(forward, shape, options))
         total += 3 * share * modules["Global"]
-        few = model.backprop_iterations if model.encoder == "recursive" else 0
-        if 0 < few < (options.iterations or model.iterations):
-            _, with_gradient = measure(model, partial(forward, shape, options._replace(iterations=few)))
+        last = model.backprop_iterations if "iterations" in ENCODERS[model.encoder].uses else 0
+        if 0 < last < (options.iterations or model.iterations):
+            _, with_gradient = measure(model, partial(forward, shape, options._replace(iterations=last)))
             total -= 2 * share * (modules["Global"] - with_gradient["Global"])
     return parameters, total / (plan.micro_tokens * len(plan.lengths))
 

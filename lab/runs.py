@@ -296,7 +296,8 @@ def load_part(model: ConceptModel, theirs: dict[str, Tensor], part: str, run: st
 
 
 def run_id(preset: str, model: ModelConfig) -> str:
-    shape = f"H{model.hidden}L{model.layers}C{model.concepts}"
+    depth = f"K{model.iterations}" if "iterations" in ENCODERS[model.encoder].uses else f"L{model.layers}"
+    shape = f"H{model.hidden}{depth}C{model.concepts}"
     return f"{preset}_{shape}_{datetime.now():%Y%m%d_%H%M%S}"
 
 
@@ -371,10 +372,11 @@ class LoadedRun:
     def fitted(self) -> tuple[Tensor, Tensor]:
         """geometry.isotropic of the embeddings of `rows`."""
         settings = self.config["remove_directions"], self.config["whitening"]
-        if self.fit is None or self.fit[0] != settings:
+        if self.fit is None or self.fit[0] != (settings, self.model.options):
             with exact_matmul():
                 parts = [self.model.embed(ids.to(self.device)) for ids in self.rows.long().split(256)]
-            self.fit = settings, geometry.isotropic(torch.cat(parts).double().cpu(), *settings)
+            found = geometry.isotropic(torch.cat(parts).double().cpu(), *settings)
+            self.fit = (settings, self.model.options), found
         return self.fit[1]
 
     def twin(self, seed: int) -> "LoadedRun":
@@ -413,8 +415,8 @@ def check_options(shape: ModelConfig, options: Options):
         raise UserError(
             "the run was not trained with nested=True, its first concepts mean nothing alone; leave --concepts out"
         )
-    if not 0 <= options.concepts <= shape.concepts or options.iterations < 0:
-        raise UserError(f"--concepts are 1 to {shape.concepts} and --iterations 1 or more; not {tuple(options)}")
+    if not 0 <= options.concepts <= shape.concepts:
+        raise UserError(f"concepts = {options.concepts} is not within 1 and {shape.concepts}; write another --concepts")
 
 
 def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options = AS_CONFIGURED) -> LoadedRun:

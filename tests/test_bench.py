@@ -106,7 +106,15 @@ def test_arms_that_do_not_agree_are_not_compared(tiny, monkeypatch):
 
 
 def test_what_has_no_reference_is_measured_alone(tiny):
-    for change in ("seeds_faithful = False", 'objective = "tsdae"', 'objective = "mlm + bow"', "decoder_layers = 2"):
+    changes = ["seeds_faithful = False", 'objective = "tsdae"', 'objective = "mlm + bow"', "decoder_layers = 2"]
+    changes += [
+        'encoder = "recursive"',
+        'encoder = "two_way"',
+        'decoder = "causal"',
+        "token_layers = 1",
+        "registers = 1",
+    ]
+    for change in changes:
         tiny.write_text(f"{TINY}\n{change}\n")
         assert not bench.has_reference(bench.read_preset(tiny, 4))
 

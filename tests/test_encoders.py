@@ -12,7 +12,7 @@ from registries import MASK, SMALL, build, make_problems, masked_problem
 from test_model import perturb, slow_attention
 from torch.autograd import gradcheck
 
-from encoders import ENCODERS, Options, pooling
+from encoders import ENCODERS, Options, adaptive_mean
 from layers import SelfAttention, attention, cope_attention, window_attention
 from model import ConceptModel, ModelConfig, measure
 
@@ -75,13 +75,14 @@ def test_causal_self_attention_with_kept_keys_equals_the_whole():
     torch.testing.assert_close(block(later)[:, :4], whole[:, :4])
 
 
-def test_pooling_has_the_bins_of_adaptive_pooling():
+def test_adaptive_means_have_the_bins_of_adaptive_pooling():
     for n, m in itertools.product(range(1, 14), range(1, 9)):
-        x = torch.randn(1, 3, n, dtype=torch.float64)
-        torch.testing.assert_close(x @ pooling(n, m, n, m, x.dtype).T, F.adaptive_avg_pool1d(x, m))
-        of_rows = pooling(torch.tensor([[[n]]]), torch.tensor([[[m]]]), n + 3, m + 2)
-        assert torch.equal(of_rows[0, :m, :n], pooling(n, m, n, m)) and not of_rows[0, m:].any()
-        assert not of_rows[0, :, n:].any()
+        x = torch.randn(2, n + 3, 3, dtype=torch.float64)
+        expected = F.adaptive_avg_pool1d(x[:, :n].mT, m).mT
+        torch.testing.assert_close(adaptive_mean(x[:, :n], n, m, m), expected)
+        if n / m <= (n + 3) / (m + 1):  # rows of their own lengths in a wider batch
+            rows = torch.tensor([[n], [n]]), torch.tensor([[m], [m]])
+            torch.testing.assert_close(adaptive_mean(x, *rows, m + 1)[:, :m], expected)
 
 
 # ---- encoders, straight from their formulas
@@ -139,7 +140,7 @@ def test_two_way_is_the_seeds_layer():
     for i, layer in enumerate(model.encoder.layers):
         z = z + multihead(layer.cross, z, x)
         if i < 2:
-            x = x + multihead(layer.back, x, z)
+            x = x + multihead(layer.reverse, x, z)
         z = layer.ffn(layer.self_attention(z))
     torch.testing.assert_close(model.encode(ids), model.encoder.norm(z))
 
@@ -333,6 +334,17 @@ def test_tokens_know_their_neighbours_before_they_are_read(encoder):
     ids = torch.randint(40, (2, 12))
     mask = torch.arange(12) < torch.tensor([[12], [5]])
     torch.testing.assert_close(model.encode(ids, mask=mask)[1], model.encode(ids[1:, :5])[0], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("keys", [*(dict(encoder=e) for e in ENCODERS), dict(encoder="slot", gru=True)], ids=str)
+def test_the_residual_stream_stays_float32_under_autocast(keys):
+    model, found = build(dtype=torch.float32, token_dim=8, token_layers=1, **keys), []
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.encode(torch.randint(40, (2, 9)))
+    assert set(found) == {torch.float32}
 
 
 @pytest.mark.parametrize("local", [0, 1])

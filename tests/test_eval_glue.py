@@ -353,7 +353,7 @@ def test_a_sweep_over_concepts_and_iterations(place, capsys):
     """Each point is what one call with it alone gives; the twin is run in the same way."""
     out = place / "out" / "sweep"
     where = [f"--data_dir={place / 'data'}", "--dataset=toy", f"--out_dir={out}", "--max_steps=2"]
-    shape = ["--encoder=recursive", "--iterations=3", "--nested=True"]
+    shape = ["--encoder=recursive", "--iterations=3", "--nested=True", "--whitening=0.25"]
     assert train.main([str(ROOT / "config" / "quickstart.py"), *SMALL, *where, *shape]) == 0
     capsys.readouterr()
     assert judge(place, "--tasks=stsb,mrpc", "--concepts=1,8", "--iterations=1,2", run="sweep") == 0

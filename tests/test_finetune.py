@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 import eval_glue
 import train
+from decoders import DECODERS
 from heads import HEADS
 from lab import finetune, floors, tasks
 from lab.command import NonFinite
@@ -52,11 +53,13 @@ def texts_of(rows):
     return tuple(torch.from_numpy(x) for x in pad_batch(rows, 0))
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    "name,decoder", [*((name, "posonly") for name in HEADS), *(("via_decoder", d) for d in DECODERS)]
+)
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_a_head_reads_its_text_alone(name, outputs):
+def test_a_head_reads_its_text_alone(name, decoder, outputs):
     """Whatever stands beside it in the batch, and however long the padding is; all of it is trained."""
-    model = ConceptModel(ModelConfig(**SHAPE)).eval()
+    model = ConceptModel(ModelConfig(**SHAPE | {"decoder": decoder})).eval()
     head = HEADS[name](model.config, outputs, 2 if HEADS[name].apart else 1).eval()
     rows = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16]]
     texts = [texts_of(rows), texts_of(rows[::-1])][: 2 if HEADS[name].apart else 1]

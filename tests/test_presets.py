@@ -32,6 +32,7 @@ PARAMETERS = {
     "recursive_mlm_k6": 34_786_304,
     "tsdae_two_way_l6": 93_157_888 - 1_051_648,  # theirs has a last reverse attention without a gradient
     "diffusion_mlm_l2": 94_774_784,
+    "diffusion_mlm_l6": 122_093_056,
     "tsdae_nested_l6": 86_848_000,
 }
 
@@ -72,7 +73,6 @@ VARIANTS = [  # of the seeds' six layers; the numbers are logged
     (dict(concept_position="learned"), 61_059_584 + 65_536),
     (dict(encoder="recursive", tied=False), 60_574_720),
     (dict(encoder="recursive", decoder="none"), 31_371_776),
-    (dict(decoder="diffusion", decoder_layers=2, tied=False), 122_093_056),
     (dict(tied=False, token_dim=64), 64_120_320),
     (dict(tied=False, token_dim=32), 62_459_392),
     (dict(tied=False, token_dim=64, decoder="posonly"), 64_087_040),

@@ -21,6 +21,9 @@ arms = {
     "dense": {"encoder": "dense", "token_position": "rope"},
     "funnel": {"encoder": "funnel", "concept_position": "rope"},
     "nested": {"nested": True},
+    "registers": {"registers": 4},
+    "rope": {"concept_position": "rope"},
+    "cope": {"concept_position": "cope"},
 }
 seeds = (0, 1)
 tasks = "stsb,sick_r"

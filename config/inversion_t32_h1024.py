@@ -1,7 +1,7 @@
 """
-Masked LM with dimension inversion: tokens of width 128, concepts of width 1024, and a tied head that is factorised.
+Masked LM with dimension inversion: tokens of width 32, concepts of width 1024, and a tied head that is factorised.
 
-    torchrun --nproc_per_node=4 train.py config/inversion_t128_h1024.py
+    torchrun --nproc_per_node=4 train.py config/inversion_t32_h1024.py
 
 One of the sizes that the seeds planned; there the head stayed whole, and the model larger than with wide tokens.
 """
@@ -9,8 +9,7 @@ One of the sizes that the seeds planned; there the head stayed whole, and the mo
 base = "config/perceiver_mlm_l6.py"
 
 seeds_faithful = False
-token_dim = 128
+token_dim = 32
 hidden = 1024
 heads = 16
 intermediate = 4096
-concepts = 32
