@@ -296,8 +296,8 @@ def load_part(model: ConceptModel, theirs: dict[str, Tensor], part: str, run: st
 
 
 def run_id(preset: str, model: ModelConfig) -> str:
-    depth = f"K{model.iterations}" if "iterations" in ENCODERS[model.encoder].uses else f"L{model.layers}"
-    shape = f"H{model.hidden}{depth}C{model.concepts}"
+    depth = model.iterations if "iterations" in ENCODERS[model.encoder].uses else model.layers
+    shape = f"H{model.hidden}L{depth}C{model.concepts}"
     return f"{preset}_{shape}_{datetime.now():%Y%m%d_%H%M%S}"
 
 
