@@ -84,7 +84,12 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, f
 
     total = 0
     for shape, (share, options) in itertools.product(plan.shapes(), model.variants()):
-        parameters, modules = measure(model, partial(forward, shape, options))
+        try:
+            parameters, modules = measure(model, partial(forward, shape, options))
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            raise UserError("a tensor of this model would have more than 2^63 bytes; write smaller sizes") from None
         total += 3 * share * modules["Global"]
         last = model.backprop_iterations if "iterations" in ENCODERS[model.encoder].uses else 0
         if 0 < last < (options.iterations or model.iterations):

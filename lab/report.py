@@ -4,8 +4,11 @@ A number of several seeds is a tuple (middle, low, high), one with an interval a
 is such a dict with a "verdict" and, where it is over the best of all floors, "floor". All are 0-1, and printed x100.
 """
 
+import base64
 import statistics
 from collections.abc import Sequence
+from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 
 from lab.files import replacing
@@ -14,54 +17,87 @@ FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf",
 LIFTS = ("best_floor", "token_idf", "untrained")
 
 
-def curves(metrics: list[dict], path: Path):
-    """metrics.jsonl's records -> curves.png: losses over steps, and what the concepts add to them."""
+@contextmanager
+def figure(path: Path, columns: int = 1, size: tuple[float, float] = (6, 4)):
+    """Axes of a picture, `columns` beside each other, which is written to `path` when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+
+    drawn, axes = plt.subplots(1, columns, figsize=size, constrained_layout=True, squeeze=False)
+    try:
+        yield axes[0] if columns > 1 else axes[0, 0]
+        for one in axes[0]:
+            one.spines[["top", "right"]].set_visible(False)
+        with replacing(path) as temporary:
+            drawn.savefig(temporary, dpi=100, format="png")
+    finally:
+        plt.close(drawn)
+
+
+def curves(metrics: list[dict], path: Path):
+    """metrics.jsonl's records -> curves.png: losses over steps, and what the concepts add to them."""
 
     def draw(axes, key, **style):
         if points := [(record["step"], record[key]) for record in metrics if key in record]:
             axes.plot(*zip(*points, strict=True), **style)
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    draw(left, "loss", label="training", color="0.75", lw=1)
-    for key in dict.fromkeys(key for record in metrics for key in record if key.startswith("val_loss_")):
-        draw(left, key, label=f"validation, {key[9:]}", marker=".")
-    left.set(xlabel="step", ylabel="nats per scored token", title="loss")
-    if left.lines:
-        left.legend(frameon=False)
-    draw(right, "delta_shuffle", marker=".", color="tab:red")
-    right.axhline(0, color="0.75", lw=1)
-    right.set(xlabel="step", ylabel="nats", title="loss added by another row's concepts")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
-    plt.close(figure)
+    with figure(path, 2, (11, 4)) as (left, right):
+        draw(left, "loss", label="training", color="0.75", lw=1)
+        for key in dict.fromkeys(key for record in metrics for key in record if key.startswith("val_loss_")):
+            draw(left, key, label=f"validation, {key[9:]}", marker=".")
+        left.set(xlabel="step", ylabel="nats per scored token", title="loss")
+        if left.lines:
+            left.legend(frameon=False)
+        draw(right, "delta_shuffle", marker=".", color="tab:red")
+        right.axhline(0, color="0.75", lw=1)
+        right.set(xlabel="step", ylabel="nats", title="loss added by another row's concepts")
 
 
 def sweep_figure(lines: dict[str, list[tuple[float, float]]], path: Path):
     """name -> (MFLOP a token, score x100) of one model run in several ways; "NAME, untrained" in the colour of NAME."""
-    import matplotlib
+    tasks = list(dict.fromkeys(name.partition(",")[0] for name in lines))
+    with figure(path) as axes:
+        for name, points in lines.items():
+            task, _, untrained = name.partition(",")
+            style = {"ls": ":", "lw": 1} if untrained else {"marker": "."}
+            axes.plot(*zip(*sorted(points), strict=True), color=f"C{tasks.index(task)}", label=name, **style)
+        axes.set(xlabel="MFLOP a token, encoding", ylabel="score x100", title="quality against cost, dev")
+        axes.legend(frameon=False, fontsize="small")
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, 4), constrained_layout=True)
-    colours = {name.partition(",")[0]: None for name in lines}
-    colours = {name: f"C{i}" for i, name in enumerate(colours)}
-    for name, points in lines.items():
-        task, _, untrained = name.partition(",")
-        style = {"ls": ":", "lw": 1} if untrained else {"marker": "."}
-        axes.plot(*zip(*sorted(points), strict=True), color=colours[task], label=name, **style)
-    axes.set(xlabel="MFLOP a token, encoding", ylabel="score x100", title="quality against cost, dev")
-    axes.legend(frameon=False, fontsize="small")
-    axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
-    plt.close(figure)
+def spectra(lines: dict[str, list[float]], label: str, path: Path, places: list[int] | None = None) -> Path:
+    """A line for each name, over its numbers 1 ... n or these places."""
+    with figure(path, size=(6, 3)) as axes:
+        for name, values in lines.items():
+            axes.plot(places or range(1, len(values) + 1), values, marker=".", label=name)
+        axes.set(
+            xlabel="position" if places else "number", ylabel=label, ylim=(min(0, *map(min, lines.values())), None)
+        )
+        axes.legend(frameon=False)
+    return path
+
+
+def heatmaps(matrices: dict[str, list[list[float]]], path: Path) -> Path:
+    """Cosines, -1 to 1, a square for each name."""
+    with figure(path, len(matrices), (4 * len(matrices), 3.4)) as every:
+        for axes, (name, values) in zip(every, matrices.items(), strict=True):
+            image = axes.imshow(values, vmin=-1, vmax=1, cmap="RdBu_r")
+            axes.set(title=name, xlabel="concept", ylabel="concept")
+        axes.figure.colorbar(image, ax=list(every), label="mean cosine")
+    return path
+
+
+def bars(values: dict[str, list[float]], label: str, path: Path) -> Path:
+    """A panel for each name."""
+    with figure(path, max(2, len(values)), (9, 3)) as every:
+        for axes, (name, heights) in zip(every, values.items(), strict=False):
+            axes.bar(range(len(heights)), heights, color="tab:blue")
+            axes.set(xlabel=label, title=name)
+        for axes in every[len(values) :]:
+            axes.set_visible(False)
+    return path
 
 
 def table(header: list[str], rows: list[list]) -> str:
@@ -175,3 +211,38 @@ def score_table(rows: list[dict]) -> str:
     """Rows of `score_rows`; a floor that none of them has gets no column."""
     empty = {key for key in FLOORS if all(row[key] is None for row in rows)}
     return dict_table([{key: value for key, value in row.items() if key not in empty} for row in rows])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pages: one file, nothing is fetched
+
+STYLE = """body{font:16px/1.45 sans-serif;max-width:60rem;margin:auto;padding:1rem;color:#222}
+table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border-bottom:1px solid #ddd;padding:.25rem .6rem;
+text-align:left;vertical-align:top;font-size:.9rem}img{max-width:100%;height:auto}h1{font-size:1.3rem;overflow-wrap:anywhere}"""
+
+
+def page(title: str, about: str, parts: list[str]) -> str:
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}</title>"
+    body = f"<h1>{escape(title)}</h1>{paragraphs([about])}{''.join(parts)}"
+    return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n"
+
+
+def heading(text: str) -> str:
+    return f"<h2>{escape(text)}</h2>"
+
+
+def paragraphs(texts: list[str]) -> str:
+    return "".join(f"<p>{escape(text)}</p>" for text in texts)
+
+
+def html_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [
+        "".join(f"<{tag}>{escape(str(x))}</{tag}>" for x in row)
+        for tag, row in [("th", header), *(("td", r) for r in rows)]
+    ]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def picture(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f"<img alt='{escape(path.stem)}' src='data:image/png;base64,{data}'>"

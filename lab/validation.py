@@ -35,15 +35,66 @@ class Batch:
     documents: Tensor
 
 
-class Validation:
+class Judge:
+    """Fixed rows, and what a model makes of them."""
+
+    def __init__(
+        self, model: ConceptModel, objectives: Objectives, vocab: Vocabulary, world: World, fixed: list[Batch]
+    ):
+        self.model, self.objectives, self.vocab, self.world, self.fixed = model, objectives, vocab, world, fixed
+
+    def problem(self, part: Objective, batch: Batch) -> Problem:
+        rows, ids, documents = (x.to(self.world.device) for x in (batch.rows, batch.ids, batch.documents))
+        return part.problem(Rows(ids, Noise(SEED, 0, rows), self.vocab, documents))
+
+    def judged(self) -> Objective | None:
+        """The part of the objective that tells what concepts are worth: the first that is decoded, or the bag."""
+        ordered = sorted(self.objectives.parts, key=lambda part: part.predicts != "positions")
+        return next((part for part in ordered if part.predicts != "none"), None)
+
+    # What follows yields before each batch, so that whoever asks for an evaluation may break it off.
+
+    def concepts(self, problems: list[Problem]) -> Iterator[None]:
+        """-> concepts [rows of all problems, C, H], without autocast: rounding must not look like content."""
+        parts = []
+        for problem in problems:
+            yield
+            with exact_matmul():
+                parts.append(self.model.encode(problem.source, problem.source_pos))
+        return torch.cat(parts)
+
+    def loss_from(self, problems: list[Problem], concepts: Tensor) -> Iterator[None]:
+        """-> mean loss of the problems' rows, predicted from these concepts [rows of all problems, C, H]."""
+        total = 0.0
+        for c, problem in zip(concepts.split(len(problems[0].source)), problems, strict=True):
+            yield
+            with self.world.autocast():
+                total += len(c) * self.model.loss(c, problem).item()
+        return total / len(concepts)
+
+    def geometry(self) -> Iterator[None]:
+        """
+        -> the concepts of the fixed rows, read whole as `embed` reads them; what its own concepts are worth to the
+        first part of the objective that a decoder predicts (for bow alone: to the bag); and the verdict. All ranks have
+        the same rows: nothing is sent.
+        """
+        whole = [Problem(source=batch.ids.to(self.world.device)) for batch in self.fixed]
+        numbers = geometry.concept_geometry((yield from self.concepts(whole)))
+        if (judged := self.judged()) is not None:
+            problems = [self.problem(judged, batch) for batch in self.fixed]
+            concepts = yield from self.concepts(problems)
+            own = yield from self.loss_from(problems, concepts)
+            for name, other in geometry.ablations(concepts).items():
+                numbers[f"delta_{name}"] = (yield from self.loss_from(problems, other)) - own
+        return numbers | {"verdict": geometry.verdict(numbers, self.model.config.concepts)}
+
+
+class Validation(Judge):
     """Validation rows of each length, and what the model makes of them."""
 
     def __init__(self, corpus: dataset.Corpus, lengths: tuple[int, ...], tokens: int, trainer):
         """tokens: how many are read of each length; trainer: has the model, objectives, vocab and world."""
-        self.model: ConceptModel = trainer.model
-        self.objectives: Objectives = trainer.objectives
-        self.vocab: Vocabulary = trainer.vocab
-        self.world: World = trainer.world
+        super().__init__(trainer.model, trainer.objectives, trainer.vocab, trainer.world, [])
         rules = {(False, False), *((part.one_document, part.pairs) for part in self.objectives.parts)}
         self.samplers = {
             rule: dataset.Sampler(corpus, lengths, seed=SEED, one_document=rule[0], pairs=rule[1]) for rule in rules
@@ -85,10 +136,6 @@ class Validation:
         """The rows a part is judged on: those of its own rule, whatever else the sum is made of."""
         return self.batches[(part.one_document, part.pairs), n]
 
-    def problem(self, part: Objective, batch: Batch) -> Problem:
-        rows, ids, documents = (x.to(self.world.device) for x in (batch.rows, batch.ids, batch.documents))
-        return part.problem(Rows(ids, Noise(SEED, 0, rows), self.vocab, documents))
-
     # What follows yields before each batch, so that whoever asks for an evaluation may break it off.
 
     def loss(self, part: Objective, n: int) -> Iterator[None]:
@@ -105,42 +152,6 @@ class Validation:
                     predicted = model.loss(concepts, problem)
                 sums[i] = part.loss(predicted, concepts, problem).double()
         return world.all_sum(sums).mean().item()
-
-    def concepts(self, problems: list[Problem]) -> Iterator[None]:
-        """-> concepts [rows of all problems, C, H], without autocast: rounding must not look like content."""
-        parts = []
-        for problem in problems:
-            yield
-            with exact_matmul():
-                parts.append(self.model.encode(problem.source, problem.source_pos))
-        return torch.cat(parts)
-
-    def loss_from(self, problems: list[Problem], concepts: Tensor) -> Iterator[None]:
-        """-> mean loss of the problems' rows, predicted from these concepts [rows of all problems, C, H]."""
-        total = 0.0
-        for c, problem in zip(concepts.split(len(problems[0].source)), problems, strict=True):
-            yield
-            with self.world.autocast():
-                total += len(c) * self.model.loss(c, problem).item()
-        return total / len(concepts)
-
-    def geometry(self) -> Iterator[None]:
-        """
-        -> the concepts of the fixed rows, read whole as `embed` reads them; what its own concepts are worth to the
-        first part of the objective that a decoder predicts (for bow alone: to the bag); and the verdict. All ranks have
-        the same rows: nothing is sent.
-        """
-        whole = [Problem(source=batch.ids.to(self.world.device)) for batch in self.fixed]
-        numbers = geometry.concept_geometry((yield from self.concepts(whole)))
-        ordered = sorted(self.objectives.parts, key=lambda part: part.predicts != "positions")
-        judged = next((part for part in ordered if part.predicts != "none"), None)
-        if judged is not None:
-            problems = [self.problem(judged, batch) for batch in self.fixed]
-            concepts = yield from self.concepts(problems)
-            own = yield from self.loss_from(problems, concepts)
-            for name, other in geometry.ablations(concepts).items():
-                numbers[f"delta_{name}"] = (yield from self.loss_from(problems, other)) - own
-        return numbers | {"verdict": geometry.verdict(numbers, self.model.config.concepts)}
 
     def evaluate(self, numbers: dict) -> Iterator[None]:
         """Fills `numbers` in."""

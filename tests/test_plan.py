@@ -96,6 +96,12 @@ def test_the_cost_is_the_mean_over_what_a_step_may_run_with():
     assert flops(nested=True) == pytest.approx((flops() + flops(concepts=1)) / 2, rel=1e-12)
 
 
+def test_sizes_that_no_machine_counts():
+    sizes = dict(hidden=884_390_654, heads=1, layers=1, intermediate=8, concepts=2, max_length=16, vocab_size=50)
+    with pytest.raises(UserError, match="write smaller sizes"):
+        cost(Plan((16,), 64, 64, 1), ModelConfig(**sizes), TSDAE)
+
+
 def test_what_a_step_runs_with_is_drawn_from_seed_and_step():
     model = ModelConfig(encoder="recursive", iterations=4, least_iterations=3, nested=True, concepts=4)
     drawn = [drawn_options(model, 7, step) for step in range(4000)]
