@@ -31,7 +31,8 @@ from lab.validation import Batch, Judge
 from objectives import ObjectiveConfig, Objectives, Problem, Vocabulary
 
 ROOT = Path(__file__).resolve().parent
-ROWS, QUICK_ROWS = 512, geometry.ROWS
+ROWS = 512
+QUICK = geometry.ROWS, 64  # rows, and tokens of them, of the health check: seconds for a six-layer model on a CPU
 BUCKETS = 8  # of positions
 COLLAPSED = 1e-4  # a dimension whose variance is below this share of the mean one's says nothing
 
@@ -56,13 +57,13 @@ class AnalyzeConfig:
 # What is measured
 
 
-def judge_of(run: LoadedRun, count: int) -> Judge:
-    """The run's model and objective on the rows that it keeps; every token counts alike."""
+def judge_of(run: LoadedRun, count: int, length: int | None = None) -> Judge:
+    """The run's model and objective on `count` of the rows that it keeps, up to `length`; every token counts alike."""
     keys = {key: run.config[key] for key in fields_of(ObjectiveConfig) if key in run.config} | {"token_weight": "none"}
     objectives = Objectives(ObjectiveConfig(**keys))
     V, special = run.model.config.vocab_size, tuple(dataset.special_ids(run.tokenizer).values())
     vocab = Vocabulary(V, run.model.mask_id, special, torch.ones(V, device=run.device))
-    ids = run.rows[:count].long()
+    ids = run.rows[:count, :length].long()
     if len(ids) < geometry.ROWS:
         raise UserError(f"the run keeps {len(ids)} rows of text, {geometry.ROWS} are needed; train it on more text")
     numbers = torch.arange(len(ids))
@@ -314,7 +315,7 @@ def main(argv) -> int:
     parsed = parse(argv, AnalyzeConfig, prog="analyze.py", doc=__doc__, root=ROOT, positional=False)
     config = parsed.make(AnalyzeConfig)
     run = load_run(config.run, config.ckpt, config.device, Options(config.concepts, config.iterations))
-    judge = judge_of(run, QUICK_ROWS if config.quick else ROWS)
+    judge = judge_of(run, *QUICK) if config.quick else judge_of(run, ROWS)
     finite = all(torch.isfinite(tensor).all() for tensor in run.model.state_dict().values())
     numbers = numbers_of(judge) if finite else None
     found = findings(run, numbers)
