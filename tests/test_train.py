@@ -302,6 +302,7 @@ MISTAKES = {
     "--delete_rate=1.5": "0 < delete_rate < 1",
     "--device=tpu": "device='tpu'",
     "--init_from=nowhere": "no run folder",
+    "--remove_directions=3": "must be one of [0, 1], not '3'",
     "--out_dir=/dev/null/x": "cannot be made",
     "--mask_rate=0": "mask_rate",
 }
