@@ -38,8 +38,8 @@ def allowed(config, fixed, tried):
 
 
 def structures():
-    """All pairs of an encoder and a decoder. With a default partner, each in every token width, head and positions,
-    ours and the seeds', and in every choice of its own."""
+    """All pairs of an encoder and a decoder. With a default partner, each in every choice of its own and in every token
+    width, head and positions, ours and the seeds'; decoders in all combinations of these."""
     shared = dict(
         token_dim=(0, 8), tied=(True, False), token_position=("learned", "rope"), seeds_faithful=(False, True)
     )
@@ -48,8 +48,13 @@ def structures():
         pair, own = dict(encoder=e, decoder=d), set()
         own |= ENCODERS[e].uses if d == ModelConfig.decoder else set()
         own |= DECODERS[d].uses if e == ModelConfig.encoder else set()
-        first = ModelConfig.encoder == e or ModelConfig.decoder == d
-        found += [pair, *(allowed(ModelConfig, pair, shared) if first else ())]
+        found.append(pair)
+        if ModelConfig.encoder == e:
+            found += allowed(ModelConfig, pair, shared)
+        elif ModelConfig.decoder == d:
+            for key, values in shared.items():
+                found += allowed(ModelConfig, pair, {key: values})
+            found += allowed(ModelConfig, pair | dict(token_dim=8, tied=False, seeds_faithful=True), {})
         for key, values in choices(ModelConfig, own).items():
             found += allowed(ModelConfig, pair, {key: values})
     return list({name(keys): keys for keys in found}.values())

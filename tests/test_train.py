@@ -15,7 +15,7 @@ import sample
 import train
 from lab import distributed
 from lab.command import NonFinite
-from lab.configurator import UserError
+from lab.configurator import UserError, read_config
 from lab.runs import RunFolder, load_run
 from model import ConceptModel
 from objectives import ObjectiveConfig, Objectives
@@ -87,6 +87,8 @@ def test_embed_does_not_depend_on_padding_or_batch(base, capsys):
 def test_every_preset_trains_shrunk(path, data, tmp_path):
     """H 64, N 64: two steps, after which AdamW has seen a gradient for every parameter."""
     lengths = ["--lengths=64", "--delete_rate=0.3", "--max_steps=2", "--eval_interval=0", "--warmup=0"]
+    if read_config(path, ROOT).get("token_dim", (0,))[0]:
+        lengths.append("--token_dim=16")
     assert run(data, tmp_path / "run", *lengths, preset=path.stem) == 0
     optimizer = torch.load(tmp_path / "run/ckpt_2/optim.pt", weights_only=True)
     shape = json.loads((tmp_path / "run/config.json").read_text())
