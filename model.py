@@ -104,8 +104,8 @@ class ModelConfig:
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key} = {getattr(self, key)} is not a share; write a number from 0 to below 1")
         for key in ("layers", "decoder_layers", "token_layers", "iterations"):
-            if getattr(self, key) > 256:
-                raise ValueError(f"{key} = {getattr(self, key)} take for ever; write 256 or fewer")
+            if getattr(self, key) > 64:
+                raise ValueError(f"{key} = {getattr(self, key)} are more than this is made for; write 64 or fewer")
         if len(self.variants()) > 32:
             raise ValueError(f"{len(self.variants())} ways to run a step are too many; write a larger least_iterations")
         if self.concept_position not in (kinds := ENCODERS[self.encoder].concept_positions):

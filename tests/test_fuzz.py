@@ -21,7 +21,7 @@ LINES = {path: path.read_text(encoding="utf-8").splitlines() for path in FILES}
 FIELDS = fields_of(train.TrainConfig) | fields_of(train.ObjectiveConfig) | fields_of(train.ModelConfig)
 KEYS = [key for key in FIELDS if key != "print_config"]  # which is always given, so that nothing is trained
 
-SECONDS = 60  # of the processor, for one command line: 256 layers take 8, what takes longer hangs
+SECONDS = 30  # of the processor, for one command line: 64 layers take 3, what takes longer hangs
 MEMORY = 4 << 30  # bytes that it may take
 
 # Drawn often: what is right, nearly right, or large.
