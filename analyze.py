@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import geometry
-from encoders import Options
 from lab import command, dataset, report
 from lab.command import say
 from lab.configurator import UserError, fields_of, parse
 from lab.distributed import World
 from lab.files import write_atomic
-from lab.runs import LoadedRun, RunFolder, load_run
+from lab.runs import LoadedRun, OneRun, RunFolder
 from lab.validation import Batch, Judge
 from objectives import ObjectiveConfig, Objectives, Problem, Vocabulary
 
@@ -38,19 +37,8 @@ COLLAPSED = 1e-4  # a dimension whose variance is below this share of the mean o
 
 
 @dataclass
-class AnalyzeConfig:
-    run: Annotated[str, "run folder that train.py wrote"] = ""
+class AnalyzeConfig(OneRun):
     quick: Annotated[bool, "only the health check: a line a finding, exit code 3 if there is one"] = False
-    concepts: Annotated[int, "the first so many of a run with nested=True; 0: all"] = 0
-    iterations: Annotated[int, "of a recursive encoder; 0: as trained"] = 0
-    ckpt: Annotated[str, "latest, best or a step"] = "latest"
-    device: Annotated[str, "auto, cpu or cuda"] = "auto"
-
-    def __post_init__(self):
-        if not self.run:
-            raise ValueError("no run is given; write --run=out/quickstart")
-        if min(self.concepts, self.iterations) < 0:
-            raise ValueError("concepts and iterations are 1 or more, 0 as trained; leave them out")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -83,8 +71,7 @@ def ended(steps: Iterator):
 @torch.no_grad()
 def numbers_of(judge: Judge) -> dict:
     """As in metrics.jsonl; and how many dimensions of the pooled vectors hardly change with the text."""
-    concepts = ended(judge.concepts([Problem(source=batch.ids.to(judge.world.device)) for batch in judge.fixed]))
-    variance = concepts.mean(1).double().var(0)
+    variance = ended(judge.whole()).mean(1).double().var(0)
     numbers = ended(judge.geometry())
     return numbers | {"collapsed_dimensions": int((variance < COLLAPSED * variance.mean()).sum())}
 
@@ -139,7 +126,7 @@ def losses_by_position(judge: Judge, problems: list[Problem], kinds: dict[str, T
 def shape_of_concepts(judge: Judge) -> dict[str, Tensor]:
     """spectrum: mean singular values of a text's slot-centred concepts; pooled: those of the centred means; similarity
     [C, C]: mean cosine of two concepts of a text; variance [C]: how much each changes with the text."""
-    c = ended(judge.concepts([Problem(source=batch.ids.to(judge.world.device)) for batch in judge.fixed])).cpu()
+    c = ended(judge.whole()).cpu()
     centred, unit = geometry.centred(c), F.normalize(c.double(), dim=-1)
     return {
         "spectrum": geometry.singular_values(centred).mean(0).flip(0),
@@ -237,7 +224,7 @@ def between(run: LoadedRun, judge: Judge, steps: int = 5) -> list[list[str]]:
 def neighbours(run: LoadedRun, judge: Judge, count: int = 10) -> list[list[str]]:
     """The nearest other row of each of the first rows, by the centred cosine of mean concepts."""
     ids = torch.cat([batch.ids for batch in judge.fixed])
-    vectors = torch.cat([run.model.embed(batch.ids.to(run.device)).double().cpu() for batch in judge.fixed])
+    vectors = ended(judge.whole()).mean(1).double().cpu()
     unit = F.normalize(vectors - vectors.mean(0), dim=1)
     cosines = unit[:count] @ unit.T
     cosines[torch.arange(count), torch.arange(count)] = -2
@@ -250,62 +237,49 @@ def neighbours(run: LoadedRun, judge: Judge, count: int = 10) -> list[list[str]]
 
 def page(run: LoadedRun, judge: Judge, both: dict, shapes: dict, use: dict, found: list[str], folder: Path) -> str:
     """The report as HTML; its pictures are written to `folder`, too."""
-    numbers = [
-        [name, shown(both[name]["trained"]), shown(both[name]["untrained"]), text]
-        for name, text in DEFINED.items()
-        if name in both
-    ]
-    parts = [
-        report.paragraphs(found or ["healthy: nothing was found"]),
-        report.html_table(["number", "trained", "untrained", "what it says"], numbers),
-    ]
-    names = {"trained": shapes["trained"], "untrained": shapes["untrained"]}
-    for key, title, about in (
-        ("spectrum", "Singular values of a text's concepts", "each concept less its mean over texts; mean over texts"),
-        ("pooled", "Singular values of the mean concepts", "over texts, centred"),
-    ):
-        parts += [
-            report.heading(title),
-            report.picture(
-                report.spectra({name: s[key].tolist() for name, s in names.items()}, about, folder / f"{key}.png")
-            ),
-        ]
-    heat = {name: s["similarity"].tolist() for name, s in names.items()}
-    parts += [
-        report.heading("Which concepts resemble each other"),
-        report.picture(report.heatmaps(heat, folder / "similarity.png")),
-    ]
-    bars = {
-        "variance over texts": (
-            names["trained"]["variance"] / names["trained"]["variance"].mean().clamp_min(1e-30)
-        ).tolist()
-    }
-    if use:
-        bars["loss rise without it, nats"] = use["knock_out"]
-    parts += [
-        report.heading("What each concept does"),
-        report.picture(report.bars(bars, "concept", folder / "concepts.png")),
-    ]
+    parts = [report.paragraphs(found or ["healthy: nothing was found"])]
+
+    def section(title: str, *content: str):
+        parts.extend([report.heading(title), *content])
+
+    def each(key: str) -> dict[str, list]:
+        return {name: shape[key].tolist() for name, shape in shapes.items()}
+
+    defined = [(name, both[name], text) for name, text in DEFINED.items() if name in both]
+    numbers = [[name, shown(entry["trained"]), shown(entry["untrained"]), text] for name, entry, text in defined]
+    parts.append(report.html_table(["number", "trained", "untrained", "what it says"], numbers))
+    about = "each concept less its mean over texts; mean over texts"
+    section(
+        "Singular values of a text's concepts",
+        report.picture(report.spectra(each("spectrum"), about, folder / "spectrum.png")),
+    )
+    section(
+        "Singular values of the mean concepts",
+        report.picture(report.spectra(each("pooled"), "over texts, centred", folder / "pooled.png")),
+    )
+    section(
+        "Which concepts resemble each other",
+        report.picture(report.heatmaps(each("similarity"), folder / "similarity.png")),
+    )
+    variance = shapes["trained"]["variance"]
+    bars = {"variance over texts": (variance / variance.mean().clamp_min(1e-30)).tolist()}
+    bars |= {"loss rise without it, nats": use["knock_out"]} if use else {}
+    section("What each concept does", report.picture(report.bars(bars, "concept", folder / "concepts.png")))
+    title = "What the concepts are worth, by position"
     if use:
         lines = {name: use[name] for name in ("delta_shuffle", "delta_zero", "delta_mean")}
-        parts += [
-            report.heading("What the concepts are worth, by position"),
-            report.picture(report.spectra(lines, "loss rise, nats", folder / "positions.png", use["position"])),
-        ]
+        place = folder / "positions.png"
+        section(title, report.picture(report.spectra(lines, "loss rise, nats", place, use["position"])))
     else:
-        parts.append(
-            report.paragraphs(["No position is decoded, so nothing says what a concept is worth to a decoder."])
-        )
+        section(title, report.paragraphs(["No position is decoded, so nothing says what a concept is worth there."]))
     rows, sentence = samples(run, judge)
-    parts += [report.heading("Reconstructions"), report.paragraphs([sentence])]
+    section("Reconstructions", report.paragraphs([sentence]))
     if rows:
         parts.append(report.html_table(["text", "what the encoder read", "teacher-forced", "free-running"], rows))
     if rows := between(run, judge):
-        parts += [report.heading("Between two texts"), report.html_table(["share", "decoded"], rows)]
-    parts += [
-        report.heading("Nearest rows"),
-        report.html_table(["row", "nearest other row", "centred cosine"], neighbours(run, judge)),
-    ]
+        section("Between two texts", report.html_table(["share", "decoded"], rows))
+    header = ["row", "nearest other row", "centred cosine"]
+    section("Nearest rows", report.html_table(header, neighbours(run, judge)))
     count, n = sum(len(batch.ids) for batch in judge.fixed), judge.fixed[0].ids.shape[1]
     about = f"ckpt_{run.step}, {count} rows of {n} tokens; untrained: the same model as it began"
     return report.page(run.config["run_id"], about, parts)
@@ -314,7 +288,7 @@ def page(run: LoadedRun, judge: Judge, both: dict, shapes: dict, use: dict, foun
 def main(argv) -> int:
     parsed = parse(argv, AnalyzeConfig, prog="analyze.py", doc=__doc__, root=ROOT, positional=False)
     config = parsed.make(AnalyzeConfig)
-    run = load_run(config.run, config.ckpt, config.device, Options(config.concepts, config.iterations))
+    run = config.load()
     judge = judge_of(run, *QUICK) if config.quick else judge_of(run, ROWS)
     finite = all(torch.isfinite(tensor).all() for tensor in run.model.state_dict().values())
     numbers = numbers_of(judge) if finite else None

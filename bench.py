@@ -6,11 +6,10 @@ Measures the training step of a preset, as train.py takes it: speed, share of th
     python bench.py config/bixt_cpu.py --lengths=512,2048,8192 --batch=1    # how the cost grows with the row
     python bench.py --costs                       # parameters and FLOPs of every preset of the seeds' sizes, no timing
 
-A dense encoder of the same sizes takes turns with ours, and the ratio is that of the median times.
-Where a plain reference of the same mathematics exists (lab/reference.py, for `seeds_faithful` presets), both take
-turns in one run on the same rows, and the ratio is that of the median times. Peak memory is that of a fresh process
-for each, everything included, in which what is freed is given back at once: what the step needs, not what an allocator
-keeps. Tokens are random, dropout is off, and compilation is ours alone.
+A dense encoder of the same sizes and, where there is one (for `seeds_faithful` presets), a plain reference of the same
+mathematics (lab/reference.py) take turns with ours on the same rows; ratios are of median times. Peak memory is that of
+a fresh process for each, everything included, in which what is freed is given back at once: what the step needs, not
+what an allocator keeps. Tokens are random, dropout is off, and compilation is never the reference's.
 """
 
 import json
@@ -23,7 +22,6 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,11 +32,10 @@ from encoders import ENCODERS
 from lab import command, distributed, files, optim, runs
 from lab.configurator import UserError, parse
 from lab.distributed import World
-from lab.plan import cost, make_plan
+from lab.plan import cost, encoding_flops, make_plan
 from lab.reference import ReferenceMLM, copy_weights, reference_inputs
 from lab.report import table
 from model import ConceptModel, ModelConfig
-from model import measure as count
 from noise import Noise
 from objectives import Rows, Vocabulary
 
@@ -261,10 +258,6 @@ def as_table(results: dict) -> str:
 COUNTED = 512, 4096, 32768  # tokens of a row
 
 
-def encode_zeros(model: ConceptModel, length: int):
-    model.encode(torch.zeros(1, length, dtype=torch.int64))
-
-
 def costs(paths: list[Path]) -> str:
     """Parameters; training FLOPs a token; FLOPs a token of encoding a row, and how many times a dense encoder's."""
     header = ["preset", "encoder", "parameters", "training, MFLOP/token", *(f"encoding {n:,}" for n in COUNTED)]
@@ -275,10 +268,8 @@ def costs(paths: list[Path]) -> str:
         parameters, training = cost(make_plan(settings.train, settings.objectives, 1), model, settings.objectives)
         cells = [settings.preset, model.encoder, f"{parameters:,}", f"{training / 1e6:.1f}"]
         for n in COUNTED:
-            shapes = (replace(shape, max_length=n) for shape in (model, as_dense(model)))
-            encode = partial(encode_zeros, length=n)
-            ours, dense = (count(shape, encode)[1]["Global"] / n / 1e6 for shape in shapes)
-            cells.append(f"{ours:.1f} ({dense / ours:.1f}x)")
+            ours, dense = (encoding_flops(replace(shape, max_length=n), n) for shape in (model, as_dense(model)))
+            cells.append(f"{ours / 1e6:.1f} ({dense / ours:.1f}x)")
         rows.append(cells)
     return table(header, rows)
 

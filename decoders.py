@@ -11,7 +11,17 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from layers import CrossAttention, FeedForward, SelfAttention, TransformerLayer, ZeroLinear, keys_values, linear, norm
+from layers import (
+    CrossAttention,
+    FeedForward,
+    SelfAttention,
+    TransformerLayer,
+    ZeroLinear,
+    keys_values,
+    linear,
+    norm,
+    widening,
+)
 from objectives import Problem
 
 DECODERS: dict[str, type["Decoder"]] = {}  # name -> class
@@ -23,6 +33,7 @@ class Decoder(nn.Module):
     def __init_subclass__(cls):
         DECODERS[cls.__name__.lower()] = cls
 
+    reads_ahead = False  # a position sees what stands behind it in the span, so padding too
     generate = None  # (concepts, length, embed, predict) -> ids, of a decoder that needs more than one pass
 
     def forward(self, concepts, problem: Problem, embed):
@@ -64,7 +75,10 @@ class Posonly(Decoder):
         self.heads = config.heads
         self.positions = nn.Embedding(config.max_length, H)
         self.cross = nn.ModuleList([CrossAttention(config, H, ordered=True) for _ in layers])
-        self.ffns = nn.ModuleList([FeedForward(config, gated=not config.seeds_faithful) for _ in layers])
+        self.ffns = nn.ModuleList([self.make_ffn(config) for _ in layers])
+
+    def make_ffn(self, config):
+        return FeedForward(config, gated=not config.seeds_faithful)
 
     def queries(self, problem, embed):
         """[1|B, K, H]"""
@@ -87,12 +101,11 @@ class Input(Posonly):
     def __init__(self, config):
         super().__init__(config)
         H, T = config.hidden, config.token_width
-        self.widen = linear(T, H, config) if T != H else None
+        self.widen = widening(T, H, config)
 
     def queries(self, problem, embed):
         pos, ids = scored_positions(problem)
-        tokens = embed(ids)
-        return self.positions(pos) + (tokens if self.widen is None else self.widen(tokens))
+        return self.positions(pos) + self.widen(embed(ids))
 
 
 class Weighted(Decoder):
@@ -130,10 +143,10 @@ class Diffusion(Input):
     def __init__(self, config):
         super().__init__(config)
         H, T, layers, faithful = config.hidden, config.token_width, range(config.decoder_layers), config.seeds_faithful
-        self.ffns = nn.ModuleList([FeedForward(config) for _ in layers])
         self.tokens = nn.Embedding(config.vocab_size, T) if faithful else None  # the seeds' has its own
         self.norm = norm(H, config) if faithful else None
         window = config.decoder_window
+        self.reads_ahead = window > 0
         self.local = nn.ModuleList([TransformerLayer(config, window=window) for _ in layers if window])
         self.time = self.modulations = None
         if config.timestep:
@@ -141,6 +154,9 @@ class Diffusion(Input):
                 block.norm = nn.LayerNorm(H, elementwise_affine=faithful)
             self.time = nn.Sequential(nn.Linear(H, 2 * H), nn.SiLU(), nn.Linear(2 * H, H))
             self.modulations = nn.ModuleList([ZeroLinear(H, 6 * H) for _ in layers])
+
+    def make_ffn(self, config):
+        return FeedForward(config)
 
     def forward(self, concepts, problem, embed):
         if self.tokens is not None:
@@ -202,13 +218,13 @@ class Causal(Decoder):
         H, T = config.hidden, config.token_width
         self.heads, self.word_dropout = config.heads, config.word_dropout
         self.positions = nn.Embedding(config.max_length, H)
-        self.widen = linear(T, H, config) if T != H else None
+        self.widen = widening(T, H, config)
         self.layers = nn.ModuleList([CausalLayer(config) for _ in range(config.decoder_layers)])
 
     def run(self, pairs, tokens, pos, pasts=None):
         """tokens [B, S, T] that stand before these positions [1|B, S] -> hidden [B, S, H]. pairs: keys and values of
         the concepts for each layer; pasts: a list for each, with the keys and values of what came before."""
-        x = self.positions(pos) + (tokens if self.widen is None else self.widen(tokens))
+        x = self.positions(pos) + self.widen(tokens)
         for layer, (k, v), past in zip(self.layers, pairs, pasts or [None] * len(pairs), strict=True):
             x = layer(x, k, v, past)
         return x

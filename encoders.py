@@ -24,6 +24,7 @@ from layers import (
     norm,
     rotate,
     split_heads,
+    widening,
 )
 
 ENCODERS: dict[str, type["Encoder"]] = {}  # name -> class
@@ -48,7 +49,8 @@ class Encoder(nn.Module):
 
     def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
         """x [B, S, T]: token embeddings with learned positions and dropout applied; pos [1|B, S]: where they stand, for
-        rotary positions; mask [B, S] (True: keep; what is kept stands first) or None -> concepts [B, C, H]."""
+        rotary positions; mask [B, S] (True: keep; what is kept stands first) or None; options: what this call changes,
+        for an encoder whose `uses` has "nested" or "iterations" -> concepts [B, C, H]."""
         raise NotImplementedError
 
 
@@ -100,8 +102,8 @@ class Perceiver(Encoder):
         self.config, self.heads, self.rotary = config, config.heads, config.token_position == "rope"
         self.slots = Slots(config)
         # The seeds widen narrow tokens first and read them un-normalised; ours go straight from T to keys and values.
-        self.widen = linear(T, H, config) if faithful and T != H else None
-        self.norm_tokens = None if faithful else token_norm(config)
+        self.widen = widening(T, H if faithful else T, config)
+        self.norm_tokens = nn.Identity() if faithful else token_norm(config)
         self.layers = nn.ModuleList(self.make_layers(config, H if faithful else T))
         self.norm = norm(H, config)
 
@@ -110,16 +112,13 @@ class Perceiver(Encoder):
 
     def read(self, x, pos, readers):
         """Keys and values [B, h, S, d] of the tokens for these CrossAttentions."""
-        if self.widen is not None:
-            x = self.widen(x)
-        if self.norm_tokens is not None:
-            x = self.norm_tokens(x)
+        x = self.norm_tokens(self.widen(x))
         pairs = keys_values(x, [cross.kv for cross in readers], self.heads)  # the tokens never change
         return [(rotate(k, pos), v) for k, v in pairs] if self.rotary else pairs
 
     def concepts(self, z, options):
         """Latents -> what decoders see of them."""
-        return self.norm(z[:, : options.concepts or self.config.concepts])
+        return self.norm(self.slots.seen(z, options.concepts))
 
     def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
         pairs = self.read(x, pos, [layer.cross for layer in self.layers])
@@ -256,17 +255,17 @@ class TwoWayLayer(PerceiverLayer):
 
     def __init__(self, config, width, last):
         super().__init__(config, width)
-        self.norm_tokens = None if config.seeds_faithful else token_norm(config)
-        self.norm_z = None if last or config.seeds_faithful else norm(config.hidden, config)
+        faithful = config.seeds_faithful
+        self.norm_tokens = nn.Identity() if faithful else token_norm(config)
+        self.norm_z = nn.Identity() if last or faithful else norm(config.hidden, config)
         self.reverse = None if last else CrossAttention(config, config.hidden, queries=width)
 
     def forward(self, z, x, pos, mask):
         heads = self.cross.heads
-        ((k, v),) = keys_values(x if self.norm_tokens is None else self.norm_tokens(x), [self.cross.kv], heads)
+        ((k, v),) = keys_values(self.norm_tokens(x), [self.cross.kv], heads)
         z = self.cross(z, k if pos is None else rotate(k, pos), v, mask)
         if self.reverse is not None:
-            read = z if self.norm_z is None else self.norm_z(z)
-            x = self.reverse(x, *keys_values(read, [self.reverse.kv], heads)[0])
+            x = self.reverse(x, *keys_values(self.norm_z(z), [self.reverse.kv], heads)[0])
         return self.ffn(self.self_attention(z)), x
 
 
@@ -280,13 +279,13 @@ class TwoWay(Perceiver):
 
     def __init__(self, config):
         super().__init__(config)
-        self.norm_tokens = None  # each layer has its own: the tokens change
+        self.norm_tokens = nn.Identity()  # each layer has its own: the tokens change
 
     def make_layers(self, config, width):
         return [TwoWayLayer(config, width, i == config.layers - 1) for i in range(config.layers)]
 
     def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
-        z, x = self.slots(options.concepts), x if self.widen is None else self.widen(x).to(x.dtype)
+        z, x = self.slots(options.concepts), self.widen(x).to(x.dtype)
         for layer in self.layers:
             z, x = layer(z, x, pos if self.rotary else None, mask)
         return self.concepts(z, options)
@@ -338,7 +337,7 @@ class Bixt(Encoder):
 
     def __init__(self, config):
         super().__init__()
-        self.count, self.rotary = config.concepts, config.token_position == "rope"
+        self.rotary = config.token_position == "rope"
         self.slots = Slots(config)
         self.layers = nn.ModuleList([BixtLayer(config, i == config.layers - 1) for i in range(config.layers)])
         self.norm = norm(config.hidden, config)
@@ -347,7 +346,7 @@ class Bixt(Encoder):
         z = self.slots(options.concepts)
         for layer in self.layers:
             z, x = layer(z, x, pos if self.rotary else None, mask)
-        return self.norm(z[:, : options.concepts or self.count])
+        return self.norm(self.slots.seen(z, options.concepts))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -367,7 +366,7 @@ class Dense(Encoder):
         super().__init__()
         H, T, self.heads, self.count = config.hidden, config.token_width, config.heads, config.concepts
         rotary = config.token_position == "rope"
-        self.widen = linear(T, H, config) if T != H else None
+        self.widen = widening(T, H, config)
         self.layers = nn.ModuleList([TransformerLayer(config, rotary=rotary) for _ in range(config.layers)])
         self.norm_tokens = norm(H, config)
         self.slots = nn.Embedding(config.concepts, H)
@@ -375,7 +374,7 @@ class Dense(Encoder):
         self.norm = norm(H, config)
 
     def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
-        x = x if self.widen is None else self.widen(x).to(x.dtype)
+        x = self.widen(x).to(x.dtype)
         for layer in self.layers:
             x = layer(x, pos, mask)
         ((k, v),) = keys_values(self.norm_tokens(x), [self.pool.kv], self.heads)
@@ -426,7 +425,7 @@ class Funnel(Encoder):
         super().__init__()
         H, T, self.count = config.hidden, config.token_width, config.concepts
         self.rotary = config.token_position == "rope"
-        self.widen = linear(T, H, config) if T != H else None
+        self.widen = widening(T, H, config)
         self.stages = nn.ModuleList([FunnelStage(config) for _ in range(2)])
         rotary = config.concept_position == "rope"
         self.layers = nn.ModuleList([TransformerLayer(config, rotary=rotary) for _ in range(config.layers)])
@@ -440,7 +439,7 @@ class Funnel(Encoder):
             n = mask.sum(1)[:, None]
             half = ((n + 1) // 2).clamp_min(C)
             kept = torch.arange(most, device=x.device) < half
-        x = x if self.widen is None else self.widen(x).to(x.dtype)
+        x = self.widen(x).to(x.dtype)
         x = self.stages[0](x, adaptive_mean(x, n, half, most), pos if self.rotary else None, mask)
         x = self.stages[1](x, adaptive_mean(x, half, C, C), None, kept)
         for layer in self.layers:

@@ -29,7 +29,6 @@ the architecture, the tokenizer and the task's rows: runs that share those compu
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,10 +46,10 @@ from lab.contamination import contamination
 from lab.files import read_json, write_atomic
 from lab.finetune import RATES, RECIPES, FineTuning, check
 from lab.huggingface import is_reference, load_reference
+from lab.plan import encoding_flops
 from lab.report import dict_table, interval, over_seeds, score_rows, score_table, sweep_figure, verdicts
 from lab.runs import LoadedRun, check_options, load_run
 from lab.tasks import Pairs
-from model import measure
 from objectives import described
 
 ROOT = Path(__file__).resolve().parent
@@ -306,13 +305,10 @@ def sweep(run: LoadedRun, loaded: list[Pairs], options: list[Options], folder: P
     """Zero-shot with one after the other of `options`: a table of the dev sets' primary scores beside the untrained
     twin's, and folder/sweep.png."""
     rows, lines = [], {}
-    length, names = run.max_length, ("concepts", "iterations")
-    ids = partial(torch.zeros, 1, length, dtype=torch.int64)
     for chosen in options:
-        check_options(run.model.config, chosen)
         run.model.options = chosen
-        flops = measure(run.model.config, lambda m: m.encode(ids(), options=chosen))[1]["Global"] / length / 1e6  # noqa: B023
-        row = {key: value for key, value in zip(names, chosen, strict=True) if value} | {"MFLOP/token": flops}
+        flops = encoding_flops(run.model.config, run.max_length, chosen) / 1e6
+        row = {key: value for key, value in chosen._asdict().items() if value} | {"MFLOP/token": flops}
         for pairs in loaded:
             record = zero_shot(run, pairs, folder, cache)
             split = "dev" if "dev" in record["splits"] else pairs.scored[0]
@@ -363,6 +359,8 @@ def main(argv) -> int:
         config.concepts = config.iterations = ()
     else:
         run = load_run(config.run, config.ckpt, config.device, config.options[0])
+        for options in config.options[1:]:
+            check_options(run.model.config, options)
         run.config |= {key: value for key in POSTPROCESSING if (value := getattr(config, key)) != -1}
     if not zero:
         run.config |= dict.fromkeys(POSTPROCESSING, 0)  # heads read the concepts as they are

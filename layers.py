@@ -130,6 +130,11 @@ def linear(inputs, outputs, config):
     return nn.Linear(inputs, outputs, bias=config.seeds_faithful)
 
 
+def widening(narrow, wide, config):
+    """A linear between two widths, nothing where they are one."""
+    return nn.Identity() if narrow == wide else linear(narrow, wide, config)
+
+
 class ZeroLinear(nn.Linear):
     """Begins at zero, whatever the init: the block that it switches begins as if it were not there."""
 
@@ -276,6 +281,10 @@ class Slots(nn.Module):
             z = z + sinusoid(*z.shape, device=z.device, dtype=z.dtype)
         z = z[: concepts or self.count]
         return (z if self.registers is None else torch.cat([z, self.registers]))[None]
+
+    def seen(self, z, concepts=0):
+        """Those of latents z that decoders see: no registers."""
+        return z[:, : concepts or self.count]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ class ConceptModel(nn.Module):
         self.norm = final_norm if decodes else None
         # Tokens narrower than concepts: the tied head is factorised, H -> T -> V.
         headed = config.predicts != "none"
-        self.narrow = nn.Linear(H, T, bias=False) if headed and config.tied and T != H else None
+        self.narrow = nn.Linear(H, T, bias=False) if headed and config.tied and T != H else nn.Identity()
         self.head = nn.Linear(H, V, bias=False) if headed and not config.tied else None
         # Unit-scale embeddings would give logits of size sqrt(T).
         self.logit_scale = T**-0.5 if config.tied and config.init != "gpt2" else 1.0
@@ -228,7 +228,7 @@ class ConceptModel(nn.Module):
             x = F.rms_norm(concepts.mean(1, keepdim=True), (concepts.shape[-1],))
         else:
             x = self.norm(self.decoder(concepts, problem, self.embed_visible))
-        return x if self.narrow is None else self.narrow(x)
+        return self.narrow(x)
 
     def embed_visible(self, ids, table=None):
         """Embeddings of what a decoder may see: ids [...] -> [..., T]; None: [MASK] everywhere, [1, 1, T]."""
@@ -272,9 +272,9 @@ class ConceptModel(nn.Module):
             return torch.multinomial(chances.flatten(0, -2), 1).view(logits.shape[:-1])
 
         if self.decoder.generate:
-            narrow = self.narrow or nn.Identity()
-            predict = lambda x: choose(narrow(self.norm(x)))  # noqa: E731
-            return self.decoder.generate(concepts, length, self.embed_visible, predict)
+            return self.decoder.generate(
+                concepts, length, self.embed_visible, lambda x: choose(self.narrow(self.norm(x)))
+            )
         pos = torch.arange(length, device=concepts.device)[None]
         hidden = self.decode(concepts, Problem(source=pos, query_pos=pos))
         return torch.stack([choose(row) for row in hidden.expand(len(concepts), -1, -1)])  # one row's logits at a time

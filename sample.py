@@ -18,7 +18,6 @@ from typing import Annotated, Literal
 import torch
 from torch.nn.functional import normalize
 
-from encoders import Options
 from lab import command, dataset, runs
 from lab.configurator import parse
 
@@ -26,24 +25,16 @@ NEIGHBOURS = 8
 
 
 @dataclass
-class SampleConfig:
-    run: Annotated[str, "run folder that train.py wrote"] = ""
+class SampleConfig(runs.OneRun):
     mode: Annotated[Literal["reconstruct", "embed", "neighbours"], "what to do with each text"] = "reconstruct"
     text: Annotated[str, "the text; several lines are several texts"] = ""
     temperature: Annotated[
         float, "reconstruct: tokens are drawn from softmax(logits / temperature); 0: the likeliest"
     ] = 0.0
     seed: Annotated[int, "of what is drawn"] = 0
-    concepts: Annotated[int, "the first so many of a run with nested=True; 0: all"] = 0
-    iterations: Annotated[int, "of a recursive encoder; 0: as trained"] = 0
-    ckpt: Annotated[str, "latest, best or a step"] = "latest"
-    device: Annotated[str, "auto, cpu or cuda"] = "auto"
 
     def __post_init__(self):
-        if not self.run:
-            raise ValueError("no run is given; write --run=out/quickstart")
-        if min(self.concepts, self.iterations) < 0:
-            raise ValueError("concepts and iterations are 1 or more, 0 as trained; leave them out")
+        super().__post_init__()
         if self.temperature < 0:
             raise ValueError(f"temperature = {self.temperature} is negative; write 0 for the likeliest token")
         if not self.text.strip():
@@ -70,7 +61,7 @@ def main(argv) -> int:
     parsed = parse(argv, SampleConfig, prog="sample.py", doc=__doc__, root=root, positional=False)
     config = parsed.make(SampleConfig)
     texts = config.text.splitlines()
-    run = runs.load_run(config.run, config.ckpt, config.device, Options(config.concepts, config.iterations))
+    run = config.load()
     if config.mode == "neighbours":
         print("\n".join(neighbours(run, config.text.split())))
     elif config.mode == "embed":

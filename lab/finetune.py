@@ -108,7 +108,7 @@ def check(run: LoadedRun, pairs: Pairs, config):
         raise UserError(f"{pairs.name} is no question of similarity for --head={config.head}; take --head=pair")
     if head.keeps_decoder and model.decoder is None:
         raise UserError(f"the run has no decoder for --head={config.head}; take --head=pair")
-    if head.keeps_decoder and model.config.decoder == "diffusion" and model.config.decoder_window:
+    if head.keeps_decoder and model.decoder.reads_ahead:
         raise UserError(f"positions of the run's decoder see their neighbours, padding too; not for {config.head}")
     if config.max_length > run.max_length:
         learned = isinstance(model, ConceptModel)

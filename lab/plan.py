@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from encoders import ENCODERS, Options
+from encoders import AS_CONFIGURED, ENCODERS, Options
 from lab import dataset
 from lab.command import say
 from lab.configurator import UserError, warn
@@ -96,6 +96,15 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, f
             _, with_gradient = measure(model, partial(forward, shape, options._replace(iterations=last)))
             total -= 2 * share * (modules["Global"] - with_gradient["Global"])
     return parameters, total / (plan.micro_tokens * len(plan.lengths))
+
+
+def encoding_flops(model: ModelConfig, length: int, options: Options = AS_CONFIGURED) -> float:
+    """FLOPs a token of encoding a row of `length` tokens."""
+
+    def encode(concept_model):
+        concept_model.encode(torch.zeros(1, length, dtype=torch.int64), options=options)
+
+    return measure(model, encode)[1]["Global"] / length
 
 
 def drawn_options(model: ModelConfig, seed: int, step: int) -> Options:

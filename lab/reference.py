@@ -114,7 +114,7 @@ def copy_weights(model, reference):
     with torch.no_grad():
         same(reference.tokens, model.tokens)
         same(reference.positions, model.positions)
-        if encoder.widen is not None:
+        if isinstance(encoder.widen, nn.Linear):
             same(reference.project, encoder.widen)
         reference.slots.copy_(encoder.slots()[0])
         for mine, theirs in zip(reference.layers, encoder.layers, strict=True):
@@ -135,7 +135,7 @@ def copy_weights(model, reference):
         else:
             cross, ffn = decoder.cross[0], decoder.ffns[0]
             same(reference.query_positions, decoder.positions)
-            if model.config.decoder == "input" and decoder.widen is not None:
+            if model.config.decoder == "input" and isinstance(decoder.widen, nn.Linear):
                 same(reference.query_project, decoder.widen)
             attention(reference.read, cross.q, cross.kv, cross.out)
             for a, b in (reference.norm_a, cross.norm), (reference.norm_b, ffn.norm), (reference.w1, ffn.wi):

@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors import SafetensorError
@@ -417,6 +419,26 @@ def check_options(shape: ModelConfig, options: Options):
         )
     if not 0 <= options.concepts <= shape.concepts:
         raise UserError(f"concepts = {options.concepts} is not within 1 and {shape.concepts}; write another --concepts")
+
+
+@dataclass
+class OneRun:
+    """Keys of a command that takes one run."""
+
+    run: Annotated[str, "run folder that train.py wrote"] = ""
+    ckpt: Annotated[str, "latest, best or a step"] = "latest"
+    concepts: Annotated[int, "the first so many of a run with nested=True; 0: all"] = 0
+    iterations: Annotated[int, "of a recursive encoder; 0: as trained"] = 0
+    device: Annotated[str, "auto, cpu or cuda"] = "auto"
+
+    def __post_init__(self):
+        if not self.run:
+            raise ValueError("no run is given; write --run=out/quickstart")
+        if min(self.concepts, self.iterations) < 0:
+            raise ValueError("concepts and iterations are 1 or more, 0 as trained; leave them out")
+
+    def load(self) -> LoadedRun:
+        return load_run(self.run, self.ckpt, self.device, Options(self.concepts, self.iterations))
 
 
 def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options = AS_CONFIGURED) -> LoadedRun:

@@ -63,6 +63,10 @@ class Judge:
                 parts.append(self.model.encode(problem.source, problem.source_pos))
         return torch.cat(parts)
 
+    def whole(self) -> Iterator[None]:
+        """-> concepts of the fixed rows, read whole as `embed` reads them."""
+        return (yield from self.concepts([Problem(source=batch.ids.to(self.world.device)) for batch in self.fixed]))
+
     def loss_from(self, problems: list[Problem], concepts: Tensor) -> Iterator[None]:
         """-> mean loss of the problems' rows, predicted from these concepts [rows of all problems, C, H]."""
         total = 0.0
@@ -78,8 +82,7 @@ class Judge:
         first part of the objective that a decoder predicts (for bow alone: to the bag); and the verdict. All ranks have
         the same rows: nothing is sent.
         """
-        whole = [Problem(source=batch.ids.to(self.world.device)) for batch in self.fixed]
-        numbers = geometry.concept_geometry((yield from self.concepts(whole)))
+        numbers = geometry.concept_geometry((yield from self.whole()))
         if (judged := self.judged()) is not None:
             problems = [self.problem(judged, batch) for batch in self.fixed]
             concepts = yield from self.concepts(problems)
