@@ -3,7 +3,9 @@ Masked LM with dimension inversion: tokens of width 32, concepts of width 512, a
 
     torchrun --nproc_per_node=4 train.py config/inversion_t32_h512.py
 
-One of the sizes that the seeds planned; there the head stayed whole, and the model larger than with wide tokens.
+One of the sizes that the seeds planned and never trained; there the head stayed whole, and the model larger than with
+wide tokens. Here the head is factorised as ALBERT's embedding (Lan et al. 2019, arXiv:1909.11942): 34,702,368
+parameters. Never trained at this size.
 """
 
 base = "config/perceiver_mlm_l6.py"

@@ -3,8 +3,8 @@ TSDAE with two-way layers: in each the tokens also read the concepts. What the s
 
     torchrun --nproc_per_node=8 train.py config/tsdae_two_way_l6.py
 
-Never trained by the seeds: 92,106,240 parameters (untied), theirs less the last reverse
-attention, which got no gradient.
+Never trained, here or there: 92,106,240 parameters (untied), the seeds' less the last reverse attention, which got no
+gradient.
 """
 
 base = "config/tsdae_l6.py"
