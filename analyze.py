@@ -1,16 +1,17 @@
 """
 Did a model collapse, what is each of its concepts worth, and does its decoder use them?
 
-    python analyze.py --run=out/quickstart            # RUN/analysis/: report.html, metrics.json, pictures
-    python analyze.py --run=out/quickstart --quick    # a health check: a line a finding; exit code 3 if there is one
+    python analyze.py --run=out/quickstart             # RUN/analysis/: report.html, metrics.json, pictures
+    python analyze.py --run=out/quickstart --quick     # a health check: a line a finding; exit code 3 if there is one
+    python analyze.py --run=out/quickstart --capacity  # also: how much of what its concepts could hold they do hold
+    python analyze.py --compare out/A out/B            # side by side, the same texts: out/A/analysis/compare/
 
-It reads the rows of the validation text that the run folder keeps (its shortest row length), so it needs no data.
-Beside each number stands that of the untrained twin: the same model as it began.
+Numbers are of rows of the validation text that the run folder keeps (its shortest row length), and beside each stands
+that of the untrained twin: the same model as it began. Attention, topics, neighbours and probes take sentences of the
+validation text where the prepared data are, else those rows too.
 """
 
 import json
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,120 +21,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import geometry
-from lab import command, dataset, report
+from lab import attention, command, probes, report, words
+from lab.analysis import Analysis, analyse, between, judge_of, numbers_of, samples
+from lab.capacity import capacity
 from lab.command import say
-from lab.configurator import UserError, fields_of, parse
-from lab.distributed import World
+from lab.configurator import UserError, parse
 from lab.files import write_atomic
 from lab.runs import LoadedRun, OneRun, RunFolder
-from lab.validation import Batch, Judge
-from objectives import ObjectiveConfig, Objectives, Problem, Vocabulary
 
 ROOT = Path(__file__).resolve().parent
 ROWS = 512
-QUICK = geometry.ROWS, 64  # rows, and tokens of them, of the health check: seconds for a six-layer model on a CPU
-BUCKETS = 8  # of positions
-COLLAPSED = 1e-4  # a dimension whose variance is below this share of the mean one's says nothing
+QUICK = geometry.ROWS, 64  # rows, and tokens of them, of the health check
+POOL, READ, PLOTTED, NEAR = 8000, 500, 1500, 10  # sentences: probes choose among, attention reads, pictures show
+SHOWN = 8  # concepts whose attention to a sentence is shown: those that change most with the text
+LIKELY = 0.05  # p below: a concept prefers a class of words
 
 
 @dataclass
 class AnalyzeConfig(OneRun):
     quick: Annotated[bool, "only the health check: a line a finding, exit code 3 if there is one"] = False
+    compare: Annotated[tuple[str, ...], "several run folders in place of --run, side by side on the same texts"] = ()
+    capacity: Annotated[bool, "also optimise concepts against the frozen decoder: the most that they could hold"] = (
+        False
+    )
+    probes: Annotated[int, "texts of each linear probe; 0: no probes"] = 1000
+    data_dir: Annotated[str, "where the prepared data are; empty: where the run had them"] = ""
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is measured
-
-
-def judge_of(run: LoadedRun, count: int, length: int | None = None) -> Judge:
-    """The run's model and objective on `count` of the rows that it keeps, up to `length`; every token counts alike."""
-    keys = {key: run.config[key] for key in fields_of(ObjectiveConfig) if key in run.config} | {"token_weight": "none"}
-    objectives = Objectives(ObjectiveConfig(**keys))
-    V, special = run.model.config.vocab_size, tuple(dataset.special_ids(run.tokenizer).values())
-    vocab = Vocabulary(V, run.model.mask_id, special, torch.ones(V, device=run.device))
-    ids = run.rows[:count, :length].long()
-    if len(ids) < geometry.ROWS:
-        raise UserError(f"the run keeps {len(ids)} rows of text, {geometry.ROWS} are needed; train it on more text")
-    numbers = torch.arange(len(ids))
-    parts = [Batch(rows, ids[rows], rows) for rows in numbers.split(128)]
-    return Judge(run.model, objectives, vocab, World(0, 1, run.device, "float32"), parts)
-
-
-def ended(steps: Iterator):
-    """What a generator returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
-@torch.no_grad()
-def numbers_of(judge: Judge) -> dict:
-    """As in metrics.jsonl; and how many dimensions of the pooled vectors hardly change with the text."""
-    variance = ended(judge.whole()).mean(1).double().var(0)
-    numbers = ended(judge.geometry())
-    return numbers | {"collapsed_dimensions": int((variance < COLLAPSED * variance.mean()).sum())}
-
-
-@torch.no_grad()
-def use_of_concepts(judge: Judge) -> dict:
-    """What the decoder makes of the concepts: {"knock_out": [C] loss rise when one of them becomes its mean over texts,
-    "bits": that a concept carries on average (loss with all at their means less the loss, x scored tokens / (C ln 2)),
-    "position": the first position of each bucket, "delta_...": [buckets] loss rise there}; empty without a decoder."""
-    part = judge.judged()
-    if part is None or part.predicts != "positions":
-        return {}
-    problems = [judge.problem(part, batch) for batch in judge.fixed]
-    concepts = ended(judge.concepts(problems))
-    own, mean = ended(judge.loss_from(problems, concepts)), concepts.mean(0)
-    C, rises = concepts.shape[1], []
-    for c in range(C):
-        other = concepts.clone()
-        other[:, c] = mean[c]
-        rises.append(ended(judge.loss_from(problems, other)) - own)
-    ablated = geometry.ablations(concepts)
-    scored = problems[0].targets.shape[1] if problems[0].scored is None else problems[0].scored.shape[1]
-    bits = (ended(judge.loss_from(problems, ablated["mean"])) - own) * scored / (C * math.log(2))
-    at, losses = losses_by_position(judge, problems, {"own": concepts} | ablated)
-    deltas = {f"delta_{name}": (losses[name] - losses["own"]).tolist() for name in ablated}
-    return {"knock_out": rises, "bits": bits, "position": at} | deltas
-
-
-def losses_by_position(judge: Judge, problems: list[Problem], kinds: dict[str, Tensor]):
-    """(first position of each bucket, {kind of concepts: mean loss [buckets]})."""
-    model, T = judge.model, problems[0].query_pos.shape[-1]
-    width = -(-T // min(BUCKETS, T))
-    sums = {name: torch.zeros(-(-T // width), dtype=torch.float64) for name in kinds}
-    seen = torch.zeros(-(-T // width), dtype=torch.float64)
-    size = len(problems[0].source)
-    for i, problem in enumerate(problems):
-        columns = torch.arange(T, device=judge.world.device)[None].expand(len(problem.source), -1)
-        columns = columns if problem.scored is None else problem.scored
-        targets, bucket = problem.targets.gather(1, columns), (columns // width).flatten().cpu()
-        seen += torch.bincount(bucket, minlength=len(seen)).double()
-        for name, concepts in kinds.items():
-            hidden = model.decode(concepts[i * size : (i + 1) * size], problem).expand(len(targets), -1, -1)
-            each = [
-                F.cross_entropy(model.logits(h).float(), t, reduction="none")
-                for h, t in zip(hidden, targets, strict=True)
-            ]
-            sums[name] += torch.zeros_like(seen).index_add_(0, bucket, torch.cat(each).double().cpu())
-    return list(range(0, T, width)), {name: total / seen.clamp_min(1) for name, total in sums.items()}
-
-
-@torch.no_grad()
-def shape_of_concepts(judge: Judge) -> dict[str, Tensor]:
-    """spectrum: mean singular values of a text's slot-centred concepts; pooled: those of the centred means; similarity
-    [C, C]: mean cosine of two concepts of a text; variance [C]: how much each changes with the text."""
-    c = ended(judge.whole()).cpu()
-    centred, unit = geometry.centred(c), F.normalize(c.double(), dim=-1)
-    return {
-        "spectrum": geometry.singular_values(centred).mean(0).flip(0),
-        "pooled": geometry.singular_values(geometry.centred(c.mean(1, dtype=torch.float64))).flip(0),
-        "similarity": (unit @ unit.mT).mean(0),
-        "variance": geometry.variances(c),
-    }
+    def __post_init__(self):
+        if self.compare:
+            if len(self.compare) < 2 or self.run or self.quick or len({*map(Path, self.compare)}) < len(self.compare):
+                raise ValueError("--compare takes two different run folders or more, and neither --run nor --quick")
+            self.run = self.compare[0]
+        super().__post_init__()
+        if self.probes < 0:
+            raise ValueError(f"probes = {self.probes} is negative; write 0 for none")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,6 +99,10 @@ DEFINED = {
     "delta_zero": "nats that zeros in the place of the concepts cost",
     "delta_mean": "nats that the mean concepts cost",
     "bits": "bits that a concept carries: what all of them save, for each",
+    "class_preference": "how far a concept's attention to the classes of words is, 0 to 1, from what it would give "
+    "to another text's words at the same places; mean over concepts",
+    "specialised": f"concepts that prefer a class of words (p below {LIKELY}; by chance {LIKELY:.0%} of them do)",
+    "verdict": "in words",
 }
 
 
@@ -185,134 +110,275 @@ def shown(value) -> str:
     return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-@torch.no_grad()
-def samples(run: LoadedRun, judge: Judge, count: int = 6) -> tuple[list[list[str]], str]:
-    """(rows of the table of reconstructions, a sentence with both accuracies). Teacher-forced: each position is
-    predicted with the true tokens before it, where the decoder sees them; free-running: with its own."""
-    part = next((part for part in judge.objectives.parts if part.predicts == "positions"), None)
-    if part is None:
-        return [], "There is no decoder, so there is no reconstruction."
-    problem = judge.problem(part, judge.fixed[0])
-    concepts, model = run.model.encode(problem.source, problem.source_pos), run.model
-    free = model.generate(concepts, problem.targets.shape[1])
-    whole = Problem(problem.source, targets=problem.targets, query_pos=problem.query_pos)
-    forced = torch.stack([model.logits(h).argmax(-1) for h in model.decode(concepts, whole).expand(len(free), -1, -1)])
-    kinds = (problem.targets, problem.source, forced, free)
-    rows = [
-        [" ".join(run.tokenizer.decode(x[i].tolist(), skip_special_tokens=False).split()) for x in kinds]
-        for i in range(count)
-    ]
-    right = [100 * (x == problem.targets).double().mean().item() for x in (forced, free)]
-    return rows, f"Right tokens of {len(free)} rows: teacher-forced {right[0]:.1f} %, free-running {right[1]:.1f} %."
+class Page:
+    """A report of several models side by side: of a run and its untrained twin, or of several runs."""
+
+    def __init__(self, columns: dict[str, Analysis], texts: words.Sentences, folder: Path):
+        """columns: a name for each model; those but "untrained" are looked at more closely."""
+        self.columns, self.texts, self.folder, self.parts = columns, texts, folder, []
+        self.trained = {name: one for name, one in columns.items() if name != "untrained"}
+        self.record = {name: one.record for name, one in columns.items()}
+
+    def section(self, title: str, *content: str):
+        self.parts += [report.heading(title), *content]
+
+    def note(self, text: str):
+        self.parts.append(report.paragraphs([text]))
+
+    def table(self, header: list[str], rows: list[list]):
+        self.parts.append(report.html_table(header, [[*map(shown, row)] for row in rows]))
+
+    def picture(self, name: str, draw, *args, **options):
+        """One of report's pictures, as NAME.png in the folder."""
+        self.parts.append(report.picture(draw(*args, self.folder / f"{name}.png", **options)))
+
+    def by_trained(self, name: str) -> str:
+        """A heading where there are several runs."""
+        return report.heading(name, 3) if len(self.trained) > 1 else ""
+
+    def html(self, findings: list[str], probes: int, capacity: bool) -> str:
+        """The whole page."""
+        self.spectra()
+        self.each_concept()
+        self.positions()
+        self.reading()
+        self.map_of_topics()
+        self.reconstructions()
+        if probes:
+            self.probing(probes)
+        if capacity:
+            self.room()
+        sections, self.parts = self.parts, [report.paragraphs(findings)]
+        self.numbers()
+        first = next(iter(self.columns.values()))
+        n = first.judge.fixed[0].ids.shape[1]
+        steps = ", ".join(f"{one.run.config['run_id']} ckpt_{one.run.step}" for one in self.trained.values())
+        about = f"{steps}. Numbers: {ROWS} rows of {n} tokens that the run keeps. Texts: {self.texts.source}."
+        return report.page(
+            ", ".join(self.trained) if len(self.trained) > 1 else first.run.config["run_id"],
+            about,
+            self.parts + sections,
+        )
+
+    def numbers(self):
+        """Last, for it shows what the sections found."""
+        rows = [
+            [name, *(record.get(name) for record in self.record.values()), text]
+            for name, text in DEFINED.items()
+            if any(name in record for record in self.record.values())
+        ]
+        self.table(["number", *self.columns, "what it says"], rows)
+
+    def spectra(self):
+        def lists(key):
+            return {name: one.shape[key].tolist() for name, one in self.columns.items()}
+
+        self.section("Singular values of a text's concepts")
+        about = "slot-centred, mean over texts"
+        self.picture("spectrum", report.spectra, lists("spectrum"), about)
+        self.section("Singular values of the mean concepts")
+        self.picture("pooled", report.spectra, lists("pooled"), "over texts, centred")
+        self.section("Which concepts resemble each other")
+        self.picture("similarity", report.heatmaps, lists("similarity"))
+
+    def each_concept(self):
+        bars = {}
+        for name, one in self.trained.items():
+            of, variance = f", {name}" if len(self.trained) > 1 else "", one.shape["variance"]
+            bars[f"variance over texts{of}"] = (variance / variance.mean().clamp_min(1e-30)).tolist()
+            bars |= {f"loss rise without it, nats{of}": one.use["knock_out"]} if one.use else {}
+        self.section("What each concept does")
+        self.picture("concepts", report.bars, bars, "concept")
+
+    def positions(self):
+        self.section("What the concepts are worth, by position")
+        uses = {name: one.use for name, one in self.trained.items() if one.use}
+        for name in self.trained.keys() - uses.keys():
+            self.note(f"{name}: no position is decoded, so nothing says what a concept is worth there.")
+        kinds = ("shuffle", "zero", "mean") if len(uses) == 1 else ("shuffle",)
+        lines = {
+            f"delta_{k}" if len(uses) == 1 else name: use[f"delta_{k}"] for name, use in uses.items() for k in kinds
+        }
+        if uses:
+            places = next(iter(uses.values()))["position"]
+            what = "loss rise, nats" if len(uses) == 1 else "delta_shuffle, nats"
+            self.picture("positions", report.spectra, lines, what, places=places)
+
+    def reading(self):
+        self.section("What the concepts read")
+        texts = self.texts.texts[:READ]
+        self.note(
+            f"Mean over heads and over all reads of the tokens, of {len(texts)} texts. In the sentences each token is "
+            "as dark as the concept's attention to it; the number appears when the pointer rests on it."
+        )
+        for name, one in self.columns.items():
+            read = attention.attention(one.run, texts)
+            if read is None:
+                self.note(f"{name}: its concepts do not attend to tokens themselves, so there is nothing to show.")
+                continue
+            classes = attention.class_numbers(one.run, read.ids)
+            own, mean, p = attention.specialisation(read.weights, classes, len(words.CLASSES))
+            self.record[name]["specialised"] = int((p < LIKELY).sum())
+            self.record[name]["class_preference"] = 0.5 * (own - mean).abs().sum(1).mean().item()
+            if name in self.trained:
+                self.parts.append(self.by_trained(name))
+                self.sentences(one, read)
+                self.preferences(one, read, (own, mean, p))
+
+    def sentences(self, one: Analysis, read: attention.Attention):
+        """Three sentences under the concepts that change most with the text."""
+        most = one.shape["variance"].topk(min(SHOWN, len(one.shape["variance"]))).indices.sort().values.tolist()
+        for i in range(min(3, len(read.ids))):
+            tokens = [one.run.tokenizer.decode([t], skip_special_tokens=False) for t in read.ids[i]]
+            lines = [(f"concept {c}", read.weights[i, c, : len(tokens)].tolist()) for c in most]
+            self.parts.append(report.shaded(tokens, lines))
+
+    def preferences(self, one: Analysis, read: attention.Attention, tested: tuple[Tensor, Tensor, Tensor]):
+        """Top tokens of each concept, and the class of words that it prefers most."""
+        self.note(
+            "Top tokens: those that a concept reads most beyond what reading all positions alike would give (x so "
+            "much). Class: the class of words with the largest excess over other texts' words at the same positions, "
+            f"its share of the attention, what it is there, and p of a permutation test ({attention.ROUNDS} rounds). "
+            f"Classes are guessed: {words.ACCURACY:.0%} of {words.TAGGED} words tagged by hand are right."
+        )
+        own, mean, p = tested
+        best, rows = (own - mean).argmax(1).tolist(), []
+        for c, tokens in enumerate(attention.top_tokens(read, one.run.model.config.vocab_size)):
+            text = ", ".join(f"{one.run.tokenizer.decode([t]).strip()} x{v:.1f}" for t, v in tokens)
+            k = best[c]
+            rows.append([str(c), text, f"{words.CLASSES[k]} {own[c, k]:.0%}, {mean[c, k]:.0%}", f"{p[c]:.3f}"])
+        self.table(["concept", "top tokens", "class, there", "p"], rows[:64])
+
+    def map_of_topics(self):
+        """Pooled vectors in two dimensions; the nearest of some of them."""
+        self.section("Texts in two dimensions, by topic")
+        texts = self.texts.texts[:PLOTTED]
+        topic, names = words.topics(self.texts.texts, self.texts.documents)
+        self.note("The two largest principal components of the mean concepts; topics: k-means of the documents' words.")
+        points, near = {}, {}
+        for name, one in self.columns.items():
+            vectors = one.run.embed(texts).double()
+            vectors = vectors - vectors.mean(0)
+            points[name] = (vectors @ torch.linalg.svd(vectors, full_matrices=False).Vh[:2].T).tolist()
+            near[name] = nearest(vectors, NEAR)
+        self.picture("topics", report.scatter, points, topic[: len(texts)].tolist(), names)
+        self.section("Nearest texts")
+        for name in self.trained:
+            self.parts.append(self.by_trained(name))
+            rows = [[texts[i], texts[j], f"{v:.2f}"] for i, (j, v) in enumerate(near[name])]
+            self.table(["text", "nearest other text", "centred cosine"], rows)
+
+    def reconstructions(self):
+        for name, one in self.trained.items():
+            rows, sentence = samples(one.run, one.judge)
+            self.section("Reconstructions", self.by_trained(name), report.paragraphs([sentence]))
+            if rows:
+                self.table(["text", "what the encoder read", "teacher-forced", "free-running"], rows)
+                self.note("Between two texts: decoded on the straight line between their concepts.")
+                self.table(["share of the second", "decoded"], between(one.run, one.judge))
+
+    def probing(self, count: int):
+        self.section("Linear probes of the frozen concepts")
+        self.note(
+            "Share of held-out texts whose class a linear classifier of all concepts tells, x100, with its 95 % "
+            "interval. What a bag of words or the untrained model tells as well was not learned in training."
+        )
+        embedders = {name: probes.concepts_of(one.run) for name, one in self.columns.items()}
+        rows, found = [], {name: {} for name in embedders}
+        for name, probe in probes.probes(self.texts.texts, count).items():
+            if probe is None:
+                self.note(f"{name}: too few of the texts can answer it.")
+                continue
+            scores = probes.judge(probe, embedders)
+            cells = [f"{100 * score:.1f} ± {100 * half:.1f}" for score, half in scores.values()]
+            rows.append([f"{name}: {probe.about}", str(int(probe.test.sum())), *cells])
+            for column in found:
+                found[column][name] = {key: scores[key][0] for key in ("majority", "bag_of_words")}
+                found[column][name] |= {"accuracy": scores[column][0], "interval": scores[column][1]}
+        if rows:
+            self.table(["question", "asked of", "commonest class", "bag of words", *embedders], rows)
+        for column, record in self.record.items():
+            record["probes"] = found[column]
+
+    def room(self):
+        self.section("What the concepts could hold")
+        self.note(
+            "Concepts of each text optimised against the frozen decoder, from the encoder's on: the most that they can "
+            "tell it. Share: what of the way from the mean concepts to those the encoder goes."
+        )
+        for name, one in self.trained.items():
+            if one.run.model.decoder is None:
+                self.note(f"{name}: there is no decoder, so nothing says what its concepts could hold.")
+                continue
+            found = capacity(one.run, one.judge.fixed[0].ids[:32].to(one.run.device))
+            self.record[name]["capacity"] = found
+            rows = [[kind, *values.values()] for kind, values in found.items()]
+            self.parts.append(self.by_trained(name))
+            self.table(["concepts", "loss, nats a token", "right, teacher-forced", "right, free-running"], rows)
 
 
-@torch.no_grad()
-def between(run: LoadedRun, judge: Judge, steps: int = 5) -> list[list[str]]:
-    """What is decoded on the straight line between the concepts of two texts; nothing without a decoder."""
-    if run.model.decoder is None:
-        return []
-    a, b = run.model.encode(judge.fixed[0].ids[:2].to(run.device))
-    texts = run.model.generate(
-        torch.stack([torch.lerp(a, b, i / (steps - 1)) for i in range(steps)]), judge.fixed[0].ids.shape[1]
-    )
-    return [
-        [f"{i / (steps - 1):.2f}", " ".join(run.tokenizer.decode(ids.tolist()).split())] for i, ids in enumerate(texts)
-    ]
-
-
-@torch.no_grad()
-def neighbours(run: LoadedRun, judge: Judge, count: int = 10) -> list[list[str]]:
-    """The nearest other row of each of the first rows, by the centred cosine of mean concepts."""
-    ids = torch.cat([batch.ids for batch in judge.fixed])
-    vectors = ended(judge.whole()).mean(1).double().cpu()
-    unit = F.normalize(vectors - vectors.mean(0), dim=1)
+def nearest(vectors: Tensor, count: int) -> list[tuple[int, float]]:
+    """Centred vectors [n, H] -> for each of the first `count` the other one with the largest cosine, and that."""
+    unit = F.normalize(vectors, dim=1)
     cosines = unit[:count] @ unit.T
-    cosines[torch.arange(count), torch.arange(count)] = -2
-    values, nearest = cosines.max(1)
-    texts = [" ".join(run.tokenizer.decode(row.tolist()).split()) for row in ids]
-    return [
-        [texts[i], texts[j], f"{v:.2f}"] for i, (v, j) in enumerate(zip(values.tolist(), nearest.tolist(), strict=True))
-    ]
+    cosines.fill_diagonal_(-2)
+    values, index = cosines.max(1)
+    return list(zip(index.tolist(), values.tolist(), strict=True))
 
 
-def page(run: LoadedRun, judge: Judge, both: dict, shapes: dict, use: dict, found: list[str], folder: Path) -> str:
-    """The report as HTML; its pictures are written to `folder`, too."""
-    parts = [report.paragraphs(found or ["healthy: nothing was found"])]
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
 
-    def section(title: str, *content: str):
-        parts.extend([report.heading(title), *content])
 
-    def each(key: str) -> dict[str, list]:
-        return {name: shape[key].tolist() for name, shape in shapes.items()}
+def same_texts(runs: list[LoadedRun]) -> list[Tensor]:
+    """The rows of the first run, for each of the runs: in its own tokens, where these differ all cut to one length."""
+    first, rows = runs[0], runs[0].rows[:ROWS]
+    found = []
+    for run in runs:
+        if run.config["tokenizer_hash"] == first.config["tokenizer_hash"]:
+            found.append(rows[:, : run.max_length])
+            continue
+        ids = run.encode_texts([first.tokenizer.decode(row) for row in rows.tolist()])
+        length = min(run.max_length, sorted(map(len, ids))[len(ids) // 4])
+        found.append(torch.tensor([row[:length] for row in ids if len(row) >= length]))
+    return found
 
-    defined = [(name, both[name], text) for name, text in DEFINED.items() if name in both]
-    numbers = [[name, shown(entry["trained"]), shown(entry["untrained"]), text] for name, entry, text in defined]
-    parts.append(report.html_table(["number", "trained", "untrained", "what it says"], numbers))
-    about = "each concept less its mean over texts; mean over texts"
-    section(
-        "Singular values of a text's concepts",
-        report.picture(report.spectra(each("spectrum"), about, folder / "spectrum.png")),
-    )
-    section(
-        "Singular values of the mean concepts",
-        report.picture(report.spectra(each("pooled"), "over texts, centred", folder / "pooled.png")),
-    )
-    section(
-        "Which concepts resemble each other",
-        report.picture(report.heatmaps(each("similarity"), folder / "similarity.png")),
-    )
-    variance = shapes["trained"]["variance"]
-    bars = {"variance over texts": (variance / variance.mean().clamp_min(1e-30)).tolist()}
-    bars |= {"loss rise without it, nats": use["knock_out"]} if use else {}
-    section("What each concept does", report.picture(report.bars(bars, "concept", folder / "concepts.png")))
-    title = "What the concepts are worth, by position"
-    if use:
-        lines = {name: use[name] for name in ("delta_shuffle", "delta_zero", "delta_mean")}
-        place = folder / "positions.png"
-        section(title, report.picture(report.spectra(lines, "loss rise, nats", place, use["position"])))
-    else:
-        section(title, report.paragraphs(["No position is decoded, so nothing says what a concept is worth there."]))
-    rows, sentence = samples(run, judge)
-    section("Reconstructions", report.paragraphs([sentence]))
-    if rows:
-        parts.append(report.html_table(["text", "what the encoder read", "teacher-forced", "free-running"], rows))
-    if rows := between(run, judge):
-        section("Between two texts", report.html_table(["share", "decoded"], rows))
-    header = ["row", "nearest other row", "centred cosine"]
-    section("Nearest rows", report.html_table(header, neighbours(run, judge)))
-    count, n = sum(len(batch.ids) for batch in judge.fixed), judge.fixed[0].ids.shape[1]
-    about = f"ckpt_{run.step}, {count} rows of {n} tokens; untrained: the same model as it began"
-    return report.page(run.config["run_id"], about, parts)
+
+def checked(run: LoadedRun, rows: Tensor, quick: bool) -> tuple[Analysis | None, list[str]]:
+    """What is measured of a run (None where `quick` or where weights are not finite), and what is wrong with it."""
+    if not all(torch.isfinite(tensor).all() for tensor in run.model.state_dict().values()):
+        return None, findings(run, None)
+    if quick:
+        return None, findings(run, numbers_of(judge_of(run, rows[: QUICK[0], : QUICK[1]])))
+    one = analyse(run, rows)
+    return one, findings(run, one.numbers)
 
 
 def main(argv) -> int:
     parsed = parse(argv, AnalyzeConfig, prog="analyze.py", doc=__doc__, root=ROOT, positional=False)
     config = parsed.make(AnalyzeConfig)
-    run = config.load()
-    judge = judge_of(run, *QUICK) if config.quick else judge_of(run, ROWS)
-    finite = all(torch.isfinite(tensor).all() for tensor in run.model.state_dict().values())
-    numbers = numbers_of(judge) if finite else None
-    found = findings(run, numbers)
-    print("\n".join(found) or "healthy")
-    if config.quick or not finite:
+    runs = {path: config.load(path) for path in config.compare} or {"trained": config.load()}
+    columns, found = {}, []
+    for (name, run), rows in zip(runs.items(), same_texts([*runs.values()]), strict=True):
+        columns[name], wrong = checked(run, rows, config.quick)
+        print("\n".join(f"{name}: {line}" if config.compare else line for line in wrong or ["healthy"]))
+        found += [f"{name}: {line}" for line in wrong]
+    if None in columns.values():
         return 3 if found else 0
-    folder = RunFolder(config.run).path / "analysis"
+    first = next(iter(runs.values()))
+    folder = RunFolder(config.run).path / "analysis" / ("compare" if config.compare else "")
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}); make room for it in the run folder") from None
-    twin = judge_of(run.twin(run.config.get("seed", 0)), ROWS)
-    use, untrained, theirs = use_of_concepts(judge), numbers_of(twin), use_of_concepts(twin)
-    both = {name: {"trained": value, "untrained": untrained[name]} for name, value in numbers.items()}
-    both |= {name: {"trained": value, "untrained": theirs[name]} for name, value in use.items() if name not in both}
-    both |= {
-        f"{name}_by_position": {"trained": use[name], "untrained": theirs[name]} for name in use if name in numbers
-    }
-    shapes = {"trained": shape_of_concepts(judge), "untrained": shape_of_concepts(twin)}
-    for key in ("variance", "spectrum"):
-        both[key] = {name: shape[key].tolist() for name, shape in shapes.items()}
-    text = page(run, judge, both, shapes, use, found, folder)
-    write_atomic(folder / "metrics.json", json.dumps(both, indent=1) + "\n")
+    if not config.compare:
+        columns["untrained"] = analyse(first.twin(first.config.get("seed", 0)), first.rows[:ROWS])
+    data = Path(config.data_dir or first.config["data_dir"] or ROOT / "data") / first.config["dataset"]
+    page = Page(columns, words.sentences(first, data, POOL), folder)
+    text = page.html(found or ["healthy: nothing was found"], config.probes, config.capacity)
+    names = dict.fromkeys(name for record in page.record.values() for name in record)
+    record = {name: {column: one.get(name) for column, one in page.record.items()} for name in names}
+    write_atomic(folder / "metrics.json", json.dumps(record, indent=1) + "\n")
     write_atomic(folder / "report.html", text)
     say(f"{folder}: report.html, metrics.json")
     return 0

@@ -91,11 +91,26 @@ def heatmaps(matrices: dict[str, list[list[float]]], path: Path) -> Path:
 
 def bars(values: dict[str, list[float]], label: str, path: Path) -> Path:
     """A panel for each name."""
-    with figure(path, max(2, len(values)), (9, 3)) as every:
+    with figure(path, max(2, len(values)), (4.5 * max(2, len(values)), 3)) as every:
         for axes, (name, heights) in zip(every, values.items(), strict=False):
             axes.bar(range(len(heights)), heights, color="tab:blue")
             axes.set(xlabel=label, title=name)
         for axes in every[len(values) :]:
+            axes.set_visible(False)
+    return path
+
+
+def scatter(points: dict[str, list], labels: list[int], names: list[str], path: Path) -> Path:
+    """A panel for each name, of points (x, y) coloured by their label."""
+    with figure(path, max(2, len(points)), (4.5 * max(2, len(points)), 4.5)) as every:
+        for axes, (title, where) in zip(every, points.items(), strict=False):
+            for k, name in enumerate(names):
+                if own := [point for point, label in zip(where, labels, strict=True) if label == k]:
+                    axes.scatter(*zip(*own, strict=True), s=3, label=name, color=f"C{k}", alpha=0.6, lw=0)
+            axes.set(title=title, xticks=[], yticks=[])
+        handles = dict(zip(*reversed(every[0].get_legend_handles_labels()), strict=True))
+        axes.figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, markerscale=4, frameon=False)
+        for axes in every[len(points) :]:
             axes.set_visible(False)
     return path
 
@@ -218,7 +233,8 @@ def score_table(rows: list[dict]) -> str:
 
 STYLE = """body{font:16px/1.45 sans-serif;max-width:60rem;margin:auto;padding:1rem;color:#222}
 table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border-bottom:1px solid #ddd;padding:.25rem .6rem;
-text-align:left;vertical-align:top;font-size:.9rem}img{max-width:100%;height:auto}h1{font-size:1.3rem;overflow-wrap:anywhere}"""
+text-align:left;vertical-align:top;font-size:.9rem}img{max-width:100%;height:auto}.text{white-space:pre-wrap}.long{min-width:15rem}
+h1{font-size:1.3rem;overflow-wrap:anywhere}h2{font-size:1.15rem}h3{font-size:1rem;overflow-wrap:anywhere}th{white-space:nowrap}"""
 
 
 def page(title: str, about: str, parts: list[str]) -> str:
@@ -227,8 +243,8 @@ def page(title: str, about: str, parts: list[str]) -> str:
     return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n"
 
 
-def heading(text: str) -> str:
-    return f"<h2>{escape(text)}</h2>"
+def heading(text: str, level: int = 2) -> str:
+    return f"<h{level}>{escape(text)}</h{level}>"
 
 
 def paragraphs(texts: list[str]) -> str:
@@ -236,11 +252,22 @@ def paragraphs(texts: list[str]) -> str:
 
 
 def html_table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [
-        "".join(f"<{tag}>{escape(str(x))}</{tag}>" for x in row)
-        for tag, row in [("th", header), *(("td", r) for r in rows)]
-    ]
+    lines = ["".join(f"<th>{escape(name)}</th>" for name in header)]
+    lines += ["".join(f"<td{' class=long' * (len(str(x)) > 60)}>{escape(str(x))}</td>" for x in row) for row in rows]
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def shaded(tokens: list[str], lines: list[tuple[str, list[float]]]) -> str:
+    """A line of the tokens for each (name, weights), each token as dark as its weight and telling it on hover."""
+    rows = []
+    for name, weights in lines:
+        top = max(max(weights), 1e-9)
+        spans = (
+            f"<span title='{w:.3f}' style='background:rgba(31,119,180,{w / top:.2f})'>{escape(token)}</span>"
+            for token, w in zip(tokens, weights, strict=True)
+        )
+        rows.append(f"<tr><th>{escape(name)}</th><td class=text>{''.join(spans)}</td></tr>")
+    return f"<table>{''.join(rows)}</table>"
 
 
 def picture(path: Path) -> str:

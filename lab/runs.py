@@ -437,8 +437,8 @@ class OneRun:
         if min(self.concepts, self.iterations) < 0:
             raise ValueError("concepts and iterations are 1 or more, 0 as trained; leave them out")
 
-    def load(self) -> LoadedRun:
-        return load_run(self.run, self.ckpt, self.device, Options(self.concepts, self.iterations))
+    def load(self, path: str = "") -> LoadedRun:
+        return load_run(path or self.run, self.ckpt, self.device, Options(self.concepts, self.iterations))
 
 
 def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options = AS_CONFIGURED) -> LoadedRun:

@@ -10,8 +10,9 @@ from test_eval_glue import SMALL
 
 import analyze
 import train
+from lab import analysis
 from lab.configurator import UserError
-from lab.report import html_table
+from lab.report import html_table, shaded
 from lab.runs import load_run
 from tests.corpus import make_corpus
 
@@ -23,6 +24,12 @@ def place(tmp_path_factory):
     here = tmp_path_factory.mktemp("analyze")
     make_corpus(here / "data" / "toy")
     return here
+
+
+@pytest.fixture(autouse=True)
+def fewer_texts(monkeypatch):
+    for name, count in (("POOL", 600), ("READ", 60), ("PLOTTED", 200)):
+        monkeypatch.setattr(analyze, name, count)
 
 
 def trained(place, name, *flags):
@@ -58,29 +65,65 @@ def test_numbers_and_page(place, capsys):
     }
     assert names <= found.keys() and all({"trained", "untrained"} == entry.keys() for entry in found.values())
     page = (run / "analysis" / "report.html").read_text()
-    assert len(page) < 5e6 and "http" not in page and page.count("<img") == 5
-    assert {path.name for path in (run / "analysis").iterdir()} == {
-        *(
-            "report.html",
-            "metrics.json",
-            "spectrum.png",
-            "pooled.png",
-            "similarity.png",
-            "concepts.png",
-            "positions.png",
-        )
-    }
+    assert len(page) < 5e6 and "http" not in page and page.count("<img") == 6 and page.count("<span title=") > 100
+    names = ("spectrum", "pooled", "similarity", "concepts", "positions", "topics")
+    pictures = {f"{name}.png" for name in names}
+    assert {path.name for path in (run / "analysis").iterdir()} == {"report.html", "metrics.json", *pictures}
+    length = found["probes"]["trained"]["length"]
+    assert length.keys() == {"accuracy", "interval", "majority", "bag_of_words"} and length["accuracy"] > 0.3
+    assert found["specialised"]["trained"] <= 8 and 0 <= found["class_preference"]["untrained"] <= 1
+    assert "<b>" not in html_table(["<b>"], [["<script>"]]) + shaded(["<b>"], [("<i>", [1.0])])
+    capsys.readouterr()
+
+
+def test_capacity_and_no_probes(place):
+    run = trained(place, "run")
+    look(run, "--capacity", "--probes=0", f"--data_dir={place}")  # no data there: the rows that the run keeps
+    found = json.loads((run / "analysis" / "metrics.json").read_text())
+    page = (run / "analysis" / "report.html").read_text()
+    assert "rows that the run keeps (" in page and "probes" not in found
+    capacity = found["capacity"]["trained"]
+    assert capacity["free"]["loss"] < capacity["encoder"]["loss"] and found["capacity"]["untrained"] is None
+
+
+def test_runs_side_by_side(place, tmp_path, capsys):
+    """A run without a decoder and one of another tokenizer beside the first, on the first one's text."""
+    make_corpus(tmp_path / "data" / "other", vocab_size=330)
+    run, bag = trained(place, "run"), trained(place, "bag", "--objective=bow", "--decoder=pooled")
+    other = tmp_path / "other"
     assert (
-        html_table(["<b>"], [["<script>"]])
-        == "<table><tr><th>&lt;b&gt;</th></tr><tr><td>&lt;script&gt;</td></tr></table>"
+        train.main(
+            [
+                str(ROOT / "config" / "quickstart.py"),
+                *SMALL,
+                f"--data_dir={tmp_path / 'data'}",
+                "--dataset=other",
+                f"--out_dir={other}",
+                "--max_steps=2",
+            ]
+        )
+        == 0
     )
     capsys.readouterr()
+    assert analyze.main(["--compare", str(run), str(bag), str(other), "--device=cpu", "--probes=100"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{name}: " in out for name in (run, bag, other))
+    found = json.loads((run / "analysis" / "compare" / "metrics.json").read_text())
+    assert all(entry.keys() == {str(run), str(bag), str(other)} for entry in found.values())
+    alone = json.loads((run / "analysis" / "metrics.json").read_text())
+    assert found["rank_pooled"][str(run)] == pytest.approx(alone["rank_pooled"]["trained"])
+    assert (
+        found["knock_out"][str(bag)] is None
+        and "no position is decoded" in (run / "analysis" / "compare" / "report.html").read_text()
+    )
+    with pytest.raises(UserError, match="two different run folders"):
+        analyze.main(["--compare", str(run)])
 
 
 def test_knock_outs_and_positions_equal_loops(place):
     run = load_run(trained(place, "run"), device="cpu")
-    judge = analyze.judge_of(run, 256)
-    use = analyze.use_of_concepts(judge)
+    judge = analysis.judge_of(run, run.rows[:256])
+    use = analysis.use_of_concepts(judge)
     part = judge.judged()
     total, rises, by_position = 0.0, torch.zeros(8), torch.zeros(16, dtype=torch.float64)
     problems = [judge.problem(part, batch) for batch in judge.fixed]
@@ -134,13 +177,13 @@ def test_a_healthy_run_and_one_without_a_decoder(place, capsys):
     assert found == (0 if lines == ["healthy"] else 3)
     look(run)
     page = (run / "analysis" / "report.html").read_text()
-    assert "no decoder" in page and "No position is decoded" in page
+    assert "no decoder" in page and "no position is decoded" in page
 
 
 def test_one_concept_and_fewer_of_a_nested_run(place):
-    look(trained(place, "one", "--concepts=1"))
+    look(trained(place, "one", "--concepts=1"), "--probes=0")
     run = trained(place, "nested", "--nested=True")
-    look(run, "--concepts=2")
+    look(run, "--concepts=2", "--probes=0")
     assert len(json.loads((run / "analysis" / "metrics.json").read_text())["variance"]["trained"]) == 2
 
 

@@ -1,0 +1,184 @@
+"""What is measured of a run, and of its untrained twin: numbers, spectra, what each concept is worth to the decoder."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import geometry
+from lab import dataset
+from lab.configurator import UserError, fields_of
+from lab.distributed import World
+from lab.runs import LoadedRun
+from lab.validation import Batch, Judge
+from model import ConceptModel
+from objectives import ObjectiveConfig, Objectives, Problem, Vocabulary
+
+BUCKETS = 8  # of positions
+COLLAPSED = 1e-4  # a dimension whose variance is below this share of the mean one's says nothing
+
+
+def judge_of(run: LoadedRun, rows: Tensor) -> Judge:
+    """The run's model and objective on these rows [n, N]; every token counts alike."""
+    keys = {key: run.config[key] for key in fields_of(ObjectiveConfig) if key in run.config} | {"token_weight": "none"}
+    objectives = Objectives(ObjectiveConfig(**keys))
+    V, special = run.model.config.vocab_size, tuple(dataset.special_ids(run.tokenizer).values())
+    vocab = Vocabulary(V, run.model.mask_id, special, torch.ones(V, device=run.device))
+    if len(rows) < geometry.ROWS:
+        raise UserError(f"{len(rows)} rows of text are too few, {geometry.ROWS} are needed; train on more text")
+    ids, numbers = rows.long(), torch.arange(len(rows))
+    parts = [Batch(rows, ids[rows], rows) for rows in numbers.split(128)]
+    return Judge(run.model, objectives, vocab, World(0, 1, run.device, "float32"), parts)
+
+
+def ended(steps: Iterator):
+    """What a generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+@torch.no_grad()
+def numbers_of(judge: Judge) -> dict:
+    """As in metrics.jsonl; and how many dimensions of the pooled vectors hardly change with the text."""
+    variance = ended(judge.whole()).mean(1).double().var(0)
+    numbers = ended(judge.geometry())
+    return numbers | {"collapsed_dimensions": int((variance < COLLAPSED * variance.mean()).sum())}
+
+
+@torch.no_grad()
+def use_of_concepts(judge: Judge) -> dict:
+    """What the decoder makes of the concepts: {"knock_out": [C] loss rise when one of them becomes its mean over texts,
+    "bits": that a concept carries on average (loss with all at their means less the loss, x scored tokens / (C ln 2)),
+    "position": the first position of each bucket, "delta_...": [buckets] loss rise there}; empty without a decoder."""
+    part = judge.judged()
+    if part is None or part.predicts != "positions":
+        return {}
+    problems = [judge.problem(part, batch) for batch in judge.fixed]
+    concepts = ended(judge.concepts(problems))
+    own, mean = ended(judge.loss_from(problems, concepts)), concepts.mean(0)
+    C, rises = concepts.shape[1], []
+    for c in range(C):
+        other = concepts.clone()
+        other[:, c] = mean[c]
+        rises.append(ended(judge.loss_from(problems, other)) - own)
+    ablated = geometry.ablations(concepts)
+    scored = problems[0].targets.shape[1] if problems[0].scored is None else problems[0].scored.shape[1]
+    bits = (ended(judge.loss_from(problems, ablated["mean"])) - own) * scored / (C * math.log(2))
+    at, losses = losses_by_position(judge, problems, {"own": concepts} | ablated)
+    deltas = {f"delta_{name}": (losses[name] - losses["own"]).tolist() for name in ablated}
+    return {"knock_out": rises, "bits": bits, "position": at} | deltas
+
+
+def losses_by_position(judge: Judge, problems: list[Problem], kinds: dict[str, Tensor]):
+    """(first position of each bucket, {kind of concepts: mean loss [buckets]})."""
+    model, T = judge.model, problems[0].query_pos.shape[-1]
+    width = -(-T // min(BUCKETS, T))
+    sums = {name: torch.zeros(-(-T // width), dtype=torch.float64) for name in kinds}
+    seen = torch.zeros(-(-T // width), dtype=torch.float64)
+    size = len(problems[0].source)
+    for i, problem in enumerate(problems):
+        columns = torch.arange(T, device=judge.world.device)[None].expand(len(problem.source), -1)
+        columns = columns if problem.scored is None else problem.scored
+        targets, bucket = problem.targets.gather(1, columns), (columns // width).flatten().cpu()
+        seen += torch.bincount(bucket, minlength=len(seen)).double()
+        for name, concepts in kinds.items():
+            hidden = model.decode(concepts[i * size : (i + 1) * size], problem).expand(len(targets), -1, -1)
+            each = [
+                F.cross_entropy(model.logits(h).float(), t, reduction="none")
+                for h, t in zip(hidden, targets, strict=True)
+            ]
+            sums[name] += torch.zeros_like(seen).index_add_(0, bucket, torch.cat(each).double().cpu())
+    return list(range(0, T, width)), {name: total / seen.clamp_min(1) for name, total in sums.items()}
+
+
+@torch.no_grad()
+def shape_of_concepts(judge: Judge) -> dict[str, Tensor]:
+    """spectrum: mean singular values of a text's slot-centred concepts; pooled: those of the centred means; similarity
+    [C, C]: mean cosine of two concepts of a text; variance [C]: how much each changes with the text."""
+    c = ended(judge.whole()).cpu()
+    centred, unit = geometry.centred(c), F.normalize(c.double(), dim=-1)
+    return {
+        "spectrum": geometry.singular_values(centred).mean(0).flip(0),
+        "pooled": geometry.singular_values(geometry.centred(c.mean(1, dtype=torch.float64))).flip(0),
+        "similarity": (unit @ unit.mT).mean(0),
+        "variance": geometry.variances(c),
+    }
+
+
+@dataclass
+class Analysis:
+    """A model and what was measured of it on rows [n, N]: `numbers_of`, `use_of_concepts`, `shape_of_concepts`."""
+
+    run: LoadedRun
+    judge: Judge
+    numbers: dict
+    use: dict
+    shape: dict[str, Tensor]
+
+    @property
+    def record(self) -> dict:
+        """All numbers and lists, by name, as metrics.json has them."""
+        by_position = {f"{name}_by_position": self.use[name] for name in self.use if name in self.numbers}
+        rest = {name: value for name, value in self.use.items() if name not in self.numbers}
+        lists = {key: self.shape[key].tolist() for key in ("variance", "spectrum")}
+        return self.numbers | rest | by_position | lists
+
+
+def analyse(run: LoadedRun, rows: Tensor) -> Analysis:
+    judge = judge_of(run, rows)
+    return Analysis(run, judge, numbers_of(judge), use_of_concepts(judge), shape_of_concepts(judge))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it writes
+
+
+def whole(ids: Tensor) -> Problem:
+    """All of ids [B, n] is to be written, from the concepts alone."""
+    return Problem(ids, targets=ids, query_pos=torch.arange(ids.shape[1], device=ids.device)[None])
+
+
+@torch.no_grad()
+def written(model: ConceptModel, concepts: Tensor, ids: Tensor) -> dict[str, Tensor]:
+    """What the decoder makes of concepts [B, C, H], tokens [B, n] each: "teacher-forced", each position after the true
+    tokens ids [B, n] before it, where the decoder sees them; "free-running", after its own."""
+    hidden = model.decode(concepts, whole(ids)).expand(len(ids), -1, -1)
+    forced = torch.stack([model.logits(h).argmax(-1) for h in hidden])
+    return {"teacher-forced": forced, "free-running": model.generate(concepts, ids.shape[1])}
+
+
+@torch.no_grad()
+def samples(run: LoadedRun, judge: Judge, count: int = 6) -> tuple[list[list[str]], str]:
+    """(rows of the table of reconstructions, a sentence with both accuracies); no rows without a decoder."""
+    part = judge.judged()
+    if part is None or part.predicts != "positions":
+        return [], "There is no decoder, so there is no reconstruction."
+    problem = judge.problem(part, judge.fixed[0])
+    out = written(run.model, run.model.encode(problem.source, problem.source_pos), problem.targets)
+    kinds = (problem.targets, problem.source, *out.values())
+    rows = [
+        [" ".join(run.tokenizer.decode(x[i].tolist(), skip_special_tokens=False).split()) for x in kinds]
+        for i in range(count)
+    ]
+    right = [f"{name} {100 * (x == problem.targets).double().mean().item():.1f} %" for name, x in out.items()]
+    return rows, f"Right tokens of {len(problem.targets)} rows: {', '.join(right)}."
+
+
+@torch.no_grad()
+def between(run: LoadedRun, judge: Judge, steps: int = 5) -> list[list[str]]:
+    """What is decoded on the straight line between the concepts of two texts; nothing without a decoder."""
+    if run.model.decoder is None:
+        return []
+    a, b = run.model.encode(judge.fixed[0].ids[:2].to(run.device))
+    texts = run.model.generate(
+        torch.stack([torch.lerp(a, b, i / (steps - 1)) for i in range(steps)]), judge.fixed[0].ids.shape[1]
+    )
+    return [
+        [f"{i / (steps - 1):.2f}", " ".join(run.tokenizer.decode(ids.tolist()).split())] for i, ids in enumerate(texts)
+    ]

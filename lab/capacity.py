@@ -1,0 +1,52 @@
+"""
+What C x H numbers could tell a decoder, and how much of it the encoder does.
+
+Concepts of a text are optimised, each text's alone, against the frozen decoder until it writes the text as well as it
+can: an upper bound on what an encoder could give this decoder. (As prefixes and memory tokens are optimised to hold a
+text: Kuratov et al. 2025, arXiv:2502.13063.)
+"""
+
+import torch
+from torch import Tensor
+
+from lab.analysis import whole, written
+from lab.runs import LoadedRun
+
+STEPS, RATE = 300, 0.05  # of Adam; the rate x the root-mean-square of the encoder's concepts
+
+
+def worth(run: LoadedRun, concepts: Tensor, ids: Tensor) -> dict[str, float]:
+    """Of concepts [B, C, H] for ids [B, n]: the loss (nats a token), and the shares of right tokens."""
+    with torch.no_grad():
+        loss = run.model.loss(concepts, whole(ids)).item()
+    right = {name: (x == ids).double().mean().item() for name, x in written(run.model, concepts, ids).items()}
+    return {"loss": loss} | right
+
+
+def capacity(run: LoadedRun, ids: Tensor, steps: int = STEPS) -> dict[str, dict[str, float]]:
+    """ids [B, n] -> {"mean": `worth` of the mean concepts, "encoder": of the encoder's, "free": of those optimised from
+    the encoder's on, "share": what of the way from mean to free the encoder goes, by each number}."""
+    model = run.model
+    with torch.no_grad():
+        concepts = model.encode(ids)
+        mean = concepts.mean(0, keepdim=True).expand_as(concepts)
+    found = {"mean": worth(run, mean, ids), "encoder": worth(run, concepts, ids)}
+    frozen = [p for p in model.parameters() if p.requires_grad]
+    free = concepts.clone().requires_grad_()
+    optimizer = torch.optim.Adam([free], lr=RATE * concepts.square().mean().sqrt().item(), betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    try:
+        for p in frozen:
+            p.requires_grad_(False)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (len(ids) * model.loss(free, whole(ids))).backward()  # each text's own step, whatever their number
+            optimizer.step()
+            schedule.step()
+    finally:
+        for p in frozen:
+            p.requires_grad_(True)
+    found["free"] = worth(run, free.detach(), ids)
+    ways = {key: found["free"][key] - found["mean"][key] for key in found["free"]}
+    share = {key: (found["encoder"][key] - found["mean"][key]) / way for key, way in ways.items() if abs(way) > 1e-6}
+    return found | {"share": share}

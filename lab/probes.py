@@ -1,0 +1,175 @@
+"""
+Linear probes: what can be read off frozen concepts by a linear classifier (Conneau et al. 2018, arXiv:1805.01070).
+
+The labels are made from the text itself. Beside a probe of the model stand the same probe of its untrained twin, of a
+bag of words, and the commonest class: only what is above all three was learned in training.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+from scipy import sparse
+
+from lab.floors import word_counts
+from lab.runs import LoadedRun
+
+STRENGTHS = 10.0 ** np.arange(-5, 3)  # of the ridge, x the mean diagonal of the Gram matrix
+FEWEST = 40  # texts of the rarer class, in training and in the test, below which a probe says nothing
+
+
+@dataclass
+class Probe:
+    """texts [n], the class of each [n] and which of them are the test [n]; about: what is asked, in a sentence."""
+
+    name: str
+    about: str
+    texts: list[str]
+    labels: np.ndarray
+    test: np.ndarray
+
+
+def ridge(train: np.ndarray, across: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Gram matrix [n, n] of the training texts, their products with the test's [m, n], labels [n] -> classes [m].
+    Ridge regression onto one column a class, its strength by the leave-one-out error, which has a closed form (Allen
+    1974); the features' means over the training texts are taken off."""
+    rows, mean = train.mean(0), train.mean()
+    across = across - across.mean(1, keepdims=True) - rows + mean
+    train = train - rows - rows[:, None] + mean
+    classes = np.unique(labels)
+    targets = np.where(labels[:, None] == classes, 1.0, -1.0)
+    offset = targets.mean(0)
+    values, vectors = np.linalg.eigh(train)
+    projected, best = vectors.T @ (targets - offset), (-1.0, None)
+    for strength in STRENGTHS * max(values.mean(), 1e-30):
+        shrink = 1 / (np.maximum(values, 0) + strength)
+        duals = vectors @ (shrink[:, None] * projected)
+        left_out = targets - duals / ((vectors**2) @ shrink)[:, None]  # what the others say of each
+        right = (classes[left_out.argmax(1)] == labels).mean()
+        if right > best[0]:
+            best = right, duals
+    return classes[(across @ best[1] + offset).argmax(1)]
+
+
+def accuracy(features, probe: Probe) -> tuple[float, float]:
+    """features [n, D], dense or sparse -> (share of the test that is right, half of its 95 % interval)."""
+    products = features[~probe.test] @ features.T
+    products = np.asarray(products.todense() if sparse.issparse(products) else products, np.float64)
+    told = ridge(products[:, ~probe.test], products[:, probe.test].T, probe.labels[~probe.test])
+    share = float((told == probe.labels[probe.test]).mean())
+    return share, 1.96 * (share * (1 - share) / len(told)) ** 0.5
+
+
+def judge(probe: Probe, embedders: dict[str, Callable[[list[str]], np.ndarray]]) -> dict[str, tuple[float, float]]:
+    """{"majority", "bag_of_words", each embedder's name} -> (accuracy, half of its 95 % interval)."""
+    test = probe.labels[probe.test]
+    common = max(np.unique(probe.labels[~probe.test]), key=lambda c: (probe.labels[~probe.test] == c).sum())
+    scores = {"majority": (float((test == common).mean()), 0.0)}
+    scores["bag_of_words"] = accuracy(word_counts(probe.texts)[0], probe)
+    return scores | {name: accuracy(embed(probe.texts), probe) for name, embed in embedders.items()}
+
+
+def concepts_of(run: LoadedRun) -> Callable[[list[str]], np.ndarray]:
+    """Texts [n] -> all their concepts beside each other, float32 [n, C H]."""
+
+    def embed(texts):
+        parts = [run.concepts(texts[i : i + 64]).flatten(1).numpy() for i in range(0, len(texts), 64)]
+        return np.concatenate(parts)
+
+    return embed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The questions
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+|[^\w\s]+", text)
+
+
+def parted(name: str, about: str, chosen: list[tuple[str, int]], count: int, random: Random) -> Probe | None:
+    """At most `count` of these (text, label), a quarter of them the test; None where a class has too few."""
+    random.shuffle(chosen)
+    texts, labels = [text for text, _ in chosen[:count]], np.array([label for _, label in chosen[:count]], np.int64)
+    test = np.arange(len(texts)) < len(texts) // 4
+    return checked(Probe(name, about, texts, labels, test))
+
+
+def checked(probe: Probe) -> Probe | None:
+    rarest = [np.unique(probe.labels[part], return_counts=True)[1] for part in (probe.test, ~probe.test)]
+    kinds = len(np.unique(probe.labels))
+    enough = all(len(counts) == kinds > 1 and counts.min() >= FEWEST / kinds for counts in rarest)
+    return probe if enough else None
+
+
+def length(texts, count, random):
+    """Into which third of all texts, by its number of words, does a text fall?"""
+    sizes = np.array([len(words(text)) for text in texts])
+    cuts = np.quantile(sizes, [1 / 3, 2 / 3])
+    return list(zip(texts, np.searchsorted(cuts, sizes, side="left").tolist(), strict=True))
+
+
+def word_content(texts, count, random, kinds: int = 10):
+    """Which one of ten words, none of them rare or very common, does a text hold?"""
+    sets = [set(re.findall(r"[a-z]{4,}", text.lower())) for text in texts]
+    seen = {}
+    for own in sets:
+        for word in own:
+            seen[word] = seen.get(word, 0) + 1
+    rare = sorted((n, word) for word, n in seen.items() if n <= 0.02 * len(texts))
+    asked = [word for _, word in rare[-kinds:]]
+    held = [[i for i, word in enumerate(asked) if word in own] for own in sets]
+    return [(text, own[0]) for text, own in zip(texts, held, strict=True) if len(own) == 1]
+
+
+def word_order(texts, count, random):
+    """Were two neighbouring words of a text swapped?"""
+    chosen = []
+    for text in texts[: 2 * count]:
+        own = text.split()
+        places = [i for i in range(len(own) - 1) if own[i].isalpha() and own[i + 1].isalpha() and own[i] != own[i + 1]]
+        if places:
+            swapped = random.random() < 0.5
+            if swapped:
+                i = random.choice(places)
+                own[i], own[i + 1] = own[i + 1], own[i]
+            chosen.append((" ".join(own), int(swapped)))
+    return chosen
+
+
+COPULAS = {"is": (0, 0), "are": (0, 1), "was": (1, 0), "were": (1, 1)}  # past, plural
+
+
+def across_forms(name: str, about: str, texts, asked: int, held: int, count: int, random: Random) -> Probe | None:
+    """Texts with one form of "to be": classes by one of its two sides, learned from forms of the one kind of the other
+    side and tested on the other kind, so that no form itself tells the class. As many of each class."""
+    groups = {}
+    for text in texts:
+        if len(found := [w for w in re.findall(r"[a-z]+", text.lower()) if w in COPULAS]) == 1:
+            form = COPULAS[found[0]]
+            groups.setdefault((form[held], form[asked]), []).append((text, form[asked]))
+    if len(groups) < 4:
+        return None
+    chosen, test = [], []
+    for kind, most in ((0, count), (1, count // 3)):
+        size = min(most // 2, *(len(groups[kind, label]) for label in (0, 1)))
+        for label in (0, 1):
+            chosen += random.sample(groups[kind, label], size)
+            test += [kind == 1] * size
+    texts, labels = zip(*chosen, strict=True)
+    return checked(Probe(name, about, list(texts), np.array(labels), np.array(test)))
+
+
+def probes(texts: list[str], count: int, seed: int = 0) -> dict[str, Probe | None]:
+    """The five questions, of at most `count` of these texts each; None where too few of them can answer."""
+    random, found = Random(seed), {}
+    for ask in (length, word_content, word_order):
+        name = ask.__name__
+        found[name] = parted(name, ask.__doc__, ask(texts, count, random), count, random)
+    past = "Is a text in the past? Learned from is and was, asked of are and were."
+    found["tense"] = across_forms("tense", past, texts, 0, 1, count, random)
+    plural = "Is its subject in the plural? Learned from is and are, asked of was and were."
+    found["number"] = across_forms("number", plural, texts, 1, 0, count, random)
+    return found

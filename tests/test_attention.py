@@ -1,0 +1,86 @@
+"""Attention that is watched, against weights from the layers' own projections; specialisation where it is planted."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from encoders import ENCODERS
+from lab import attention
+from lab.runs import LoadedRun
+from model import ConceptModel, ModelConfig
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", ".", "<|endoftext|>", "[MASK]", "[PAD]", "[SEP]"]
+TEXTS = ["the cat sat on a mat .", "a dog ran", "the dog sat on the cat ."] * 40
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    made = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="."))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    return made
+
+
+def run_of(tokenizer, encoder="perceiver", **keys):
+    shape = {"hidden": 16, "heads": 2, "intermediate": 32, "layers": 2, "concepts": 3, "max_length": 16} | keys
+    model = ConceptModel(ModelConfig(encoder=encoder, vocab_size=len(WORDS), **shape), mask_id=10).eval()
+    config = {"lengths": (16,), "pad_id": 11, "hidden": 16, "remove_directions": 0, "whitening": 0}
+    return LoadedRun(model, tokenizer, config, 0)
+
+
+def test_weights_are_those_of_the_layers(tokenizer):
+    run = run_of(tokenizer)
+    read = attention.attention(run, TEXTS)
+    encoder = run.model.encoder
+    for i in range(3):
+        ids = torch.tensor([read.ids[i]])
+        with torch.no_grad():
+            x = encoder.norm_tokens(encoder.widen(run.model.tokens(ids) + run.model.positions.weight[: ids.shape[1]]))
+            z, expected = encoder.slots(), 0
+            for layer in encoder.layers:
+                q, k = layer.cross.q(layer.cross.norm(z)), layer.cross.kv(x)[..., :16]
+                q, k = (t.unflatten(-1, (2, 8)).transpose(1, 2) for t in (q, k))
+                expected = expected + (q @ k.mT / 8**0.5).softmax(-1).mean(1) / 2
+                k, v = (t.unflatten(-1, (2, 8)).transpose(1, 2) for t in layer.cross.kv(x).chunk(2, -1))
+                z = layer(z, k, v, None)
+        n = ids.shape[1]
+        torch.testing.assert_close(read.weights[i, :, :n], expected[0], atol=1e-5, rtol=1e-4)
+        assert not read.weights[i, :, n:].any()
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("concepts", [3, 7])  # 7: as many as the longest text has tokens
+def test_every_encoder_is_watched_or_says_that_it_cannot(encoder, concepts, tokenizer):
+    registers = {"registers": 2} if "registers" in ENCODERS[encoder].uses else {}
+    read = attention.attention(run_of(tokenizer, encoder, concepts=concepts, **registers), TEXTS[:6])
+    if encoder == "funnel" and concepts == 3:
+        assert read is None
+    elif encoder != "funnel":
+        assert read.weights.shape == (6, concepts, 6 if concepts == 7 else 7)
+        torch.testing.assert_close(read.weights.sum(-1), torch.ones(6, concepts))
+
+
+def test_top_tokens_and_specialisation_find_what_is_planted(tokenizer):
+    torch.manual_seed(0)
+    ids = torch.randint(0, 8, (200, 7))
+    classes = ids % 4
+    weights = torch.rand(200, 3, 7)
+    weights[:, 1] += 5.0 * (classes == 2)  # concept 1 reads class 2, tokens 2 and 6
+    weights = weights / weights.sum(-1, keepdim=True)
+    classes[:50, 5:], weights[:50, :, 5:] = -1, 0.0  # shorter texts
+    weights = weights / weights.sum(-1, keepdim=True)
+    own, mean, p = attention.specialisation(weights, classes, 4, rounds=100)
+    assert (own - mean)[1].argmax() == 2 and own[1, 2] > 0.55 and p[1] < 0.02
+    assert p[0] > 0.02 and p[2] > 0.02 and (own - mean)[[0, 2]].abs().max() < 0.02
+    torch.testing.assert_close(own.sum(1), torch.ones(3, dtype=torch.float64))
+    rows = [row[:5] if i < 50 else row for i, row in enumerate(ids.tolist())]
+    top = attention.top_tokens(attention.Attention(weights, rows), 8, 2)
+    assert {token for token, _ in top[1]} == {2, 6} and all(lift > 1.5 for _, lift in top[1])
+
+
+def test_a_concept_that_prefers_positions_prefers_no_class():
+    """Weights that depend on the position alone: other texts' words at the same places get as much."""
+    torch.manual_seed(1)
+    weights = torch.tensor([0.7, 0.1, 0.1, 0.1]).expand(300, 1, 4)
+    classes = torch.where(torch.arange(4) == 0, 0, torch.randint(1, 3, (300, 4)))
+    own, mean, p = attention.specialisation(weights, classes, 3, rounds=50)
+    assert own[0, 0] == pytest.approx(0.7) and p[0] > 0.02
