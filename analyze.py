@@ -22,7 +22,7 @@ from torch import Tensor
 
 import geometry
 from lab import attention, command, probes, report, words
-from lab.analysis import Analysis, analyse, between, judge_of, numbers_of, samples
+from lab.analysis import Analysis, analyse, between, ended, judge_of, numbers_of, samples
 from lab.capacity import capacity
 from lab.command import say
 from lab.configurator import UserError, parse
@@ -31,7 +31,7 @@ from lab.runs import LoadedRun, OneRun, RunFolder
 
 ROOT = Path(__file__).resolve().parent
 ROWS = 512
-QUICK = geometry.ROWS, 64  # rows, and tokens of them, of the health check
+QUICK = 128, 32  # rows, and tokens of them, of the health check: seconds for six layers on a CPU
 POOL, READ, PLOTTED, NEAR = 8000, 500, 1500, 10  # sentences: probes choose among, attention reads, pictures show
 SHOWN = 8  # concepts whose attention to a sentence is shown: those that change most with the text
 LIKELY = 0.05  # p below: a concept prefers a class of words
@@ -68,6 +68,7 @@ ADVICE = (  # how a finding begins, what to try
     ("slots are duplicates", "fewer concepts, or concept_position=learned"),
     ("one direction", "tsdae + bow in the place of contrastive or bow alone; whitening=0.25 when texts are compared"),
     ("decoder ignores", "a higher mask_rate or delete_rate, visible_only=True, spectral tokens, or decoder=posonly"),
+    ("decoder gains", "longer training, spectral tokens, or an objective that needs the text: tsdae"),
     ("", "fewer concepts, a lower learning rate, or longer training"),
 )
 
@@ -78,6 +79,9 @@ def findings(run: LoadedRun, numbers: dict | None) -> list[str]:
     if broken:
         return [f"{len(broken)} tensors are not finite, {broken[0]} first; go back to another --ckpt"]
     found = [] if numbers["verdict"].startswith("healthy") else numbers["verdict"].split("; ")
+    gain = numbers.get("delta_mean", geometry.IGNORED_NATS)
+    if gain < geometry.IGNORED_NATS and not any(what.startswith("decoder ignores") for what in found):
+        found.append(f"decoder gains nothing by the concepts: their mean over texts costs it {gain:.3f} nats")
     if count := numbers["collapsed_dimensions"]:
         found.append(f"{count} of {run.config['hidden']} dimensions hardly change with the text")
     return [f"{what}; try {next(text for start, text in ADVICE if what.startswith(start))}" for what in found]
@@ -349,7 +353,8 @@ def checked(run: LoadedRun, rows: Tensor, quick: bool) -> tuple[Analysis | None,
     if not all(torch.isfinite(tensor).all() for tensor in run.model.state_dict().values()):
         return None, findings(run, None)
     if quick:
-        return None, findings(run, numbers_of(judge_of(run, rows[: QUICK[0], : QUICK[1]])))
+        judge = judge_of(run, rows[: QUICK[0], : QUICK[1]], QUICK[0], size=32)
+        return None, findings(run, numbers_of(judge, ended(judge.whole()), least=QUICK[0], batches=1))
     one = analyse(run, rows)
     return one, findings(run, one.numbers)
 

@@ -104,13 +104,14 @@ def cosines(c: Tensor) -> Tensor:
     return (unit @ unit.mT)[:, one, other] if len(one) else torch.zeros(1)
 
 
-def concept_geometry(concepts: Tensor) -> dict[str, float]:
-    """All numbers about concepts [B, C, H] of B >= 256 rows of one length, by their names in metrics.jsonl.
+def concept_geometry(concepts: Tensor, least: int = ROWS) -> dict[str, float]:
+    """All numbers about concepts [B, C, H] of B >= 256 rows of one length, by their names in metrics.jsonl. (`least`:
+    fewer will do where the numbers are not kept, only what is grossly wrong is looked for.)
 
     Give it texts drawn at random, encoded without dropout and in float32: bfloat16's rounding is as large as the floor.
     Of fewer rows each is a good part of the mean it is compared with."""
-    if len(concepts) < ROWS:
-        raise ValueError(f"ranks of {len(concepts)} rows mislead; give at least {ROWS} rows of one length")
+    if len(concepts) < least:
+        raise ValueError(f"ranks of {len(concepts)} rows mislead; give at least {least} rows of one length")
     c = concepts.detach()
     own, pairs = variances(c), cosines(c)
     static = singular_values(c.mean(0, dtype=torch.float64))

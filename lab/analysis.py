@@ -21,19 +21,20 @@ BUCKETS = 8  # of positions
 COLLAPSED = 1e-4  # a dimension whose variance is below this share of the mean one's says nothing
 
 
-def judge_of(run: LoadedRun, rows: Tensor) -> Judge:
-    """The run's model and objective on these rows [n, N]; every token counts alike."""
+def judge_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int = 128) -> Judge:
+    """The run's model and objective on these rows [n, N], at least so many, in batches; every token counts alike."""
     keys = {key: run.config[key] for key in fields_of(ObjectiveConfig) if key in run.config} | {"token_weight": "none"}
     objectives = Objectives(ObjectiveConfig(**keys))
     V, special = run.model.config.vocab_size, tuple(dataset.special_ids(run.tokenizer).values())
     vocab = Vocabulary(V, run.model.mask_id, special, torch.ones(V, device=run.device))
-    if len(rows) < geometry.ROWS:
-        raise UserError(f"{len(rows)} rows of text are too few, {geometry.ROWS} are needed; train on more text")
+    if len(rows) < least:
+        raise UserError(f"{len(rows)} rows of text are too few, {least} are needed; train on more text")
     ids, numbers = rows.long(), torch.arange(len(rows))
-    parts = [Batch(rows, ids[rows], rows) for rows in numbers.split(128)]
+    parts = [Batch(rows, ids[rows], rows) for rows in numbers.split(size)]
     return Judge(run.model, objectives, vocab, World(0, 1, run.device, "float32"), parts)
 
 
+@torch.no_grad()
 def ended(steps: Iterator):
     """What a generator returns."""
     while True:
@@ -44,10 +45,11 @@ def ended(steps: Iterator):
 
 
 @torch.no_grad()
-def numbers_of(judge: Judge) -> dict:
-    """As in metrics.jsonl; and how many dimensions of the pooled vectors hardly change with the text."""
-    variance = ended(judge.whole()).mean(1).double().var(0)
-    numbers = ended(judge.geometry())
+def numbers_of(judge: Judge, whole: Tensor, **sizes) -> dict:
+    """As in metrics.jsonl; and how many dimensions of the pooled vectors hardly change with the text. whole: what
+    `judge.whole` returned; sizes: of Judge.geometry."""
+    variance = whole.mean(1).double().var(0)
+    numbers = ended(judge.geometry(whole, **sizes))
     return numbers | {"collapsed_dimensions": int((variance < COLLAPSED * variance.mean()).sum())}
 
 
@@ -98,10 +100,11 @@ def losses_by_position(judge: Judge, problems: list[Problem], kinds: dict[str, T
 
 
 @torch.no_grad()
-def shape_of_concepts(judge: Judge) -> dict[str, Tensor]:
-    """spectrum: mean singular values of a text's slot-centred concepts; pooled: those of the centred means; similarity
-    [C, C]: mean cosine of two concepts of a text; variance [C]: how much each changes with the text."""
-    c = ended(judge.whole()).cpu()
+def shape_of_concepts(c: Tensor) -> dict[str, Tensor]:
+    """c [B, C, H] -> spectrum: mean singular values of a text's slot-centred concepts; pooled: those of the centred
+    means; similarity [C, C]: mean cosine of two concepts of a text; variance [C]: how much each changes with the
+    text."""
+    c = c.cpu()
     centred, unit = geometry.centred(c), F.normalize(c.double(), dim=-1)
     return {
         "spectrum": geometry.singular_values(centred).mean(0).flip(0),
@@ -132,14 +135,15 @@ class Analysis:
 
 def analyse(run: LoadedRun, rows: Tensor) -> Analysis:
     judge = judge_of(run, rows)
-    return Analysis(run, judge, numbers_of(judge), use_of_concepts(judge), shape_of_concepts(judge))
+    whole = ended(judge.whole())
+    return Analysis(run, judge, numbers_of(judge, whole), use_of_concepts(judge), shape_of_concepts(whole))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What it writes
 
 
-def whole(ids: Tensor) -> Problem:
+def to_write(ids: Tensor) -> Problem:
     """All of ids [B, n] is to be written, from the concepts alone."""
     return Problem(ids, targets=ids, query_pos=torch.arange(ids.shape[1], device=ids.device)[None])
 
@@ -148,7 +152,7 @@ def whole(ids: Tensor) -> Problem:
 def written(model: ConceptModel, concepts: Tensor, ids: Tensor) -> dict[str, Tensor]:
     """What the decoder makes of concepts [B, C, H], tokens [B, n] each: "teacher-forced", each position after the true
     tokens ids [B, n] before it, where the decoder sees them; "free-running", after its own."""
-    hidden = model.decode(concepts, whole(ids)).expand(len(ids), -1, -1)
+    hidden = model.decode(concepts, to_write(ids)).expand(len(ids), -1, -1)
     forced = torch.stack([model.logits(h).argmax(-1) for h in hidden])
     return {"teacher-forced": forced, "free-running": model.generate(concepts, ids.shape[1])}
 

@@ -9,7 +9,7 @@ text: Kuratov et al. 2025, arXiv:2502.13063.)
 import torch
 from torch import Tensor
 
-from lab.analysis import whole, written
+from lab.analysis import to_write, written
 from lab.runs import LoadedRun
 
 STEPS, RATE = 300, 0.05  # of Adam; the rate x the root-mean-square of the encoder's concepts
@@ -18,7 +18,7 @@ STEPS, RATE = 300, 0.05  # of Adam; the rate x the root-mean-square of the encod
 def worth(run: LoadedRun, concepts: Tensor, ids: Tensor) -> dict[str, float]:
     """Of concepts [B, C, H] for ids [B, n]: the loss (nats a token), and the shares of right tokens."""
     with torch.no_grad():
-        loss = run.model.loss(concepts, whole(ids)).item()
+        loss = run.model.loss(concepts, to_write(ids)).item()
     right = {name: (x == ids).double().mean().item() for name, x in written(run.model, concepts, ids).items()}
     return {"loss": loss} | right
 
@@ -40,7 +40,7 @@ def capacity(run: LoadedRun, ids: Tensor, steps: int = STEPS) -> dict[str, dict[
             p.requires_grad_(False)
         for _ in range(steps):
             optimizer.zero_grad()
-            (len(ids) * model.loss(free, whole(ids))).backward()  # each text's own step, whatever their number
+            (len(ids) * model.loss(free, to_write(ids))).backward()  # each text's own step, whatever their number
             optimizer.step()
             schedule.step()
     finally:

@@ -76,15 +76,15 @@ class Judge:
                 total += len(c) * self.model.loss(c, problem).item()
         return total / len(concepts)
 
-    def geometry(self) -> Iterator[None]:
+    def geometry(self, whole: Tensor, least: int = geometry.ROWS, batches: int | None = None) -> Iterator[None]:
         """
-        -> the concepts of the fixed rows, read whole as `embed` reads them; what its own concepts are worth to the
-        first part of the objective that a decoder predicts (for bow alone: to the bag); and the verdict. All ranks have
+        -> the numbers of what `whole` returned; what its own concepts are worth to the first part of the objective that
+        a decoder predicts (for bow alone: to the bag), on the first so many batches; and the verdict. All ranks have
         the same rows: nothing is sent.
         """
-        numbers = geometry.concept_geometry((yield from self.whole()))
+        numbers = geometry.concept_geometry(whole, least)
         if (judged := self.judged()) is not None:
-            problems = [self.problem(judged, batch) for batch in self.fixed]
+            problems = [self.problem(judged, batch) for batch in self.fixed[:batches]]
             concepts = yield from self.concepts(problems)
             own = yield from self.loss_from(problems, concepts)
             for name, other in geometry.ablations(concepts).items():
@@ -171,7 +171,7 @@ class Validation(Judge):
         for part in objectives.parts:
             for name, standard in part.reported().items():
                 numbers[f"val_loss_{name}"] = yield from self.loss(standard, longest)
-        numbers |= yield from self.geometry()
+        numbers |= yield from self.geometry((yield from self.whole()))
 
     @torch.no_grad()
     def run(self, stop: Callable[[], int] = lambda: 0) -> dict[str, float | str] | None:
