@@ -15,6 +15,7 @@ from lab.files import replacing
 
 FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "overlap_features", "untrained")
 LIFTS = ("best_floor", "token_idf", "untrained")
+HEADLINE = "partial_lexical"  # of what a score knows beyond words (lab/floors.py)
 
 
 @contextmanager
@@ -36,23 +37,79 @@ def figure(path: Path, columns: int = 1, size: tuple[float, float] = (6, 4)):
         plt.close(drawn)
 
 
-def curves(metrics: list[dict], path: Path):
-    """metrics.jsonl's records -> curves.png: losses over steps, and what the concepts add to them."""
+@contextmanager
+def panels(path: Path, count: int, width: float, height: float):
+    """A list of `count` axes of a picture, each so many inches wide."""
+    with figure(path, count, (count * width, height)) as axes:
+        yield [axes] if count == 1 else list(axes)
 
-    def draw(axes, key, **style):
-        if points := [(record["step"], record[key]) for record in metrics if key in record]:
-            axes.plot(*zip(*points, strict=True), **style)
 
-    with figure(path, 2, (11, 4)) as (left, right):
-        draw(left, "loss", label="training", color="0.75", lw=1)
-        for key in dict.fromkeys(key for record in metrics for key in record if key.startswith("val_loss_")):
-            draw(left, key, label=f"validation, {key[9:]}", marker=".")
-        left.set(xlabel="step", ylabel="nats per scored token", title="loss")
-        if left.lines:
-            left.legend(frameon=False)
-        draw(right, "delta_shuffle", marker=".", color="tab:red")
-        right.axhline(0, color="0.75", lw=1)
-        right.set(xlabel="step", ylabel="nats", title="loss added by another row's concepts")
+def points(metrics: list[dict], key: str) -> tuple[list, list]:
+    """Steps and values of a number of metrics.jsonl, where it stands."""
+    having = [record for record in metrics if key in record]
+    return [record["step"] for record in having], [record[key] for record in having]
+
+
+def legend(axes):
+    """Under the axes, where it covers nothing, in two lines."""
+    columns = (len(axes.get_legend_handles_labels()[1]) + 1) // 2
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, frameon=False, fontsize="small")
+
+
+def curves(metrics: list[dict], floors: dict[str, float], path: Path):
+    """metrics.jsonl's records -> curves.png: losses over steps, of several lengths and kinds, and what the concepts add
+    to them; nothing where there are none. floors: key -> the loss of guessing without the text, a dashed line in the
+    colour of its curve."""
+    keys = dict.fromkeys(key for record in metrics for key in record if key.startswith("val_loss_"))
+    lengths = [key for key in keys if key[9:].isdigit()]
+    longest = max(lengths, key=lambda key: int(key[9:]), default="")
+    wanted = {  # of lengths, only the longest has its floor drawn: that of others is nearly the same
+        "loss": (lengths, [longest]),
+        "loss by kind, longest rows": ([key for key in keys if key not in lengths], keys),
+        "loss added by another row's concepts": (["delta_shuffle"] if points(metrics, "delta_shuffle")[0] else [], ()),
+    }
+    trained = points(metrics, "loss")
+    wanted = {title: panel for title, panel in wanted.items() if panel[0] or (title == "loss" and trained[0])}
+    if not wanted:
+        return
+    with panels(path, len(wanted), 5.5, 4.4) as every:
+        for axes, (title, (drawn, bounded)) in zip(every, wanted.items(), strict=True):
+            axes.set(xlabel="step", ylabel="nats per scored token", title=title)
+            if title == "loss" and trained[0]:
+                axes.plot(*trained, label="training", color="0.75", lw=1)
+            for i, key in enumerate(drawn):
+                name = key.removeprefix("val_loss_")
+                axes.plot(*points(metrics, key), label=f"validation, {name}", marker=".", color=f"C{i}")
+                if key in bounded and key in floors:
+                    axes.axhline(floors[key], label=f"floor, {name}", ls="--", lw=1, color=f"C{i}")
+            if "delta_shuffle" in drawn:
+                axes.axhline(0, color="0.75", lw=1)
+                axes.set(ylabel="nats")
+            else:
+                legend(axes)
+
+
+GEOMETRY = {"rank_slot_centred": "slot-centred rank", "rank_pooled": "rank of pooled concepts"}
+GEOMETRY |= {"input_share": "input share (of the variance)"}
+
+
+def geometry_curves(metrics: list[dict], beyond: dict[str, tuple[int, float]], path: Path):
+    """metrics.jsonl's records -> geometry.png: ranks and input share over steps. beyond: task -> the step at which it
+    was judged and what its dev score knows beyond words. Nothing where there are none."""
+    there = {key: label for key, label in GEOMETRY.items() if points(metrics, key)[0]}
+    if not there:
+        return
+    with panels(path, len(there) + bool(beyond), 4, 3.8) as every:
+        for axes, (key, label) in zip(every, there.items(), strict=False):
+            steps, values = points(metrics, key)
+            axes.plot(steps, values, marker=".")
+            axes.set(xlabel="step", title=label, ylim=(0, 1 if key == "input_share" else 1.1 * max(1, *values)))
+        for task, (step, value) in beyond.items():
+            every[-1].plot(step, 100 * value, "o", label=task)
+        if beyond:
+            every[-1].axhline(0, color="0.75", lw=1)
+            every[-1].set(xlabel="step", title="beyond words, dev, x100", xlim=every[0].get_xlim())
+            legend(every[-1])
 
 
 def sweep_figure(lines: dict[str, list[tuple[float, float]]], path: Path):
