@@ -124,6 +124,53 @@ def sweep_figure(lines: dict[str, list[tuple[float, float]]], path: Path):
         axes.legend(frameon=False, fontsize="small")
 
 
+def beside(places: list[float]) -> list[float]:
+    """Places on an axis from 0, those that would cover each other moved to stand side by side."""
+    step = 0.015 * max(places)
+    order = sorted(range(len(places)), key=places.__getitem__)
+    moved, group = list(places), []
+    for i in [*order, None]:
+        if group and (i is None or places[i] - places[group[-1]] > step):
+            middle = statistics.mean(places[j] for j in group)
+            for k, j in enumerate(group):
+                moved[j] = middle + step * (k - (len(group) - 1) / 2)
+            group = []
+        group.append(i)
+    return moved
+
+
+def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> Path:
+    """
+    Against training FLOPs and seconds: arms, name -> for each seed its points (FLOPs, seconds, value). A thin line a
+    seed; where no run has more than one point the median of the seeds, with a bar from the least to the greatest.
+    """
+    from matplotlib import colormaps
+    from matplotlib.ticker import EngFormatter
+
+    some = colormaps["tab10" if len(arms) <= 10 else "tab20" if len(arms) <= 20 else "turbo"]
+    colours = [some(i) if len(arms) <= 20 else some(i / len(arms)) for i in range(len(arms))]
+    curves = any(len(run) > 1 for runs in arms.values() for run in runs)
+    with panels(path, 2, 5.2, max(3.6, 0.7 + 0.19 * len(arms))) as every:
+        for i, (axes, unit) in enumerate(zip(every, ("training FLOPs", "seconds of training"), strict=True)):
+            places = beside([statistics.median(run[-1][i] for run in runs) for runs in arms.values()])
+            for runs, place, colour in zip(arms.values(), places, colours, strict=True):
+                if curves:
+                    for run in runs:
+                        axes.plot([p[i] for p in run], [p[2] for p in run], color=colour, lw=0.9, marker=".", ms=3)
+                else:
+                    middle, low, high = over_seeds([run[-1][2] for run in runs])
+                    axes.errorbar(
+                        place, middle, [[middle - low], [high - middle]], fmt="o", ms=4, capsize=2, color=colour
+                    )
+            if not curves:
+                axes.axhline(0, color="0.75", lw=1, zorder=0)
+            axes.set(xlabel=unit, xlim=(0, None), ylabel=label)
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        handles = [every[0].plot([], [], color=colour, lw=3)[0] for colour in colours]
+        every[0].figure.legend(handles, list(arms), loc="outside right upper", frameon=False, fontsize="small")
+    return path
+
+
 def spectra(lines: dict[str, list[float]], label: str, path: Path, places: list[int] | None = None) -> Path:
     """A line for each name, over its numbers 1 ... n or these places."""
     with figure(path, size=(6, 3)) as axes:
@@ -170,12 +217,17 @@ def table(header: list[str], rows: list[list]) -> str:
     return "\n".join([line(header), rule, *map(line, cells)])
 
 
+def columns(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, cells): a column for each key, in the order in which they first come."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return keys, [[cell(row.get(key)) for key in keys] for row in rows]
+
+
 def dict_table(rows: list[dict]) -> str:
-    """A table with a column for each key, in the order in which they first come."""
-    if not rows:
-        return "none"
-    columns = dict.fromkeys(key for row in rows for key in row)
-    return table(list(columns), [[cell(row.get(column)) for column in columns] for row in rows])
+    """The `columns` in Markdown."""
+    header, cells = columns(rows)
+    escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in cells]
+    return table(header, escaped) if rows else "none"
 
 
 def cell(value) -> str:
@@ -186,8 +238,7 @@ def cell(value) -> str:
         return spread(value)
     if isinstance(value, dict):
         return lift_text(value) if "verdict" in value else interval(value, ".1f")
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def spread(values: Sequence, form: str = ".1f", scale: float = 100) -> str:
@@ -264,10 +315,14 @@ def fraction(value: float) -> str:
     return f"{value:z.2f}".replace("0.", ".")  # z: no -.00
 
 
-def score_table(rows: list[dict]) -> str:
-    """Rows of `score_rows`; a floor that none of them has gets no column."""
+def filled(rows: list[dict]) -> list[dict]:
+    """Rows of `score_rows` without the floors that none of them has."""
     empty = {key for key in FLOORS if all(row[key] is None for row in rows)}
-    return dict_table([{key: value for key, value in row.items() if key not in empty} for row in rows])
+    return [{key: value for key, value in row.items() if key not in empty} for row in rows]
+
+
+def score_table(rows: list[dict]) -> str:
+    return dict_table(filled(rows))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -298,6 +353,24 @@ def html_table(header: list[str], rows: list[list[str]]) -> str:
         for tag, row in [("th", header), *(("td", r) for r in rows)]
     ]
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+# Every table's rows by the column that is clicked, again: the other way round. What begins with a number is a number.
+SORTING = """<style>th{cursor:pointer}</style><script>
+for (const table of document.querySelectorAll("table")) [...table.rows[0].cells].forEach((head, i) => {
+  let sign = -1
+  head.tabIndex = 0
+  head.onkeydown = event => event.key == "Enter" && head.click()
+  head.onclick = () => {
+    sign = -sign
+    const rows = [...table.rows].slice(1).map(row => [row, row.cells[i].textContent])
+    for (const row of rows) row.push(Number(row[1].split(" ")[0]))
+    rows.sort(([, s, x], [, t, y]) => isFinite(x) && isFinite(y) ? sign * (x - y || s.localeCompare(t))
+      : isFinite(x) ? -1 : isFinite(y) ? 1 : sign * s.localeCompare(t, undefined, {numeric: true}))
+    table.tBodies[0].append(...rows.map(row => row[0]))
+  }
+})
+</script>"""
 
 
 def picture(path: Path) -> str:

@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import compare
-from lab import registry, report
+from lab import grids, registry, report
 from lab.configurator import UserError
 from lab.runs import RunFolder
 from tests.corpus import make_corpus
@@ -132,7 +133,7 @@ def test_medians_and_spread(place):
             values = np.array([run[key] for run in runs])
             assert summary["median"][key] == pytest.approx(np.median(values))
             assert (summary["min"][key], summary["max"][key]) == (values.min(), values.max())
-    three = compare.summary([{"numbers": {"x": x}} for x in (3.0, 1.0, 7.0)])
+    three = grids.summary([{"numbers": {"x": x}} for x in (3.0, 1.0, 7.0)])
     assert (three["median"], three["min"], three["max"]) == ({"x": 3.0}, {"x": 1.0}, {"x": 7.0})
 
 
@@ -201,7 +202,8 @@ def test_several_seeds_in_a_cell():
         "+20.0 [+1.0, +32.0] above floor (x)"
     )
     assert report.cell(report.over_seeds([0.3, 0.1, 0.2])) == "20.0 (10.0..30.0)" and report.cell((0.25,)) == "25.0"
-    assert [report.cell(value) for value in (None, "a|b", 0.123456)] == ["-", "a\\|b", "0.1235"]
+    assert [report.cell(value) for value in (None, "a|b", 0.123456)] == ["-", "a|b", "0.1235"]
+    assert "| a\\|b c |" in report.dict_table([{"text": "a|b\nc"}])
 
 
 def test_a_verdict_says_both_halves():
@@ -403,6 +405,10 @@ def test_the_registry(place, tmp_path, capsys):
     assert (rows[0]["score"], rows[0]["untrained"], rows[0]["majority"]) == ("0.5", "0.4", "")
     assert rows[1]["over best_floor"] == "-0.100 [-0.200, +0.000] at floor (token_idf)"
     assert printed.out.count("| pearson") == 2 and "| spearman" not in printed.out
+
+    page = (out / "registry.html").read_text()
+    assert page.count("<table>") == 2 and page.count("<tr>") == 2 + 3 + 2 and report.SORTING in page
+    assert ">Six concepts | are enough.<" in page and not re.search("https?:|<link|<script src", page)
 
 
 def evaluation(folder):
