@@ -7,7 +7,8 @@ Compares arms at several seeds: trains and judges each run of a grid, then print
 
 A grid is a config file: `base` (what is trained), `arms = {"name": {"key": value}}`, `seeds`, `tasks` (of eval_glue.py,
 zero-shot; "" for none), and any key of training, for all arms. Its runs are out/compare/GRID/ARM_sSEED, one after
-another as processes of train.py and eval_glue.py. What is done is skipped: the same command continues a killed grid.
+another as processes of train.py and eval_glue.py; with several GPUs as many at a time as there are, each on its own.
+What is done is skipped: the same command continues a killed grid.
 
 After each run that is finished its folder has anew: report.html, one file with tables and pictures; the pictures, *.png
 (losses, geometry and scores against FLOPs and seconds); report.md, the tables that the end prints; results.json.
@@ -17,14 +18,19 @@ arm on the dev sets, "better", "worse" or "undecided" by a bootstrap over the pa
 
 import fcntl
 import io
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+
+import torch
 
 from lab import command, dataset, floors, grids, tasks
 from lab.command import say
@@ -42,9 +48,7 @@ class CompareConfig:
     out: Annotated[str, "folder of the runs: a grid's are in OUT/compare/GRID"] = "out"
     data: Annotated[str, "folder of the task files, in their original layout"] = "data/glue"
     data_dir: Annotated[str, "where the prepared data are; empty: data/ beside this script, or what the grid says"] = ""
-    registry: Annotated[bool, "no grid: list every run and evaluation below OUT, also as OUT/registry.html, _*.csv"] = (
-        False
-    )
+    registry: Annotated[bool, "no grid: list every run and evaluation below OUT, also as OUT/registry*"] = False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -159,27 +163,37 @@ def check_tasks(grid: Grid, data: Path) -> list[str]:
 # The runs of a grid
 
 
+def devices(resolved: dict[str, dict]) -> list[str]:
+    """A CUDA_VISIBLE_DEVICES for each run that may go at a time; "" where runs take what there is, one by one."""
+    count = torch.cuda.device_count()
+    if count < 2 or any(keys["device"] == "cpu" for keys in resolved.values()):
+        return [""]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")  # counted already
+    return given.split(",")[:count] if given else [str(i) for i in range(count)]
+
+
 class Children:
-    """Runs one process at a time. Ctrl-C and SIGTERM are passed on to it: it saves and ends, and then so do we."""
+    """Runs processes. Ctrl-C and SIGTERM are passed on to all of them: they save and end, and then so do we."""
 
     def __init__(self):
-        self.received, self.child = 0, None
+        self.received, self.alive = 0, []
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle)
 
     def handle(self, number, frame):
         self.received = self.received or number
-        if self.child:
-            self.child.send_signal(number)
+        for child in list(self.alive):
+            child.send_signal(number)
 
     def run(self, words, **options) -> int:
-        """Python with these words -> its exit code."""
+        """Python with these words -> its exit code. Several threads may wait so."""
         if not self.received:
-            with subprocess.Popen([sys.executable, *words], **options) as self.child:
+            with subprocess.Popen([sys.executable, *words], **options) as child:
+                self.alive.append(child)
                 if self.received:  # it came while the process was being made
-                    self.child.send_signal(self.received)
-                code = self.child.wait()
-            self.child = None
+                    child.send_signal(self.received)
+                code = child.wait()
+            self.alive.remove(child)
         return 128 + self.received if self.received else code
 
 
@@ -213,33 +227,39 @@ class Comparison:
         self.runs, self.failed, self.trained = {}, {}, {}
         with suppress(LookupError, TypeError, ValueError):  # not there, or damaged: train.py sees what is done
             self.trained = dict(read_json(self.folder / "results.json", "the results")["trained"])
-        self.children = Children()
+        self.children, self.results_lock = Children(), threading.Lock()
+        self.ended = 0  # an exit code: nothing new is begun
+        self.text = ""  # the report, where it is of all that is done
 
-    def start(self, *words) -> int:
+    def start(self, device: str, *words) -> int:
         """A command of ours; what it prints is progress here, and goes to standard error."""
-        return self.children.run(words, stdout=2, pass_fds=[self.lock.fileno()])
+        environ = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+        return self.children.run(words, stdout=2, pass_fds=[self.lock.fileno()], env=environ)
 
-    def do(self, run: str, arm: str, seed: int) -> int:
+    def do(self, run: str, arm: str, seed: int, device: str) -> int:
         """Trains and judges one run as far as that is not done; returns the exit code of what failed, or 0."""
         out, new = RunFolder(self.folder / run), False
         wanted = {key: value for key, value in self.resolved[arm].items() if key not in DERIVED}
         if self.trained.get(run) != [wanted, out.pointer("latest")]:
             say(f"{run}: training")
             words = [*self.grid.arguments(arm, self.config.data_dir), f"--seed={seed}", f"--out_dir={out.path}"]
-            if code := self.start(ROOT / "train.py", *words, "--resume=auto"):
+            if code := self.start(device, ROOT / "train.py", *words, "--resume=auto"):
                 return code
-            self.trained[run], new = [wanted, out.pointer("latest")], True
-            grids.save(self.folder, self.results())
+            with self.results_lock:
+                self.trained[run], new = [wanted, out.pointer("latest")], True
+                grids.save(self.folder, self.results())
         missing = [name for name in self.names if not judged(out, name)]
         if missing:
             say(f"{run}: {', '.join(missing)}")
             words = [f"--run={out.path}", f"--tasks={','.join(missing)}", f"--data={self.data}"]
-            if code := self.start(ROOT / "eval_glue.py", *words, f"--device={wanted['device']}"):
+            if code := self.start(device, ROOT / "eval_glue.py", *words, f"--device={wanted['device']}"):
                 return code
-            out.draw_geometry()
-        self.runs[run] = {"arm": arm, "seed": seed} | collect(out, self.names)
-        if new or missing:
-            self.write()
+        with self.results_lock:  # and matplotlib draws in one thread at a time
+            self.runs[run], self.text = {"arm": arm, "seed": seed} | collect(out, self.names), ""
+            if missing:
+                out.draw_geometry()  # with what is known beyond words
+            if new or missing:
+                self.text = self.write()
         return 0
 
     def results(self) -> dict:
@@ -255,19 +275,38 @@ class Comparison:
         """All files of what is done so far; returns the report."""
         return grids.write(self.folder, self.results(), self.resolved, self.data)
 
-    def run_all(self) -> int:
-        """Returns the exit code."""
-        runs = self.grid.runs()
-        for number, (run, arm, seed) in enumerate(runs, 1):
-            say(f"[{number}/{len(runs)}] {self.folder / run}")
-            code = self.do(run, arm, seed)
+    def work(self, device: str):
+        """Does runs, one after the other, that no other thread has begun."""
+        for number, (run, arm, seed) in self.queue:
+            if self.ended:
+                return
+            say(f"[{number}/{len(self.grid.runs())}] {self.folder / run}{device and f' on GPU {device}'}")
+            try:
+                code = self.do(run, arm, seed, device)
+            except BaseException:
+                self.ended = 1
+                raise
             if code in (2, 130, 143):  # a mistake that needs its user, or a stop
                 say(f"compare.py ends with {run}; what is done is kept, the same command goes on")
-                return code
-            if code:
+                self.ended = self.ended or code
+            elif code:
                 say(f"{run} failed with exit code {code}; the others go on")
-                self.failed[run] = code
-        print(self.write(), end="")
+                with self.results_lock:
+                    self.failed[run], self.text = code, ""
+
+    def run_all(self) -> int:
+        """Returns the exit code."""
+        self.queue, free = enumerate(self.grid.runs(), 1), devices(self.resolved)
+        data = {keys["data_dir"] or ROOT / "data" for keys in self.resolved.values() if keys["dataset"] == "pydocs"}
+        for folder in data if len(free) > 1 else ():  # once, before each of the first runs would make them
+            if not (Path(folder) / "pydocs" / "meta.json").is_file():
+                if code := self.start("", ROOT / "data/pydocs/prepare.py", f"--data_dir={folder}"):
+                    return code
+        with ThreadPoolExecutor(len(free)) as pool:  # signals come to this thread, which only waits
+            list(pool.map(self.work, free))
+        if self.ended:
+            return self.ended
+        print(self.text or self.write(), end="")
         say(f"{self.folder}: results.json, report.md, report.html and its pictures")
         return 1 if self.failed else 0
 

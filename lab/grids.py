@@ -223,7 +223,9 @@ def write(folder: Path, results: dict, resolved: dict[str, dict], data: Path) ->
     save(folder, results)
     first = next(iter(results["arms"]))
     rule = f"An arm's score less {first}'s, means of their seeds, on the same pairs of texts: x100 [95 % interval over "
-    rule += "resampled pairs, not over seeds]; undecided: the interval holds 0."
+    rule += (
+        "resampled pairs]; undecided: the interval holds 0. It knows nothing of the luck of seeds: see their spread."
+    )
     sentences = [f"{name}: {sentence}" for name, sentence in verdicts(scores).items()]
 
     text = f"{dict_table(arms)}\n\n{about}\n"

@@ -51,8 +51,9 @@ def points(metrics: list[dict], key: str) -> tuple[list, list]:
 
 
 def legend(axes):
-    """Under the axes, where it covers nothing, in two lines."""
-    columns = (len(axes.get_legend_handles_labels()[1]) + 1) // 2
+    """Under the axes, where it covers nothing, in one line or two."""
+    count = len(axes.get_legend_handles_labels()[1])
+    columns = count if count < 4 else (count + 1) // 2
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, frameon=False, fontsize="small")
 
 
@@ -164,7 +165,7 @@ def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> P
                     )
             if not curves:
                 axes.axhline(0, color="0.75", lw=1, zorder=0)
-            axes.set(xlabel=unit, xlim=(0, None), ylabel=label)
+            axes.set(xlabel=unit, xlim=(0, None), ylabel=label if i == 0 else "")
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         handles = [every[0].plot([], [], color=colour, lw=3)[0] for colour in colours]
         every[0].figure.legend(handles, list(arms), loc="outside right upper", frameon=False, fontsize="small")
