@@ -163,9 +163,9 @@ CURVES = {  # file -> key of an evaluation in metrics.jsonl, label
 def spent(metrics: list[dict], key: str) -> list[tuple[float, float, float]]:
     """(FLOPs, seconds, value) of each record that has the key; what was spent is logged with the training loss, and
     lies on a line between."""
-    logged = [{"step": 0, "flops": 0.0, "seconds": 0.0}, *(record for record in metrics if "flops" in record)]
-    axes = [[record[name] for record in logged] for name in ("step", "flops", "seconds")]
-    having = [record for record in metrics if key in record]
+    logged = [record for record in metrics if {"flops", "seconds"} <= record.keys()]
+    axes = [[0.0, *(record[name] for record in logged)] for name in ("step", "flops", "seconds")]
+    having = [record for record in metrics if key in record and logged]
     return [(*(float(np.interp(r["step"], axes[0], axis)) for axis in axes[1:]), r[key]) for r in having]
 
 
@@ -194,8 +194,8 @@ def pictures(results: dict, folder: Path) -> list[Path]:
             drawn[f"{task}_{name}"] = f"{task} {label}, x100", points
     paths = []
     for name, (label, arms) in drawn.items():
-        arms = {arm: runs for arm, seeds in arms.items() if (runs := [run for run in seeds if run])}
-        if arms:
+        arms = {arm: [run for run in seeds if run] for arm, seeds in arms.items()}
+        if any(arms.values()):
             paths.append(report.cost_figure(arms, label, folder / f"{name}.png"))
     return paths
 

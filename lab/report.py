@@ -142,32 +142,36 @@ def beside(places: list[float]) -> list[float]:
 
 def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> Path:
     """
-    Against training FLOPs and seconds: arms, name -> for each seed its points (FLOPs, seconds, value). A thin line a
-    seed; where no run has more than one point the median of the seeds, with a bar from the least to the greatest.
+    Against training FLOPs and seconds: arms, name -> for each seed its points (FLOPs, seconds, value); one without any
+    has a colour all the same, so that an arm's is the same in all pictures of a grid. A thin line a seed; where no run
+    has more than one point the median of the seeds, with a bar from the least to the greatest.
     """
     from matplotlib import colormaps
     from matplotlib.ticker import EngFormatter
 
     some = colormaps["tab10" if len(arms) <= 10 else "tab20" if len(arms) <= 20 else "turbo"]
-    colours = [some(i) if len(arms) <= 20 else some(i / len(arms)) for i in range(len(arms))]
+    colours = {arm: some(i) if len(arms) <= 20 else some(i / len(arms)) for i, arm in enumerate(arms)}
+    arms = {arm: runs for arm, runs in arms.items() if runs}
     curves = any(len(run) > 1 for runs in arms.values() for run in runs)
     with panels(path, 2, 5.2, max(3.6, 0.7 + 0.19 * len(arms))) as every:
         for i, (axes, unit) in enumerate(zip(every, ("training FLOPs", "seconds of training"), strict=True)):
             places = beside([statistics.median(run[-1][i] for run in runs) for runs in arms.values()])
-            for runs, place, colour in zip(arms.values(), places, colours, strict=True):
+            for (arm, runs), place in zip(arms.items(), places, strict=True):
                 if curves:
                     for run in runs:
-                        axes.plot([p[i] for p in run], [p[2] for p in run], color=colour, lw=0.9, marker=".", ms=3)
+                        axes.plot(
+                            [p[i] for p in run], [p[2] for p in run], color=colours[arm], lw=0.9, marker=".", ms=3
+                        )
                 else:
                     middle, low, high = over_seeds([run[-1][2] for run in runs])
                     axes.errorbar(
-                        place, middle, [[middle - low], [high - middle]], fmt="o", ms=4, capsize=2, color=colour
+                        place, middle, [[middle - low], [high - middle]], fmt="o", ms=4, capsize=2, color=colours[arm]
                     )
             if not curves:
                 axes.axhline(0, color="0.75", lw=1, zorder=0)
             axes.set(xlabel=unit, xlim=(0, None), ylabel=label if i == 0 else "")
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        handles = [every[0].plot([], [], color=colour, lw=3)[0] for colour in colours]
+        handles = [every[0].plot([], [], color=colours[arm], lw=3)[0] for arm in arms]
         every[0].figure.legend(handles, list(arms), loc="outside right upper", frameon=False, fontsize="small")
     return path
 

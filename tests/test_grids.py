@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -113,3 +114,25 @@ def test_the_page(planted, controls):
     for line in text.splitlines():
         if line.startswith("| ") and set(line) - set("|-: "):
             assert all(f">{cell.strip()}<" in page for cell in line.strip("|").split("|")), line
+
+
+def test_an_arm_has_one_colour_in_all_pictures(monkeypatch, tmp_path):
+    """Also where another arm has nothing to show; and a score is drawn as its median, with its least and greatest."""
+    panels, seen = report.panels, []
+
+    @contextmanager
+    def kept(*args):
+        with panels(*args) as every:
+            yield every
+            (legend,) = every[0].figure.legends
+            names = [text.get_text() for text in legend.get_texts()]
+            bar = every[0].containers[0]
+            seen.append(dict(zip(names, (line.get_color() for line in legend.get_lines()), strict=True)))
+            seen.append((bar.lines[0].get_ydata().tolist(), bar.lines[2][0].get_segments()[0][:, 1].tolist()))
+
+    monkeypatch.setattr(report, "panels", kept)
+    scores = {"a": [[(1e9, 2.0, 3.0)], [(1e9, 2.0, 7.0)], [(1e9, 2.0, 4.0)]], "_b": [[(2e9, 2.0, 4.0)]]}
+    report.cost_figure(scores, "y", tmp_path / "x.png")
+    report.cost_figure(scores | {"a": []}, "y", tmp_path / "x.png")
+    both, bar, alone, _ = seen
+    assert bar == ([4], [3, 7]) and both.keys() == {"a", "_b"} and alone == {"_b": both["_b"]}
