@@ -1,36 +1,44 @@
 """
-Compares arms at several seeds: trains and judges each run of a grid, then prints one table of medians and spread.
+Compares arms at several seeds: trains and judges each run of a grid, then prints tables and draws a page.
 
     python compare.py config/grids/smoke.py
     python compare.py config/grids/first.py --data=DIR     # DIR holds the files of the tasks
-    python compare.py --registry                           # every run folder below out/, in two tables
+    python compare.py --registry                           # every run folder below out/: two tables, OUT/registry.html
 
 A grid is a config file: `base` (what is trained), `arms = {"name": {"key": value}}`, `seeds`, `tasks` (of eval_glue.py,
 zero-shot; "" for none), and any key of training, for all arms. Its runs are out/compare/GRID/ARM_sSEED, one after
-another as processes of train.py and eval_glue.py. What is done is skipped: the same command continues a killed grid.
+another as processes of train.py and eval_glue.py; with several GPUs as many at a time as there are, each on its own.
+What is done is skipped: the same command continues a killed grid.
+
+After each run that is finished its folder has anew: report.html, one file with tables and pictures; the pictures, *.png
+(losses, geometry and scores against FLOPs and seconds); report.md, the tables that the end prints; results.json.
+Medians of the seeds with their spread; scores beside their floors; and for each arm the paired difference to the first
+arm on the dev sets, "better", "worse" or "undecided" by a bootstrap over the pairs of texts.
 """
 
 import fcntl
 import io
-import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from lab import command, dataset, floors, tasks
+import torch
+
+from lab import command, dataset, floors, grids, tasks
 from lab.command import say
 from lab.configurator import UserError, parse, read_layers, show
-from lab.files import read_json, write_atomic
+from lab.files import read_json
 from lab.plan import HORIZONS
 from lab.registry import registry, run_numbers
-from lab.report import LIFTS, dict_table, over_seeds, score_rows, score_table, spread, verdicts
 from lab.runs import RunFolder
-from objectives import ObjectiveConfig
 
 ROOT = Path(__file__).resolve().parent
 
@@ -40,7 +48,7 @@ class CompareConfig:
     out: Annotated[str, "folder of the runs: a grid's are in OUT/compare/GRID"] = "out"
     data: Annotated[str, "folder of the task files, in their original layout"] = "data/glue"
     data_dir: Annotated[str, "where the prepared data are; empty: data/ beside this script, or what the grid says"] = ""
-    registry: Annotated[bool, "no grid: list every run and evaluation below OUT, also as OUT/registry_*.csv"] = False
+    registry: Annotated[bool, "no grid: list every run and evaluation below OUT, also as OUT/registry*"] = False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,27 +163,37 @@ def check_tasks(grid: Grid, data: Path) -> list[str]:
 # The runs of a grid
 
 
+def devices(resolved: dict[str, dict]) -> list[str]:
+    """A CUDA_VISIBLE_DEVICES for each run that may go at a time; "" where runs take what there is, one by one."""
+    count = torch.cuda.device_count()
+    if count < 2 or any(keys["device"] == "cpu" for keys in resolved.values()):
+        return [""]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")  # counted already
+    return given.split(",")[:count] if given else [str(i) for i in range(count)]
+
+
 class Children:
-    """Runs one process at a time. Ctrl-C and SIGTERM are passed on to it: it saves and ends, and then so do we."""
+    """Runs processes. Ctrl-C and SIGTERM are passed on to all of them: they save and end, and then so do we."""
 
     def __init__(self):
-        self.received, self.child = 0, None
+        self.received, self.alive = 0, []
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle)
 
     def handle(self, number, frame):
         self.received = self.received or number
-        if self.child:
-            self.child.send_signal(number)
+        for child in list(self.alive):
+            child.send_signal(number)
 
     def run(self, words, **options) -> int:
-        """Python with these words -> its exit code."""
+        """Python with these words -> its exit code. Several threads may wait so."""
         if not self.received:
-            with subprocess.Popen([sys.executable, *words], **options) as self.child:
+            with subprocess.Popen([sys.executable, *words], **options) as child:
+                self.alive.append(child)
                 if self.received:  # it came while the process was being made
-                    self.child.send_signal(self.received)
-                code = self.child.wait()
-            self.child = None
+                    child.send_signal(self.received)
+                code = child.wait()
+            self.alive.remove(child)
         return 128 + self.received if self.received else code
 
 
@@ -209,84 +227,103 @@ class Comparison:
         self.runs, self.failed, self.trained = {}, {}, {}
         with suppress(LookupError, TypeError, ValueError):  # not there, or damaged: train.py sees what is done
             self.trained = dict(read_json(self.folder / "results.json", "the results")["trained"])
-        self.children = Children()
+        self.children, self.results_lock = Children(), threading.Lock()
+        self.ended = 0  # an exit code: nothing new is begun
+        self.text = ""  # the report, where it is of all that is done
 
-    def start(self, *words) -> int:
+    def start(self, device: str, *words) -> int:
         """A command of ours; what it prints is progress here, and goes to standard error."""
-        return self.children.run(words, stdout=2, pass_fds=[self.lock.fileno()])
+        environ = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+        return self.children.run(words, stdout=2, pass_fds=[self.lock.fileno()], env=environ)
 
-    def do(self, run: str, arm: str, seed: int) -> int:
+    def do(self, run: str, arm: str, seed: int, device: str) -> int:
         """Trains and judges one run as far as that is not done; returns the exit code of what failed, or 0."""
-        out = RunFolder(self.folder / run)
+        out, new = RunFolder(self.folder / run), False
         wanted = {key: value for key, value in self.resolved[arm].items() if key not in DERIVED}
         if self.trained.get(run) != [wanted, out.pointer("latest")]:
             say(f"{run}: training")
             words = [*self.grid.arguments(arm, self.config.data_dir), f"--seed={seed}", f"--out_dir={out.path}"]
-            if code := self.start(ROOT / "train.py", *words, "--resume=auto"):
+            if code := self.start(device, ROOT / "train.py", *words, "--resume=auto"):
                 return code
-            self.trained[run] = [wanted, out.pointer("latest")]
-            self.write()
+            with self.results_lock:
+                self.trained[run], new = [wanted, out.pointer("latest")], True
+                grids.save(self.folder, self.results())
         missing = [name for name in self.names if not judged(out, name)]
         if missing:
             say(f"{run}: {', '.join(missing)}")
             words = [f"--run={out.path}", f"--tasks={','.join(missing)}", f"--data={self.data}"]
-            if code := self.start(ROOT / "eval_glue.py", *words, f"--device={wanted['device']}"):
+            if code := self.start(device, ROOT / "eval_glue.py", *words, f"--device={wanted['device']}"):
                 return code
-        self.runs[run] = {"arm": arm, "seed": seed} | collect(out, self.names)
-        self.write()
+        with self.results_lock:  # and matplotlib draws in one thread at a time
+            self.runs[run], self.text = {"arm": arm, "seed": seed} | collect(out, self.names), ""
+            if missing:
+                out.draw_geometry()  # with what is known beyond words
+            if new or missing:
+                self.text = self.write()
         return 0
 
-    def write(self) -> str:
-        """results.json and report.md of what is done so far; returns the report."""
+    def results(self) -> dict:
+        """What results.json holds."""
+        runs = {run: self.runs[run] for run, *_ in self.grid.runs() if run in self.runs}
         arms = {}
         for arm, keys in self.grid.arms.items():
-            arms[arm] = {"keys": keys} | summary([run for run in self.runs.values() if run["arm"] == arm])
-        results = {"grid": self.grid.name, "base": show(self.grid.base), "seeds": self.grid.seeds, "tasks": self.names}
-        results |= {"arms": arms, "runs": self.runs, "failed": self.failed, "trained": self.trained}
-        scores = [row for arm in arms for name in self.names for row in self.scores(arm, name)]
-        text = f"{arm_table(arms, scores)}\n\n{notes(results, self.resolved)}\n"
-        if scores:
-            text += f"\n## Scores beside their floors\n\n{score_table(scores)}\n\n"
-            text += "".join(f"* {name}: {sentence}\n" for name, sentence in verdicts(scores).items())
-        write_atomic(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
-        write_atomic(self.folder / "report.md", f"# {self.grid.name}\n\n{text}")
-        return text
+            arms[arm] = {"keys": keys} | grids.summary([run for run in runs.values() if run["arm"] == arm])
+        about = {"grid": self.grid.name, "base": show(self.grid.base), "seeds": self.grid.seeds, "tasks": self.names}
+        return about | {"arms": arms, "runs": runs, "failed": self.failed, "trained": self.trained}
 
-    def scores(self, arm: str, task: str) -> list[dict]:
-        """Rows of those metrics of a task that have a lift, over the seeds of an arm."""
-        seeds = [run["tasks"][task] for run in self.runs.values() if run["arm"] == arm]
-        lifts = tasks.TASKS[task].lifts
-        return [row for row in score_rows(task, seeds, lifts, arm=arm) if row["metric"] in lifts]
+    def write(self) -> str:
+        """All files of what is done so far; returns the report."""
+        return grids.write(self.folder, self.results(), self.resolved, self.data)
+
+    def work(self, device: str):
+        """Does runs, one after the other, that no other thread has begun."""
+        for number, (run, arm, seed) in self.queue:
+            if self.ended:
+                return
+            say(f"[{number}/{len(self.grid.runs())}] {self.folder / run}{device and f' on GPU {device}'}")
+            try:
+                code = self.do(run, arm, seed, device)
+            except BaseException:
+                self.ended = 1
+                raise
+            if code in (2, 130, 143):  # a mistake that needs its user, or a stop
+                say(f"compare.py ends with {run}; what is done is kept, the same command goes on")
+                self.ended = self.ended or code
+            elif code:
+                say(f"{run} failed with exit code {code}; the others go on")
+                with self.results_lock:
+                    self.failed[run], self.text = code, ""
 
     def run_all(self) -> int:
         """Returns the exit code."""
-        runs = self.grid.runs()
-        for number, (run, arm, seed) in enumerate(runs, 1):
-            say(f"[{number}/{len(runs)}] {self.folder / run}")
-            code = self.do(run, arm, seed)
-            if code in (2, 130, 143):  # a mistake that needs its user, or a stop
-                say(f"compare.py ends with {run}; what is done is kept, the same command goes on")
-                return code
-            if code:
-                say(f"{run} failed with exit code {code}; the others go on")
-                self.failed[run] = code
-        print(self.write(), end="")
-        say(f"{self.folder}: results.json, report.md")
+        self.queue, free = enumerate(self.grid.runs(), 1), devices(self.resolved)
+        data = {keys["data_dir"] or ROOT / "data" for keys in self.resolved.values() if keys["dataset"] == "pydocs"}
+        for folder in data if len(free) > 1 else ():  # once, before each of the first runs would make them
+            if not (Path(folder) / "pydocs" / "meta.json").is_file():
+                if code := self.start("", ROOT / "data/pydocs/prepare.py", f"--data_dir={folder}"):
+                    return code
+        with ThreadPoolExecutor(len(free)) as pool:  # signals come to this thread, which only waits
+            list(pool.map(self.work, free))
+        if self.ended:
+            return self.ended
+        print(self.text or self.write(), end="")
+        say(f"{self.folder}: results.json, report.md, report.html and its pictures")
         return 1 if self.failed else 0
 
 
 def evaluation(out: RunFolder, name: str) -> dict:
-    return read_json(out.path / "eval" / f"zero_shot_{name}.json", "an evaluation")
+    return read_json(grids.record_path(out.path, name), "an evaluation")
 
 
 def judged(out: RunFolder, name: str) -> bool:
-    """The latest checkpoint has its scores in eval/, by the present definitions, embedded as its config says."""
+    """The latest checkpoint has scores and answers in eval/, by present definitions, embedded as its config says."""
     with suppress(UserError, KeyError):
         record, config = evaluation(out, name), out.config()
         present = [config["run_id"], f"ckpt_{out.pointer('latest')}", floors.VERSION]
         present += [config["remove_directions"], config["whitening"]]
         found = [record[key] for key in ("run_id", "checkpoint", "version")]
-        return [*found, *(record["protocol"][key] for key in ("remove_directions", "whitening"))] == present
+        found += [record["protocol"][key] for key in ("remove_directions", "whitening")]
+        return found == present and bool(floors.load_arrays(grids.record_path(out.path, name).with_suffix(".npz")))
     return False
 
 
@@ -305,74 +342,6 @@ def collect(out: RunFolder, names: list[str]) -> dict:
             numbers |= {f"{name}_{split}_untrained_{metric}": value for metric, value in untrained}
     about = {"folder": str(out.path), "run_id": config["run_id"], "commit": config["commit"]}
     return about | {"step": known["step"], "verdict": known.get("verdict"), "numbers": numbers, "tasks": splits}
-
-
-def summary(runs: list[dict]) -> dict[str, dict]:
-    """Median, min and max over runs of each number that any of them has."""
-    keys = dict.fromkeys(key for run in runs for key in run["numbers"])
-    values = {key: over_seeds([run["numbers"][key] for run in runs if key in run["numbers"]]) for key in keys}
-    numbers = {name: {key: values[key][i] for key in keys} for i, name in enumerate(("median", "min", "max"))}
-    return {"runs": len(runs), **numbers}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Its tables
-
-COLUMNS = (  # title, key of `numbers`, format, scale
-    ("Mtokens", "tokens", ".2f", 1e-6),
-    ("TFLOP", "flops", ".4g", 1e-12),
-    ("seconds", "seconds", ".0f", 1),
-    ("spectral tokens, seconds once", "spectral_seconds", ".0f", 1),
-    ("val loss", "val_loss", ".3f", 1),
-    ("loss, mlm 15 %", "val_loss_mlm15", ".3f", 1),
-    ("slot rank", "rank_slot_centred", ".2f", 1),
-    ("raw rank", "rank_raw", ".2f", 1),
-    ("pooled rank", "rank_pooled", ".2f", 1),
-    ("input share", "input_share", ".3f", 1),
-    ("dead slots", "dead_slots", "g", 1),
-    ("Δshuffle", "delta_shuffle", ".2f", 1),
-    ("slot rank@0", "rank_slot_centred@0", ".2f", 1),
-    ("share@0", "input_share@0", ".3f", 1),
-)
-
-
-def arm_table(arms: dict[str, dict], scores: list[dict]) -> str:
-    """One row an arm: losses, geometry, and each task's scores on dev with the lifts of the last of them, which is the
-    centred one where there is one, and what it knows beyond words."""
-    known = {key for arm in arms.values() for key in arm["median"]}
-    lengths = sorted(int(key[9:]) for key in known if re.fullmatch(r"val_loss_\d+", key))
-    by_length = [(f"loss, {n}", f"val_loss_{n}", ".3f", 1) for n in lengths if len(lengths) > 1]
-    rows = []
-    for name, arm in arms.items():
-        row = {"arm": name, "seeds": str(arm["runs"])}
-        for title, key, form, scale in (*COLUMNS[:5], *by_length, *COLUMNS[5:]):
-            if key in known or title == "val loss":
-                values = [arm[which][key] for which in ("median", "min", "max") if key in arm[which]]
-                row[title] = spread(values, form, scale) if values else None
-        dev = [score for score in scores if (score["arm"], score["split"]) == (name, "dev")]
-        row |= {f"{score['task']} {score['metric']}": score["score"] for score in dev}
-        plain = [score for score in dev if score["metric"] != tasks.HEADLINE]
-        row |= {f"{score['task']} over {floor}": score[f"over {floor}"] for score in plain for floor in LIFTS}
-        rows.append(row)
-    return dict_table(rows)
-
-
-def notes(results: dict, resolved: dict[str, dict]) -> str:
-    """What a reader of the table must know."""
-    lines = ["Medians over seeds (min..max); @0: before training; Δshuffle: nats lost with another row's concepts."]
-    if results["tasks"]:
-        lines += ["Scores x100 on dev; over a floor: of the centred score where there is one, with the widest 95 %"]
-        lines += ["interval of the seeds; untrained: the same architecture and init; partial_lexical: rank correlation"]
-        lines += ["with the labels beyond words, given what overlap of words and characters and the lengths know."]
-    keys = [field.name for field in fields(ObjectiveConfig)] + ["lengths", "dataset"]
-    if len({json.dumps([values[key] for key in keys]) for values in resolved.values()}) > 1:
-        lines.append("The arms differ in objective, noise or rows: their losses do not compare, their scores do.")
-    commits = sorted({str(run["commit"]) for run in results["runs"].values()})
-    if len(commits) > 1:
-        lines.append(f"Trained at different commits ({', '.join(commits)}): compare with care.")
-    if results["failed"]:
-        lines.append(f"Failed: {', '.join(f'{run} (exit {code})' for run, code in results['failed'].items())}.")
-    return "\n".join(lines)
 
 
 def main(argv) -> int:

@@ -43,7 +43,7 @@ from lab import command, dataset, floors, tasks
 from lab.command import say
 from lab.configurator import UserError, parse, warn
 from lab.contamination import contamination
-from lab.files import read_json, write_atomic
+from lab.files import write_atomic
 from lab.finetune import RATES, RECIPES, FineTuning, check
 from lab.huggingface import is_reference, load_reference
 from lab.plan import encoding_flops
@@ -119,6 +119,10 @@ class EvalConfig:
     def options(self) -> list[Options]:
         """What the model is run with, one after the other."""
         return [Options(m, k) for m in self.concepts or (0,) for k in self.iterations or (0,)]
+
+    def record(self, run: str, task: str) -> Path:
+        """Where a run's record of a task is, judged as we judge."""
+        return Path(run) / "eval" / f"{record_name(self.mode, task, self.options[0])}.json"
 
 
 def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple[dict[str, dict], dict[str, dict]]:
@@ -266,38 +270,21 @@ def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, ca
 # The command
 
 
-def read_other(config: EvalConfig, name: str) -> tuple[dict, dict]:
-    """The record of a task of the run that --against names, and its answers."""
-    path = Path(config.against) / "eval" / f"{record_name(config.mode, name, *config.options)}.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; judge that run first, with the same --mode and --tasks")
-    if not (arrays := floors.load_arrays(path.with_suffix(".npz"))):
-        raise UserError(f"{path.with_suffix('.npz')} is missing or damaged; judge that run again")
-    return read_json(path, "an evaluation"), arrays
-
-
 def difference(record: dict, path: Path, other: dict, theirs: dict) -> list[str]:
     """A sentence for each split: by how much this run is above the other, medians of their seeds on the same rows.
-    path: of our answers."""
-    task, lines = tasks.TASKS[record["task"]], []
+    path: of our record; other, theirs: their record and answers."""
+    task, lines, (_, ours) = tasks.TASKS[record["task"]], [], floors.read_answers(path)
     differs = [
         key
         for key in ("head", "epochs", "batch", "recipe")
         if record["protocol"].get(key) != other["protocol"].get(key)
     ]
     warning = f" (another {', '.join(differs)})" if differs else ""
-    with np.load(path) as ours:
-        for split in record["splits"]:
-            kind = "centred" if f"{split}/centred" in ours.files else "predictions"
-            labels = ours[f"{split}/labels"]
-            if not np.array_equal(labels, theirs.get(f"{split}/labels")):
-                raise UserError(
-                    f"{other['run_id']} was judged on other rows of {record['task']} {split}; judge it again"
-                )
-            rows = ours[f"{split}/{kind}"], {"it": theirs[f"{split}/{kind}"]}
-            lift = floors.lifts(task.primary, *rows, labels, middle=np.median)["it"]
-            metric = task.primary + ("_centred" if kind == "centred" else "")
-            lines.append(f"{record['task']} {split}: {metric} {interval(lift)} over {other['run_id']}, paired{warning}")
+    for split in record["splits"]:
+        metric = task.primary + ("_centred" if f"{split}/centred" in ours else "")
+        name = f"{other['run_id']} in {record['task']}"
+        lift = floors.paired(metric, split, [ours], {name: [theirs]}, np.median)[name]
+        lines.append(f"{record['task']} {split}: {metric} {interval(lift)} over {other['run_id']}, paired{warning}")
     return lines
 
 
@@ -352,7 +339,9 @@ def main(argv) -> int:
             if config.tasks != ("all",) or zero:
                 raise
             warn(f"{error}; it is left out")
-    others = {name: read_other(config, name) for name in names} if config.against else {}
+    others = {}
+    if config.against:
+        others = {name: floors.read_answers(config.record(config.against, name)) for name in names}
     if is_reference(config.run):
         run = load_reference(config.run, config.device)
         parsed.unused([*POSTPROCESSING, "ckpt", "concepts", "iterations"], "for a Hugging Face encoder")
@@ -390,8 +379,7 @@ def main(argv) -> int:
         print()
     for record in records:
         if record["task"] in others:
-            path = folder / f"{record_name(config.mode, record['task'], *config.options)}.npz"
-            print("\n".join(difference(record, path, *others[record["task"]])))
+            print("\n".join(difference(record, config.record(config.run, record["task"]), *others[record["task"]])))
     if not zero:
         print("\n" + "\n".join(f"{record['task']} protocol: {json.dumps(record['protocol'])}" for record in records))
     for pairs in loaded:

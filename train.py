@@ -416,7 +416,9 @@ class Trainer:
             self.best, self.best_step = numbers["val_loss"], self.step
         if self.world.rank == 0:
             self.out.log(step=self.step, **numbers)
-            report.curves(self.out.metrics(), self.out.path / "curves.png")
+            floors = self.validation.floors(self.train_text, self.val_text)
+            report.curves(self.out.metrics(), floors, self.out.path / "curves.png")
+            self.out.draw_geometry()
         shown = ", ".join(f"{k} {v:.4g}" if k != "verdict" else v for k, v in numbers.items())
         say(f"step {self.step}: {shown}")
         if best:

@@ -27,9 +27,9 @@ from scipy.special import logsumexp
 
 from lab import tasks
 from lab.command import say
-from lab.configurator import warn
+from lab.configurator import UserError, warn
 from lab.dataset import Corpus
-from lab.files import replacing
+from lab.files import read_json, replacing
 from lab.report import interval, spread, table
 from lab.runs import LoadedRun
 from lab.tasks import HEADLINE, Pairs, answer, dot, stack, standardised
@@ -315,7 +315,7 @@ def word_controls(pairs: Pairs, split: str, theirs: dict[str, dict]) -> dict[str
     jaccard = shared / np.maximum(sizes[a] + sizes[b] - shared, 1)
     ratio = np.maximum(lengths[a], lengths[b]) / np.minimum(lengths[a], lengths[b])  # equal ratios are equal bits
     kinds = {"char_tfidf": "cosines", "word_tfidf": "cosines", "token_idf": "centred"}
-    cosines = {floor: theirs[floor][kind].mean(0) for floor, kind in kinds.items()}
+    cosines = {floor: theirs[floor][kind].mean(0) for floor, kind in kinds.items() if floor in theirs}
     return cosines | {"jaccard": jaccard, "length": np.log(ratio)}
 
 
@@ -428,24 +428,46 @@ def resampled(metric: str, answers, labels, counts, known=None) -> np.ndarray:
     raise ValueError(f"no bootstrap of {metric}")
 
 
-def lifts(metric: str, ours, others: dict, labels, known=None, middle=np.mean, **resampling) -> dict[str, dict]:
+def lifts(metric: str, ours, others: dict, labels, known=None, middle=np.mean, own=np.median, **resampling):
     """
-    By how much `ours` [S, n] is above each of others {floor: [F, n]}: the median over our S runs minus the `middle` of
-    the floor's F, {"value", "low", "high", "verdict"} with the 95 % percentile interval over paired resamples of the
-    items. "above floor" only where all of it lies above 0. known: for `resampled`.
+    By how much `ours` [S, n] is above each of others {floor: [F, n]}: `own` of our S runs, the median, minus the
+    `middle` of the floor's F. {floor: {"value", "low", "high", "verdict"}} with the 95 % percentile interval over
+    paired resamples of the items. "above floor" only where all of it lies above 0. known: for `resampled`.
     """
     every = np.concatenate([ours, *others.values()])
     ends = np.cumsum([len(ours)] + [len(other) for other in others.values()])
 
     def differences(counts):
         metrics = resampled(metric, every, labels, counts, known)
-        median = np.median(metrics[:, : ends[0]], 1)
-        return np.stack([median - middle(metrics[:, a:b], 1) for a, b in zip(ends[:-1], ends[1:], strict=True)], 1)
+        mine = own(metrics[:, : ends[0]], 1)
+        return np.stack([mine - middle(metrics[:, a:b], 1) for a, b in zip(ends[:-1], ends[1:], strict=True)], 1)
 
     value, low, high = bootstrap(differences, len(labels), **resampling)
     verdict = ["above floor" if bound > 0 else "at floor" for bound in low]
     columns = zip(others, value, low, high, verdict, strict=True)
     return {name: {"value": float(v), "low": float(a), "high": float(b), "verdict": w} for name, v, a, b, w in columns}
+
+
+def read_answers(path: Path) -> tuple[dict, dict]:
+    """MODE_TASK.json of eval_glue.py -> the record, and the answers beside it: "SPLIT/KIND" -> [S, n]."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; judge that run first, with the same --mode and --tasks")
+    if not (arrays := load_arrays(path.with_suffix(".npz"))):
+        raise UserError(f"{path.with_suffix('.npz')} is missing or damaged; judge that run again")
+    return read_json(path, "an evaluation"), arrays
+
+
+def paired(metric: str, split: str, ours: list[dict], others: dict[str, list[dict]], middle, known=None):
+    """`lifts` of runs over other runs, name -> runs, on the same rows of a split: of the `middle` of the seeds. A run
+    is its answers, as `read_answers` returns them."""
+    labels, kinds = ours[0][f"{split}/labels"], {key.removeprefix(f"{split}/") for key in ours[0]}
+    kind = kind if (kind := judged(metric, kinds)) in kinds else "predictions"  # of a trained head
+    for name, runs in others.items():
+        if not all(np.array_equal(labels, run.get(f"{split}/labels")) for run in (*ours, *runs)):
+            raise UserError(f"{name} was judged on other rows of {split}; judge it again")
+    rows = {name: np.concatenate([run[f"{split}/{kind}"] for run in runs]) for name, runs in others.items()}
+    mine = np.concatenate([run[f"{split}/{kind}"] for run in ours])
+    return lifts(metric, mine, rows, labels, known, middle, middle)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from lab import report
 from lab.command import say
 from lab.configurator import UserError, show, warn
 from lab.files import read_json, write_atomic
@@ -112,7 +113,8 @@ def write_csv(path: Path, rows: list[dict]):
 
 
 def registry(out: Path) -> int:
-    """Prints the log of all run folders below `out`, primary metrics only; all metrics go into the CSV files."""
+    """Prints the log of all run folders below `out`, primary metrics only, and writes it as a page whose columns sort;
+    all metrics go into the CSV files."""
     if not out.is_dir():
         raise UserError(f"no folder {out}; give --out=DIR, the folder that holds the runs")
     folders = {path.parent for name in ("config.json", "metrics.jsonl") for path in out.rglob(name)}
@@ -124,5 +126,9 @@ def registry(out: Path) -> int:
     print(f"## Evaluations, x100\n\n{score_table(primary)}")
     write_csv(out / "registry_runs.csv", runs)
     write_csv(out / "registry_evals.csv", evaluations)
-    say(f"{out}: registry_runs.csv, registry_evals.csv")
+    tables = {"Training runs": runs, "Evaluations, x100": report.filled(primary)}
+    parts = [report.heading(name) + report.html_table(*report.columns(rows)) for name, rows in tables.items() if rows]
+    about = f"{len(runs)} runs and {len(primary)} scores below {out}. A click on a title sorts by its column."
+    write_atomic(out / "registry.html", report.page("All runs", about, [*parts, report.SORTING]))
+    say(f"{out}: registry.html, registry_runs.csv, registry_evals.csv")
     return 0

@@ -15,6 +15,7 @@ from lab.files import replacing
 
 FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "overlap_features", "untrained")
 LIFTS = ("best_floor", "token_idf", "untrained")
+HEADLINE = "partial_lexical"  # of what a score knows beyond words (lab/floors.py)
 
 
 @contextmanager
@@ -36,23 +37,80 @@ def figure(path: Path, columns: int = 1, size: tuple[float, float] = (6, 4)):
         plt.close(drawn)
 
 
-def curves(metrics: list[dict], path: Path):
-    """metrics.jsonl's records -> curves.png: losses over steps, and what the concepts add to them."""
+@contextmanager
+def panels(path: Path, count: int, width: float, height: float):
+    """A list of `count` axes of a picture, each so many inches wide."""
+    with figure(path, count, (count * width, height)) as axes:
+        yield [axes] if count == 1 else list(axes)
 
-    def draw(axes, key, **style):
-        if points := [(record["step"], record[key]) for record in metrics if key in record]:
-            axes.plot(*zip(*points, strict=True), **style)
 
-    with figure(path, 2, (11, 4)) as (left, right):
-        draw(left, "loss", label="training", color="0.75", lw=1)
-        for key in dict.fromkeys(key for record in metrics for key in record if key.startswith("val_loss_")):
-            draw(left, key, label=f"validation, {key[9:]}", marker=".")
-        left.set(xlabel="step", ylabel="nats per scored token", title="loss")
-        if left.lines:
-            left.legend(frameon=False)
-        draw(right, "delta_shuffle", marker=".", color="tab:red")
-        right.axhline(0, color="0.75", lw=1)
-        right.set(xlabel="step", ylabel="nats", title="loss added by another row's concepts")
+def points(metrics: list[dict], key: str) -> tuple[list, list]:
+    """Steps and values of a number of metrics.jsonl, where it stands."""
+    having = [record for record in metrics if key in record]
+    return [record["step"] for record in having], [record[key] for record in having]
+
+
+def legend(axes):
+    """Under the axes, where it covers nothing, in one line or two."""
+    count = len(axes.get_legend_handles_labels()[1])
+    columns = count if count < 4 else (count + 1) // 2
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, frameon=False, fontsize="small")
+
+
+def curves(metrics: list[dict], floors: dict[str, float], path: Path):
+    """metrics.jsonl's records -> curves.png: losses over steps, of several lengths and kinds, and what the concepts add
+    to them; nothing where there are none. floors: key -> the loss of guessing without the text, a dashed line in the
+    colour of its curve."""
+    keys = dict.fromkeys(key for record in metrics for key in record if key.startswith("val_loss_"))
+    lengths = [key for key in keys if key[9:].isdigit()]
+    longest = max(lengths, key=lambda key: int(key[9:]), default="")
+    wanted = {  # of lengths, only the longest has its floor drawn: that of others is nearly the same
+        "loss": (lengths, [longest]),
+        "loss by kind, longest rows": ([key for key in keys if key not in lengths], keys),
+        "loss added by another row's concepts": (["delta_shuffle"] if points(metrics, "delta_shuffle")[0] else [], ()),
+    }
+    trained = points(metrics, "loss")
+    wanted = {title: panel for title, panel in wanted.items() if panel[0] or (title == "loss" and trained[0])}
+    if not wanted:
+        return
+    with panels(path, len(wanted), 5.5, 4.4) as every:
+        for axes, (title, (drawn, bounded)) in zip(every, wanted.items(), strict=True):
+            axes.set(xlabel="step", ylabel="nats per scored token", title=title)
+            if title == "loss" and trained[0]:
+                axes.plot(*trained, label="training", color="0.75", lw=1)
+            for i, key in enumerate(drawn):
+                name = key.removeprefix("val_loss_")
+                axes.plot(*points(metrics, key), label=f"validation, {name}", marker=".", color=f"C{i}")
+                if key in bounded and key in floors:
+                    axes.axhline(floors[key], label=f"floor, {name}", ls="--", lw=1, color=f"C{i}")
+            if "delta_shuffle" in drawn:
+                axes.axhline(0, color="0.75", lw=1)
+                axes.set(ylabel="nats")
+            else:
+                legend(axes)
+
+
+GEOMETRY = {"rank_slot_centred": "slot-centred rank", "rank_pooled": "rank of pooled concepts"}
+GEOMETRY |= {"input_share": "input share (of the variance)"}
+
+
+def geometry_curves(metrics: list[dict], beyond: dict[str, tuple[int, float]], path: Path):
+    """metrics.jsonl's records -> geometry.png: ranks and input share over steps. beyond: task -> the step at which it
+    was judged and what its dev score knows beyond words. Nothing where there are none."""
+    there = {key: label for key, label in GEOMETRY.items() if points(metrics, key)[0]}
+    if not there:
+        return
+    with panels(path, len(there) + bool(beyond), 4, 3.8) as every:
+        for axes, (key, label) in zip(every, there.items(), strict=False):
+            steps, values = points(metrics, key)
+            axes.plot(steps, values, marker=".")
+            axes.set(xlabel="step", title=label, ylim=(0, 1 if key == "input_share" else 1.1 * max(1, *values)))
+        for task, (step, value) in beyond.items():
+            every[-1].plot(step, 100 * value, "o", label=task)
+        if beyond:
+            every[-1].axhline(0, color="0.75", lw=1)
+            every[-1].set(xlabel="step", title="beyond words, dev, x100", xlim=every[0].get_xlim())
+            legend(every[-1])
 
 
 def sweep_figure(lines: dict[str, list[tuple[float, float]]], path: Path):
@@ -65,6 +123,57 @@ def sweep_figure(lines: dict[str, list[tuple[float, float]]], path: Path):
             axes.plot(*zip(*sorted(points), strict=True), color=f"C{tasks.index(task)}", label=name, **style)
         axes.set(xlabel="MFLOP a token, encoding", ylabel="score x100", title="quality against cost, dev")
         axes.legend(frameon=False, fontsize="small")
+
+
+def beside(places: list[float]) -> list[float]:
+    """Places on an axis from 0, those that would cover each other moved to stand side by side."""
+    step = 0.015 * max(places)
+    order = sorted(range(len(places)), key=places.__getitem__)
+    moved, group = list(places), []
+    for i in [*order, None]:
+        if group and (i is None or places[i] - places[group[-1]] > step):
+            middle = statistics.mean(places[j] for j in group)
+            for k, j in enumerate(group):
+                moved[j] = middle + step * (k - (len(group) - 1) / 2)
+            group = []
+        group.append(i)
+    return moved
+
+
+def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> Path:
+    """
+    Against training FLOPs and seconds: arms, name -> for each seed its points (FLOPs, seconds, value); one without any
+    has a colour all the same, so that an arm's is the same in all pictures of a grid. A thin line a seed; where no run
+    has more than one point the median of the seeds, with a bar from the least to the greatest.
+    """
+    from matplotlib import colormaps
+    from matplotlib.ticker import EngFormatter
+
+    some = colormaps["tab10" if len(arms) <= 10 else "tab20" if len(arms) <= 20 else "turbo"]
+    colours = {arm: some(i) if len(arms) <= 20 else some(i / len(arms)) for i, arm in enumerate(arms)}
+    arms = {arm: runs for arm, runs in arms.items() if runs}
+    curves = any(len(run) > 1 for runs in arms.values() for run in runs)
+    with panels(path, 2, 5.2, max(3.6, 0.7 + 0.19 * len(arms))) as every:
+        for i, (axes, unit) in enumerate(zip(every, ("training FLOPs", "seconds of training"), strict=True)):
+            places = beside([statistics.median(run[-1][i] for run in runs) for runs in arms.values()])
+            for (arm, runs), place in zip(arms.items(), places, strict=True):
+                if curves:
+                    for run in runs:
+                        axes.plot(
+                            [p[i] for p in run], [p[2] for p in run], color=colours[arm], lw=0.9, marker=".", ms=3
+                        )
+                else:
+                    middle, low, high = over_seeds([run[-1][2] for run in runs])
+                    axes.errorbar(
+                        place, middle, [[middle - low], [high - middle]], fmt="o", ms=4, capsize=2, color=colours[arm]
+                    )
+            if not curves:
+                axes.axhline(0, color="0.75", lw=1, zorder=0)
+            axes.set(xlabel=unit, xlim=(0, None), ylabel=label if i == 0 else "")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        handles = [every[0].plot([], [], color=colours[arm], lw=3)[0] for arm in arms]
+        every[0].figure.legend(handles, list(arms), loc="outside right upper", frameon=False, fontsize="small")
+    return path
 
 
 def spectra(lines: dict[str, list[float]], label: str, path: Path, places: list[int] | None = None) -> Path:
@@ -91,27 +200,23 @@ def heatmaps(matrices: dict[str, list[list[float]]], path: Path) -> Path:
 
 def bars(values: dict[str, list[float]], label: str, path: Path) -> Path:
     """A panel for each name."""
-    with figure(path, max(2, len(values)), (4.5 * max(2, len(values)), 3)) as every:
-        for axes, (name, heights) in zip(every, values.items(), strict=False):
+    with panels(path, len(values), 4.5, 3) as every:
+        for axes, (name, heights) in zip(every, values.items(), strict=True):
             axes.bar(range(len(heights)), heights, color="tab:blue")
             axes.set(xlabel=label, title=name)
-        for axes in every[len(values) :]:
-            axes.set_visible(False)
     return path
 
 
 def scatter(points: dict[str, list], labels: list[int], names: list[str], path: Path) -> Path:
     """A panel for each name, of points (x, y) coloured by their label."""
-    with figure(path, max(2, len(points)), (4.5 * max(2, len(points)), 4.5)) as every:
-        for axes, (title, where) in zip(every, points.items(), strict=False):
+    with panels(path, len(points), 4.5, 4.5) as every:
+        for axes, (title, where) in zip(every, points.items(), strict=True):
             for k, name in enumerate(names):
                 if own := [point for point, label in zip(where, labels, strict=True) if label == k]:
                     axes.scatter(*zip(*own, strict=True), s=3, label=name, color=f"C{k}", alpha=0.6, lw=0)
             axes.set(title=title, xticks=[], yticks=[])
-        handles = dict(zip(*reversed(every[0].get_legend_handles_labels()), strict=True))
-        axes.figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, markerscale=4, frameon=False)
-        for axes in every[len(points) :]:
-            axes.set_visible(False)
+        handles = every[0].get_legend_handles_labels()
+        axes.figure.legend(*handles, loc="outside lower center", ncols=3, markerscale=4, frameon=False)
     return path
 
 
@@ -128,12 +233,17 @@ def table(header: list[str], rows: list[list]) -> str:
     return "\n".join([line(header), rule, *map(line, cells)])
 
 
+def columns(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, cells): a column for each key, in the order in which they first come."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return keys, [[cell(row.get(key)) for key in keys] for row in rows]
+
+
 def dict_table(rows: list[dict]) -> str:
-    """A table with a column for each key, in the order in which they first come."""
-    if not rows:
-        return "none"
-    columns = dict.fromkeys(key for row in rows for key in row)
-    return table(list(columns), [[cell(row.get(column)) for column in columns] for row in rows])
+    """The `columns` in Markdown."""
+    header, cells = columns(rows)
+    escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in cells]
+    return table(header, escaped) if rows else "none"
 
 
 def cell(value) -> str:
@@ -144,8 +254,7 @@ def cell(value) -> str:
         return spread(value)
     if isinstance(value, dict):
         return lift_text(value) if "verdict" in value else interval(value, ".1f")
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def spread(values: Sequence, form: str = ".1f", scale: float = 100) -> str:
@@ -222,10 +331,14 @@ def fraction(value: float) -> str:
     return f"{value:z.2f}".replace("0.", ".")  # z: no -.00
 
 
-def score_table(rows: list[dict]) -> str:
-    """Rows of `score_rows`; a floor that none of them has gets no column."""
+def filled(rows: list[dict]) -> list[dict]:
+    """Rows of `score_rows` without the floors that none of them has."""
     empty = {key for key in FLOORS if all(row[key] is None for row in rows)}
-    return dict_table([{key: value for key, value in row.items() if key not in empty} for row in rows])
+    return [{key: value for key, value in row.items() if key not in empty} for row in rows]
+
+
+def score_table(rows: list[dict]) -> str:
+    return dict_table(filled(rows))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -268,6 +381,24 @@ def shaded(tokens: list[str], lines: list[tuple[str, list[float]]]) -> str:
         )
         rows.append(f"<tr><th>{escape(name)}</th><td class=text>{''.join(spans)}</td></tr>")
     return f"<table>{''.join(rows)}</table>"
+
+
+# Every table's rows by the column that is clicked, again: the other way round. What begins with a number is a number.
+SORTING = """<style>th{cursor:pointer}</style><script>
+for (const table of document.querySelectorAll("table")) [...table.rows[0].cells].forEach((head, i) => {
+  let sign = -1
+  head.tabIndex = 0
+  head.onkeydown = event => event.key == "Enter" && head.click()
+  head.onclick = () => {
+    sign = -sign
+    const rows = [...table.rows].slice(1).map(row => [row, row.cells[i].textContent])
+    for (const row of rows) row.push(Number(row[1].split(" ")[0]))
+    rows.sort(([, s, x], [, t, y]) => isFinite(x) && isFinite(y) ? sign * (x - y || s.localeCompare(t))
+      : isFinite(x) ? -1 : isFinite(y) ? 1 : sign * s.localeCompare(t, undefined, {numeric: true}))
+    table.tBodies[0].append(...rows.map(row => row[0]))
+  }
+})
+</script>"""
 
 
 def picture(path: Path) -> str:

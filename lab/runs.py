@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import geometry
 from encoders import AS_CONFIGURED, ENCODERS, Options
-from lab import dataset
+from lab import dataset, report
 from lab.command import AT_EXIT
 from lab.configurator import UserError, convert, fields_of, warn
 from lab.distributed import exact_matmul, pick_device
@@ -234,6 +235,20 @@ class RunFolder:
                 break
             records.append(record)
         return records
+
+    def beyond_words(self) -> dict[str, tuple[int, float]]:
+        """Task -> (step, what its dev score knows beyond words) of each zero-shot evaluation that is there."""
+        found = {}
+        for path in sorted((self.path / "eval").glob("zero_shot_*.json")):
+            with suppress(UserError, LookupError, TypeError, ValueError):  # damaged, of older code or another kind
+                record = read_json(path, "an evaluation")
+                if (path.stem[10:], self.config()["run_id"]) == (record["task"], record["run_id"]):
+                    value = record["splits"]["dev"]["metrics"][report.HEADLINE]
+                    found[record["task"]] = int(record["checkpoint"][5:]), value
+        return found
+
+    def draw_geometry(self):
+        report.geometry_curves(self.metrics(), self.beyond_words(), self.path / "geometry.png")
 
     def cut(self, step: int, best: int | None):
         """Forgets what came after `step`, and will come again: metrics, checkpoints. best: the best until then."""

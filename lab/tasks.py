@@ -24,6 +24,7 @@ from scipy import sparse
 from scipy.stats import rankdata
 
 from lab.configurator import UserError, nearest, show, warn
+from lab.report import HEADLINE
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Readers: (path, columns, split) -> list of ("file:line", the texts of these columns). A column is named by the file's
@@ -274,7 +275,6 @@ def mcc(predicted, labels) -> float:
     return float((x * y).sum() / scale) if scale > 0 else 0.0
 
 
-HEADLINE = "partial_lexical"  # of what a score knows beyond words (lab/floors.py)
 METRICS = {  # name -> (function, the answers it judges)
     "pearson": (pearson, "cosines"),
     "spearman": (spearman, "cosines"),

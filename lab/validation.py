@@ -7,6 +7,7 @@ Rows and noise come from a seed of their own, the same in every run, so that los
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ class Validation(Judge):
         if not self.lengths:
             raise UserError(f"{corpus.path} has no row of any length; prepare with a larger --val_fraction")
         self.longest = self.lengths[-1]
-        self.batches = {}  # (rule, length) -> batches
+        self.batches, self.known_floors = {}, {}  # (rule, length) -> batches; of `floors`
         for n in self.lengths:
             rows = max(8, tokens // n)
             size = self.batch_size(n, rows)
@@ -187,31 +188,34 @@ class Validation(Judge):
         finally:
             self.model.train()
 
-    def floors(self, n: int, train: dataset.Corpus, val: dataset.Corpus) -> list[float]:
-        """About the loss of each part, on rows of length n, of guessing that knows nothing of the text: by how common
-        tokens are (idf weights pooled over rows), or by chance."""
+    def floors(self, train: dataset.Corpus, val: dataset.Corpus) -> dict[str, float]:
+        """Loss of `evaluate` -> about that of guessing that knows nothing of the text: by how common tokens are (idf
+        weights pooled over rows), or by chance. Computed at the first call."""
 
+        @cache
         def unigram(by_idf):
             weights = train.idf() if by_idf else None
             return dataset.unigram_floor(train.counts(), val.tokens, val.eod, weights)
 
-        parts = self.objectives.parts
-        return [part.floor(self.problem(part, self.batches_of(part, n)[0]), unigram) for part in parts]
+        if not self.known_floors:
+            parts, known = self.objectives.parts, self.known_floors
+            for n in self.lengths:
+                each = [part.floor(self.problem(part, self.batches_of(part, n)[0]), unigram) for part in parts]
+                known[f"val_loss_{n}"] = self.objectives.total(each)
+            if len(parts) > 1:
+                known |= {f"val_loss_{name}": x for name, x in zip(self.objectives.names, each, strict=True)}
+            known |= {f"val_loss_{name}": unigram(False) for part in parts for name in part.reported()}
+        return self.known_floors
 
 
 def final_table(numbers: dict[str, float], validation: Validation, train: dataset.Corpus, val: dataset.Corpus) -> str:
     """The losses of an evaluation beside the floors of guessing without the text, in Markdown."""
-    objectives = validation.objectives
-    rows = []
-    for n in validation.lengths:
-        floors = validation.floors(n, train, val)
-        rows.append([f"validation loss, rows of {n}", numbers[f"val_loss_{n}"], objectives.total(floors)])
-    for part, floor in zip(objectives.parts, floors, strict=True):
-        if len(objectives.parts) > 1:
-            rows.append([f"of it {part.name}, longest rows", numbers[f"val_loss_{part.name}"], floor])
-        for name in part.reported():
-            unweighted = dataset.unigram_floor(train.counts(), val.tokens, val.eod)
-            rows.append([f"validation loss, {name}, longest rows", numbers[f"val_loss_{name}"], unweighted])
+    objectives, floors = validation.objectives, validation.floors(train, val)
+    titles = {f"val_loss_{n}": f"validation loss, rows of {n}" for n in validation.lengths}
+    for part, own in zip(objectives.parts, objectives.names, strict=True):
+        titles[f"val_loss_{own}"] = f"of it {part.name}, longest rows"
+        titles |= {f"val_loss_{name}": f"validation loss, {name}, longest rows" for name in part.reported()}
+    rows = [[title, numbers[key], floors[key]] for key, title in titles.items() if key in floors]
     if "delta_shuffle" in numbers:
         rows.append(["added by another row's concepts, longest rows", numbers["delta_shuffle"], 0.0])
     kinds = dict.fromkeys(part.floor_name for part in objectives.parts)
@@ -252,5 +256,5 @@ def final_report(trainer, retrieval: bool) -> str:
         parts.append(retrieval_table(run, trainer.val_text))
     if texts := reconstructions(validation, tokenizer):
         parts.append(f"held-out rows (text, what of it the encoder read, what was predicted):\n\n{texts}".rstrip())
-    parts.append(f"run: {trainer.out.path} (curves.png, metrics.jsonl)")
+    parts.append(f"run: {trainer.out.path} (curves.png, geometry.png, metrics.jsonl)")
     return "\n" + "\n\n".join(parts)

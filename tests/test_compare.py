@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import compare
-from lab import registry, report
+from lab import grids, registry, report
 from lab.configurator import UserError
 from lab.runs import RunFolder
 from tests.corpus import make_corpus
@@ -38,6 +39,7 @@ log_interval = 5
 eval_interval = 0
 ckpt_interval = 0
 eval_tokens = 256
+final_report = "losses"
 device = "cpu"
 """
 
@@ -49,12 +51,19 @@ def grid_file(folder, arms='{"wide": {"concepts": 6}, "narrow": {"concepts": 3, 
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with data/toy, task files in glue, and a grid that was run to its end in whole/."""
+def files(tmp_path_factory):
+    """A folder with data/toy, and task files in glue."""
     here = tmp_path_factory.mktemp("compare")
     make_corpus(here / "data" / "toy")
     write_tasks(here / "glue")
-    done = subprocess.run(words(here, grid_file(here, more="seeds = (0, 1)\n"), "whole"), **CAPTURED, timeout=110)
+    return here
+
+
+@pytest.fixture(scope="module")
+def place(files):
+    """The same, and a grid that was run to its end in whole/."""
+    here = files
+    done = subprocess.run(words(here, grid_file(here, more="seeds = (0, 1)\n"), "whole"), **CAPTURED, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     (here / "stdout").write_text(done.stdout)
     return here
@@ -75,7 +84,7 @@ class Started(compare.Children):
     """Keeps the names of the commands it starts; no signal handler stays behind."""
 
     def __init__(self):
-        self.received, self.child, self.started = 0, None, []
+        self.received, self.alive, self.started = 0, [], []
 
     def run(self, words, **options):
         self.started.append(Path(words[0]).name)
@@ -132,7 +141,7 @@ def test_medians_and_spread(place):
             values = np.array([run[key] for run in runs])
             assert summary["median"][key] == pytest.approx(np.median(values))
             assert (summary["min"][key], summary["max"][key]) == (values.min(), values.max())
-    three = compare.summary([{"numbers": {"x": x}} for x in (3.0, 1.0, 7.0)])
+    three = grids.summary([{"numbers": {"x": x}} for x in (3.0, 1.0, 7.0)])
     assert (three["median"], three["min"], three["max"]) == ({"x": 3.0}, {"x": 1.0}, {"x": 7.0})
 
 
@@ -186,6 +195,10 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
     )
     assert "## Scores beside their floors" in printed
     assert (place / "again/compare/toy/report.md").read_text() == f"# toy\n\n{printed}"
+    page = (place / "again/compare/toy/report.html").read_text()
+    assert all(f">{cell}<" in page for cell in tables[2]) and page.count("<img") == 7
+    drawn = [(place / out / "compare/toy/wide_s0/geometry.png").read_bytes() for out in ("whole", "again")]
+    assert drawn[0] != drawn[1]  # what is known beyond words has come
 
     assert compare.main(arguments(place, grid, "again")) == 0  # judged already
     assert started == ["eval_glue.py"]
@@ -201,7 +214,8 @@ def test_several_seeds_in_a_cell():
         "+20.0 [+1.0, +32.0] above floor (x)"
     )
     assert report.cell(report.over_seeds([0.3, 0.1, 0.2])) == "20.0 (10.0..30.0)" and report.cell((0.25,)) == "25.0"
-    assert [report.cell(value) for value in (None, "a|b", 0.123456)] == ["-", "a\\|b", "0.1235"]
+    assert [report.cell(value) for value in (None, "a|b", 0.123456)] == ["-", "a|b", "0.1235"]
+    assert "| a\\|b c |" in report.dict_table([{"text": "a|b\nc"}])
 
 
 def test_a_verdict_says_both_halves():
@@ -261,6 +275,69 @@ def test_signals_reach_the_child(number, tmp_path):
     finally:
         for n, handler in old.items():
             signal.signal(n, handler)
+
+
+@pytest.fixture
+def two_gpus(files, monkeypatch, tmp_path):
+    """A grid of two arms and two seeds as if there were two GPUs, with a script in the place of each run -> its exit
+    code, from main; RUN is the script's first argument."""
+    monkeypatch.setattr(compare.torch.cuda, "device_count", lambda: 2)
+    old = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    grid = grid_file(tmp_path, '{"a": {}, "b": {}}', "seeds = (0, 1)\n")
+    grid.write_text(grid.read_text().replace('device = "cpu"', 'device = "auto"'))
+
+    def start(script):
+        monkeypatch.setattr(compare.Comparison, "do", lambda c, run, arm, seed, gpu: c.start(gpu, "-c", script, run))
+        monkeypatch.chdir(tmp_path)
+        return compare.main([*arguments(files, grid, "."), f"--out={tmp_path / 'out'}"])
+
+    yield start
+    for n, handler in old.items():
+        signal.signal(n, handler)
+
+
+TOGETHER = """
+import os, sys, time
+run = sys.argv[1]
+open(run, "w").write(os.environ["CUDA_VISIBLE_DEVICES"])
+ends = time.monotonic() + 20
+while run.endswith("0") and not (os.path.exists("a_s0") and os.path.exists("b_s0")):
+    assert time.monotonic() < ends
+    time.sleep(0.01)
+sys.exit(run == "b_s0")
+"""
+
+
+@pytest.mark.parametrize("given, gpus", [(None, {"0", "1"}), ("5,GPU-7", {"5", "GPU-7"})])
+def test_a_run_on_each_gpu_at_a_time(given, gpus, two_gpus, monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert two_gpus(TOGETHER) == 1
+    assert {(tmp_path / run).read_text() for run in ("a_s0", "b_s0")} == gpus
+    assert {(tmp_path / run).read_text() for run in ("a_s1", "b_s1")} <= gpus  # they went on after the failure
+    assert "Failed: b_s0 (exit 1)." in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/compare/toy/results.json").read_text())["failed"] == {"b_s0": 1}
+
+
+def test_a_signal_reaches_the_runs_of_all_gpus(two_gpus, tmp_path):
+    def strike():
+        while not ((tmp_path / "a_s0").exists() and (tmp_path / "b_s0").exists()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=strike, daemon=True).start()
+    script = "import sys, time\ntry:\n open(sys.argv[1], 'w'); time.sleep(30)\n"
+    began = time.monotonic()
+    assert two_gpus(script + "except KeyboardInterrupt: open(sys.argv[1], 'w').write('saved')") == 130
+    assert {path.name: path.read_text() for path in tmp_path.glob("?_s?")} == {"a_s0": "saved", "b_s0": "saved"}
+    assert time.monotonic() - began < 15
+
+
+def test_runs_on_the_cpu_go_one_by_one(two_gpus, monkeypatch):
+    assert compare.devices({"a": {"device": "auto"}, "b": {"device": "cpu"}}) == [""]
+    monkeypatch.setattr(compare.torch.cuda, "device_count", lambda: 1)
+    assert compare.devices({"a": {"device": "cuda"}}) == [""]
 
 
 def test_two_never_train_in_one_folder(tmp_path, capsys):
@@ -403,6 +480,10 @@ def test_the_registry(place, tmp_path, capsys):
     assert (rows[0]["score"], rows[0]["untrained"], rows[0]["majority"]) == ("0.5", "0.4", "")
     assert rows[1]["over best_floor"] == "-0.100 [-0.200, +0.000] at floor (token_idf)"
     assert printed.out.count("| pearson") == 2 and "| spearman" not in printed.out
+
+    page = (out / "registry.html").read_text()
+    assert page.count("<table>") == 2 and page.count("<tr>") == 2 + 3 + 2 and report.SORTING in page
+    assert ">Six concepts | are enough.<" in page and not re.search("https?:|<link|<script src", page)
 
 
 def evaluation(folder):

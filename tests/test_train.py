@@ -45,7 +45,7 @@ def test_a_run_and_its_folder(data, tmp_path, capsys):
     words = arguments(data, out, "--max_steps=120", "--eval_interval=40", "--ckpt_interval=50", "--ckpt_steps=10")
     assert train.main(words) == 0
     names = {p.name for p in out.iterdir()}
-    assert {"config.json", "tokenizer.json", "metrics.jsonl", "latest", "best", "curves.png"} <= names
+    assert {"config.json", "tokenizer.json", "metrics.jsonl", "latest", "best", "curves.png", "geometry.png"} <= names
     assert RunFolder(out).pointer("latest") == 120 and RunFolder(out).pointer("best") == 120
     assert set(RunFolder(out).steps()) == {10, 100, 120}  # kept for ever; keep = 2; best
     config = json.loads((out / "config.json").read_text())

@@ -136,3 +136,17 @@ def test_a_length_without_enough_rows_is_left_out(corpus, capsys):
     assert short.longest == 40 and "val_loss_100" not in short.run()
     with pytest.raises(UserError, match="has no row of any length"):
         make(corpus, "contrastive", lengths=(2000,), tokens=2000)
+
+
+@pytest.mark.parametrize("objective", ["tsdae + 0.5*mlm", "mlm", "contrastive", "bow + contrastive"])
+def test_every_loss_has_its_floor_which_is_computed_once(objective, corpus, monkeypatch):
+    judge, counted, unigram = make(corpus, objective, tokens=2000), [], dataset.unigram_floor
+    monkeypatch.setattr(dataset, "unigram_floor", lambda *x: counted.append(x[3]) or unigram(*x))
+    train = dataset.Corpus(corpus.folder, "train")
+    known, parts = judge.floors(train, corpus), judge.objectives.parts
+    assert known.keys() == {key for key in judge.run() if key.startswith("val_loss_")}
+    assert judge.floors(train, corpus) is known and len(counted) == len({x is None for x in counted})
+    if len(parts) > 1:
+        assert known["val_loss_40"] == pytest.approx(
+            judge.objectives.total([known[f"val_loss_{p.name}"] for p in parts])
+        )

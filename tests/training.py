@@ -50,7 +50,7 @@ def counted_once(plan, model, objectives):
 
 def run(data, out, *more, preset="quickstart"):
     """Trains in this process; draws no curves, which take longer than all the rest."""
-    with patch("lab.report.curves"), patch("train.cost", counted_once):
+    with patch("lab.report.curves"), patch("lab.report.geometry_curves"), patch("train.cost", counted_once):
         return train.main(arguments(data, out, *more, preset=preset))
 
 
@@ -99,7 +99,7 @@ def in_process(words, log, environ, folder, before):
     os.environ.update(environ)
     os.chdir(folder)
     sys.argv = ["train.py", *words]
-    with patch("lab.report.curves"):
+    with patch("lab.report.curves"), patch("lab.report.geometry_curves"):
         if before:
             before()
         command.command(train.main)

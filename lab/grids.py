@@ -1,0 +1,258 @@
+"""
+What the finished runs of a grid say: tables, the paired difference of its arms, pictures, and the page that holds them.
+
+A run is what compare.py keeps of it in results.json: arm, seed, folder, `numbers`, and in `tasks` its scores.
+"""
+
+import json
+import re
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from lab import floors, report, tasks
+from lab.command import say
+from lab.configurator import UserError, warn
+from lab.files import write_atomic
+from lab.report import HEADLINE, LIFTS, dict_table, over_seeds, score_rows, score_table, spread, verdicts
+from lab.runs import RunFolder
+from objectives import ObjectiveConfig
+
+
+def summary(runs: list[dict]) -> dict[str, dict]:
+    """Median, min and max over runs of each number that any of them has."""
+    keys = dict.fromkeys(key for run in runs for key in run["numbers"])
+    values = {key: over_seeds([run["numbers"][key] for run in runs if key in run["numbers"]]) for key in keys}
+    numbers = {name: {key: values[key][i] for key in keys} for i, name in enumerate(("median", "min", "max"))}
+    return {"runs": len(runs), **numbers}
+
+
+def score_lines(runs: list[dict], arm: str, task: str) -> list[dict]:
+    """Rows of those metrics of a task that have a lift, over the seeds of an arm."""
+    seeds = [run["tasks"][task] for run in runs if run["arm"] == arm]
+    lifts = tasks.TASKS[task].lifts
+    return [row for row in score_rows(task, seeds, lifts, arm=arm) if row["metric"] in lifts]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+COLUMNS = (  # title, key of `numbers`, format, scale
+    ("Mtokens", "tokens", ".2f", 1e-6),
+    ("TFLOP", "flops", ".4g", 1e-12),
+    ("seconds", "seconds", ".0f", 1),
+    ("spectral tokens, seconds once", "spectral_seconds", ".0f", 1),
+    ("val loss", "val_loss", ".3f", 1),
+    ("loss, mlm 15 %", "val_loss_mlm15", ".3f", 1),
+    ("slot rank", "rank_slot_centred", ".2f", 1),
+    ("raw rank", "rank_raw", ".2f", 1),
+    ("pooled rank", "rank_pooled", ".2f", 1),
+    ("input share", "input_share", ".3f", 1),
+    ("dead slots", "dead_slots", "g", 1),
+    ("Δshuffle", "delta_shuffle", ".2f", 1),
+    ("slot rank@0", "rank_slot_centred@0", ".2f", 1),
+    ("share@0", "input_share@0", ".3f", 1),
+)
+
+
+def arm_rows(arms: dict[str, dict], scores: list[dict]) -> list[dict]:
+    """One row an arm: losses, geometry, and each task's scores on dev with the lifts of the last of them, which is the
+    centred one where there is one, and what it knows beyond words."""
+    known = {key for arm in arms.values() for key in arm["median"]}
+    lengths = sorted(int(key[9:]) for key in known if re.fullmatch(r"val_loss_\d+", key))
+    by_length = [(f"loss, {n}", f"val_loss_{n}", ".3f", 1) for n in lengths if len(lengths) > 1]
+    rows = []
+    for name, arm in arms.items():
+        row = {"arm": name, "seeds": str(arm["runs"])}
+        for title, key, form, scale in (*COLUMNS[:5], *by_length, *COLUMNS[5:]):
+            if key in known or title == "val loss":
+                values = [arm[which][key] for which in ("median", "min", "max") if key in arm[which]]
+                row[title] = spread(values, form, scale) if values else None
+        dev = [score for score in scores if (score["arm"], score["split"]) == (name, "dev")]
+        row |= {f"{score['task']} {score['metric']}": score["score"] for score in dev}
+        plain = [score for score in dev if score["metric"] != HEADLINE]
+        row |= {f"{score['task']} over {floor}": score[f"over {floor}"] for score in plain for floor in LIFTS}
+        rows.append(row)
+    return rows
+
+
+def notes(results: dict, resolved: dict[str, dict]) -> str:
+    """What a reader of the table must know."""
+    lines = ["Medians over seeds (min..max); @0: before training; Δshuffle: nats lost with another row's concepts."]
+    if results["tasks"]:
+        lines += ["Scores x100 on dev; over a floor: of the centred score where there is one, with the widest 95 %"]
+        lines += ["interval of the seeds; untrained: the same architecture and init; partial_lexical: rank correlation"]
+        lines += ["with the labels beyond words, given what overlap of words and characters and the lengths know."]
+    keys = [field.name for field in fields(ObjectiveConfig)] + ["lengths", "dataset"]
+    if len({json.dumps([values[key] for key in keys]) for values in resolved.values()}) > 1:
+        lines.append("The arms differ in objective, noise or rows: their losses do not compare, their scores do.")
+    commits = sorted({str(run["commit"]) for run in results["runs"].values()})
+    if len(commits) > 1:
+        lines.append(f"Trained at different commits ({', '.join(commits)}): compare with care.")
+    if results["failed"]:
+        lines.append(f"Failed: {', '.join(f'{run} (exit {code})' for run, code in results['failed'].items())}.")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Paired: is an arm better than the first one, on the same pairs of texts?
+
+
+def shown(splits: dict) -> str:
+    """The split that is compared: dev, where there is one."""
+    return "dev" if "dev" in splits else next(iter(splits))
+
+
+@cache
+def lexical_controls(task: str, split: str, data: Path) -> dict[str, np.ndarray]:
+    """What HEADLINE is given, of all models alike."""
+    pairs = tasks.Pairs(task, tasks.load_task(task, data))
+    say(f"{task}: overlap of words, for what is known beyond it")
+    theirs = {floor: splits[split] for floor, splits in floors.text_floors(pairs).items()}
+    return floors.word_controls(pairs, split, theirs)
+
+
+def paired_rows(results: dict, data: Path) -> list[dict]:
+    """Rows {arm, task, split, metric, seeds, over FIRST}: the mean over seeds of an arm's score less the first arm's,
+    for each metric that has a lift, with the 95 % interval over resampled rows of the split."""
+    rows, (first, *others) = [], results["arms"]
+    for task in results["tasks"]:
+        answers = {arm: [] for arm in results["arms"]}
+        for run in results["runs"].values():
+            answers[run["arm"]].append(floors.read_answers(record_path(run["folder"], task))[1])
+        compared = {arm: answers[arm] for arm in others if answers[arm]}
+        if not answers[first] or not compared:
+            continue
+        splits = next(run["tasks"][task] for run in results["runs"].values())
+        split = shown(splits)
+        for metric in [metric for metric in tasks.TASKS[task].lifts if metric in splits[split]["metrics"]]:
+            known = lexical_controls(task, split, data) if metric == HEADLINE else None
+            try:
+                under = floors.paired(metric, split, answers[first], compared, np.mean, known)
+            except UserError as error:  # the task's files have changed since
+                warn(f"no paired difference in {task}: {error}")
+                break
+            for arm, lift in under.items():
+                value, low, high = (
+                    -lift[key] for key in ("value", "high", "low")
+                )  # theirs less the first, not its less
+                word = "better" if low > 0 else "worse" if high < 0 else "undecided"
+                row = {"arm": arm, "task": task, "split": split, "metric": metric}
+                row["seeds"] = f"{len(answers[arm])} and {len(answers[first])}"
+                rows.append(row | {f"over {first}": {"value": value, "low": low, "high": high, "verdict": word}})
+    return rows
+
+
+def record_path(folder, task: str) -> Path:
+    return Path(folder) / "eval" / f"zero_shot_{task}.json"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures: against FLOPs and seconds
+
+CURVES = {  # file -> key of an evaluation in metrics.jsonl, label
+    "loss": ("val_loss", "validation loss, nats"),
+    "slot_rank": ("rank_slot_centred", "slot-centred rank"),
+    "input_share": ("input_share", "input share"),
+    "delta_shuffle": ("delta_shuffle", "nats added by another row's concepts"),
+}
+
+
+def spent(metrics: list[dict], key: str) -> list[tuple[float, float, float]]:
+    """(FLOPs, seconds, value) of each record that has the key; what was spent is logged with the training loss, and
+    lies on a line between."""
+    logged = [record for record in metrics if {"flops", "seconds"} <= record.keys()]
+    axes = [[0.0, *(record[name] for record in logged)] for name in ("step", "flops", "seconds")]
+    having = [record for record in metrics if key in record and logged]
+    return [(*(float(np.interp(r["step"], axes[0], axis)) for axis in axes[1:]), r[key]) for r in having]
+
+
+def pictures(results: dict, folder: Path) -> list[Path]:
+    """Draws what there is of the finished runs, a line or a point an arm."""
+    by_arm = {arm: [run for run in results["runs"].values() if run["arm"] == arm] for arm in results["arms"]}
+    metrics = {run["folder"]: RunFolder(run["folder"]).metrics() for runs in by_arm.values() for run in runs}
+    drawn = {}  # file -> (label, arm -> points of each seed)
+    for name, (key, label) in CURVES.items():
+        drawn[name] = label, {arm: [spent(metrics[run["folder"]], key) for run in runs] for arm, runs in by_arm.items()}
+    for task in results["tasks"]:
+        lifts = tasks.TASKS[task].lifts
+        centred = lifts[[metric for metric in lifts if metric != HEADLINE][-1]]
+        wanted = {
+            "over_best_floor": ("over the best floor", lambda judged, key=centred: judged[key]["best_floor"]["value"]),
+            "over_untrained": (
+                "over the untrained twin",
+                lambda judged, key=centred: judged[key]["untrained"]["value"],
+            ),
+            "beyond_words": ("beyond words", lambda judged: judged["metrics"][HEADLINE]),
+        }
+        for name, (label, read) in wanted.items():
+            points = {
+                arm: [[point] for run in runs if (point := scored(run, task, read))] for arm, runs in by_arm.items()
+            }
+            drawn[f"{task}_{name}"] = f"{task} {label}, x100", points
+    paths = []
+    for name, (label, arms) in drawn.items():
+        arms = {arm: [run for run in seeds if run] for arm, seeds in arms.items()}
+        if any(arms.values()):
+            paths.append(report.cost_figure(arms, label, folder / f"{name}.png"))
+    return paths
+
+
+def scored(run: dict, task: str, read) -> tuple[float, float, float] | None:
+    """(FLOPs, seconds, 100 * what `read` finds in the split that is shown), if it is there."""
+    try:
+        value = read(run["tasks"][task][shown(run["tasks"][task])])
+        return run["numbers"]["flops"], run["numbers"]["seconds"], 100 * value
+    except KeyError:
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def write(folder: Path, results: dict, resolved: dict[str, dict], data: Path) -> str:
+    """results.json, report.md, report.html and *.png of what is done so far; returns the report. results: what
+    results.json holds, without its "paired"; resolved: arm -> every key of training."""
+    runs = list(results["runs"].values())
+    scores = [row for arm in results["arms"] for task in results["tasks"] for row in score_lines(runs, arm, task)]
+    arms, about = arm_rows(results["arms"], scores), notes(results, resolved)
+    results["paired"] = paired = paired_rows(results, data)
+    save(folder, results)
+    first = next(iter(results["arms"]))
+    rule = f"An arm's score less {first}'s, means of their seeds, on the same pairs of texts: x100 [95 % interval over "
+    rule += (
+        "resampled pairs]; undecided: the interval holds 0. It knows nothing of the luck of seeds: see their spread."
+    )
+    sentences = [f"{name}: {sentence}" for name, sentence in verdicts(scores).items()]
+
+    text = f"{dict_table(arms)}\n\n{about}\n"
+    parts = [report.html_table(*report.columns(arms)), report.paragraphs([about])]
+    if paired:
+        text += f"\n## Paired with {first}\n\n{dict_table(paired)}\n\n{rule}\n"
+        parts += [report.heading(f"Paired with {first}"), report.html_table(*report.columns(paired))]
+        parts += [report.paragraphs([rule])]
+    if scores:
+        text += f"\n## Scores beside their floors\n\n{score_table(scores)}\n\n"
+        text += "".join(f"* {sentence}\n" for sentence in sentences)
+        parts += [report.heading("Scores beside their floors"), report.paragraphs(sentences)]
+        parts += [report.html_table(*report.columns(report.filled(scores)))]
+    write_atomic(folder / "report.md", f"# {results['grid']}\n\n{text}")
+    if images := pictures(results, folder):
+        parts += [report.heading("Against cost"), report.paragraphs([CAPTION]), *map(report.picture, images)]
+    summary = f"{len(runs)} finished runs of {len(results['arms'])} arms on {results['base']}, seeds "
+    summary += f"{', '.join(map(str, results['seeds']))}; the same numbers: report.md and results.json."
+    write_atomic(folder / "report.html", report.page(f"{results['grid']}: a comparison", summary, parts))
+    return text
+
+
+CAPTION = (
+    "Curves: a colour an arm, a thin line a seed. Points: the median of an arm's seeds, the bar from the least to the "
+)
+CAPTION += "greatest; arms of the same cost stand side by side. Seconds are of training steps alone."
+
+
+def save(folder: Path, results: dict):
+    write_atomic(folder / "results.json", json.dumps(results, indent=1) + "\n")

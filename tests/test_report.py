@@ -1,0 +1,107 @@
+"""Pictures of a run: what is drawn, not only that a file is there."""
+
+import json
+import math
+from contextlib import contextmanager
+
+import pytest
+
+from lab import report
+from lab.runs import RunFolder
+
+STEPS = (0, 10, 20)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What stands in the axes of each picture: file name -> panel title -> label of a line -> its y values."""
+    seen, figure = {}, report.figure
+
+    @contextmanager
+    def kept(path, columns=1, *args, **keys):
+        with figure(path, columns, *args, **keys) as axes:
+            yield axes
+            every = axes if columns > 1 else [axes]
+            seen[path.name] = {
+                one.get_title(): {line.get_label(): list(line.get_ydata()) for line in one.lines}
+                for one in every
+                if one.get_visible()
+            }
+
+    monkeypatch.setattr(report, "figure", kept)
+    return seen
+
+
+def planted(**keys):
+    """Records of training at each second step, and of three evaluations; key -> its three values."""
+    records = [{"step": step, "loss": 9 - step / 10} for step in range(2, 21, 2)]
+    records += [{"step": s} | {key: values[i] for key, values in keys.items()} for i, s in enumerate(STEPS)]
+    return sorted(records, key=lambda record: record["step"])
+
+
+def test_losses_stand_beside_their_floors(drawn, tmp_path):
+    losses = {
+        "val_loss_16": [9, 6, 5],
+        "val_loss_32": [8, 5, 4],
+        "val_loss_tsdae": [5, 3, 2],
+        "val_loss_bow": [3, 2, 2],
+    }
+    floors = {"val_loss_16": 7.5, "val_loss_32": 7.0, "val_loss_tsdae": 4.5, "val_loss_bow": 2.5}
+    report.curves(planted(**losses, delta_shuffle=[0, 1, 2]), floors, tmp_path / "curves.png")
+    total, parts, shuffled = drawn["curves.png"].values()
+    assert total["validation, 32"] == [8, 5, 4] and total["training"][-1] == 7 and len(total["training"]) == 10
+    assert total["floor, 32"] == [7, 7] and "floor, 16" not in total
+    assert parts == {
+        "validation, tsdae": [5, 3, 2],
+        "floor, tsdae": [4.5, 4.5],
+        "validation, bow": [3, 2, 2],
+        "floor, bow": [2.5, 2.5],
+    }
+    assert [0, 1, 2] in shuffled.values()
+
+
+def test_a_loss_and_its_floor_share_a_colour(monkeypatch, tmp_path):
+    colours = {}
+    monkeypatch.setattr(
+        report, "legend", lambda axes: colours.update({x.get_label(): x.get_color() for x in axes.lines})
+    )
+    keys = ("val_loss_16", "val_loss_tsdae", "val_loss_bow")
+    report.curves(planted(**dict.fromkeys(keys, [3, 2, 1])), dict.fromkeys(keys, 2), tmp_path / "curves.png")
+    assert all(colours[f"floor, {name}"] == colours[f"validation, {name}"] for name in ("16", "tsdae", "bow"))
+    assert colours["floor, tsdae"] != colours["floor, bow"]
+
+
+def test_a_chance_floor_alone(drawn, tmp_path):
+    floors = {"val_loss_16": math.log(64)}
+    report.curves(planted(val_loss_16=[4, 3, 2]), floors, tmp_path / "curves.png")  # nothing is decoded: no shuffle
+    assert list(drawn["curves.png"]) == ["loss"]
+    assert drawn["curves.png"]["loss"]["floor, 16"] == [math.log(64)] * 2
+
+
+def test_no_picture_of_nothing(tmp_path):
+    report.curves([], {}, tmp_path / "curves.png")
+    report.curves([{"step": 0, "verdict": "healthy"}], {"val_loss_16": 3.0}, tmp_path / "curves.png")
+    report.geometry_curves([{"step": 1, "loss": 2.0}], {}, tmp_path / "geometry.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_geometry_and_what_is_known_beyond_words(drawn, tmp_path):
+    out = RunFolder(tmp_path)
+    (tmp_path / "config.json").write_text('{"run_id": "ours"}')
+    for record in planted(rank_slot_centred=[1, 4, 7], rank_pooled=[9, 80, 90], input_share=[0.1, 0.5, 0.7]):
+        out.log(**record)
+    out.draw_geometry()
+    without = drawn.pop("geometry.png")
+    assert [list(lines.values()) for lines in without.values()] == [[[1, 4, 7]], [[9, 80, 90]], [[0.1, 0.5, 0.7]]]
+
+    evaluation = {"task": "stsb", "run_id": "ours", "checkpoint": "ckpt_20"}
+    evaluation["splits"] = {"dev": {"metrics": {report.HEADLINE: 0.25}}}
+    others = {"stsb": {}, "sick_r": {"task": "sick_r", "run_id": "another"}, "stsb_concepts2": {}}
+    (tmp_path / "eval").mkdir()
+    for name, change in others.items():
+        (tmp_path / "eval" / f"zero_shot_{name}.json").write_text(json.dumps(evaluation | change))
+    (tmp_path / "eval" / "zero_shot_mrpc.json").write_text('{"task": "mr')
+    assert out.beyond_words() == {"stsb": (20, 0.25)}
+    out.draw_geometry()
+    (title,) = drawn["geometry.png"].keys() - without.keys()
+    assert "beyond words" in title and drawn["geometry.png"][title]["stsb"] == [25]
