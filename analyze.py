@@ -12,6 +12,7 @@ validation text where the prepared data are, else those rows too.
 """
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,7 @@ from lab.command import say
 from lab.configurator import UserError, parse
 from lab.files import write_atomic
 from lab.runs import LoadedRun, OneRun, RunFolder
+from lab.validation import Judge
 
 ROOT = Path(__file__).resolve().parent
 ROWS = 512
@@ -73,11 +75,18 @@ ADVICE = (  # how a finding begins, what to try
 )
 
 
-def findings(run: LoadedRun, numbers: dict | None) -> list[str]:
-    """What is unhealthy, a line each, with what to try. numbers: None where weights are not finite."""
+def not_finite(run: LoadedRun, whole: Tensor) -> list[str]:
+    """A line if weights are not, or concepts [B, C, H]."""
     broken = [name for name, tensor in run.model.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
         return [f"{len(broken)} tensors are not finite, {broken[0]} first; go back to another --ckpt"]
+    if not whole.isfinite().all():
+        return ["concepts are not finite, though all weights are; go back to another --ckpt, train at a lower rate"]
+    return []
+
+
+def findings(run: LoadedRun, numbers: dict) -> list[str]:
+    """What is unhealthy, a line each, with what to try."""
     found = [] if numbers["verdict"].startswith("healthy") else numbers["verdict"].split("; ")
     gain = numbers.get("delta_mean", geometry.IGNORED_NATS)
     if gain < geometry.IGNORED_NATS and not any(what.startswith("decoder ignores") for what in found):
@@ -105,22 +114,19 @@ DEFINED = {
     "bits": "bits that a concept carries: what all of them save, for each",
     "class_preference": "how far a concept's attention to the classes of words is, 0 to 1, from what it would give "
     "to another text's words at the same places; mean over concepts",
-    "specialised": f"concepts that prefer a class of words (p below {LIKELY}; by chance {LIKELY:.0%} of them do)",
+    "specialised": f"concepts that prefer a class of words (p below {LIKELY}); untrained ones do too, by their tokens",
     "verdict": "in words",
 }
-
-
-def shown(value) -> str:
-    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 class Page:
     """A report of several models side by side: of a run and its untrained twin, or of several runs."""
 
-    def __init__(self, columns: dict[str, Analysis], texts: words.Sentences, folder: Path):
-        """columns: a name for each model; those but "untrained" are looked at more closely."""
-        self.columns, self.texts, self.folder, self.parts = columns, texts, folder, []
-        self.trained = {name: one for name, one in columns.items() if name != "untrained"}
+    def __init__(self, columns: dict[str, Analysis], twin: Analysis | None, texts: words.Sentences, folder: Path):
+        """columns: a name for each run, looked at closely; twin: the untrained one of a single run."""
+        self.trained, self.texts, self.folder, self.parts = columns, texts, folder, []
+        self.columns = columns | ({"untrained": twin} if twin else {})
+        columns = self.columns
         self.record = {name: one.record for name, one in columns.items()}
 
     def section(self, title: str, *content: str):
@@ -130,7 +136,7 @@ class Page:
         self.parts.append(report.paragraphs([text]))
 
     def table(self, header: list[str], rows: list[list]):
-        self.parts.append(report.html_table(header, [[*map(shown, row)] for row in rows]))
+        self.parts.append(report.html_table(header, [[*map(report.cell, row)] for row in rows]))
 
     def picture(self, name: str, draw, *args, **options):
         """One of report's pictures, as NAME.png in the folder."""
@@ -155,14 +161,15 @@ class Page:
         sections, self.parts = self.parts, [report.paragraphs(findings)]
         self.numbers()
         first = next(iter(self.columns.values()))
-        n = first.judge.fixed[0].ids.shape[1]
+        rows, n = sum(len(batch.ids) for batch in first.judge.fixed), first.judge.fixed[0].ids.shape[1]
         steps = ", ".join(f"{one.run.config['run_id']} ckpt_{one.run.step}" for one in self.trained.values())
-        about = f"{steps}. Numbers: {ROWS} rows of {n} tokens that the run keeps. Texts: {self.texts.source}."
-        return report.page(
-            ", ".join(self.trained) if len(self.trained) > 1 else first.run.config["run_id"],
-            about,
-            self.parts + sections,
-        )
+        if len({one.run.config["tokenizer_hash"] for one in self.trained.values()}) > 1:
+            self.note("The runs have different tokenizers: their nats and bits a token do not compare.")
+        if untrained := [name for name, one in self.trained.items() if not one.run.step]:
+            self.note(f"{', '.join(untrained)}: at step 0, so all that is shown is of first weights.")
+        about = f"{steps}. Numbers: {rows} rows of {n} tokens that the run keeps, every token counting alike. "
+        title = ", ".join(self.trained) if len(self.trained) > 1 else first.run.config["run_id"]
+        return report.page(title, f"{about}Texts: {self.texts.source}.", self.parts + sections)
 
     def numbers(self):
         """Last, for it shows what the sections found."""
@@ -183,6 +190,8 @@ class Page:
         self.section("Singular values of the mean concepts")
         self.picture("pooled", report.spectra, lists("pooled"), "over texts, centred")
         self.section("Which concepts resemble each other")
+        for name in [name for name, one in self.columns.items() if len(one.shape["similarity"]) == 1]:
+            self.note(f"{name}: a single concept has no other that it could resemble.")
         self.picture("similarity", report.heatmaps, lists("similarity"))
 
     def each_concept(self):
@@ -218,7 +227,7 @@ class Page:
         for name, one in self.columns.items():
             read = attention.attention(one.run, texts)
             if read is None:
-                self.note(f"{name}: its concepts do not attend to tokens themselves, so there is nothing to show.")
+                self.note(f"{name}: its concepts do not attend to the tokens themselves, there is nothing to show.")
                 continue
             classes = attention.class_numbers(one.run, read.ids)
             own, mean, p = attention.specialisation(read.weights, classes, len(words.CLASSES))
@@ -231,9 +240,10 @@ class Page:
 
     def sentences(self, one: Analysis, read: attention.Attention):
         """Three sentences under the concepts that change most with the text."""
+        spelt = words.Words(one.run.tokenizer)
         most = one.shape["variance"].topk(min(SHOWN, len(one.shape["variance"]))).indices.sort().values.tolist()
         for i in range(min(3, len(read.ids))):
-            tokens = [one.run.tokenizer.decode([t], skip_special_tokens=False) for t in read.ids[i]]
+            tokens = [" " * int(spelt.starts[t]) + spelt.pieces[t] for t in read.ids[i]]
             lines = [(f"concept {c}", read.weights[i, c, : len(tokens)].tolist()) for c in most]
             self.parts.append(report.shaded(tokens, lines))
 
@@ -241,7 +251,7 @@ class Page:
         """Top tokens of each concept, and the class of words that it prefers most."""
         self.note(
             "Top tokens: those that a concept reads most beyond what reading all positions alike would give (x so "
-            "much). Class: the class of words with the largest excess over other texts' words at the same positions, "
+            "much). Class: the class of words with the largest excess over other texts as long, at the same positions, "
             f"its share of the attention, what it is there, and p of a permutation test ({attention.ROUNDS} rounds). "
             f"Classes are guessed: {words.ACCURACY:.0%} of {words.TAGGED} words tagged by hand are right."
         )
@@ -294,11 +304,11 @@ class Page:
                 self.note(f"{name}: too few of the texts can answer it.")
                 continue
             scores = probes.judge(probe, embedders)
-            cells = [f"{100 * score:.1f} ± {100 * half:.1f}" for score, half in scores.values()]
-            rows.append([f"{name}: {probe.about}", str(int(probe.test.sum())), *cells])
+            majority, *others = scores.values()
+            rows.append([f"{name}: {probe.about}", int(probe.test.sum()), (majority,), *others])
             for column in found:
-                found[column][name] = {key: scores[key][0] for key in ("majority", "bag_of_words")}
-                found[column][name] |= {"accuracy": scores[column][0], "interval": scores[column][1]}
+                floors = {"majority": majority, "bag_of_words": scores["bag_of_words"]["value"]}
+                found[column][name] = floors | scores[column]
         if rows:
             self.table(["question", "asked of", "commonest class", "bag of words", *embedders], rows)
         for column, record in self.record.items():
@@ -307,8 +317,9 @@ class Page:
     def room(self):
         self.section("What the concepts could hold")
         self.note(
-            "Concepts of each text optimised against the frozen decoder, from the encoder's on: the most that they can "
-            "tell it. Share: what of the way from the mean concepts to those the encoder goes."
+            "Concepts of each of 32 texts optimised against the frozen decoder, from the encoder's on: so much, at "
+            "least, they could tell it. Share: what of the way from the mean concepts to those the encoder goes; bits: "
+            "what a concept saves of the loss with the mean ones."
         )
         for name, one in self.trained.items():
             if one.run.model.decoder is None:
@@ -316,9 +327,9 @@ class Page:
                 continue
             found = capacity(one.run, one.judge.fixed[0].ids[:32].to(one.run.device))
             self.record[name]["capacity"] = found
-            rows = [[kind, *values.values()] for kind, values in found.items()]
+            rows = [[kind, *(values.get(key) for key in found["free"])] for kind, values in found.items()]
             self.parts.append(self.by_trained(name))
-            self.table(["concepts", "loss, nats a token", "right, teacher-forced", "right, free-running"], rows)
+            self.table(["concepts", "loss, nats a token", "right, teacher-forced", "right, free-running", "bits"], rows)
 
 
 def nearest(vectors: Tensor, count: int) -> list[tuple[int, float]]:
@@ -335,34 +346,44 @@ def nearest(vectors: Tensor, count: int) -> list[tuple[int, float]]:
 
 
 def same_texts(runs: list[LoadedRun]) -> list[Tensor]:
-    """The rows of the first run, for each of the runs: in its own tokens, where these differ all cut to one length."""
-    first, rows = runs[0], runs[0].rows[:ROWS]
-    found = []
-    for run in runs:
-        if run.config["tokenizer_hash"] == first.config["tokenizer_hash"]:
-            found.append(rows[:, : run.max_length])
-            continue
-        ids = run.encode_texts([first.tokenizer.decode(row) for row in rows.tolist()])
-        length = min(run.max_length, sorted(map(len, ids))[len(ids) // 4])
-        found.append(torch.tensor([row[:length] for row in ids if len(row) >= length]))
-    return found
+    """The rows of the first run, for each of the runs: in its own tokens, all cut to one length."""
+    first, rows = runs[0], runs[0].rows[:ROWS].tolist()
+    same = [run.config["tokenizer_hash"] == first.config["tokenizer_hash"] for run in runs]
+    texts = [] if all(same) else [first.tokenizer.decode(row) for row in rows]
+    ids = [rows if own else run.encode_texts(texts) for run, own in zip(runs, same, strict=True)]
+    shortest = [sorted(map(len, own))[len(own) // 4] for own in ids]  # texts differ in length: a quarter may be lost
+    length = min(*shortest, *(run.max_length for run in runs))
+    return [torch.tensor([row[:length] for row in own if len(row) >= length]) for own in ids]
 
 
 def checked(run: LoadedRun, rows: Tensor, quick: bool) -> tuple[Analysis | None, list[str]]:
-    """What is measured of a run (None where `quick` or where weights are not finite), and what is wrong with it."""
-    if not all(torch.isfinite(tensor).all() for tensor in run.model.state_dict().values()):
-        return None, findings(run, None)
+    """What is measured of a run (None where `quick` or where it is not finite), and what is wrong with it."""
+    judge = judge_of(run, rows[: QUICK[0], : QUICK[1]], QUICK[0], QUICK[0] // 2) if quick else judge_of(run, rows)
+    whole = ended(judge.whole())
+    if wrong := not_finite(run, whole):
+        return None, wrong
     if quick:
-        judge = judge_of(run, rows[: QUICK[0], : QUICK[1]], QUICK[0], size=32)
-        return None, findings(run, numbers_of(judge, ended(judge.whole()), least=QUICK[0], batches=1))
-    one = analyse(run, rows)
+        return None, findings(run, numbers_of(judge, whole, least=QUICK[0], batches=1))
+    one = analyse(run, judge, whole)
     return one, findings(run, one.numbers)
+
+
+def folder_of(config: AnalyzeConfig) -> Path:
+    """Where the report goes; it can be written."""
+    folder = RunFolder(config.run).path / "analysis" / ("compare" if config.compare else "")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); make room for it in the run folder") from None
 
 
 def main(argv) -> int:
     parsed = parse(argv, AnalyzeConfig, prog="analyze.py", doc=__doc__, root=ROOT, positional=False)
     config = parsed.make(AnalyzeConfig)
     runs = {path: config.load(path) for path in config.compare} or {"trained": config.load()}
+    folder = None if config.quick else folder_of(config)
     columns, found = {}, []
     for (name, run), rows in zip(runs.items(), same_texts([*runs.values()]), strict=True):
         columns[name], wrong = checked(run, rows, config.quick)
@@ -370,16 +391,14 @@ def main(argv) -> int:
         found += [f"{name}: {line}" for line in wrong]
     if None in columns.values():
         return 3 if found else 0
-    first = next(iter(runs.values()))
-    folder = RunFolder(config.run).path / "analysis" / ("compare" if config.compare else "")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}); make room for it in the run folder") from None
+    first = next(iter(columns.values()))
+    twin = None
     if not config.compare:
-        columns["untrained"] = analyse(first.twin(first.config.get("seed", 0)), first.rows[:ROWS])
-    data = Path(config.data_dir or first.config["data_dir"] or ROOT / "data") / first.config["dataset"]
-    page = Page(columns, words.sentences(first, data, POOL), folder)
+        untrained = first.run.twin(first.run.config.get("seed", 0))
+        judge = Judge(untrained.model, first.judge.objectives, first.judge.vocab, first.judge.world, first.judge.fixed)
+        twin = analyse(untrained, judge, ended(judge.whole()))
+    data = Path(config.data_dir or first.run.config["data_dir"] or ROOT / "data") / first.run.config["dataset"]
+    page = Page(columns, twin, words.sentences(first.run, data, POOL), folder)
     text = page.html(found or ["healthy: nothing was found"], config.probes, config.capacity)
     names = dict.fromkeys(name for record in page.record.values() for name in record)
     record = {name: {column: one.get(name) for column, one in page.record.items()} for name in names}

@@ -73,7 +73,8 @@ def centred(c: Tensor) -> Tensor:
 def rank_slot_centred(c: Tensor) -> float:
     """How many directions a text's slots use between them for what is its own: mean over b of the effective rank of
     the C x H matrix centred(c)[b]. 0: the slots are static; 1: they all say one thing; at most C."""
-    return effective_rank(centred(c), floor(c)).mean().item()
+    mean, unit = c.mean(0, dtype=torch.float64), floor(c)
+    return torch.cat([effective_rank(part - mean, unit) for part in c.split(ROWS)]).mean().item()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ def cosines(c: Tensor) -> Tensor:
     nothing: 0."""
     unit = normalize(c.double(), dim=-1)
     one, other = torch.triu_indices(c.shape[1], c.shape[1], 1)
-    return (unit @ unit.mT)[:, one, other] if len(one) else torch.zeros(1)
+    return (unit @ unit.mT)[:, one, other] if len(one) else torch.zeros(len(c), 1)
 
 
 def concept_geometry(concepts: Tensor, least: int = ROWS) -> dict[str, float]:
@@ -113,21 +114,22 @@ def concept_geometry(concepts: Tensor, least: int = ROWS) -> dict[str, float]:
     if len(concepts) < least:
         raise ValueError(f"ranks of {len(concepts)} rows mislead; give at least {least} rows of one length")
     c = concepts.detach()
-    own, pairs = variances(c), cosines(c)
+    own, parts = variances(c), c.split(ROWS)  # many rows in float64, or C x C numbers of each, would fill the memory
+    pairs = [(x.abs().mean(1), x.max().item()) for x in map(cosines, parts)]
     static = singular_values(c.mean(0, dtype=torch.float64))
     return {
         "rank_slot_centred": rank_slot_centred(c),
         # Of c[b], constant parts and all. Near 1 with a high slot-centred rank: an offset common to all slots, which
         # cosines must be centred against.
-        "rank_raw": effective_rank(c).mean().item(),
+        "rank_raw": torch.cat([effective_rank(part) for part in parts]).mean().item(),
         # How many directions tell texts apart: of the B x H matrix of the concepts' means (what `embed` returns), minus
         # its mean over texts. At most min(B - 1, H); compare only runs of one B and one H.
         "rank_pooled": effective_rank(centred(c.mean(1, dtype=torch.float64)), floor(c)).item(),
         "input_share": input_share(c),
         # Slots that change with the text by less than 1 % of what the mean slot does, or by less than the floor.
         "dead_slots": int((own < max(DEAD_SHARE * own.mean().item(), floor(c) ** 2)).sum()),
-        "sim_mean": pairs.abs().mean().item(),
-        "sim_max": pairs.max().item(),
+        "sim_mean": torch.cat([mean for mean, _ in pairs]).mean().item(),
+        "sim_max": max(most for _, most in pairs),
         # The seeds' "effective rank", kept so that their logs can be read. It says nothing of content.
         "rank_seeds": (static.sum() / static.max()).item() if static.any() else 0.0,
     }

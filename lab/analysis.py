@@ -133,9 +133,8 @@ class Analysis:
         return self.numbers | rest | by_position | lists
 
 
-def analyse(run: LoadedRun, rows: Tensor) -> Analysis:
-    judge = judge_of(run, rows)
-    whole = ended(judge.whole())
+def analyse(run: LoadedRun, judge: Judge, whole: Tensor) -> Analysis:
+    """whole: what `judge.whole` returned."""
     return Analysis(run, judge, numbers_of(judge, whole), use_of_concepts(judge), shape_of_concepts(whole))
 
 
@@ -171,7 +170,8 @@ def samples(run: LoadedRun, judge: Judge, count: int = 6) -> tuple[list[list[str
         for i in range(count)
     ]
     right = [f"{name} {100 * (x == problem.targets).double().mean().item():.1f} %" for name, x in out.items()]
-    return rows, f"Right tokens of {len(problem.targets)} rows: {', '.join(right)}."
+    same = " (This decoder sees no tokens: both are one.)" if torch.equal(*out.values()) else ""
+    return rows, f"Right tokens of {len(problem.targets)} rows: {', '.join(right)}.{same}"
 
 
 @torch.no_grad()

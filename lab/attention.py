@@ -24,10 +24,12 @@ class Watch(TorchFunctionMode):
     """Keeps the weights [B, C, S] with which the first C of C or C + R queries attend to S keys, mean over heads,
     wherever an attention of such a size is computed: softmax over keys, or over queries where slots compete."""
 
-    def __init__(self, rows: int, concepts: int, registers: int, keys: int):
+    def __init__(self, mask: Tensor, concepts: int, registers: int):
+        """mask [B, S]: True where there is a token."""
         super().__init__()
+        rows, keys = mask.shape
         self.sizes, self.concepts = [(rows, n, keys) for n in (concepts, concepts + registers)], concepts
-        self.found = []
+        self.mask, self.found = mask[:, None, None], []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -44,7 +46,8 @@ class Watch(TorchFunctionMode):
     def keep(self, weights: Tensor):
         """weights [B, h, queries, keys]"""
         if (len(weights), *weights.shape[2:]) in self.sizes:
-            self.found.append(weights[:, :, : self.concepts].mean(1))
+            weights = weights[:, :, : self.concepts] * self.mask
+            self.found.append((weights / weights.sum(-1, keepdim=True)).mean(1))
 
 
 @dataclass
@@ -58,23 +61,25 @@ class Attention:
 
 @torch.no_grad()
 def attention(run: LoadedRun, texts: list[str]) -> Attention | None:
-    """None where the encoder's concepts do not attend to tokens (funnel: they read means of them)."""
+    """None where the encoder's concepts do not attend to tokens (funnel: they read means of them), or texts are too
+    short to tell tokens from latents."""
     rows = [ids[: run.max_length] for ids in run.encode_texts(texts)]
     config = run.model.config
     C, R, longest = run.model.options.concepts or config.concepts, config.registers, max(map(len, rows))
     while longest in (C, C + R):  # latents attend to each other too: another number of columns tells the two apart
         longest -= 1
+    if longest < 1:
+        return None
     rows = [row[:longest] for row in rows]
     ids, mask = (torch.from_numpy(x).to(run.device) for x in dataset.pad_batch(rows, run.config["pad_id"]))
     parts = []
     for at in range(0, len(rows), 64):
         some = ids[at : at + 64], mask[at : at + 64]
-        with exact_matmul(), Watch(len(some[0]), C, R, longest) as watch:
+        with exact_matmul(), Watch(some[1], C, R) as watch:
             run.model.encode(some[0], mask=some[1])
         if not watch.found:
             return None
-        weights = torch.stack(watch.found).mean(0) * some[1][:, None]
-        parts.append((weights / weights.sum(-1, keepdim=True)).float().cpu())
+        parts.append(torch.stack(watch.found).mean(0).float().cpu())
     return Attention(torch.cat(parts), rows)
 
 
@@ -107,9 +112,9 @@ def class_numbers(run: LoadedRun, ids: list[list[int]]) -> Tensor:
 def specialisation(weights: Tensor, classes: Tensor, kinds: int, rounds: int = ROUNDS, seed: int = 0):
     """
     weights [n, C, S], classes [n, S] below `kinds` or -1 -> share of its attention that each concept gives to each
-    class [C, kinds]; the same share when the classes are those of other texts at the same positions, mean over
-    permutations of the texts [C, kinds]; p [C]: how often a permutation differs from that mean as much, by the sum of
-    (share - mean)^2 / mean.
+    class [C, kinds]; the same share when the classes are those of other texts of the same length, at the same
+    positions, mean over permutations of these [C, kinds]; p [C]: how often a permutation differs from that mean as
+    much, by the sum of (share - mean)^2 / mean. (Of the same length: all texts end in a full stop.)
     """
     n, C, _ = weights.shape
     flat = weights.transpose(0, 1).reshape(C, -1).double()
@@ -119,13 +124,20 @@ def specialisation(weights: Tensor, classes: Tensor, kinds: int, rounds: int = R
         sums = flat @ marks[order].flatten(0, 1)
         return sums / sums.sum(1, keepdim=True)
 
-    generator = torch.Generator().manual_seed(seed)
-    own = share(torch.arange(n))
-    others = torch.stack([share(torch.randperm(n, generator=generator)) for _ in range(rounds)])
+    generator, lengths = torch.Generator().manual_seed(seed), (classes >= 0).sum(1)
+    own, sorted_ = share(torch.arange(n)), lengths.argsort(stable=True)
+
+    def permuted():
+        """Texts of one length change places."""
+        order = torch.empty_like(sorted_)
+        order[sorted_] = (lengths + torch.rand(n, generator=generator, dtype=torch.float64)).argsort()
+        return order
+
+    others = torch.stack([share(permuted()) for _ in range(rounds)])
     mean = others.mean(0)
 
     def distance(x):
         return ((x - mean).square() / mean.clamp_min(1e-6)).sum(-1)
 
-    p = (1 + (distance(others) >= distance(own)).sum(0)) / (1 + rounds)
+    p = (1 + (distance(others) >= distance(own) - 1e-12).sum(0)) / (1 + rounds)
     return own, mean, p

@@ -2,9 +2,11 @@
 What C x H numbers could tell a decoder, and how much of it the encoder does.
 
 Concepts of a text are optimised, each text's alone, against the frozen decoder until it writes the text as well as it
-can: an upper bound on what an encoder could give this decoder. (As prefixes and memory tokens are optimised to hold a
+can: so much, at least, an encoder could give this decoder. (As prefixes and memory tokens are optimised to hold a
 text: Kuratov et al. 2025, arXiv:2502.13063.)
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -25,7 +27,8 @@ def worth(run: LoadedRun, concepts: Tensor, ids: Tensor) -> dict[str, float]:
 
 def capacity(run: LoadedRun, ids: Tensor, steps: int = STEPS) -> dict[str, dict[str, float]]:
     """ids [B, n] -> {"mean": `worth` of the mean concepts, "encoder": of the encoder's, "free": of those optimised from
-    the encoder's on, "share": what of the way from mean to free the encoder goes, by each number}."""
+    the encoder's on, "share": what of the way from mean to free the encoder goes, by each number}; with "bits", what a
+    concept saves of the loss with the mean ones."""
     model = run.model
     with torch.no_grad():
         concepts = model.encode(ids)
@@ -48,5 +51,11 @@ def capacity(run: LoadedRun, ids: Tensor, steps: int = STEPS) -> dict[str, dict[
             p.requires_grad_(True)
     found["free"] = worth(run, free.detach(), ids)
     ways = {key: found["free"][key] - found["mean"][key] for key in found["free"]}
-    share = {key: (found["encoder"][key] - found["mean"][key]) / way for key, way in ways.items() if abs(way) > 1e-6}
-    return found | {"share": share}
+    found["share"] = {
+        key: (found["encoder"][key] - found["mean"][key]) / way if abs(way) > 1e-6 else None
+        for key, way in ways.items()
+    }
+    for kind in ("mean", "encoder", "free"):  # that a concept carries
+        gain = found["mean"]["loss"] - found[kind]["loss"]
+        found[kind]["bits"] = gain * ids.shape[1] / (concepts.shape[1] * math.log(2))
+    return found

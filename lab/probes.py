@@ -17,7 +17,7 @@ from lab.floors import word_counts
 from lab.runs import LoadedRun
 
 STRENGTHS = 10.0 ** np.arange(-5, 3)  # of the ridge, x the mean diagonal of the Gram matrix
-FEWEST = 40  # texts of the rarer class, in training and in the test, below which a probe says nothing
+FEWEST = 10  # texts of the rarest class, in training and in the test, below which a probe says nothing
 
 
 @dataclass
@@ -53,20 +53,23 @@ def ridge(train: np.ndarray, across: np.ndarray, labels: np.ndarray) -> np.ndarr
     return classes[(across @ best[1] + offset).argmax(1)]
 
 
-def accuracy(features, probe: Probe) -> tuple[float, float]:
-    """features [n, D], dense or sparse -> (share of the test that is right, half of its 95 % interval)."""
+def accuracy(features, probe: Probe) -> dict[str, float]:
+    """features [n, D], dense or sparse -> the share of the test that is right, and its 95 % interval (Wilson 1927)."""
+    if not sparse.issparse(features):  # what all have in common may be large, and would round the rest away
+        features = features.astype(np.float64) - features[~probe.test].mean(0, dtype=np.float64)
     products = features[~probe.test] @ features.T
-    products = np.asarray(products.todense() if sparse.issparse(products) else products, np.float64)
+    products = np.asarray(products.todense() if sparse.issparse(products) else products)
     told = ridge(products[:, ~probe.test], products[:, probe.test].T, probe.labels[~probe.test])
-    share = float((told == probe.labels[probe.test]).mean())
-    return share, 1.96 * (share * (1 - share) / len(told)) ** 0.5
+    share, n, z = float((told == probe.labels[probe.test]).mean()), len(told), 1.96
+    middle, half = share + z**2 / (2 * n), z * (share * (1 - share) / n + (z / (2 * n)) ** 2) ** 0.5
+    return {"value": share, "low": (middle - half) / (1 + z**2 / n), "high": (middle + half) / (1 + z**2 / n)}
 
 
-def judge(probe: Probe, embedders: dict[str, Callable[[list[str]], np.ndarray]]) -> dict[str, tuple[float, float]]:
-    """{"majority", "bag_of_words", each embedder's name} -> (accuracy, half of its 95 % interval)."""
+def judge(probe: Probe, embedders: dict[str, Callable[[list[str]], np.ndarray]]) -> dict[str, dict | float]:
+    """{"majority": a share, "bag_of_words", each embedder's name: `accuracy`}."""
     test = probe.labels[probe.test]
     common = max(np.unique(probe.labels[~probe.test]), key=lambda c: (probe.labels[~probe.test] == c).sum())
-    scores = {"majority": (float((test == common).mean()), 0.0)}
+    scores = {"majority": float((test == common).mean())}
     scores["bag_of_words"] = accuracy(word_counts(probe.texts)[0], probe)
     return scores | {name: accuracy(embed(probe.texts), probe) for name, embed in embedders.items()}
 
@@ -100,7 +103,7 @@ def parted(name: str, about: str, chosen: list[tuple[str, int]], count: int, ran
 def checked(probe: Probe) -> Probe | None:
     rarest = [np.unique(probe.labels[part], return_counts=True)[1] for part in (probe.test, ~probe.test)]
     kinds = len(np.unique(probe.labels))
-    enough = all(len(counts) == kinds > 1 and counts.min() >= FEWEST / kinds for counts in rarest)
+    enough = all(len(counts) == kinds > 1 and counts.min() >= FEWEST for counts in rarest)
     return probe if enough else None
 
 

@@ -90,7 +90,7 @@ class Judge:
             own = yield from self.loss_from(problems, concepts)
             for name, other in geometry.ablations(concepts).items():
                 numbers[f"delta_{name}"] = (yield from self.loss_from(problems, other)) - own
-        return numbers | {"verdict": geometry.verdict(numbers, self.model.config.concepts)}
+        return numbers | {"verdict": geometry.verdict(numbers, whole.shape[1])}
 
 
 class Validation(Judge):

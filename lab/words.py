@@ -54,12 +54,11 @@ VERB = re.compile(r".{2,}(ed|ing|ize|ise|ify)")
 
 
 def word_starts(tokenizer) -> np.ndarray:
-    """[V] bool: tokens that begin a word. WordPiece: those without ##; else (byte-level BPE, metaspace): those that
-    bring a space with them."""
+    """[V] bool: tokens that begin a word. Byte-level BPE, metaspace: those that bring a space with them; WordPiece:
+    those without ##; where neither is used: all."""
     tokens = [tokenizer.id_to_token(i) or "" for i in range(dataset.vocab_size(tokenizer))]
-    if any(token.startswith("##") and len(token) > 2 for token in tokens):
-        return np.array([not token.startswith("##") for token in tokens])
-    return np.array([token[:1] in ("Ġ", "▁", " ") for token in tokens])
+    spaced = np.array([token[:1] in ("Ġ", "▁", " ") for token in tokens])
+    return spaced if spaced.any() else np.array([token[:2] != "##" for token in tokens])
 
 
 class Words:
@@ -129,22 +128,28 @@ class Sentences:
 
 
 SHORTEST, LONGEST = 6, 48  # tokens of a sentence
+FEWEST = 100  # sentences; with fewer the rows of the run are taken
 
 
-def sentences(run: LoadedRun, folder: Path, count: int, seed: int = 20250101) -> Sentences:
-    """About `count` sentences of the validation text in `folder`, as many of each document as that takes, drawn at
-    random; where that is not there or has another tokenizer, the rows that the run keeps, each its own document."""
+def sentences(run: LoadedRun, folder: Path, count: int) -> Sentences:
+    """About `count` sentences of the validation text in `folder`, as many of each document as that takes, none twice;
+    where that gives hardly any, is not there or has another tokenizer, the rows that the run keeps, each its own
+    document."""
     try:
         corpus = dataset.Corpus(folder, "val")
-        if corpus.tokenizer_hash != run.config["tokenizer_hash"]:
-            raise UserError("another tokenizer")
+        found = drawn(run, corpus, count) if corpus.tokenizer_hash == run.config["tokenizer_hash"] else {}
     except UserError:
-        rows = run.rows[:count].tolist()
-        texts = [run.tokenizer.decode(row).strip() for row in rows]
-        return Sentences(
-            texts, list(range(len(texts))), f"{len(texts)} rows that the run keeps ({folder} is not there)"
-        )
-    rng, texts, documents = np.random.default_rng(seed), [], []
+        found = {}
+    if len(found) >= FEWEST:
+        return Sentences(list(found), list(found.values()), f"{len(found)} sentences of the validation text")
+    texts = list(dict.fromkeys(run.tokenizer.decode(row).strip() for row in run.rows[:count].tolist()))
+    source = f"{len(texts)} rows that the run keeps (no sentences of its text in {folder})"
+    return Sentences(texts, list(range(len(texts))), source)
+
+
+def drawn(run: LoadedRun, corpus: dataset.Corpus, count: int, seed: int = 20250101) -> dict[str, int]:
+    """{sentence: its document}, in random order."""
+    rng, found = np.random.default_rng(seed), {}
     most, each = min(LONGEST, run.max_length), max(5, -(-2 * count // (len(corpus.documents) - 1)))
     for document in rng.permutation(len(corpus.documents) - 1):
         first, last = np.searchsorted(corpus.sentences, corpus.documents[document : document + 2])
@@ -152,13 +157,12 @@ def sentences(run: LoadedRun, folder: Path, count: int, seed: int = 20250101) ->
         end = end - (corpus.tokens[end - 1] == corpus.eod)
         good = np.flatnonzero((end - start >= SHORTEST) & (end - start <= most))
         for i in rng.permutation(good)[:each]:
-            texts.append(run.tokenizer.decode(corpus.tokens[start[i] : end[i]].tolist()).strip())
-            documents.append(int(document))
-        if len(texts) >= count:
+            text = run.tokenizer.decode(corpus.tokens[start[i] : end[i]].tolist()).strip()
+            found.setdefault(text, int(document))
+        if len(found) >= count:
             break
-    order = rng.permutation(len(texts))[:count]
-    texts, documents = [texts[i] for i in order], [documents[i] for i in order]
-    return Sentences(texts, documents, f"{len(texts)} sentences of the validation text")
+    texts = list(found)
+    return {texts[i]: found[texts[i]] for i in rng.permutation(len(texts))[:count]}
 
 
 def topics(texts: list[str], documents: list[int], count: int = 6, seed: int = 0) -> tuple[np.ndarray, list[str]]:

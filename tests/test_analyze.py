@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from test_eval_glue import SMALL
 
 import analyze
+import geometry
 import train
 from lab import analysis
 from lab.configurator import UserError
@@ -70,8 +71,8 @@ def test_numbers_and_page(place, capsys):
     pictures = {f"{name}.png" for name in names}
     assert {path.name for path in (run / "analysis").iterdir()} == {"report.html", "metrics.json", *pictures}
     length = found["probes"]["trained"]["length"]
-    assert length.keys() == {"accuracy", "interval", "majority", "bag_of_words"} and length["accuracy"] > 0.3
-    assert found["specialised"]["trained"] <= 8 and 0 <= found["class_preference"]["untrained"] <= 1
+    assert length.keys() == {"value", "low", "high", "majority", "bag_of_words"} and length["value"] > 0.3
+    assert found["class_preference"]["untrained"] > 0 and found["specialised"]["untrained"] is not None
     assert "<b>" not in html_table(["<b>"], [["<script>"]]) + shaded(["<b>"], [("<i>", [1.0])])
     capsys.readouterr()
 
@@ -87,7 +88,7 @@ def test_capacity_and_no_probes(place):
 
 
 def test_runs_side_by_side(place, tmp_path, capsys):
-    """A run without a decoder and one of another tokenizer beside the first, on the first one's text."""
+    """A run without a decoder and one of another tokenizer and shorter rows beside the first, on the first's text."""
     make_corpus(tmp_path / "data" / "other", vocab_size=330)
     run, bag = trained(place, "run"), trained(place, "bag", "--objective=bow", "--decoder=pooled")
     other = tmp_path / "other"
@@ -99,6 +100,7 @@ def test_runs_side_by_side(place, tmp_path, capsys):
                 f"--data_dir={tmp_path / 'data'}",
                 "--dataset=other",
                 f"--out_dir={other}",
+                "--lengths=10",
                 "--max_steps=2",
             ]
         )
@@ -110,8 +112,11 @@ def test_runs_side_by_side(place, tmp_path, capsys):
     assert all(f"{name}: " in out for name in (run, bag, other))
     found = json.loads((run / "analysis" / "compare" / "metrics.json").read_text())
     assert all(entry.keys() == {str(run), str(bag), str(other)} for entry in found.values())
-    same = analysis.analyse(load_run(run, device="cpu"), load_run(run).rows[: analyze.ROWS])
-    assert found["rank_pooled"][str(run)] == pytest.approx(same.numbers["rank_pooled"])
+    loaded = load_run(run, device="cpu")
+    judge = analysis.judge_of(loaded, loaded.rows[: analyze.ROWS, :10])
+    ranks = geometry.concept_geometry(analysis.ended(judge.whole()))
+    assert found["rank_pooled"][str(run)] == pytest.approx(ranks["rank_pooled"])
+    assert found["position"][str(run)] == found["position"][str(other)]
     assert (
         found["knock_out"][str(bag)] is None
         and "no position is decoded" in (run / "analysis" / "compare" / "report.html").read_text()
@@ -153,6 +158,14 @@ FAULTS = {  # what is planted -> what must be found
     "not a number": ({"encoder.norm.weight": lambda w: w * float("nan")}, "tensors are not finite"),
     "static": ({"encoder.norm.weight": lambda w: w * 0}, "slots are static"),
     "ignored": ({"decoder.cross.0.out.weight": lambda w: w * 0}, "decoder ignores the concepts"),
+    "one direction": ({"encoder.norm.weight": lambda w: w * (torch.arange(64) < 1)}, "one direction dominates"),
+    "duplicates": (
+        {
+            "encoder.slots.content": lambda w: w[:1].expand_as(w).contiguous(),
+            "encoder.norm.weight": lambda w: w * 1.0,
+        },
+        "slots are duplicates",
+    ),
     "dimensions": ({"encoder.norm.weight": lambda w: torch.cat([w[:32], w[32:] * 1e-6])}, "32 of 64 dimensions"),
 }
 
@@ -169,7 +182,16 @@ def test_the_health_check_finds_what_is_wrong(fault, place, capsys):
     assert not (run / "analysis").exists()
 
 
+def test_concepts_that_overflow_are_a_finding(place, capsys):
+    run = trained(place, "overflow")
+    changed(run, **{"encoder.norm.weight": lambda w: torch.full_like(w, 3e38)})
+    capsys.readouterr()
+    assert look(run, "--quick") == 3 and "concepts are not finite" in capsys.readouterr().out
+    assert look(run) == 3 and not (run / "analysis" / "report.html").exists()
+
+
 def test_a_healthy_run_and_one_without_a_decoder(place, capsys):
+    assert look(trained(place, "learned", "--max_steps=150", "--eval_interval=0"), "--quick") == 0
     run = trained(place, "contrastive", "--objective=contrastive", "--batch_size=16", "--max_steps=1")
     capsys.readouterr()
     found = look(run, "--quick")
@@ -181,9 +203,13 @@ def test_a_healthy_run_and_one_without_a_decoder(place, capsys):
 
 
 def test_one_concept_and_fewer_of_a_nested_run(place):
-    look(trained(place, "one", "--concepts=1"), "--probes=0")
+    one = trained(place, "one", "--concepts=1")
+    look(one, "--probes=0")
+    assert "a single concept" in (one / "analysis" / "report.html").read_text()
     run = trained(place, "nested", "--nested=True")
-    look(run, "--concepts=2", "--probes=0")
+    look(run, "--concepts=2", "--probes=0", f"--data_dir={place}")
+    verdict = json.loads((run / "analysis" / "metrics.json").read_text())["verdict"]["trained"]
+    assert " of 8" not in verdict
     assert len(json.loads((run / "analysis" / "metrics.json").read_text())["variance"]["trained"]) == 2
 
 
@@ -197,5 +223,5 @@ def test_mistakes(place, tmp_path):
         look(run, "--ckpt=7")
     other = trained(place, "unwritable")
     (other / "analysis").write_text("a file")
-    with pytest.raises(UserError, match="analysis cannot be made"):
+    with pytest.raises(UserError, match="analysis cannot be written"):
         look(other)

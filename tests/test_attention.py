@@ -77,6 +77,36 @@ def test_top_tokens_and_specialisation_find_what_is_planted(tokenizer):
     assert {token for token, _ in top[1]} == {2, 6} and all(lift > 1.5 for _, lift in top[1])
 
 
+def test_the_full_stop_that_ends_texts_of_all_lengths_is_no_preference():
+    """A concept that reads all tokens alike prefers nothing, nor does one that reads at random."""
+    torch.manual_seed(2)
+    lengths = torch.randint(6, 40, (400,))
+    places = torch.arange(40)
+    classes = torch.randint(0, 5, (400, 40))
+    classes[torch.arange(400), lengths - 1] = 5  # punctuation
+    there = places < lengths[:, None]
+    weights = torch.stack([torch.ones(400, 40), torch.rand(400, 40)], 1) * there[:, None]
+    classes[~there] = -1
+    own, mean, p = attention.specialisation(weights / weights.sum(-1, keepdim=True), classes, 6, rounds=100)
+    assert p[0] == 1 and p[1] > 0.02 and (own - mean).abs().max() < 0.01
+
+
+def test_slots_weights_are_those_they_read_with(tokenizer):
+    """Of a slot encoder: what `attend` makes of values that are one-hot is its weights, mean over heads."""
+    run = run_of(tokenizer, "slot", layers=1)
+    read = attention.attention(run, TEXTS[:3])
+    encoder, ids = run.model.encoder, torch.tensor([read.ids[1] + [11] * 4])  # the second text, padded as in its batch
+    mask = torch.arange(7)[None] < 3
+    with torch.no_grad():
+        x = run.model.tokens(ids) + run.model.positions.weight[:7]
+        cross, x = encoder.layers[0].cross, encoder.norm_tokens(encoder.widen(x))
+        q, k = cross.q(cross.norm(encoder.slots())), cross.kv(x)[..., :16]
+        q, k = (t.unflatten(-1, (2, 8)).transpose(1, 2) for t in (q, k))
+        one_hot = torch.eye(7).expand(1, 2, 7, 7)
+        weights = cross.attend(q, k, one_hot, mask, 0.0).unflatten(-1, (2, 7)).mean(2)
+    torch.testing.assert_close(read.weights[1], weights[0], atol=1e-5, rtol=1e-4)
+
+
 def test_a_concept_that_prefers_positions_prefers_no_class():
     """Weights that depend on the position alone: other texts' words at the same places get as much."""
     torch.manual_seed(1)
