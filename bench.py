@@ -112,7 +112,8 @@ class Arm:
         config = settings.train
         self.name, self.world, self.objectives, self.clip = name, world, settings.objectives, config.clip
         self.size, self.step = settings.model.vocab_size, 0
-        self.vocab = Vocabulary(self.size, self.size - 1, (), torch.ones(self.size, device=world.device))
+        ones = torch.ones(self.size, device=world.device)
+        self.vocab = Vocabulary(self.size, self.size - 1, (), ones, ones.bool())
         self.ids = {}  # shape -> tokens, sent to the device once
         self.model = ConceptModel(as_dense(settings.model) if name == "dense" else settings.model, self.vocab.mask_id)
         if name == "reference":

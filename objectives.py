@@ -33,9 +33,16 @@ class ObjectiveConfig:
         str, lambda: f"what is learnt, alone or in a sum such as 'tsdae + 0.1*bow'. {described(OBJECTIVES)}"
     ] = "tsdae"
     mask_rate: Annotated[float, "mlm: share of a row's tokens that is hidden and scored"] = 0.3
-    mask_unit: Annotated[Literal["token"], "mlm: what is hidden as a whole"] = "token"
+    mask_unit: Annotated[
+        Literal["token", "word", "span"], "mlm: what is hidden as a whole; the count of hidden tokens stays exact"
+    ] = "token"
+    span: Annotated[
+        Literal["geometric", "uniform"],
+        "mask_unit=span: 1 to 10 words, 3.8 on average (SpanBERT), or 3 to 10 tokens, all as likely (the seeds' plan)",
+    ] = "geometric"
     replace: Annotated[
-        Literal["mask", "80_10_10"], "mlm: hidden tokens become [MASK], or 80 % [MASK], 10 % random, 10 % kept (BERT)"
+        Literal["mask", "80_10_10"],
+        "mlm: hidden tokens become [MASK], or 80 % [MASK], 10 % random, 10 % kept (BERT; spans as a whole, SpanBERT)",
     ] = "mask"
     visible_only: Annotated[bool, "mlm: the encoder reads only the tokens left visible, no [MASK] (MAE-LM)"] = False
     delete_rate: Annotated[float, "tsdae: share of a row's tokens that is deleted"] = 0.6
@@ -82,13 +89,15 @@ def described(registry: dict[str, type]) -> str:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Size V of the vocabulary, the id of [MASK], all ids that are no text (chosen last by every noise), and how much
-    each token tells: idf [V] float32 on the device, for the objectives that ask for it."""
+    """Size V of the vocabulary, the id of [MASK], all ids that are no text (chosen last by every noise), and on the
+    device, for the objectives that ask for it: how much each token tells, idf [V] float32; starts [V] bool, the tokens
+    that begin a word."""
 
     size: int
     mask_id: int
     special_ids: tuple[int, ...] = ()
     idf: Tensor | None = field(default=None, compare=False)
+    starts: Tensor | None = field(default=None, compare=False)
 
     def is_special(self, ids: Tensor) -> Tensor:
         """[B, N] ids -> [B, N] bool. Compared with plain numbers: no tensor to send."""
@@ -131,6 +140,16 @@ class Rows:
         special_first = self.noise.order(call, ~self.vocab.is_special(self.ids))
         return special_first[:, : n - count(rate, n)].sort(dim=1).values
 
+    def order(self, call: int, take: int, unit: str = "token", span: str = "") -> tuple[Tensor, Tensor | None]:
+        """A random order of each row's columns, [B, N], special tokens last, of which the first `take` are as many
+        whole units as can be; and the unit of each [B, N], a number (None: tokens). See Noise.order_units."""
+        special = self.vocab.is_special(self.ids)
+        if unit == "token":
+            return self.noise.order(call, special), None
+        starts = self.vocab.starts[self.ids] | special
+        starts = torch.cat([torch.ones_like(special[:, :1]), starts[:, 1:] | special[:, :-1]], dim=1)
+        return self.noise.order_units(call, starts, special, take, span if unit == "span" else "")
+
     def idf_weights(self, tokens: Tensor) -> Tensor:
         """tokens [B, K] -> [B, K] float32: a row's weights are as its tokens' idf and sum to 1/B."""
         weights = self.vocab.idf[tokens]
@@ -168,6 +187,7 @@ class Objective:
     pairs = False  # rows 2i and 2i + 1 are adjacent spans of one document
     negatives = False  # the other rows of a forward, over all ranks, are its negatives
     by_idf = False  # tokens count by their idf
+    by_words = False  # it needs to know which tokens begin a word
     floor_name = "unigram floor"
 
     def __init_subclass__(cls):
@@ -202,25 +222,39 @@ class MLM(Objective):
     `visible_only` is MAE-LM (Meng et al. 2023): the encoder never meets a [MASK].
     """
 
-    uses = {"mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
-
     def __init__(self, config, call=0):
         super().__init__(config, call)
+        self.uses = {"mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
+        self.uses |= {"span"} if config.mask_unit == "span" else set()
         self.by_idf = config.token_weight == "idf"
+        self.by_words = config.mask_unit != "token"
 
-    def problem(self, rows):
-        ids, vocab, n = rows.ids, rows.vocab, rows.ids.shape[1]
-        k = count(self.config.mask_rate, n)
-        order = rows.noise.order(self.call, vocab.is_special(ids))
-        hidden = order[:, :k]  # [B, K], in random order
+    def hide(self, rows: Rows, rate: float, call: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows whose hidden tokens are replaced [B, N], hidden columns [B, K] in random order, the others [B, N - K])
+        of exactly K = round(rate * N) hidden tokens a row. call: the first of four numbers of noise calls."""
+        ids, vocab, config = rows.ids, rows.vocab, self.config
+        k = count(rate, ids.shape[1])
+        order, units = rows.order(call, k, config.mask_unit, config.span)
+        hidden, others = order[:, :k], order[:, k:]
         shown = torch.full_like(hidden, vocab.mask_id)
-        if self.config.replace == "80_10_10":
+        if config.replace == "80_10_10" and config.mask_unit == "span":
+            drawn = vocab.text_token(rows.noise.bits(call + 1, k))
+            chance = rows.noise.bits(call + 3, ids.shape[1]).gather(1, units[:, :k])  # of a span
+            shown = torch.where(chance < round(0.8 * 2**32), shown, drawn)
+            shown = torch.where(chance < round(0.9 * 2**32), shown, ids.gather(1, hidden))
+        elif config.replace == "80_10_10":
+            if units is not None:  # each token by itself, whatever its word
+                hidden = hidden.gather(1, rows.noise.order(call + 3, torch.zeros_like(hidden, dtype=torch.bool)))
             masked, random = round(0.8 * k), round(0.1 * k)
-            drawn = vocab.text_token(rows.noise.bits(self.call + 1, k)[:, masked : masked + random])
+            drawn = vocab.text_token(rows.noise.bits(call + 1, k)[:, masked : masked + random])
             kept = ids.gather(1, hidden[:, masked + random :])
             shown = torch.cat([shown[:, :masked], drawn, kept], dim=1)
-        corrupted = ids.scatter(1, hidden, shown)
-        visible = order[:, k:].sort(dim=1).values if self.config.visible_only else None
+        return ids.scatter(1, hidden, shown), hidden, others
+
+    def problem(self, rows):
+        ids, n = rows.ids, rows.ids.shape[1]
+        corrupted, hidden, others = self.hide(rows, self.config.mask_rate, self.call)
+        visible = others.sort(dim=1).values if self.config.visible_only else None
         scored = hidden.sort(dim=1).values
         return Problem(
             source=corrupted if visible is None else ids.gather(1, visible),
@@ -233,8 +267,9 @@ class MLM(Objective):
         )
 
     def reported(self):
-        """Masked LM at 15 %, whatever the training rate."""
+        """Masked LM at 15 %, tokens hidden one by one, whatever the training rate and unit."""
         standard = {"objective": "mlm", "mask_rate": 0.15, "replace": "mask", "token_weight": "none"}
+        standard |= {"mask_unit": "token"}
         return {"mlm15": MLM(dataclasses.replace(self.config, **standard))}
 
 
@@ -358,6 +393,7 @@ class Objectives:
         self.pairs = any(part.pairs for part in self.parts)
         self.negatives = any(part.negatives for part in self.parts)
         self.by_idf = any(part.by_idf for part in self.parts)
+        self.by_words = any(part.by_words for part in self.parts)
         self.uses = {"objective"}.union(*(part.uses for part in self.parts))
 
     def problems(self, rows: Rows) -> list[Problem]:

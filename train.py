@@ -233,7 +233,7 @@ class Trainer:
         rules = {"one_document": self.objectives.one_document, "pairs": self.objectives.pairs}
         self.sampler = dataset.Sampler(text, config.lengths, seed=config.seed, **rules)
         idf = torch.from_numpy(text.idf()).to(world.device) if self.objectives.by_idf else None
-        self.vocab = Vocabulary(shape.vocab_size, text.mask, tuple(text.special_ids), idf)
+        self.vocab = Vocabulary(shape.vocab_size, text.mask, tuple(text.special_ids), idf, self.word_starts())
         vectors, self.spectral_seconds = world.on_rank0(self.token_vectors)
         self.model = ConceptModel(shape, text.mask, config.seed, vectors).to(world.device)
         self.forward: nn.Module = self.model
@@ -248,6 +248,15 @@ class Trainer:
         self.judged: set[int] = set()  # steps whose evaluation is in the metrics
         self.numbers: dict | None = None  # the evaluation of this step
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
+
+    def word_starts(self) -> Tensor | None:
+        """[V] bool, the tokens that begin a word, for an objective that asks for it."""
+        if not self.objectives.by_words:
+            return None
+        from lab.words import word_starts  # late: scipy
+
+        tokenizer = dataset.load_tokenizer(self.train_text.folder / "tokenizer.json")
+        return torch.from_numpy(word_starts(tokenizer)).to(self.world.device)
 
     def token_vectors(self) -> tuple[Tensor | None, float]:
         """([V, T] of the run that is there, else of the text; the seconds it took); (None, 0): they begin random."""

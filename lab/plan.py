@@ -78,7 +78,8 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, f
 
     def forward(shape, options, concept_model):
         numbers, ids = torch.arange(shape[0]), torch.zeros(shape, dtype=torch.int64)
-        vocab = Vocabulary(model.vocab_size, 0, idf=torch.ones(model.vocab_size))
+        V = model.vocab_size
+        vocab = Vocabulary(V, 0, idf=torch.ones(V), starts=torch.ones(V, dtype=torch.bool))
         problems = objectives.problems(Rows(ids, Noise(0, 0, numbers), vocab, documents=numbers))
         objectives.losses(*concept_model(*problems, options=options), problems)
 

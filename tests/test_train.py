@@ -125,6 +125,7 @@ RUNS = {
     "both": ["--objective=contrastive"],
     "bow + contrastive": ["--objective=bow + 0.5*contrastive", "--lengths=16,40"],
     "tsdae + bow": ["--objective=tsdae + 0.5*bow", "--token_weight=idf"],
+    "spans": ["--objective=mlm", "--mask_unit=span", "--replace=80_10_10", "--lengths=16,40"],
     "contrastive + mlm": ["--objective=0.3*contrastive + mlm", "--token_weight=idf", "--lengths=16,40"],
 }
 
