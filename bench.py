@@ -95,6 +95,7 @@ def has_reference(settings) -> bool:
     plain = plain and model.encoder == "perceiver" and model.decoder in ("input", "posonly", "weighted")
     plain = plain and not (model.token_layers or model.registers)
     one = len(parts) == 1 and parts[0].predicts == "positions" and not parts[0].by_idf
+    one = one and not settings.objective.encoder_mask_rate
     whole = settings.objective.positions == "original" and settings.objective.score_rate == 1
     return plain and one and (parts[0].name == "mlm" or (whole and model.decoder != "input"))
 

@@ -33,6 +33,11 @@ class ObjectiveConfig:
         str, lambda: f"what is learnt, alone or in a sum such as 'tsdae + 0.1*bow'. {described(OBJECTIVES)}"
     ] = "tsdae"
     mask_rate: Annotated[float, "mlm: share of a row's tokens that is hidden and scored"] = 0.3
+    encoder_mask_rate: Annotated[
+        float,
+        "mlm: share that is hidden from the encoder, mask_rate then being that of the decoder, which sees a row of its "
+        "own: 0.15 beside mask_rate=0.5 to 0.9 (RetroMAE), decoder=input or diffusion; 0: both see the same row",
+    ] = 0.0
     mask_unit: Annotated[
         Literal["token", "word", "span"], "mlm: what is hidden as a whole; the count of hidden tokens stays exact"
     ] = "token"
@@ -68,6 +73,8 @@ class ObjectiveConfig:
         for key in ("mask_rate", "delete_rate", "view_delete_rate"):
             if not 0 < getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} leaves nothing to hide or to read; take 0 < {key} < 1")
+        if not 0 <= self.encoder_mask_rate < 1:
+            raise ValueError(f"encoder_mask_rate={self.encoder_mask_rate} is no share; take 0 (off) or less than 1")
         if not 0 < self.score_rate <= 1:
             raise ValueError(f"score_rate={self.score_rate} is no share; take 0 < score_rate <= 1")
         if self.temperature <= 0:
@@ -219,12 +226,14 @@ class Objective:
 class MLM(Objective):
     """Masked language modelling, exactly round(mask_rate * N) tokens of each row are hidden and predicted.
 
-    `visible_only` is MAE-LM (Meng et al. 2023): the encoder never meets a [MASK].
+    `visible_only` is MAE-LM (Meng et al. 2023): the encoder never meets a [MASK]. `encoder_mask_rate` is RetroMAE (Xiao
+    et al. 2022, arXiv:2205.12035): what is hidden is drawn twice, little for the encoder, much for the decoder, and the
+    latter is scored.
     """
 
     def __init__(self, config, call=0):
         super().__init__(config, call)
-        self.uses = {"mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
+        self.uses = {"mask_rate", "encoder_mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
         self.uses |= {"span"} if config.mask_unit == "span" else set()
         self.by_idf = config.token_weight == "idf"
         self.by_words = config.mask_unit != "token"
@@ -254,10 +263,13 @@ class MLM(Objective):
     def problem(self, rows):
         ids, n = rows.ids, rows.ids.shape[1]
         corrupted, hidden, others = self.hide(rows, self.config.mask_rate, self.call)
+        read = corrupted
+        if self.config.encoder_mask_rate:
+            read, _, others = self.hide(rows, self.config.encoder_mask_rate, self.call + 4)
         visible = others.sort(dim=1).values if self.config.visible_only else None
         scored = hidden.sort(dim=1).values
         return Problem(
-            source=corrupted if visible is None else ids.gather(1, visible),
+            source=read if visible is None else ids.gather(1, visible),
             source_pos=visible,
             targets=ids,
             query_pos=torch.arange(n, device=ids.device)[None],
@@ -267,9 +279,9 @@ class MLM(Objective):
         )
 
     def reported(self):
-        """Masked LM at 15 %, tokens hidden one by one, whatever the training rate and unit."""
+        """Masked LM at 15 %, tokens hidden one by one from both sides, whatever the training rates and unit."""
         standard = {"objective": "mlm", "mask_rate": 0.15, "replace": "mask", "token_weight": "none"}
-        standard |= {"mask_unit": "token"}
+        standard |= {"mask_unit": "token", "encoder_mask_rate": 0.0}
         return {"mlm15": MLM(dataclasses.replace(self.config, **standard))}
 
 

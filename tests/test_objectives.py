@@ -145,8 +145,13 @@ def survivors(problem, keys, part):
 def shown(objective, problem, keys, part):
     """[B, N] bool: the columns that are read by design. These are all exceptions to the leak test."""
     nothing, config = torch.zeros(B, N, dtype=torch.bool), objective.config
-    if objective.name == "mlm" and config.replace == "80_10_10":
-        return problem.source == text()  # a tenth of what is hidden is kept
+    if objective.name == "mlm":
+        kept = problem.query_ids == text()  # with 80_10_10 a tenth of what is hidden
+        if not config.encoder_mask_rate:
+            return kept & hidden_and_scored(problem)
+        if not config.visible_only:
+            return kept | (problem.source == text())  # the encoder reads most of what is hidden from the decoder
+        return kept | nothing.scatter(1, problem.source_pos, True)
     if objective.name == "tsdae" or (objective.name == "bow" and config.bow_source == "survivors"):
         return survivors(problem, keys, part)  # they are predicted like the rest
     if objective.name == "bow":
@@ -456,7 +461,10 @@ def test_floors():
     assert floors("contrastive", views="adjacent") == [pytest.approx(math.log(B / 2))]
 
 
-@pytest.mark.parametrize("keys", [dict(), dict(mask_rate=0.5, replace="80_10_10"), dict(token_weight="idf")], ids=name)
+REPORTED = [dict(), dict(mask_rate=0.5, replace="80_10_10"), dict(token_weight="idf"), dict(mask_unit="span")]
+
+
+@pytest.mark.parametrize("keys", [*REPORTED, dict(mask_rate=0.7, encoder_mask_rate=0.3)], ids=name)
 def test_masked_lm_is_reported_at_15_percent(keys):
     (objective,) = Objectives(ObjectiveConfig(objective="mlm", **keys)).parts
     (reported,) = objective.reported().items()
@@ -468,6 +476,7 @@ def test_masked_lm_is_reported_at_15_percent(keys):
 
 IMPOSSIBLE = dict(mask_rate=0), dict(delete_rate=1.0), dict(score_rate=0), dict(score_rate=1.1)
 IMPOSSIBLE += dict(view_delete_rate=0), dict(view_delete_rate=1.0), dict(temperature=0), dict(temperature=-0.05)
+IMPOSSIBLE += dict(encoder_mask_rate=1.0), dict(encoder_mask_rate=-0.1)
 
 
 @pytest.mark.parametrize("keys", IMPOSSIBLE, ids=str)
@@ -482,7 +491,7 @@ def test_keys_that_are_used():
     def uses(**keys):
         return Objectives(ObjectiveConfig(**keys)).uses - {"objective"}
 
-    mlm = {"mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
+    mlm = {"mask_rate", "encoder_mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
     assert uses(objective="mlm", mask_unit="word") == mlm and uses(objective="mlm", mask_unit="span") == mlm | {"span"}
     tsdae = {"delete_rate", "positions", "score_rate", "token_weight"}
     views = {"views", "view_delete_rate", "temperature"}

@@ -126,6 +126,7 @@ RUNS = {
     "bow + contrastive": ["--objective=bow + 0.5*contrastive", "--lengths=16,40"],
     "tsdae + bow": ["--objective=tsdae + 0.5*bow", "--token_weight=idf"],
     "spans": ["--objective=mlm", "--mask_unit=span", "--replace=80_10_10", "--lengths=16,40"],
+    "two rows": ["--objective=mlm", "--mask_rate=0.7", "--encoder_mask_rate=0.2"],
     "contrastive + mlm": ["--objective=0.3*contrastive + mlm", "--token_weight=idf", "--lengths=16,40"],
 }
 

@@ -183,3 +183,34 @@ def test_visible_only_reads_what_is_left(unit):
     assert made.source.shape == (50, 24) and (made.source_pos.diff(dim=1) > 0).all()
     assert torch.equal(torch.zeros_like(hidden).scatter(1, made.source_pos, True), ~hidden)
     assert torch.equal(made.source, ids.gather(1, made.source_pos))
+
+
+# ---- the encoder reads another row than the decoder sees
+
+
+@pytest.mark.parametrize("visible_only", [False, True])
+@pytest.mark.parametrize("unit", [None, *UNITS])
+def test_what_is_hidden_from_the_encoder_and_from_the_decoder(unit, visible_only):
+    """Exact counts of both, drawn independently; a token hidden from both reaches nothing but the targets, one hidden
+    from the decoder alone its own place in the encoder's row and no other."""
+    ids, keys = text(4000, 40, eod=0.0), dict(objective="mlm", mask_rate=0.7, encoder_mask_rate=0.2, unit=unit)
+    made = problem(ids, visible_only=visible_only, **keys)
+    decoder = hidden_of(made, ids)
+    encoder = problem(ids, **keys).source == MASK
+    assert decoder.sum(1).eq(28).all() and encoder.sum(1).eq(8).all()
+    assert torch.equal(made.query_ids, torch.where(decoder, MASK, ids))
+    if visible_only:
+        assert torch.equal(torch.zeros_like(encoder).scatter(1, made.source_pos, True), ~encoder)
+    else:
+        assert torch.equal(made.source, torch.where(encoder, MASK, ids))
+    assert (encoder & decoder).sum().item() / encoder.sum().item() == pytest.approx(0.7, abs=0.02)
+    alone = problem(ids, **keys | {"encoder_mask_rate": 0.0})  # the decoder's row and what is scored are as without
+    assert torch.equal(alone.scored, made.scored) and torch.equal(alone.query_ids, made.query_ids)
+
+    other = torch.where(ids < STARTS, (ids + 1) % 198, STARTS + (ids + 1 - STARTS) % 198)
+    both = problem(torch.where(decoder & encoder, other, ids), visible_only=visible_only, **keys)
+    assert torch.equal(both.source, made.source) and torch.equal(both.query_ids, made.query_ids)
+    only = problem(torch.where(decoder & ~encoder, other, ids), visible_only=visible_only, **keys)
+    assert torch.equal(only.query_ids, made.query_ids) and torch.equal(only.scored, made.scored)
+    changed = decoder & ~encoder if not visible_only else (decoder & ~encoder).gather(1, made.source_pos)
+    assert torch.equal(only.source != made.source, changed)
