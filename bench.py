@@ -80,8 +80,9 @@ def read_preset(path: Path, batch: int, lengths: tuple[int, ...] = ()):
 
 
 def timed(settings):
-    """All concepts and all iterations in every step, so that each takes the same time."""
-    return replace(settings, model=replace(settings.model, nested=False, least_iterations=0))
+    """All concepts, all iterations and the last rate in every step, so that each takes the same time."""
+    model = replace(settings.model, nested=False, least_iterations=0)
+    return replace(settings, model=model, objective=settings.objective.plateau())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,13 +26,20 @@ from noise import Noise, count
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
 
+PLATEAUS = 6  # of a rate that changes over training: each makes one more static shape of a row length
+SCHEDULED = ("mask_rate", "delete_rate")  # may be pairs
+
 
 @dataclass
 class ObjectiveConfig:
     objective: Annotated[
         str, lambda: f"what is learnt, alone or in a sum such as 'tsdae + 0.1*bow'. {described(OBJECTIVES)}"
     ] = "tsdae"
-    mask_rate: Annotated[float, "mlm: share of a row's tokens that is hidden and scored"] = 0.3
+    mask_rate: Annotated[
+        float | tuple[float, float],
+        "mlm: share of a row's tokens that is hidden and scored; a pair, such as 0.15,0.4: from the first to the last "
+        f"in {PLATEAUS} equal parts of training, judged at the last",
+    ] = 0.3
     encoder_mask_rate: Annotated[
         float,
         "mlm: share that is hidden from the encoder, mask_rate then being that of the decoder, which sees a row of its "
@@ -50,7 +57,9 @@ class ObjectiveConfig:
         "mlm: hidden tokens become [MASK], or 80 % [MASK], 10 % random, 10 % kept (BERT; spans as a whole, SpanBERT)",
     ] = "mask"
     visible_only: Annotated[bool, "mlm: the encoder reads only the tokens left visible, no [MASK] (MAE-LM)"] = False
-    delete_rate: Annotated[float, "tsdae: share of a row's tokens that is deleted"] = 0.6
+    delete_rate: Annotated[
+        float | tuple[float, float], "tsdae: share of a row's tokens that is deleted; a pair: see mask_rate"
+    ] = 0.6
     positions: Annotated[
         Literal["compact", "original"], "tsdae: survivors close up (the paper), or keep their positions (the seeds)"
     ] = "compact"
@@ -71,7 +80,10 @@ class ObjectiveConfig:
 
     def __post_init__(self):
         for key in ("mask_rate", "delete_rate", "view_delete_rate"):
-            if not 0 < getattr(self, key) < 1:
+            rates = getattr(self, key)
+            if isinstance(rates, list):  # a pair, out of config.json
+                setattr(self, key, tuple(rates))
+            if not all(0 < rate < 1 for rate in (rates if isinstance(rates, tuple | list) else (rates,))):
                 raise ValueError(f"{key}={getattr(self, key)} leaves nothing to hide or to read; take 0 < {key} < 1")
         if not 0 <= self.encoder_mask_rate < 1:
             raise ValueError(f"encoder_mask_rate={self.encoder_mask_rate} is no share; take 0 (off) or less than 1")
@@ -82,6 +94,12 @@ class ObjectiveConfig:
         if self.visible_only and self.replace != "mask":
             raise ValueError("visible_only=True never shows a hidden token, replaced or not; write replace='mask'")
         Objectives(self)  # the sum can be read
+
+    def plateau(self, i: int = PLATEAUS - 1) -> "ObjectiveConfig":
+        """In the i-th of PLATEAUS equal parts of training, where each pair of rates is one number between its two."""
+        pairs, share = {key: getattr(self, key) for key in SCHEDULED}, i / (PLATEAUS - 1)
+        rates = {key: (1 - share) * p[0] + share * p[1] for key, p in pairs.items() if isinstance(p, tuple)}
+        return dataclasses.replace(self, **rates) if rates else self
 
 
 def described(registry: dict[str, type]) -> str:
@@ -384,8 +402,9 @@ class Objectives:
     """All parts of `objective = "tsdae + 0.1*contrastive"`, and what they ask for together: of rows, the strictest."""
 
     def __init__(self, config: ObjectiveConfig):
-        """ValueError with a sentence where the sum cannot be read."""
+        """ValueError with a sentence where the sum cannot be read. Of a pair of rates the last is in force."""
         self.text, self.parts, self.weights = config.objective, [], []
+        self.config, config = config, config.plateau()
         for term in config.objective.split("+"):
             match = re.fullmatch(r"\s*(?:(\d*\.?\d+(?:[eE]-?\d+)?)\s*\*\s*)?(\w+)\s*", term)
             if not match or match[2] not in OBJECTIVES or not 0 < float(match[1] or 1) < 1e6:
@@ -407,6 +426,11 @@ class Objectives:
         self.by_idf = any(part.by_idf for part in self.parts)
         self.by_words = any(part.by_words for part in self.parts)
         self.uses = {"objective"}.union(*(part.uses for part in self.parts))
+
+    def plateaus(self) -> list["Objectives"]:
+        """What is trained in each of equal parts of training, in turn: one part, unless a pair of rates is used."""
+        scheduled = any(isinstance(getattr(self.config, key), tuple) for key in self.uses.intersection(SCHEDULED))
+        return [Objectives(self.config.plateau(i)) for i in range(PLATEAUS)] if scheduled else [self]
 
     def problems(self, rows: Rows) -> list[Problem]:
         """One Problem a part."""

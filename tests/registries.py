@@ -22,7 +22,7 @@ def choices(config, keys):
     for key in sorted(keys):
         kind = get_args(hints[key])[0]
         values = (False, True) if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
-        found[key] = values or ((getattr(config, key), 0.25) if kind is float else ())
+        found[key] = values or ((getattr(config, key), 0.25) if float in (kind, *get_args(kind)) else ())
     return {key: values for key, values in found.items() if values}
 
 
