@@ -60,6 +60,9 @@ class ObjectiveConfig:
     delete_rate: Annotated[
         float | tuple[float, float], "tsdae: share of a row's tokens that is deleted; a pair: see mask_rate"
     ] = 0.6
+    delete_unit: Annotated[
+        Literal["token", "word"], "tsdae: what is deleted as a whole; the count of deleted tokens stays exact"
+    ] = "token"
     positions: Annotated[
         Literal["compact", "original"], "tsdae: survivors close up (the paper), or keep their positions (the seeds)"
     ] = "compact"
@@ -148,22 +151,26 @@ class Rows:
     noise: Noise
     vocab: Vocabulary
     documents: Tensor | None = None  # [B] the document each row starts in
-    deletions: dict = field(default_factory=dict)  # (rate, positions) -> what `survivors` made of them
+    deletions: dict = field(default_factory=dict)  # (rate, positions, unit) -> what `survivors` made of them
 
-    def survivors(self, rate: float, positions: str, call: int) -> tuple[Tensor, Tensor | None]:
+    def survivors(self, rate: float, positions: str, call: int, unit: str = "token") -> tuple[Tensor, Tensor | None]:
         """What is left when exactly round(rate * N) tokens of each row are deleted: ids [B, S] and their positions
         (None: closed up). Parts of a sum that ask for the same get the same tensors, and share one encoder pass."""
-        if (rate, positions) not in self.deletions:
-            columns = self.left(rate, call)
+        key = rate, positions, unit
+        if key not in self.deletions:
+            columns = self.left(rate, call, unit)
             kept = columns if positions == "original" else None
-            self.deletions[rate, positions] = self.ids.gather(1, columns), kept
-        return self.deletions[rate, positions]
+            self.deletions[key] = self.ids.gather(1, columns), kept
+        return self.deletions[key]
 
-    def left(self, rate: float, call: int) -> Tensor:
+    def left(self, rate: float, call: int, unit: str = "token") -> Tensor:
         """The columns, in order, that exactly round(rate * N) deletions leave of each row: [B, S]."""
         n = self.ids.shape[1]
+        k = count(rate, n)
+        if unit != "token":
+            return self.order(call, k, unit)[0][:, k:].sort(dim=1).values
         special_first = self.noise.order(call, ~self.vocab.is_special(self.ids))
-        return special_first[:, : n - count(rate, n)].sort(dim=1).values
+        return special_first[:, : n - k].sort(dim=1).values
 
     def order(self, call: int, take: int, unit: str = "token", span: str = "") -> tuple[Tensor, Tensor | None]:
         """A random order of each row's columns, [B, N], special tokens last, of which the first `take` are as many
@@ -309,15 +316,16 @@ class TSDAE(Objective):
     The decoder sees nothing of the row but the concepts (Wang et al. 2021, arXiv:2104.06979).
     """
 
-    uses = {"delete_rate", "positions", "score_rate", "token_weight"}
+    uses = {"delete_rate", "delete_unit", "positions", "score_rate", "token_weight"}
 
     def __init__(self, config, call=0):
         super().__init__(config, call)
         self.by_idf = config.token_weight == "idf"
+        self.by_words = config.delete_unit == "word"
 
     def problem(self, rows):
-        ids, n = rows.ids, rows.ids.shape[1]
-        source, source_pos = rows.survivors(self.config.delete_rate, self.config.positions, self.call)
+        ids, n, config = rows.ids, rows.ids.shape[1], self.config
+        source, source_pos = rows.survivors(config.delete_rate, config.positions, self.call, config.delete_unit)
         scored = None
         if self.config.score_rate < 1:
             everywhere = torch.zeros_like(ids, dtype=torch.bool)
@@ -344,12 +352,14 @@ class Bow(Objective):
 
     def __init__(self, config, call=0):
         super().__init__(config, call)
-        self.uses = {"bow_source"} | ({"delete_rate", "positions"} if config.bow_source == "survivors" else set())
+        deletes = config.bow_source == "survivors"
+        self.uses = {"bow_source"} | ({"delete_rate", "delete_unit", "positions"} if deletes else set())
+        self.by_words = deletes and config.delete_unit == "word"
 
     def problem(self, rows):
-        source, source_pos = rows.ids, None
-        if self.config.bow_source == "survivors":
-            source, source_pos = rows.survivors(self.config.delete_rate, self.config.positions, self.call)
+        source, source_pos, config = rows.ids, None, self.config
+        if config.bow_source == "survivors":
+            source, source_pos = rows.survivors(config.delete_rate, config.positions, self.call, config.delete_unit)
         weights = rows.idf_weights(rows.ids)
         return Problem(source, source_pos, targets=rows.ids, weights=weights, predicts="pooled")
 

@@ -493,12 +493,12 @@ def test_keys_that_are_used():
 
     mlm = {"mask_rate", "encoder_mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
     assert uses(objective="mlm", mask_unit="word") == mlm and uses(objective="mlm", mask_unit="span") == mlm | {"span"}
-    tsdae = {"delete_rate", "positions", "score_rate", "token_weight"}
+    tsdae = {"delete_rate", "delete_unit", "positions", "score_rate", "token_weight"}
     views = {"views", "view_delete_rate", "temperature"}
     assert uses(objective="mlm") == mlm and uses(objective="tsdae") == tsdae
     assert uses(objective="tsdae + mlm + contrastive") == mlm | tsdae | views
     assert uses(objective="contrastive", views="adjacent") == {"views", "temperature"}
     assert uses(objective="bow") == {"bow_source"}
-    assert uses(objective="bow", bow_source="survivors") == {"bow_source", "delete_rate", "positions"}
+    assert uses(objective="bow", bow_source="survivors") == {"bow_source", "delete_rate", "delete_unit", "positions"}
     used = set().union(*(uses(**keys) for keys in OBJECTIVE_SETTINGS))
     assert used == {field.name for field in fields(ObjectiveConfig)} - {"objective"}

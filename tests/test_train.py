@@ -125,6 +125,7 @@ RUNS = {
     "deletion": ["--objective=contrastive", "--views=deletion", "--lengths=16,40"],
     "both": ["--objective=contrastive"],
     "bow + contrastive": ["--objective=bow + 0.5*contrastive", "--lengths=16,40"],
+    "words": ["--objective=tsdae + bow", "--delete_unit=word", "--bow_source=survivors"],
     "tsdae + bow": ["--objective=tsdae + 0.5*bow", "--token_weight=idf"],
     "spans": ["--objective=mlm", "--mask_unit=span", "--replace=80_10_10", "--lengths=16,40"],
     "two rows": ["--objective=mlm", "--mask_rate=0.7", "--encoder_mask_rate=0.2"],

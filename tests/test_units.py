@@ -10,7 +10,7 @@ from noise import Noise, count, span_lengths
 from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
 
 V, MASK, EOD, STARTS = 600, 599, 598, 400  # of ids below 598 those below 400 begin a word
-VOCAB = Vocabulary(V, MASK, (EOD,), starts=torch.arange(V) < STARTS)
+VOCAB = Vocabulary(V, MASK, (EOD,), idf=torch.ones(V), starts=torch.arange(V) < STARTS)
 UNITS = {"word": "", "geometric": "geometric", "uniform": "uniform"}
 GEOMETRIC = [0.8**i * 0.2 / (1 - 0.8**10) for i in range(10)]  # P(1 ... 10 words)
 
@@ -183,6 +183,24 @@ def test_visible_only_reads_what_is_left(unit):
     assert made.source.shape == (50, 24) and (made.source_pos.diff(dim=1) > 0).all()
     assert torch.equal(torch.zeros_like(hidden).scatter(1, made.source_pos, True), ~hidden)
     assert torch.equal(made.source, ids.gather(1, made.source_pos))
+
+
+# ---- deletion
+
+
+@given(st.floats(0.02, 0.98), st.integers(2, 40), st.integers(0, 1000), st.sampled_from([0.0, 0.1, 0.9]))
+@settings(max_examples=60)
+def test_deleted_words_are_those_of_the_slow_reference(rate, n, seed, eod):
+    """The count is exact; compact and original read the same tokens, and a bag of survivors the very tensors."""
+    ids = text(6, n, seed, eod)
+    keys = dict(objective="tsdae", delete_rate=rate, delete_unit="word")
+    made, noise, k = problem(ids, positions="original", **keys), Noise(5, 3, torch.arange(6)), count(rate, n)
+    assert made.source_pos.shape == (6, n - k) and torch.equal(made.source, problem(ids, **keys).source)
+    for number, row in enumerate(ids.tolist()):
+        assert set(range(n)) - set(made.source_pos[number].tolist()) == slow(row, k, 0, noise, number, "")
+    both = ObjectiveConfig(**keys | {"objective": "tsdae + bow", "bow_source": "survivors"})
+    a, b = Objectives(both).problems(Rows(ids, Noise(5, 3, torch.arange(6)), VOCAB))
+    assert a.source is b.source and torch.equal(a.source, made.source)
 
 
 # ---- the encoder reads another row than the decoder sees
