@@ -80,8 +80,9 @@ def read_preset(path: Path, batch: int, lengths: tuple[int, ...] = ()):
 
 
 def timed(settings):
-    """All concepts and all iterations in every step, so that each takes the same time."""
-    return replace(settings, model=replace(settings.model, nested=False, least_iterations=0))
+    """All concepts, all iterations and the last rate in every step, so that each takes the same time."""
+    model = replace(settings.model, nested=False, least_iterations=0)
+    return replace(settings, model=model, objective=settings.objective.plateau())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -95,6 +96,7 @@ def has_reference(settings) -> bool:
     plain = plain and model.encoder == "perceiver" and model.decoder in ("input", "posonly", "weighted")
     plain = plain and not (model.token_layers or model.registers)
     one = len(parts) == 1 and parts[0].predicts == "positions" and not parts[0].by_idf
+    one = one and not settings.objective.encoder_mask_rate
     whole = settings.objective.positions == "original" and settings.objective.score_rate == 1
     return plain and one and (parts[0].name == "mlm" or (whole and model.decoder != "input"))
 
@@ -112,7 +114,8 @@ class Arm:
         config = settings.train
         self.name, self.world, self.objectives, self.clip = name, world, settings.objectives, config.clip
         self.size, self.step = settings.model.vocab_size, 0
-        self.vocab = Vocabulary(self.size, self.size - 1, (), torch.ones(self.size, device=world.device))
+        ones = torch.ones(self.size, device=world.device)
+        self.vocab = Vocabulary(self.size, self.size - 1, (), ones, ones.bool())
         self.ids = {}  # shape -> tokens, sent to the device once
         self.model = ConceptModel(as_dense(settings.model) if name == "dense" else settings.model, self.vocab.mask_id)
         if name == "reference":

@@ -35,7 +35,48 @@ class Noise:
         bits = self.bits(call, last.shape[1])
         return torch.argsort(bits + (last.long() << 32), dim=1)
 
+    def order_units(self, call: int, words: Tensor, last: Tensor, take: int, span: str = "") -> tuple[Tensor, Tensor]:
+        """
+        As `order`, for units that stay whole where the first `take` columns are taken: complete units in random order
+        while they fit, of the span that does not fit its first complete words, then one-token words in random order,
+        then the first tokens of one word. Returns the order [B, N], and the unit of each column in it [B, N], a number.
+
+        words [B, N] bool: columns that begin a word (the first does, and each in `last` is one by itself). span: "": a
+        unit is a word; "geometric", "uniform": a span of consecutive words, or of tokens, see `span_lengths`. The row
+        is a ring, cut at a random word and tiled with spans from there, so that no place in it is hidden more often.
+        """
+        n = words.shape[1]
+        place = torch.arange(n, device=words.device).expand_as(words)
+        column, units = place, words
+        if span:
+            draws = self.bits(call + 2, 2 * n)
+            words = torch.ones_like(words) if span == "uniform" else words
+            column = (place + torch.where(words, draws[:, n:], -1).argmax(1, keepdim=True)) % n
+            words, last = words.gather(1, column), last.gather(1, column)
+            ends = span_lengths(span, draws[:, :n]).cumsum(1)
+            tile = torch.searchsorted(ends, words.cumsum(1) - 1, right=True)
+            changes = (tile[:, 1:] != tile[:, :-1]) | last[:, 1:] | last[:, :-1]  # no span holds a special token
+            units = words & torch.cat([words[:, :1], changes], dim=1)
+        ending = torch.cat([words[:, 1:], words[:, :1]], dim=1)  # a word ends before the next
+        unit = torch.where(units, place, 0).cummax(1).values  # by its first place
+        left = torch.where(ending, place, n).flip(1).cummin(1).values.flip(1) - place  # of the word, behind this token
+        key = self.bits(call, n).gather(1, unit) * n + place + (last.long() << 60)  # no ties
+        order = key.argsort(1)
+        kind = torch.where(place + left.gather(1, order) < take, 0, 2 - (words & ending).gather(1, order).long())
+        kind = torch.where(last.gather(1, order), 3, kind)
+        order = order.gather(1, (kind * n + place).argsort(1))
+        return column.gather(1, order), unit.gather(1, order)
+
 
 def count(rate: float, n: int) -> int:
     """How many of n tokens a rate below 1 takes: round(rate * n), at least one and not all."""
     return max(1, min(round(rate * n), n - 1))
+
+
+def span_lengths(span: str, bits: Tensor) -> Tensor:
+    """Random numbers -> lengths of spans. geometric: 1 ... 10 words, p = 0.2, truncated and renormalised, mean 3.8
+    (SpanBERT, Joshi et al. 2020, arXiv:1907.10529); uniform: 3 ... 10 tokens (the seeds' plan)."""
+    if span == "uniform":
+        return 3 + bits % 8
+    at_most = [(1 - 0.8**length) / (1 - 0.8**10) for length in range(1, 10)]
+    return 1 + sum((bits >= round(share * 2**32)).long() for share in at_most)

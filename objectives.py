@@ -26,19 +26,43 @@ from noise import Noise, count
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
 
+PLATEAUS = 6  # of a rate that changes over training: each makes one more static shape of a row length
+SCHEDULED = ("mask_rate", "delete_rate")  # may be pairs
+
 
 @dataclass
 class ObjectiveConfig:
     objective: Annotated[
         str, lambda: f"what is learnt, alone or in a sum such as 'tsdae + 0.1*bow'. {described(OBJECTIVES)}"
     ] = "tsdae"
-    mask_rate: Annotated[float, "mlm: share of a row's tokens that is hidden and scored"] = 0.3
-    mask_unit: Annotated[Literal["token"], "mlm: what is hidden as a whole"] = "token"
+    mask_rate: Annotated[
+        float | tuple[float, float],
+        "mlm: share of a row's tokens that is hidden and scored; a pair, such as 0.15,0.4: from the first to the last "
+        f"in {PLATEAUS} equal parts of training, judged at the last",
+    ] = 0.3
+    encoder_mask_rate: Annotated[
+        float,
+        "mlm: share that is hidden from the encoder, mask_rate then being that of the decoder, which sees a row of its "
+        "own: 0.15 beside mask_rate=0.5 to 0.9 (RetroMAE), decoder=input or diffusion; 0: both see the same row",
+    ] = 0.0
+    mask_unit: Annotated[
+        Literal["token", "word", "span"], "mlm: what is hidden as a whole; the count of hidden tokens stays exact"
+    ] = "token"
+    span: Annotated[
+        Literal["geometric", "uniform"],
+        "mask_unit=span: 1 to 10 words, 3.8 on average (SpanBERT), or 3 to 10 tokens, all as likely (the seeds' plan)",
+    ] = "geometric"
     replace: Annotated[
-        Literal["mask", "80_10_10"], "mlm: hidden tokens become [MASK], or 80 % [MASK], 10 % random, 10 % kept (BERT)"
+        Literal["mask", "80_10_10"],
+        "mlm: hidden tokens become [MASK], or 80 % [MASK], 10 % random, 10 % kept (BERT; spans as a whole, SpanBERT)",
     ] = "mask"
     visible_only: Annotated[bool, "mlm: the encoder reads only the tokens left visible, no [MASK] (MAE-LM)"] = False
-    delete_rate: Annotated[float, "tsdae: share of a row's tokens that is deleted"] = 0.6
+    delete_rate: Annotated[
+        float | tuple[float, float], "tsdae: share of a row's tokens that is deleted; a pair: see mask_rate"
+    ] = 0.6
+    delete_unit: Annotated[
+        Literal["token", "word"], "tsdae: what is deleted as a whole; the count of deleted tokens stays exact"
+    ] = "token"
     positions: Annotated[
         Literal["compact", "original"], "tsdae: survivors close up (the paper), or keep their positions (the seeds)"
     ] = "compact"
@@ -59,8 +83,13 @@ class ObjectiveConfig:
 
     def __post_init__(self):
         for key in ("mask_rate", "delete_rate", "view_delete_rate"):
-            if not 0 < getattr(self, key) < 1:
+            rates = getattr(self, key)
+            if isinstance(rates, list):  # a pair, out of config.json
+                setattr(self, key, tuple(rates))
+            if not all(0 < rate < 1 for rate in (rates if isinstance(rates, tuple | list) else (rates,))):
                 raise ValueError(f"{key}={getattr(self, key)} leaves nothing to hide or to read; take 0 < {key} < 1")
+        if not 0 <= self.encoder_mask_rate < 1:
+            raise ValueError(f"encoder_mask_rate={self.encoder_mask_rate} is no share; take 0 (off) or less than 1")
         if not 0 < self.score_rate <= 1:
             raise ValueError(f"score_rate={self.score_rate} is no share; take 0 < score_rate <= 1")
         if self.temperature <= 0:
@@ -68,6 +97,12 @@ class ObjectiveConfig:
         if self.visible_only and self.replace != "mask":
             raise ValueError("visible_only=True never shows a hidden token, replaced or not; write replace='mask'")
         Objectives(self)  # the sum can be read
+
+    def plateau(self, i: int = PLATEAUS - 1) -> "ObjectiveConfig":
+        """In the i-th of PLATEAUS equal parts of training, where each pair of rates is one number between its two."""
+        pairs, share = {key: getattr(self, key) for key in SCHEDULED}, i / (PLATEAUS - 1)
+        rates = {key: (1 - share) * p[0] + share * p[1] for key, p in pairs.items() if isinstance(p, tuple)}
+        return dataclasses.replace(self, **rates) if rates else self
 
 
 def described(registry: dict[str, type]) -> str:
@@ -82,13 +117,15 @@ def described(registry: dict[str, type]) -> str:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Size V of the vocabulary, the id of [MASK], all ids that are no text (chosen last by every noise), and how much
-    each token tells: idf [V] float32 on the device, for the objectives that ask for it."""
+    """Size V of the vocabulary, the id of [MASK], all ids that are no text (chosen last by every noise), and on the
+    device, for the objectives that ask for it: how much each token tells, idf [V] float32; starts [V] bool, the tokens
+    that begin a word."""
 
     size: int
     mask_id: int
     special_ids: tuple[int, ...] = ()
     idf: Tensor | None = field(default=None, compare=False)
+    starts: Tensor | None = field(default=None, compare=False)
 
     def is_special(self, ids: Tensor) -> Tensor:
         """[B, N] ids -> [B, N] bool. Compared with plain numbers: no tensor to send."""
@@ -114,22 +151,36 @@ class Rows:
     noise: Noise
     vocab: Vocabulary
     documents: Tensor | None = None  # [B] the document each row starts in
-    deletions: dict = field(default_factory=dict)  # (rate, positions) -> what `survivors` made of them
+    deletions: dict = field(default_factory=dict)  # (rate, positions, unit) -> what `survivors` made of them
 
-    def survivors(self, rate: float, positions: str, call: int) -> tuple[Tensor, Tensor | None]:
+    def survivors(self, rate: float, positions: str, call: int, unit: str = "token") -> tuple[Tensor, Tensor | None]:
         """What is left when exactly round(rate * N) tokens of each row are deleted: ids [B, S] and their positions
         (None: closed up). Parts of a sum that ask for the same get the same tensors, and share one encoder pass."""
-        if (rate, positions) not in self.deletions:
-            columns = self.left(rate, call)
+        key = rate, positions, unit
+        if key not in self.deletions:
+            columns = self.left(rate, call, unit)
             kept = columns if positions == "original" else None
-            self.deletions[rate, positions] = self.ids.gather(1, columns), kept
-        return self.deletions[rate, positions]
+            self.deletions[key] = self.ids.gather(1, columns), kept
+        return self.deletions[key]
 
-    def left(self, rate: float, call: int) -> Tensor:
+    def left(self, rate: float, call: int, unit: str = "token") -> Tensor:
         """The columns, in order, that exactly round(rate * N) deletions leave of each row: [B, S]."""
         n = self.ids.shape[1]
+        k = count(rate, n)
+        if unit != "token":
+            return self.order(call, k, unit)[0][:, k:].sort(dim=1).values
         special_first = self.noise.order(call, ~self.vocab.is_special(self.ids))
-        return special_first[:, : n - count(rate, n)].sort(dim=1).values
+        return special_first[:, : n - k].sort(dim=1).values
+
+    def order(self, call: int, take: int, unit: str = "token", span: str = "") -> tuple[Tensor, Tensor | None]:
+        """A random order of each row's columns, [B, N], special tokens last, of which the first `take` are as many
+        whole units as can be; and the unit of each [B, N], a number (None: tokens). See Noise.order_units."""
+        special = self.vocab.is_special(self.ids)
+        if unit == "token":
+            return self.noise.order(call, special), None
+        starts = self.vocab.starts[self.ids] | special
+        starts = torch.cat([torch.ones_like(special[:, :1]), starts[:, 1:] | special[:, :-1]], dim=1)
+        return self.noise.order_units(call, starts, special, take, span if unit == "span" else "")
 
     def idf_weights(self, tokens: Tensor) -> Tensor:
         """tokens [B, K] -> [B, K] float32: a row's weights are as its tokens' idf and sum to 1/B."""
@@ -168,6 +219,7 @@ class Objective:
     pairs = False  # rows 2i and 2i + 1 are adjacent spans of one document
     negatives = False  # the other rows of a forward, over all ranks, are its negatives
     by_idf = False  # tokens count by their idf
+    by_words = False  # it needs to know which tokens begin a word
     floor_name = "unigram floor"
 
     def __init_subclass__(cls):
@@ -199,31 +251,50 @@ class Objective:
 class MLM(Objective):
     """Masked language modelling, exactly round(mask_rate * N) tokens of each row are hidden and predicted.
 
-    `visible_only` is MAE-LM (Meng et al. 2023): the encoder never meets a [MASK].
+    `visible_only` is MAE-LM (Meng et al. 2023): the encoder never meets a [MASK]. `encoder_mask_rate` is RetroMAE (Xiao
+    et al. 2022, arXiv:2205.12035): what is hidden is drawn twice, little for the encoder, much for the decoder, and the
+    latter is scored.
     """
-
-    uses = {"mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
 
     def __init__(self, config, call=0):
         super().__init__(config, call)
+        self.uses = {"mask_rate", "encoder_mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
+        self.uses |= {"span"} if config.mask_unit == "span" else set()
         self.by_idf = config.token_weight == "idf"
+        self.by_words = config.mask_unit != "token"
 
-    def problem(self, rows):
-        ids, vocab, n = rows.ids, rows.vocab, rows.ids.shape[1]
-        k = count(self.config.mask_rate, n)
-        order = rows.noise.order(self.call, vocab.is_special(ids))
-        hidden = order[:, :k]  # [B, K], in random order
+    def hide(self, rows: Rows, rate: float, call: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows whose hidden tokens are replaced [B, N], hidden columns [B, K] in random order, the others [B, N - K])
+        of exactly K = round(rate * N) hidden tokens a row. call: the first of four numbers of noise calls."""
+        ids, vocab, config = rows.ids, rows.vocab, self.config
+        k = count(rate, ids.shape[1])
+        order, units = rows.order(call, k, config.mask_unit, config.span)
+        hidden, others = order[:, :k], order[:, k:]
         shown = torch.full_like(hidden, vocab.mask_id)
-        if self.config.replace == "80_10_10":
+        if config.replace == "80_10_10" and config.mask_unit == "span":
+            drawn = vocab.text_token(rows.noise.bits(call + 1, k))
+            chance = rows.noise.bits(call + 3, ids.shape[1]).gather(1, units[:, :k])  # of a span
+            shown = torch.where(chance < round(0.8 * 2**32), shown, drawn)
+            shown = torch.where(chance < round(0.9 * 2**32), shown, ids.gather(1, hidden))
+        elif config.replace == "80_10_10":
+            if units is not None:  # each token by itself, whatever its word
+                hidden = hidden.gather(1, rows.noise.order(call + 3, torch.zeros_like(hidden, dtype=torch.bool)))
             masked, random = round(0.8 * k), round(0.1 * k)
-            drawn = vocab.text_token(rows.noise.bits(self.call + 1, k)[:, masked : masked + random])
+            drawn = vocab.text_token(rows.noise.bits(call + 1, k)[:, masked : masked + random])
             kept = ids.gather(1, hidden[:, masked + random :])
             shown = torch.cat([shown[:, :masked], drawn, kept], dim=1)
-        corrupted = ids.scatter(1, hidden, shown)
-        visible = order[:, k:].sort(dim=1).values if self.config.visible_only else None
+        return ids.scatter(1, hidden, shown), hidden, others
+
+    def problem(self, rows):
+        ids, n = rows.ids, rows.ids.shape[1]
+        corrupted, hidden, others = self.hide(rows, self.config.mask_rate, self.call)
+        read = corrupted
+        if self.config.encoder_mask_rate:
+            read, _, others = self.hide(rows, self.config.encoder_mask_rate, self.call + 4)
+        visible = others.sort(dim=1).values if self.config.visible_only else None
         scored = hidden.sort(dim=1).values
         return Problem(
-            source=corrupted if visible is None else ids.gather(1, visible),
+            source=read if visible is None else ids.gather(1, visible),
             source_pos=visible,
             targets=ids,
             query_pos=torch.arange(n, device=ids.device)[None],
@@ -233,8 +304,9 @@ class MLM(Objective):
         )
 
     def reported(self):
-        """Masked LM at 15 %, whatever the training rate."""
+        """Masked LM at 15 %, tokens hidden one by one from both sides, whatever the training rates and unit."""
         standard = {"objective": "mlm", "mask_rate": 0.15, "replace": "mask", "token_weight": "none"}
+        standard |= {"mask_unit": "token", "encoder_mask_rate": 0.0}
         return {"mlm15": MLM(dataclasses.replace(self.config, **standard))}
 
 
@@ -244,15 +316,16 @@ class TSDAE(Objective):
     The decoder sees nothing of the row but the concepts (Wang et al. 2021, arXiv:2104.06979).
     """
 
-    uses = {"delete_rate", "positions", "score_rate", "token_weight"}
+    uses = {"delete_rate", "delete_unit", "positions", "score_rate", "token_weight"}
 
     def __init__(self, config, call=0):
         super().__init__(config, call)
         self.by_idf = config.token_weight == "idf"
+        self.by_words = config.delete_unit == "word"
 
     def problem(self, rows):
-        ids, n = rows.ids, rows.ids.shape[1]
-        source, source_pos = rows.survivors(self.config.delete_rate, self.config.positions, self.call)
+        ids, n, config = rows.ids, rows.ids.shape[1], self.config
+        source, source_pos = rows.survivors(config.delete_rate, config.positions, self.call, config.delete_unit)
         scored = None
         if self.config.score_rate < 1:
             everywhere = torch.zeros_like(ids, dtype=torch.bool)
@@ -279,12 +352,14 @@ class Bow(Objective):
 
     def __init__(self, config, call=0):
         super().__init__(config, call)
-        self.uses = {"bow_source"} | ({"delete_rate", "positions"} if config.bow_source == "survivors" else set())
+        deletes = config.bow_source == "survivors"
+        self.uses = {"bow_source"} | ({"delete_rate", "delete_unit", "positions"} if deletes else set())
+        self.by_words = deletes and config.delete_unit == "word"
 
     def problem(self, rows):
-        source, source_pos = rows.ids, None
-        if self.config.bow_source == "survivors":
-            source, source_pos = rows.survivors(self.config.delete_rate, self.config.positions, self.call)
+        source, source_pos, config = rows.ids, None, self.config
+        if config.bow_source == "survivors":
+            source, source_pos = rows.survivors(config.delete_rate, config.positions, self.call, config.delete_unit)
         weights = rows.idf_weights(rows.ids)
         return Problem(source, source_pos, targets=rows.ids, weights=weights, predicts="pooled")
 
@@ -337,8 +412,9 @@ class Objectives:
     """All parts of `objective = "tsdae + 0.1*contrastive"`, and what they ask for together: of rows, the strictest."""
 
     def __init__(self, config: ObjectiveConfig):
-        """ValueError with a sentence where the sum cannot be read."""
+        """ValueError with a sentence where the sum cannot be read. Of a pair of rates the last is in force."""
         self.text, self.parts, self.weights = config.objective, [], []
+        self.config, config = config, config.plateau()
         for term in config.objective.split("+"):
             match = re.fullmatch(r"\s*(?:(\d*\.?\d+(?:[eE]-?\d+)?)\s*\*\s*)?(\w+)\s*", term)
             if not match or match[2] not in OBJECTIVES or not 0 < float(match[1] or 1) < 1e6:
@@ -358,7 +434,13 @@ class Objectives:
         self.pairs = any(part.pairs for part in self.parts)
         self.negatives = any(part.negatives for part in self.parts)
         self.by_idf = any(part.by_idf for part in self.parts)
+        self.by_words = any(part.by_words for part in self.parts)
         self.uses = {"objective"}.union(*(part.uses for part in self.parts))
+
+    def plateaus(self) -> list["Objectives"]:
+        """What is trained in each of equal parts of training, in turn: one part, unless a pair of rates is used."""
+        scheduled = any(isinstance(getattr(self.config, key), tuple) for key in self.uses.intersection(SCHEDULED))
+        return [Objectives(self.config.plateau(i)) for i in range(PLATEAUS)] if scheduled else [self]
 
     def problems(self, rows: Rows) -> list[Problem]:
         """One Problem a part."""

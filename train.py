@@ -156,6 +156,10 @@ class Settings:
             raise UserError(f"lengths={config.lengths} reach past max_length={shape.max_length}; write {longest}")
         if not shape.vocab_size and (settings.data / "meta.json").is_file():
             shape.vocab_size = dataset.load_meta(settings.data)["vocab_size"]
+        if config.max_minutes and len(objectives.plateaus()) > 1:
+            raise UserError(
+                "a pair of rates needs the number of steps, which max_minutes leaves open; write --max_steps"
+            )
         make_plan(config, objectives, 1)
         return settings
 
@@ -233,11 +237,12 @@ class Trainer:
         rules = {"one_document": self.objectives.one_document, "pairs": self.objectives.pairs}
         self.sampler = dataset.Sampler(text, config.lengths, seed=config.seed, **rules)
         idf = torch.from_numpy(text.idf()).to(world.device) if self.objectives.by_idf else None
-        self.vocab = Vocabulary(shape.vocab_size, text.mask, tuple(text.special_ids), idf)
+        self.vocab = Vocabulary(shape.vocab_size, text.mask, tuple(text.special_ids), idf, self.word_starts())
         vectors, self.spectral_seconds = world.on_rank0(self.token_vectors)
         self.model = ConceptModel(shape, text.mask, config.seed, vectors).to(world.device)
         self.forward: nn.Module = self.model
-        self.shapes = len(config.lengths) * len(shape.variants())  # what is compiled
+        self.plateaus = self.objectives.plateaus()
+        self.shapes = len(config.lengths) * len(shape.variants()) * len(self.plateaus)  # what is compiled
         self.parameters, self.flops_per_token = cost(self.plan, shape, self.objectives)
         self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, (config.beta1, config.beta2))
         self.validation = Validation(self.val_text, config.lengths, config.eval_tokens, self)
@@ -248,6 +253,15 @@ class Trainer:
         self.judged: set[int] = set()  # steps whose evaluation is in the metrics
         self.numbers: dict | None = None  # the evaluation of this step
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
+
+    def word_starts(self) -> Tensor | None:
+        """[V] bool, the tokens that begin a word, for an objective that asks for it."""
+        if not self.objectives.by_words:
+            return None
+        from lab.words import word_starts  # late: scipy
+
+        tokenizer = dataset.load_tokenizer(self.train_text.folder / "tokenizer.json")
+        return torch.from_numpy(word_starts(tokenizer)).to(self.world.device)
 
     def token_vectors(self) -> tuple[Tensor | None, float]:
         """([V, T] of the run that is there, else of the text; the seconds it took); (None, 0): they begin random."""
@@ -317,6 +331,8 @@ class Trainer:
             # the one use of a generator, seeded anew each step
             torch.manual_seed(int(Noise(config.seed, self.step, world.rank).key))
         options = drawn_options(self.model.config, config.seed, self.step)
+        plateau = self.step * len(self.plateaus) // (self.horizon or self.step + 1)
+        objectives = self.plateaus[min(plateau, len(self.plateaus) - 1)]
         parts = torch.zeros(len(self.objectives.parts), device=world.device)
         for i in range(plan.parts):
             step, numbers, ids, documents = next(batches)
@@ -324,7 +340,7 @@ class Trainer:
             rows = Rows(ids, Noise(config.seed, step, numbers), self.vocab, documents)
             waits = world.size > 1 and i < plan.parts - 1  # gradients are reduced once, after the last part
             with getattr(self.forward, "_orig_mod", self.forward).no_sync() if waits else nullcontext():
-                parts += optim.add_gradients(self.forward, self.objectives, rows, world, plan.parts, options)
+                parts += optim.add_gradients(self.forward, objectives, rows, world, plan.parts, options)
         world.all_sum(parts).div_(world.size)
         loss = self.objectives.total(parts)
         rate = optim.learning_rate(config.schedule, config.lr, self.step, self.horizon, config.warmup, config.lr_end)
@@ -503,7 +519,9 @@ def begin(trainer: Trainer, there: dict):
     flops = trainer.find_horizon() * trainer.plan.tokens * trainer.flops_per_token / world.size
     compiled = decide_compile(wanted, world, trainer.shapes, flops, config.max_minutes)
     if compiled and trainer.shapes > 32:
-        raise UserError(f"{trainer.shapes} shapes (lengths x what a step may run with) to compile; write compile=False")
+        raise UserError(
+            f"{trainer.shapes} shapes (lengths x plateaus x what a step may run with) to compile; write compile=False"
+        )
     resolved = resolve(trainer, old, compiled)  # says what is wrong before anything is loaded
     if not there["fresh"]:
         trainer.load()

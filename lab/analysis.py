@@ -14,6 +14,7 @@ from lab.configurator import UserError, fields_of
 from lab.distributed import World
 from lab.runs import LoadedRun
 from lab.validation import Batch, Judge
+from lab.words import word_starts
 from model import ConceptModel
 from objectives import ObjectiveConfig, Objectives, Problem, Vocabulary
 
@@ -26,7 +27,8 @@ def judge_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int
     keys = {key: run.config[key] for key in fields_of(ObjectiveConfig) if key in run.config} | {"token_weight": "none"}
     objectives = Objectives(ObjectiveConfig(**keys))
     V, special = run.model.config.vocab_size, tuple(dataset.special_ids(run.tokenizer).values())
-    vocab = Vocabulary(V, run.model.mask_id, special, torch.ones(V, device=run.device))
+    starts = torch.from_numpy(word_starts(run.tokenizer)).to(run.device) if objectives.by_words else None
+    vocab = Vocabulary(V, run.model.mask_id, special, torch.ones(V, device=run.device), starts)
     if len(rows) < least:
         raise UserError(f"{len(rows)} rows of text are too few, {least} are needed; train on more text")
     ids, numbers = rows.long(), torch.arange(len(rows))

@@ -73,19 +73,20 @@ def nearest_multiple(x: int, of: int) -> int:
 
 
 def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, float]:
-    """(parameters, training FLOPs a token, mean over lengths and over what a step may run with: three times the
-    forward's; iterations that pass no gradient on count once)."""
+    """(parameters, training FLOPs a token, mean over lengths, over plateaus of a rate and over what a step may run
+    with: three times the forward's; iterations that pass no gradient on count once)."""
 
-    def forward(shape, options, concept_model):
+    def forward(shape, options, objectives, concept_model):
         numbers, ids = torch.arange(shape[0]), torch.zeros(shape, dtype=torch.int64)
-        vocab = Vocabulary(model.vocab_size, 0, idf=torch.ones(model.vocab_size))
+        V = model.vocab_size
+        vocab = Vocabulary(V, 0, idf=torch.ones(V), starts=torch.ones(V, dtype=torch.bool))
         problems = objectives.problems(Rows(ids, Noise(0, 0, numbers), vocab, documents=numbers))
         objectives.losses(*concept_model(*problems, options=options), problems)
 
-    total = 0
-    for shape, (share, options) in itertools.product(plan.shapes(), model.variants()):
+    total, plateaus = 0, objectives.plateaus()
+    for shape, (share, options), now in itertools.product(plan.shapes(), model.variants(), plateaus):
         try:
-            parameters, modules = measure(model, partial(forward, shape, options))
+            parameters, modules = measure(model, partial(forward, shape, options, now))
         except RuntimeError as error:
             if "overflow" not in str(error):
                 raise
@@ -93,9 +94,9 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, f
         total += 3 * share * modules["Global"]
         last = model.backprop_iterations if "iterations" in ENCODERS[model.encoder].uses else 0
         if 0 < last < (options.iterations or model.iterations):
-            _, with_gradient = measure(model, partial(forward, shape, options._replace(iterations=last)))
+            _, with_gradient = measure(model, partial(forward, shape, options._replace(iterations=last), now))
             total -= 2 * share * (modules["Global"] - with_gradient["Global"])
-    return parameters, total / (plan.micro_tokens * len(plan.lengths))
+    return parameters, total / (plan.micro_tokens * len(plan.lengths) * len(plateaus))
 
 
 def encoding_flops(model: ModelConfig, length: int, options: Options = AS_CONFIGURED) -> float:

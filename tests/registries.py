@@ -22,7 +22,7 @@ def choices(config, keys):
     for key in sorted(keys):
         kind = get_args(hints[key])[0]
         values = (False, True) if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
-        found[key] = values or ((getattr(config, key), 0.25) if kind is float else ())
+        found[key] = values or ((getattr(config, key), 0.25) if float in (kind, *get_args(kind)) else ())
     return {key: values for key, values in found.items() if values}
 
 
@@ -66,7 +66,10 @@ def objectives():
         uses = Objectives(ObjectiveConfig(objective=objective)).uses - {"objective"}
         for keys in list(allowed(ObjectiveConfig, dict(objective=objective), choices(ObjectiveConfig, uses))):
             uses |= Objectives(ObjectiveConfig(**keys)).uses - {"objective"}  # one choice may bring others
-        yield from allowed(ObjectiveConfig, dict(objective=objective), choices(ObjectiveConfig, uses))
+        for keys in allowed(ObjectiveConfig, dict(objective=objective), choices(ObjectiveConfig, uses)):
+            used = Objectives(ObjectiveConfig(**keys)).uses  # nothing new comes of a key that is not used
+            if all(key in used or value == getattr(ObjectiveConfig, key) for key, value in keys.items()):
+                yield keys
     for a, b in itertools.permutations(OBJECTIVES, 2):
         yield dict(objective=f"{a} + 0.5*{b}")
 
@@ -94,7 +97,8 @@ def make_problems(B=4, N=12, vocab=40, seed=1, **keys):
     """The objective that the keys say, on random text -> (Objectives, one Problem a part)."""
     objectives = Objectives(ObjectiveConfig(**keys))
     ids = torch.randint(MASK + 1, vocab, (B, N), generator=torch.Generator().manual_seed(seed))
-    vocabulary = Vocabulary(vocab, MASK, idf=torch.linspace(0.5, 3, vocab))
+    starts = torch.arange(vocab) % 3 > 0
+    vocabulary = Vocabulary(vocab, MASK, idf=torch.linspace(0.5, 3, vocab), starts=starts)
     rows = Rows(ids, Noise(seed, 0, torch.arange(B)), vocabulary, documents=torch.arange(B))
     return objectives, objectives.problems(rows)
 

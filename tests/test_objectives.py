@@ -20,7 +20,7 @@ SPECIAL = (508, 509, 510, 511)
 
 def vocabulary():
     idf = 8 * torch.rand(V, generator=torch.Generator().manual_seed(9))
-    return Vocabulary(V, 511, SPECIAL, idf.scatter(0, torch.tensor(SPECIAL), 0.0))
+    return Vocabulary(V, 511, SPECIAL, idf.scatter(0, torch.tensor(SPECIAL), 0.0), starts=torch.arange(V) % 3 > 0)
 
 
 VOCAB = vocabulary()
@@ -145,8 +145,13 @@ def survivors(problem, keys, part):
 def shown(objective, problem, keys, part):
     """[B, N] bool: the columns that are read by design. These are all exceptions to the leak test."""
     nothing, config = torch.zeros(B, N, dtype=torch.bool), objective.config
-    if objective.name == "mlm" and config.replace == "80_10_10":
-        return problem.source == text()  # a tenth of what is hidden is kept
+    if objective.name == "mlm":
+        kept = problem.query_ids == text()  # with 80_10_10 a tenth of what is hidden
+        if not config.encoder_mask_rate:
+            return kept & hidden_and_scored(problem)
+        if not config.visible_only:
+            return kept | (problem.source == text())  # the encoder reads most of what is hidden from the decoder
+        return kept | nothing.scatter(1, problem.source_pos, True)
     if objective.name == "tsdae" or (objective.name == "bow" and config.bow_source == "survivors"):
         return survivors(problem, keys, part)  # they are predicted like the rest
     if objective.name == "bow":
@@ -159,9 +164,9 @@ def shown(objective, problem, keys, part):
 @EVERY
 def test_nothing_leaks(keys):
     """With the noise fixed, clean tokens at hidden scored positions are changed to others of the same class (special or
-    not): all of the Problem but its targets and their weights stays bit-equal."""
+    not, word start or not): all of the Problem but its targets and their weights stays bit-equal."""
     ids = text()
-    other = torch.where(ids < 508, (ids + 1 + torch.arange(N) * 7) % 508, 508 + (ids + 1) % 3)
+    other = torch.where(ids < 508, (ids + 3 + torch.arange(N) * 7 * 3 % 480) % 507, 508 + (ids + 1) % 3)
     objectives = Objectives(ObjectiveConfig(**keys))
     for part, (objective, before) in enumerate(zip(objectives.parts, problems(**keys), strict=True)):
         given = shown(objective, before, keys, part)
@@ -456,7 +461,10 @@ def test_floors():
     assert floors("contrastive", views="adjacent") == [pytest.approx(math.log(B / 2))]
 
 
-@pytest.mark.parametrize("keys", [dict(), dict(mask_rate=0.5, replace="80_10_10"), dict(token_weight="idf")], ids=name)
+REPORTED = [dict(), dict(mask_rate=0.5, replace="80_10_10"), dict(token_weight="idf"), dict(mask_unit="span")]
+
+
+@pytest.mark.parametrize("keys", [*REPORTED, dict(mask_rate=0.7, encoder_mask_rate=0.3)], ids=name)
 def test_masked_lm_is_reported_at_15_percent(keys):
     (objective,) = Objectives(ObjectiveConfig(objective="mlm", **keys)).parts
     (reported,) = objective.reported().items()
@@ -468,6 +476,7 @@ def test_masked_lm_is_reported_at_15_percent(keys):
 
 IMPOSSIBLE = dict(mask_rate=0), dict(delete_rate=1.0), dict(score_rate=0), dict(score_rate=1.1)
 IMPOSSIBLE += dict(view_delete_rate=0), dict(view_delete_rate=1.0), dict(temperature=0), dict(temperature=-0.05)
+IMPOSSIBLE += dict(encoder_mask_rate=1.0), dict(encoder_mask_rate=-0.1)
 
 
 @pytest.mark.parametrize("keys", IMPOSSIBLE, ids=str)
@@ -482,13 +491,14 @@ def test_keys_that_are_used():
     def uses(**keys):
         return Objectives(ObjectiveConfig(**keys)).uses - {"objective"}
 
-    mlm = {"mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
-    tsdae = {"delete_rate", "positions", "score_rate", "token_weight"}
+    mlm = {"mask_rate", "encoder_mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
+    assert uses(objective="mlm", mask_unit="word") == mlm and uses(objective="mlm", mask_unit="span") == mlm | {"span"}
+    tsdae = {"delete_rate", "delete_unit", "positions", "score_rate", "token_weight"}
     views = {"views", "view_delete_rate", "temperature"}
     assert uses(objective="mlm") == mlm and uses(objective="tsdae") == tsdae
     assert uses(objective="tsdae + mlm + contrastive") == mlm | tsdae | views
     assert uses(objective="contrastive", views="adjacent") == {"views", "temperature"}
     assert uses(objective="bow") == {"bow_source"}
-    assert uses(objective="bow", bow_source="survivors") == {"bow_source", "delete_rate", "positions"}
+    assert uses(objective="bow", bow_source="survivors") == {"bow_source", "delete_rate", "delete_unit", "positions"}
     used = set().union(*(uses(**keys) for keys in OBJECTIVE_SETTINGS))
     assert used == {field.name for field in fields(ObjectiveConfig)} - {"objective"}

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 import sample
 import train
-from lab import distributed
+from lab import distributed, optim
 from lab.command import NonFinite
 from lab.configurator import UserError, read_config
 from lab.runs import RunFolder, load_run
@@ -124,7 +125,10 @@ RUNS = {
     "deletion": ["--objective=contrastive", "--views=deletion", "--lengths=16,40"],
     "both": ["--objective=contrastive"],
     "bow + contrastive": ["--objective=bow + 0.5*contrastive", "--lengths=16,40"],
+    "words": ["--objective=tsdae + bow", "--delete_unit=word", "--bow_source=survivors"],
     "tsdae + bow": ["--objective=tsdae + 0.5*bow", "--token_weight=idf"],
+    "spans": ["--objective=mlm", "--mask_unit=span", "--replace=80_10_10", "--lengths=16,40"],
+    "two rows": ["--objective=mlm", "--mask_rate=0.7", "--encoder_mask_rate=0.2"],
     "contrastive + mlm": ["--objective=0.3*contrastive + mlm", "--token_weight=idf", "--lengths=16,40"],
 }
 
@@ -152,6 +156,38 @@ def test_bags_and_views_train(name, data, tmp_path, capsys):
     assert all(f"of it {name}, longest rows" in printed for name in names if len(names) > 1)
     embedded = load_run(out, device="cpu").embed(["The red ship sees the old house."])
     assert embedded.shape == (1, 64) and embedded.isfinite().all()
+
+
+def test_a_pair_of_rates_is_a_schedule(data, tmp_path, monkeypatch):
+    """In six equal parts, judged at the last; a run that goes on has the rates of one that was never stopped."""
+    rates, gradients = [], optim.add_gradients
+
+    def seen(forward, objectives, *rest):
+        rates.append(objectives.parts[0].config.mask_rate)
+        if len(rates) == 17:
+            signal.raise_signal(signal.SIGTERM)
+        return gradients(forward, objectives, *rest)
+
+    monkeypatch.setattr(optim, "add_gradients", seen)
+    words = [*BRIEF, "--objective=mlm", "--mask_rate=0.2,0.7", "--max_steps=12", "--ckpt_interval=0"]
+    run(data, tmp_path / "whole", *words)
+    assert rates == pytest.approx([0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5, 0.6, 0.6, 0.7, 0.7])
+    assert run(data, tmp_path / "cut", *words) == 143
+    assert run(data, tmp_path / "cut", *words) == 0
+    assert rates[12:] == rates[:12]
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "cut")
+    loaded = load_run(tmp_path / "cut", device="cpu")
+    assert loaded.config["mask_rate"] == [0.2, 0.7] and ObjectiveConfig(mask_rate=[0.2, 0.7]).mask_rate == (0.2, 0.7)
+
+
+def test_a_pair_of_rates_needs_steps(data, tmp_path):
+    words = ["--objective=mlm", "--mask_rate=0.2,0.7"]
+    with pytest.raises(UserError, match="write --max_steps"):
+        run(data, tmp_path / "run", "--max_minutes=1", *words)
+    with pytest.raises(UserError, match="mask_rate=.0.2, 1.7"):
+        run(data, tmp_path / "run", "--max_steps=2", "--objective=mlm", "--mask_rate=0.2,1.7")
+    with pytest.raises(UserError, match="mask_rate must be float or tuple"):
+        run(data, tmp_path / "run", "--max_steps=2", "--mask_rate=0.2,0.3,0.4")
 
 
 @pytest.mark.parametrize("objective", ["bow", "contrastive"])

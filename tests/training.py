@@ -42,7 +42,7 @@ COSTS = {}
 
 def counted_once(plan, model, objectives):
     """plan.cost, which is the same for most of the tests' runs."""
-    key = repr((plan, model, objectives.parts[0].config))
+    key = repr((plan, model, objectives.config))
     if key not in COSTS:
         COSTS[key] = cost(plan, model, objectives)
     return COSTS[key]
