@@ -22,7 +22,8 @@ class Noise:
 
     def __init__(self, seed: int, step: int, rows: Tensor):
         """rows [B] int64: the rows' numbers in the global batch of this step."""
-        self.key = _mix((_mix((_mix(seed & MASK32) + step) & MASK32) + rows) & MASK32)  # [B]
+        self.rows, self.start = rows, _mix((_mix(seed & MASK32) + step) & MASK32)
+        self.key = _mix((self.start + rows) & MASK32)  # [B]
 
     def bits(self, call: int, columns: int) -> Tensor:
         """[B, columns] int64 in 0 ... 2^32-1. The last step is a bijection of the column, so a row has no ties and
@@ -34,6 +35,14 @@ class Noise:
         """A random order of each row's columns, [B, N]; those in `last` [B, N] bool come after all others."""
         bits = self.bits(call, last.shape[1])
         return torch.argsort(bits + (last.long() << 32), dim=1)
+
+    def levels(self, call: int, rows: Tensor, n: int) -> Tensor:
+        """rows [B] int64, their numbers -> [B] int64, each uniform on 0 ... n-1 and all of them evenly spread. Rows 2i
+        and 2i + 1 are mirrored, they get k and n-1-k. From pair to pair k goes round by the golden ratio (Weyl), from a
+        start that is the step's: any block of rows, be it a micro-batch or a rank's, covers the levels alike."""
+        start = _mix((self.start + (call + 1) * 0x9E3779B9) & MASK32)
+        k = (((start + rows // 2 * 0x9E3779B9) & MASK32) * n) >> 32
+        return torch.where(rows % 2 == 0, k, n - 1 - k)
 
 
 def count(rate: float, n: int) -> int:

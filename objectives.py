@@ -56,6 +56,20 @@ class ObjectiveConfig:
     ] = "both"
     view_delete_rate: Annotated[float, "contrastive: share of a view's tokens that is deleted (deletion, both)"] = 0.4
     temperature: Annotated[float, "contrastive: what cosines are divided by"] = 0.05
+    diffusion_source: Annotated[
+        Literal["row", "next"],
+        "diffusion: the encoder reads the row itself, clean; next: the span before it, of the same document",
+    ] = "row"
+    t_min: Annotated[
+        float, "diffusion: least share of a row that is hidden in training (0: one token); val_loss_elbo is without it"
+    ] = 0.0
+    diffusion_weight: Annotated[
+        Literal["elbo", "none"],
+        "diffusion: hidden tokens count N / hidden of their row, the evidence bound; none: all alike, no bound",
+    ] = "elbo"
+    label_smoothing: Annotated[
+        float, "diffusion: share of each target that goes to all tokens alike; val_loss_elbo is without it"
+    ] = 0.0
 
     def __post_init__(self):
         for key in ("mask_rate", "delete_rate", "view_delete_rate"):
@@ -65,6 +79,9 @@ class ObjectiveConfig:
             raise ValueError(f"score_rate={self.score_rate} is no share; take 0 < score_rate <= 1")
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} divides cosines; take a number above 0, such as 0.05")
+        for key in ("t_min", "label_smoothing"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} leaves nothing to learn; take 0 <= {key} < 1")
         if self.visible_only and self.replace != "mask":
             raise ValueError("visible_only=True never shows a hidden token, replaced or not; write replace='mask'")
         Objectives(self)  # the sum can be read
@@ -144,12 +161,30 @@ class Problem:
     targets: Tensor | None = None  # [B, T] the clean span to be predicted, whole and in order; None: nothing is
     query_pos: Tensor | None = None  # [1|B, T] its positions
     query_ids: Tensor | None = None  # [B, T] what a decoder may see of it ([MASK] where hidden); None: nothing
-    scored: Tensor | None = None  # [B, K] columns of T; None: all T
+    scored: Tensor | None = None  # [B, K] columns of T, or [M] flat into B * T; None: all T
     weights: Tensor | None = None  # like scored; they carry the normaliser; None: the mean
     group: Tensor | None = None  # [B] document of two views, rows i and i + B/2, against false negatives
     predicts: str = (
         "positions"  # each position's token; or "pooled": all tokens at once, from the pooled concepts; "none"
     )
+    t: Tensor | None = None  # [B] share of the span that is hidden; None: that which is scored
+    smoothing: float = 0.0  # of the targets: losses.cross_entropy
+
+    @property
+    def flat(self) -> bool:
+        """Rows have different numbers of scored positions; decoders run over the whole span."""
+        return self.scored is not None and self.scored.ndim == 1
+
+    def at_scored(self, x: Tensor) -> Tensor:
+        """x [B, T] or [1|B, T, W] -> what stands at the scored positions: [B, K] or [B, K, W]; flat: [1, M] or
+        [1, M, W]."""
+        if self.scored is None:
+            return x
+        if self.flat:
+            return x.expand(len(self.targets), *x.shape[1:]).flatten(0, 1).index_select(0, self.scored)[None]
+        if x.ndim == 2:
+            return x.gather(1, self.scored)
+        return x.expand(len(self.scored), -1, -1).gather(1, self.scored[..., None].expand(-1, -1, x.shape[-1]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -327,6 +362,50 @@ class Contrastive(Objective):
 
     def floor(self, problem, unigram):
         return math.log(len(problem.source) / 2)
+
+
+class Diffusion(Objective):
+    """Masked diffusion, from one to all tokens of a row are hidden and predicted: a bound on the row's -ln p a token.
+
+    MDLM (Sahoo et al. 2024, arXiv:2406.07524) and LLaDA (Nie et al. 2025, arXiv:2502.09992), given the concepts. A row
+    hides a number l of its N tokens, uniform on 1 ... N, any l of them alike (special tokens too: chosen last, the sum
+    would be no bound); a hidden token weighs N / l, the sum is divided by B * N. Rows come in mirrored pairs that hide
+    l and N + 1 - l, so M = B (N + 1) / 2 positions are scored in every batch: one static shape, and little variance.
+    """
+
+    def __init__(self, config, call=0):
+        super().__init__(config, call)
+        self.uses = {"diffusion_source", "t_min", "diffusion_weight", "label_smoothing"}
+        self.pairs = config.diffusion_source == "next"
+        self.group = 4 if self.pairs else 2
+
+    def problem(self, rows):
+        source = targets = rows.ids
+        numbers, order = rows.noise.rows, rows.noise.order(self.call, torch.zeros_like(rows.ids, dtype=torch.bool))
+        if self.pairs:
+            source, targets, order, numbers = source[0::2], targets[1::2], order[1::2], numbers[1::2] // 2
+        B, N = targets.shape
+        columns = torch.arange(N, device=targets.device)[None]
+        least = max(1, round(self.config.t_min * N))
+        level = least + rows.noise.levels(self.call, numbers, N + 1 - least)[:, None]  # [B, 1] how many are hidden
+        hidden = torch.zeros_like(targets, dtype=torch.bool).scatter(1, order, columns < level)
+        scored = hidden.flatten().nonzero_static(size=B // 2 * (N + least)).squeeze(1)  # [M]
+        by_level = self.config.diffusion_weight == "elbo"
+        return Problem(
+            source=source,
+            targets=targets,
+            query_pos=columns,
+            query_ids=targets.masked_fill(hidden, rows.vocab.mask_id),
+            scored=scored,
+            weights=(1 / (B * level)).expand(B, N).flatten().index_select(0, scored) if by_level else None,
+            t=level[:, 0] / N,
+            smoothing=self.config.label_smoothing,
+        )
+
+    def reported(self):
+        """The bound itself, whatever the training weights."""
+        plain = {"objective": "diffusion", "t_min": 0.0, "diffusion_weight": "elbo", "label_smoothing": 0.0}
+        return {"elbo": Diffusion(dataclasses.replace(self.config, **plain))}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
