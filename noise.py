@@ -20,8 +20,10 @@ class Noise:
     is the same on any rank, micro-batch or device, and no generator has a state to save.
     """
 
-    def __init__(self, seed: int, step: int, rows: Tensor):
-        """rows [B] int64: the rows' numbers in the global batch of this step."""
+    def __init__(self, seed: int, step: int, rows: Tensor, turn: int | None = None):
+        """rows [B] int64: the rows' numbers in the global batch of this step; turn: which of a few shapes all of them
+        take, in turn, known to the host; None: it follows from seed and step."""
+        self.turn = seed + step if turn is None else turn
         self.rows, self.start = rows, _mix((_mix(seed & MASK32) + step) & MASK32)
         self.key = _mix((self.start + rows) & MASK32)  # [B]
 

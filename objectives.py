@@ -71,6 +71,15 @@ class ObjectiveConfig:
         float, "diffusion: share of each target that goes to all tokens alike; val_loss_elbo is without it"
     ] = 0.0
 
+    prefix_rate: Annotated[
+        tuple[float, ...],
+        "prefix: share of a row that is read, the rest is predicted; several: steps take them in turn, one a step",
+    ] = (0.3, 0.4, 0.5)
+    prefix_source: Annotated[
+        Literal["row", "next"],
+        "prefix: the first part of a row is read, the rest predicted; next: a span, and the next of its document",
+    ] = "row"
+
     def __post_init__(self):
         for key in ("mask_rate", "delete_rate", "view_delete_rate"):
             if not 0 < getattr(self, key) < 1:
@@ -79,6 +88,8 @@ class ObjectiveConfig:
             raise ValueError(f"score_rate={self.score_rate} is no share; take 0 < score_rate <= 1")
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} divides cosines; take a number above 0, such as 0.05")
+        if not 0 < len(self.prefix_rate) <= 6 or not all(0 < rate < 1 for rate in self.prefix_rate):
+            raise ValueError(f"prefix_rate={self.prefix_rate}: take one to six shares above 0 and below 1")
         for key in ("t_min", "label_smoothing"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)} leaves nothing to learn; take 0 <= {key} < 1")
@@ -199,6 +210,7 @@ class Objective:
     uses: frozenset | set = frozenset()  # keys of ObjectiveConfig that it reads
     predicts = "positions"  # the kind of prediction that it trains: "positions", "pooled" or "none"
     group = 1  # rows come in groups of so many
+    cycle = 1  # shapes that a row length has, which steps take in turn (Noise.turn)
     one_document = False  # a row holds text of one document
     pairs = False  # rows 2i and 2i + 1 are adjacent spans of one document
     negatives = False  # the other rows of a forward, over all ranks, are its negatives
@@ -408,6 +420,32 @@ class Diffusion(Objective):
         return {"elbo": Diffusion(dataclasses.replace(self.config, **plain))}
 
 
+class Prefix(Objective):
+    """Prefix to suffix, the first 30 to 50 % of a row are read and the rest is predicted, or the next span whole.
+
+    What is predicted is not what was read, so copying does not help (SODA, Hudson et al. 2024, arXiv:2311.17901; in
+    text Skip-Thought, Kiros et al. 2015, arXiv:1506.06726). All rows of a step are split alike, at the shares of
+    `prefix_rate` in turn: so many static shapes a row length. Positions of the suffix count from its own start.
+    """
+
+    one_document = True
+
+    def __init__(self, config, call=0):
+        super().__init__(config, call)
+        self.pairs = config.prefix_source == "next"
+        self.uses = {"prefix_source"} | (set() if self.pairs else {"prefix_rate"})
+        self.group, self.cycle = (2, 1) if self.pairs else (1, len(config.prefix_rate))
+
+    def problem(self, rows):
+        ids, rates = rows.ids, self.config.prefix_rate
+        if self.pairs:
+            source, targets = ids[0::2], ids[1::2]
+        else:
+            split = count(rates[rows.noise.turn % len(rates)], ids.shape[1])
+            source, targets = ids[:, :split], ids[:, split:]
+        return Problem(source, targets=targets, query_pos=torch.arange(targets.shape[1], device=ids.device)[None])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Sums
 
@@ -433,6 +471,7 @@ class Objectives:
         kinds = {part.predicts for part in self.parts}
         self.predicts = next(kind for kind in ("positions", "pooled", "none") if kind in kinds)
         self.group = math.lcm(*(part.group for part in self.parts))
+        self.cycle = math.lcm(*(part.cycle for part in self.parts))
         self.one_document = any(part.one_document for part in self.parts)
         self.pairs = any(part.pairs for part in self.parts)
         self.negatives = any(part.negatives for part in self.parts)

@@ -237,7 +237,7 @@ class Trainer:
         vectors, self.spectral_seconds = world.on_rank0(self.token_vectors)
         self.model = ConceptModel(shape, text.mask, config.seed, vectors).to(world.device)
         self.forward: nn.Module = self.model
-        self.shapes = len(config.lengths) * len(shape.variants())  # what is compiled
+        self.shapes = len(config.lengths) * len(shape.variants()) * self.objectives.cycle  # what is compiled
         self.parameters, self.flops_per_token = cost(self.plan, shape, self.objectives)
         self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, (config.beta1, config.beta2))
         self.validation = Validation(self.val_text, config.lengths, config.eval_tokens, self)

@@ -73,19 +73,21 @@ def nearest_multiple(x: int, of: int) -> int:
 
 
 def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, float]:
-    """(parameters, training FLOPs a token, mean over lengths and over what a step may run with: three times the
-    forward's; iterations that pass no gradient on count once)."""
+    """(parameters, training FLOPs a token, mean over lengths, shapes in turn and what a step may run with: three times
+    the forward's; iterations that pass no gradient on count once)."""
 
-    def forward(shape, options, concept_model):
+    def forward(shape, turn, options, concept_model):
         numbers, ids = torch.arange(shape[0]), torch.zeros(shape, dtype=torch.int64)
         vocab = Vocabulary(model.vocab_size, 0, idf=torch.ones(model.vocab_size))
-        problems = objectives.problems(Rows(ids, Noise(0, 0, numbers), vocab, documents=numbers))
+        problems = objectives.problems(Rows(ids, Noise(0, 0, numbers, turn), vocab, documents=numbers))
         objectives.losses(*concept_model(*problems, options=options), problems)
 
     total = 0
-    for shape, (share, options) in itertools.product(plan.shapes(), model.variants()):
+    turns = range(objectives.cycle)
+    for shape, turn, (share, options) in itertools.product(plan.shapes(), turns, model.variants()):
+        share /= len(turns)
         try:
-            parameters, modules = measure(model, partial(forward, shape, options))
+            parameters, modules = measure(model, partial(forward, shape, turn, options))
         except RuntimeError as error:
             if "overflow" not in str(error):
                 raise
@@ -93,7 +95,7 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, f
         total += 3 * share * modules["Global"]
         last = model.backprop_iterations if "iterations" in ENCODERS[model.encoder].uses else 0
         if 0 < last < (options.iterations or model.iterations):
-            _, with_gradient = measure(model, partial(forward, shape, options._replace(iterations=last)))
+            _, with_gradient = measure(model, partial(forward, shape, turn, options._replace(iterations=last)))
             total -= 2 * share * (modules["Global"] - with_gradient["Global"])
     return parameters, total / (plan.micro_tokens * len(plan.lengths))
 
@@ -143,7 +145,7 @@ def decide_compile(wanted, world: World, shapes: int, flops: float, minutes: flo
 
 class Clock:
     """Seconds of training, evaluations and checkpoints apart; and a horizon in minutes, turned into steps: each
-    length's first step (allocation, compilation) is left out, then 20 steps are timed."""
+    shape's first step (allocation, compilation) is left out, then 20 steps are timed."""
 
     def __init__(self, trainer):
         self.trainer, self.began = trainer, time.monotonic()
@@ -169,7 +171,7 @@ class Clock:
             torch.cuda.synchronize()
         before = trainer.seconds
         self.pause()
-        length = trainer.sampler.length(trainer.step - 1)
+        length = trainer.sampler.length(trainer.step - 1), trainer.step % trainer.objectives.cycle
         if length in self.seen:
             self.timed.append(trainer.seconds - before)
         else:

@@ -46,7 +46,8 @@ class Judge:
 
     def problem(self, part: Objective, batch: Batch) -> Problem:
         rows, ids, documents = (x.to(self.world.device) for x in (batch.rows, batch.ids, batch.documents))
-        return part.problem(Rows(ids, Noise(SEED, 0, rows), self.vocab, documents))
+        turn = int(batch.rows[0]) // len(batch.rows)  # from batch to batch
+        return part.problem(Rows(ids, Noise(SEED, 0, rows, turn), self.vocab, documents))
 
     def judged(self) -> Objective | None:
         """The part of the objective that tells what concepts are worth: the first that is decoded, or the bag."""
@@ -241,7 +242,8 @@ def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
         return ""
     problem = validation.problem(part, validation.batches_of(part, n)[0])
     model.eval()
-    predicted = model.generate(model.encode(problem.source, problem.source_pos)[:rows], n)  # [rows, n]
+    concepts = model.encode(problem.source, problem.source_pos)[:rows]
+    predicted = model.generate(concepts, problem.targets.shape[1])  # [rows, T]
     model.train()
     lines = []
     for i in range(rows):
