@@ -37,7 +37,7 @@ class Decoder(nn.Module):
     generate = None  # (concepts, length, embed, predict) -> ids, of a decoder that needs more than one pass
 
     def forward(self, concepts, problem: Problem, embed):
-        """concepts [B, C, H], a problem that predicts positions -> hidden [B, K, H] at its scored positions. embed: ids
+        """concepts [B, C, H], a problem that predicts positions, scored not flat -> hidden [B, K, H] there. embed: ids
         (and a table, if it is not the encoder's) -> embeddings [..., T]; of None that of [MASK], [1, 1, T]."""
         raise NotImplementedError
 
@@ -49,14 +49,6 @@ def scored_positions(problem: Problem):
         pos = pos.expand(scored.shape[0], -1).gather(1, scored)
         ids = None if ids is None else ids.gather(1, scored)
     return pos, ids
-
-
-def at_scored(x, problem: Problem):
-    """States [1|B, T, H] of the whole span -> of its scored positions [B, K, H]."""
-    if problem.scored is None:
-        return x
-    scored = problem.scored[..., None].expand(-1, -1, x.shape[-1])
-    return x.expand(len(scored), -1, -1).gather(1, scored)
 
 
 class Posonly(Decoder):
@@ -165,7 +157,8 @@ class Diffusion(Input):
         x = self.queries(replace(problem, scored=None) if self.local else problem, embed)
         pairs = keys_values(concepts, [cross.kv for cross in self.cross], self.heads)
         scored, total = problem.scored, problem.query_pos.shape[1]
-        modulations = self.modulation(1.0 if scored is None else scored.shape[1] / total, x)
+        share = 1.0 if scored is None else scored.shape[1] / total
+        modulations = self.modulation(share if problem.t is None else problem.t[:, None, None], x)
         for i, (cross, ffn, (k, v)) in enumerate(zip(self.cross, self.ffns, pairs, strict=True)):
             if self.local:
                 x = self.local[i](x)
@@ -176,16 +169,16 @@ class Diffusion(Input):
             x = x + (1 + gate.tanh() / 2) * cross.update(cross.norm(x) * (1 + scale) + shift, k, v)
             x = x + gate2 * ffn.update(ffn.norm(x) * (1 + scale2) + shift2)
         x = x if self.norm is None else self.norm(x)
-        return at_scored(x, problem) if self.local else x
+        return problem.at_scored(x) if self.local else x
 
     def modulation(self, share, x):
-        """Of each block [1, 1, 6 H], from the share of the span that is predicted."""
+        """Of each block [1|B, 1, 6 H], from the share of the span that is predicted, a number or [B, 1, 1]."""
         if self.time is None:
             return []
         half = x.shape[-1] // 2
         angles = 1000 * share * 10000.0 ** (-torch.arange(half, device=x.device) / half)
-        time = F.pad(torch.cat([angles.sin(), angles.cos()]), (0, x.shape[-1] - 2 * half))
-        time = F.silu(self.time(time.to(x.dtype)[None, None]))
+        time = F.pad(torch.cat([angles.sin(), angles.cos()], -1), (0, x.shape[-1] - 2 * half))
+        time = F.silu(self.time(time.to(x.dtype).view(-1, 1, x.shape[-1])))
         return [modulation(time) for modulation in self.modulations]
 
 
@@ -239,7 +232,7 @@ class Causal(Decoder):
             dropped = torch.rand(before.shape[:2], device=before.device) < self.word_dropout
             before = torch.where(dropped[..., None], mask, before)
         tokens = torch.cat([mask.expand(len(before), -1, -1), before], 1)
-        return at_scored(self.run(self.read(concepts), tokens, problem.query_pos), problem)
+        return problem.at_scored(self.run(self.read(concepts), tokens, problem.query_pos))
 
     def generate(self, concepts, length, embed, predict):
         """One token after the other, each from those before: ids [B, length]. predict: hidden [B, 1, H] -> ids [B, 1].

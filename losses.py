@@ -7,11 +7,12 @@ import torch.nn.functional as F
 CPU_CHUNK, GPU_CHUNK = 256, 4096
 
 
-def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0):
+def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0, smoothing=0.0):
     """Cross-entropy of the logits `hidden @ weight.T` in nats, as a float32 scalar (float64 for float64 input).
 
     hidden [M, T], weight [V, T], targets [M] int64, or [M, n]: a bag of n targets for one softmax; weights like targets
-    or None: the mean over targets; otherwise sum(weights * ce), so the weights carry the normaliser.
+    or None: the mean over targets; otherwise sum(weights * ce), so the weights carry the normaliser. smoothing: so much
+    of a target is shared by all V tokens alike.
     At most `chunk` rows of logits exist at any one time (0: a default for the device).
     """
     rows, device = hidden.shape[0], hidden.device.type
@@ -22,9 +23,9 @@ def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0):
         weights = torch.full(targets.shape, 1.0 / targets.numel(), device=hidden.device, dtype=wide)
     targets, weights = targets.view(rows, -1), weights.view(rows, -1)  # [M, n]
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _ChunkedCrossEntropy.apply(hidden, weight, targets, weights, chunk)
+        return _ChunkedCrossEntropy.apply(hidden, weight, targets, weights, chunk, smoothing)
     dtype = _matmul_dtype(hidden)
-    return _loss_and_gradients(hidden.to(dtype), weight.to(dtype), targets, weights, chunk)[0]
+    return _loss_and_gradients(hidden.to(dtype), weight.to(dtype), targets, weights, chunk, smoothing=smoothing)[0]
 
 
 def _matmul_dtype(hidden):
@@ -45,11 +46,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, weights, chunk):
+    def forward(ctx, hidden, weight, targets, weights, chunk, smoothing):
         dtype = _matmul_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
+            needed, h, w = ctx.needs_input_grad[:2], hidden.to(dtype), weight.to(dtype)
             total, grad_hidden, grad_weight = _loss_and_gradients(
-                hidden.to(dtype), weight.to(dtype), targets, weights, chunk, weight.dtype, ctx.needs_input_grad[:2]
+                h, w, targets, weights, chunk, weight.dtype, needed, smoothing
             )
         ctx.save_for_backward(None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight)
         return total
@@ -57,10 +59,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         # In place: [V, T] is large. (So a second backward through the same graph is an error.)
-        return *(saved if saved is None else saved.mul_(grad) for saved in ctx.saved_tensors), None, None, None
+        return *(saved if saved is None else saved.mul_(grad) for saved in ctx.saved_tensors), *[None] * 4
 
 
-def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate=None, needed=(False, False)):
+def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate=None, needed=(False, False), smoothing=0.0):
     total, grad_hidden, grad_weight = 0.0, [], None
     for i in range(0, hidden.shape[0], chunk):
         part = slice(i, i + chunk)
@@ -68,12 +70,17 @@ def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate=None
         logits = _wide(F.linear(h, weight))  # [chunk, V]
         logits = logits.sub_(logits.amax(1, keepdim=True))  # in place: a chunk of logits is the largest thing here
         at_target = logits.gather(1, target)
+        if smoothing:
+            at_target = at_target.mul_(1 - smoothing).add_(logits.mean(1, keepdim=True), alpha=smoothing)
         norm = logits.exp_().sum(1, keepdim=True)
         total = total + ((norm.log() - at_target) * w).sum()
         if not any(needed):
             del logits  # before the next chunk's are made
             continue
         softmax = logits.mul_(w.sum(1, keepdim=True) / norm)  # times the row's weight
+        if smoothing:
+            softmax = softmax.sub_(w.sum(1, keepdim=True), alpha=smoothing / weight.shape[0])
+            w = w * (1 - smoothing)
         delta = softmax.scatter_add_(1, target, -w.to(logits.dtype)).to(h.dtype)  # w (softmax - onehot)
         if needed[0]:
             grad_hidden.append(delta @ weight)

@@ -11,7 +11,7 @@ model never knows which objective made it. Encoders stand in encoders.py, decode
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -222,12 +222,14 @@ class ConceptModel(nn.Module):
         return self.encoder(x, pos, mask, options or self.options)
 
     def decode(self, concepts, problem: Problem):
-        """Hidden states for the head at the scored positions (None: all): [B, K, T if tied else H]; where the pooled
-        concepts predict, their normalised mean, [B, 1, T or H]."""
+        """Hidden states for the head at the scored positions (None: all): [B, K, T if tied else H], [1, M, ...] where
+        they are flat; where the pooled concepts predict, their normalised mean, [B, 1, T or H]."""
         if problem.predicts == "pooled":
             x = F.rms_norm(concepts.mean(1, keepdim=True), (concepts.shape[-1],))
         else:
-            x = self.norm(self.decoder(concepts, problem, self.embed_visible))
+            span = replace(problem, scored=None) if problem.flat else problem
+            x = self.decoder(concepts, span, self.embed_visible)
+            x = self.norm(problem.at_scored(x) if problem.flat else x)
         return self.narrow(x)
 
     def embed_visible(self, ids, table=None):
@@ -243,10 +245,10 @@ class ConceptModel(nn.Module):
         hidden = self.decode(concepts, problem).flatten(0, 1) * self.logit_scale
         targets, weights = problem.targets, problem.weights
         if problem.scored is not None:
-            targets = targets.gather(1, problem.scored)
+            targets = problem.at_scored(targets)
         if problem.predicts == "positions":  # one softmax a token, else one a row
             targets, weights = targets.flatten(), None if weights is None else weights.flatten()
-        return losses.cross_entropy(hidden, self.head_weight(), targets, weights=weights)
+        return losses.cross_entropy(hidden, self.head_weight(), targets, weights=weights, smoothing=problem.smoothing)
 
     def logits(self, hidden):
         """hidden as `decode` returns it, [..., width] -> [..., V]."""

@@ -20,9 +20,12 @@ class Noise:
     is the same on any rank, micro-batch or device, and no generator has a state to save.
     """
 
-    def __init__(self, seed: int, step: int, rows: Tensor):
-        """rows [B] int64: the rows' numbers in the global batch of this step."""
-        self.key = _mix((_mix((_mix(seed & MASK32) + step) & MASK32) + rows) & MASK32)  # [B]
+    def __init__(self, seed: int, step: int, rows: Tensor, turn: int | None = None):
+        """rows [B] int64: the rows' numbers in the global batch of this step; turn: which of a few shapes all of them
+        take, in turn, known to the host; None: it follows from seed and step."""
+        self.turn = seed + step if turn is None else turn
+        self.rows, self.start = rows, _mix((_mix(seed & MASK32) + step) & MASK32)
+        self.key = _mix((self.start + rows) & MASK32)  # [B]
 
     def bits(self, call: int, columns: int) -> Tensor:
         """[B, columns] int64 in 0 ... 2^32-1. The last step is a bijection of the column, so a row has no ties and
@@ -66,6 +69,14 @@ class Noise:
         kind = torch.where(last.gather(1, order), 3, kind)
         order = order.gather(1, (kind * n + place).argsort(1))
         return column.gather(1, order), unit.gather(1, order)
+
+    def levels(self, call: int, rows: Tensor, n: int) -> Tensor:
+        """rows [B] int64, their numbers -> [B] int64, each uniform on 0 ... n-1 and all of them evenly spread. Rows 2i
+        and 2i + 1 are mirrored, they get k and n-1-k. From pair to pair k goes round by the golden ratio (Weyl), from a
+        start that is the step's: any block of rows, be it a micro-batch or a rank's, covers the levels alike."""
+        start = _mix((self.start + (call + 1) * 0x9E3779B9) & MASK32)
+        k = (((start + rows // 2 * 0x9E3779B9) & MASK32) * n) >> 32
+        return torch.where(rows % 2 == 0, k, n - 1 - k)
 
 
 def count(rate: float, n: int) -> int:

@@ -80,6 +80,29 @@ class ObjectiveConfig:
     ] = "both"
     view_delete_rate: Annotated[float, "contrastive: share of a view's tokens that is deleted (deletion, both)"] = 0.4
     temperature: Annotated[float, "contrastive: what cosines are divided by"] = 0.05
+    diffusion_source: Annotated[
+        Literal["row", "next"],
+        "diffusion: the encoder reads the row itself, clean; next: the span before it, of the same document",
+    ] = "row"
+    t_min: Annotated[
+        float, "diffusion: least share of a row that is hidden in training (0: one token); val_loss_elbo is without it"
+    ] = 0.0
+    diffusion_weight: Annotated[
+        Literal["elbo", "none"],
+        "diffusion: hidden tokens count N / hidden of their row, the evidence bound; none: all alike, no bound",
+    ] = "elbo"
+    label_smoothing: Annotated[
+        float, "diffusion: share of each target that goes to all tokens alike; val_loss_elbo is without it"
+    ] = 0.0
+
+    prefix_rate: Annotated[
+        tuple[float, ...],
+        "prefix: share of a row that is read, the rest is predicted; several: steps take them in turn, one a step",
+    ] = (0.3, 0.4, 0.5)
+    prefix_source: Annotated[
+        Literal["row", "next"],
+        "prefix: the first part of a row is read, the rest predicted; next: a span, and the next of its document",
+    ] = "row"
 
     def __post_init__(self):
         for key in ("mask_rate", "delete_rate", "view_delete_rate"):
@@ -94,6 +117,11 @@ class ObjectiveConfig:
             raise ValueError(f"score_rate={self.score_rate} is no share; take 0 < score_rate <= 1")
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} divides cosines; take a number above 0, such as 0.05")
+        if not 0 < len(self.prefix_rate) <= 6 or not all(0 < rate < 1 for rate in self.prefix_rate):
+            raise ValueError(f"prefix_rate={self.prefix_rate}: take one to six shares above 0 and below 1")
+        for key in ("t_min", "label_smoothing"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} leaves nothing to learn; take 0 <= {key} < 1")
         if self.visible_only and self.replace != "mask":
             raise ValueError("visible_only=True never shows a hidden token, replaced or not; write replace='mask'")
         Objectives(self)  # the sum can be read
@@ -195,12 +223,30 @@ class Problem:
     targets: Tensor | None = None  # [B, T] the clean span to be predicted, whole and in order; None: nothing is
     query_pos: Tensor | None = None  # [1|B, T] its positions
     query_ids: Tensor | None = None  # [B, T] what a decoder may see of it ([MASK] where hidden); None: nothing
-    scored: Tensor | None = None  # [B, K] columns of T; None: all T
+    scored: Tensor | None = None  # [B, K] columns of T, or [M] flat into B * T; None: all T
     weights: Tensor | None = None  # like scored; they carry the normaliser; None: the mean
     group: Tensor | None = None  # [B] document of two views, rows i and i + B/2, against false negatives
     predicts: str = (
         "positions"  # each position's token; or "pooled": all tokens at once, from the pooled concepts; "none"
     )
+    t: Tensor | None = None  # [B] share of the span that is hidden; None: that which is scored
+    smoothing: float = 0.0  # of the targets: losses.cross_entropy
+
+    @property
+    def flat(self) -> bool:
+        """Rows have different numbers of scored positions; decoders run over the whole span."""
+        return self.scored is not None and self.scored.ndim == 1
+
+    def at_scored(self, x: Tensor) -> Tensor:
+        """x [B, T] or [1|B, T, W] -> what stands at the scored positions: [B, K] or [B, K, W]; flat: [1, M] or
+        [1, M, W]."""
+        if self.scored is None:
+            return x
+        if self.flat:
+            return x.expand(len(self.targets), *x.shape[1:]).flatten(0, 1).index_select(0, self.scored)[None]
+        if x.ndim == 2:
+            return x.gather(1, self.scored)
+        return x.expand(len(self.scored), -1, -1).gather(1, self.scored[..., None].expand(-1, -1, x.shape[-1]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -215,6 +261,7 @@ class Objective:
     uses: frozenset | set = frozenset()  # keys of ObjectiveConfig that it reads
     predicts = "positions"  # the kind of prediction that it trains: "positions", "pooled" or "none"
     group = 1  # rows come in groups of so many
+    cycle = 1  # shapes that a row length has, which steps take in turn (Noise.turn)
     one_document = False  # a row holds text of one document
     pairs = False  # rows 2i and 2i + 1 are adjacent spans of one document
     negatives = False  # the other rows of a forward, over all ranks, are its negatives
@@ -404,6 +451,76 @@ class Contrastive(Objective):
         return math.log(len(problem.source) / 2)
 
 
+class Diffusion(Objective):
+    """Masked diffusion, from one to all tokens of a row are hidden and predicted: a bound on the row's -ln p a token.
+
+    MDLM (Sahoo et al. 2024, arXiv:2406.07524) and LLaDA (Nie et al. 2025, arXiv:2502.09992), given the concepts. A row
+    hides a number l of its N tokens, uniform on 1 ... N, any l of them alike (special tokens too: chosen last, the sum
+    would be no bound); a hidden token weighs N / l, the sum is divided by B * N. Rows come in mirrored pairs that hide
+    l and N + 1 - l, so M = B (N + 1) / 2 positions are scored in every batch: one static shape, and little variance.
+    """
+
+    def __init__(self, config, call=0):
+        super().__init__(config, call)
+        self.uses = {"diffusion_source", "t_min", "diffusion_weight", "label_smoothing"}
+        self.pairs = config.diffusion_source == "next"
+        self.group = 4 if self.pairs else 2
+
+    def problem(self, rows):
+        source = targets = rows.ids
+        numbers, order = rows.noise.rows, rows.noise.order(self.call, torch.zeros_like(rows.ids, dtype=torch.bool))
+        if self.pairs:
+            source, targets, order, numbers = source[0::2], targets[1::2], order[1::2], numbers[1::2] // 2
+        B, N = targets.shape
+        columns = torch.arange(N, device=targets.device)[None]
+        least = max(1, round(self.config.t_min * N))
+        level = least + rows.noise.levels(self.call, numbers, N + 1 - least)[:, None]  # [B, 1] how many are hidden
+        hidden = torch.zeros_like(targets, dtype=torch.bool).scatter(1, order, columns < level)
+        scored = hidden.flatten().nonzero_static(size=B // 2 * (N + least)).squeeze(1)  # [M]
+        by_level = self.config.diffusion_weight == "elbo"
+        return Problem(
+            source=source,
+            targets=targets,
+            query_pos=columns,
+            query_ids=targets.masked_fill(hidden, rows.vocab.mask_id),
+            scored=scored,
+            weights=(1 / (B * level)).expand(B, N).flatten().index_select(0, scored) if by_level else None,
+            t=level[:, 0] / N,
+            smoothing=self.config.label_smoothing,
+        )
+
+    def reported(self):
+        """The bound itself, whatever the training weights."""
+        plain = {"objective": "diffusion", "t_min": 0.0, "diffusion_weight": "elbo", "label_smoothing": 0.0}
+        return {"elbo": Diffusion(dataclasses.replace(self.config, **plain))}
+
+
+class Prefix(Objective):
+    """Prefix to suffix, the first 30 to 50 % of a row are read and the rest is predicted, or the next span whole.
+
+    What is predicted is not what was read, so copying does not help (SODA, Hudson et al. 2024, arXiv:2311.17901; in
+    text Skip-Thought, Kiros et al. 2015, arXiv:1506.06726). All rows of a step are split alike, at the shares of
+    `prefix_rate` in turn: so many static shapes a row length. Positions of the suffix count from its own start.
+    """
+
+    one_document = True
+
+    def __init__(self, config, call=0):
+        super().__init__(config, call)
+        self.pairs = config.prefix_source == "next"
+        self.uses = {"prefix_source"} | (set() if self.pairs else {"prefix_rate"})
+        self.group, self.cycle = (2, 1) if self.pairs else (1, len(config.prefix_rate))
+
+    def problem(self, rows):
+        ids, rates = rows.ids, self.config.prefix_rate
+        if self.pairs:
+            source, targets = ids[0::2], ids[1::2]
+        else:
+            split = count(rates[rows.noise.turn % len(rates)], ids.shape[1])
+            source, targets = ids[:, :split], ids[:, split:]
+        return Problem(source, targets=targets, query_pos=torch.arange(targets.shape[1], device=ids.device)[None])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Sums
 
@@ -430,6 +547,7 @@ class Objectives:
         kinds = {part.predicts for part in self.parts}
         self.predicts = next(kind for kind in ("positions", "pooled", "none") if kind in kinds)
         self.group = math.lcm(*(part.group for part in self.parts))
+        self.cycle = math.lcm(*(part.cycle for part in self.parts))
         self.one_document = any(part.one_document for part in self.parts)
         self.pairs = any(part.pairs for part in self.parts)
         self.negatives = any(part.negatives for part in self.parts)

@@ -242,7 +242,8 @@ class Trainer:
         self.model = ConceptModel(shape, text.mask, config.seed, vectors).to(world.device)
         self.forward: nn.Module = self.model
         self.plateaus = self.objectives.plateaus()
-        self.shapes = len(config.lengths) * len(shape.variants()) * len(self.plateaus)  # what is compiled
+        variants = len(shape.variants()) * len(self.plateaus) * self.objectives.cycle
+        self.shapes = len(config.lengths) * variants  # what is compiled
         self.parameters, self.flops_per_token = cost(self.plan, shape, self.objectives)
         self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, (config.beta1, config.beta2))
         self.validation = Validation(self.val_text, config.lengths, config.eval_tokens, self)

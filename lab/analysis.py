@@ -72,7 +72,7 @@ def use_of_concepts(judge: Judge) -> dict:
         other[:, c] = mean[c]
         rises.append(ended(judge.loss_from(problems, other)) - own)
     ablated = geometry.ablations(concepts)
-    scored = problems[0].targets.shape[1] if problems[0].scored is None else problems[0].scored.shape[1]
+    scored = problems[0].at_scored(problems[0].targets).numel() / len(problems[0].targets)
     bits = (ended(judge.loss_from(problems, ablated["mean"])) - own) * scored / (C * math.log(2))
     at, losses = losses_by_position(judge, problems, {"own": concepts} | ablated)
     deltas = {f"delta_{name}": (losses[name] - losses["own"]).tolist() for name in ablated}
@@ -88,14 +88,14 @@ def losses_by_position(judge: Judge, problems: list[Problem], kinds: dict[str, T
     size = len(problems[0].source)
     for i, problem in enumerate(problems):
         columns = torch.arange(T, device=judge.world.device)[None].expand(len(problem.source), -1)
-        columns = columns if problem.scored is None else problem.scored
-        targets, bucket = problem.targets.gather(1, columns), (columns // width).flatten().cpu()
+        targets, bucket = (problem.at_scored(x) for x in (problem.targets, columns // width))
+        bucket = bucket.flatten().cpu()
         seen += torch.bincount(bucket, minlength=len(seen)).double()
         for name, concepts in kinds.items():
             hidden = model.decode(concepts[i * size : (i + 1) * size], problem).expand(len(targets), -1, -1)
             each = [
                 F.cross_entropy(model.logits(h).float(), t, reduction="none")
-                for h, t in zip(hidden, targets, strict=True)
+                for h, t in zip(hidden.flatten(0, 1).split(T), targets.flatten().split(T), strict=True)
             ]
             sums[name] += torch.zeros_like(seen).index_add_(0, bucket, torch.cat(each).double().cpu())
     return list(range(0, T, width)), {name: total / seen.clamp_min(1) for name, total in sums.items()}
@@ -163,7 +163,7 @@ def samples(run: LoadedRun, judge: Judge, count: int = 6) -> tuple[list[list[str
     """(rows of the table of reconstructions, a sentence with both accuracies); no rows without a decoder."""
     part = judge.judged()
     if part is None or part.predicts != "positions":
-        return [], "There is no decoder, so there is no reconstruction."
+        return [], "There is no decoder, or what it predicts is another row, so there is no reconstruction."
     problem = judge.problem(part, judge.fixed[0])
     out = written(run.model, run.model.encode(problem.source, problem.source_pos), problem.targets)
     kinds = (problem.targets, problem.source, *out.values())

@@ -73,20 +73,22 @@ def nearest_multiple(x: int, of: int) -> int:
 
 
 def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, float]:
-    """(parameters, training FLOPs a token, mean over lengths, over plateaus of a rate and over what a step may run
-    with: three times the forward's; iterations that pass no gradient on count once)."""
+    """(parameters, training FLOPs a token, mean over lengths, over plateaus of a rate, over shapes in turn and over what
+    a step may run with: three times the forward's; iterations that pass no gradient on count once)."""
 
-    def forward(shape, options, objectives, concept_model):
+    def forward(shape, turn, options, objectives, concept_model):
         numbers, ids = torch.arange(shape[0]), torch.zeros(shape, dtype=torch.int64)
         V = model.vocab_size
         vocab = Vocabulary(V, 0, idf=torch.ones(V), starts=torch.ones(V, dtype=torch.bool))
-        problems = objectives.problems(Rows(ids, Noise(0, 0, numbers), vocab, documents=numbers))
+        problems = objectives.problems(Rows(ids, Noise(0, 0, numbers, turn), vocab, documents=numbers))
         objectives.losses(*concept_model(*problems, options=options), problems)
 
-    total, plateaus = 0, objectives.plateaus()
-    for shape, (share, options), now in itertools.product(plan.shapes(), model.variants(), plateaus):
+    total, plateaus, turns = 0, objectives.plateaus(), range(objectives.cycle)
+    every = itertools.product(plan.shapes(), turns, model.variants(), plateaus)
+    for shape, turn, (share, options), now in every:
+        share /= len(turns) * len(plateaus)
         try:
-            parameters, modules = measure(model, partial(forward, shape, options, now))
+            parameters, modules = measure(model, partial(forward, shape, turn, options, now))
         except RuntimeError as error:
             if "overflow" not in str(error):
                 raise
@@ -94,9 +96,9 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, f
         total += 3 * share * modules["Global"]
         last = model.backprop_iterations if "iterations" in ENCODERS[model.encoder].uses else 0
         if 0 < last < (options.iterations or model.iterations):
-            _, with_gradient = measure(model, partial(forward, shape, options._replace(iterations=last), now))
+            _, with_gradient = measure(model, partial(forward, shape, turn, options._replace(iterations=last), now))
             total -= 2 * share * (modules["Global"] - with_gradient["Global"])
-    return parameters, total / (plan.micro_tokens * len(plan.lengths) * len(plateaus))
+    return parameters, total / (plan.micro_tokens * len(plan.lengths))
 
 
 def encoding_flops(model: ModelConfig, length: int, options: Options = AS_CONFIGURED) -> float:
@@ -144,7 +146,7 @@ def decide_compile(wanted, world: World, shapes: int, flops: float, minutes: flo
 
 class Clock:
     """Seconds of training, evaluations and checkpoints apart; and a horizon in minutes, turned into steps: each
-    length's first step (allocation, compilation) is left out, then 20 steps are timed."""
+    shape's first step (allocation, compilation) is left out, then 20 steps are timed."""
 
     def __init__(self, trainer):
         self.trainer, self.began = trainer, time.monotonic()
@@ -170,7 +172,7 @@ class Clock:
             torch.cuda.synchronize()
         before = trainer.seconds
         self.pause()
-        length = trainer.sampler.length(trainer.step - 1)
+        length = trainer.sampler.length(trainer.step - 1), trainer.step % trainer.objectives.cycle
         if length in self.seen:
             self.timed.append(trainer.seconds - before)
         else:

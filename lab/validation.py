@@ -46,12 +46,17 @@ class Judge:
 
     def problem(self, part: Objective, batch: Batch) -> Problem:
         rows, ids, documents = (x.to(self.world.device) for x in (batch.rows, batch.ids, batch.documents))
-        return part.problem(Rows(ids, Noise(SEED, 0, rows), self.vocab, documents))
+        turn = int(batch.rows[0]) // len(batch.rows)  # from batch to batch
+        return part.problem(Rows(ids, Noise(SEED, 0, rows, turn), self.vocab, documents))
 
     def judged(self) -> Objective | None:
         """The part of the objective that tells what concepts are worth: the first that is decoded, or the bag."""
         ordered = sorted(self.objectives.parts, key=lambda part: part.predicts != "positions")
-        return next((part for part in ordered if part.predicts != "none"), None)
+        return next((part for part in ordered if part.predicts != "none" and self.rows_of(part)), None)
+
+    def rows_of(self, part: Objective) -> list[Batch]:
+        """The fixed rows as a part needs them; none where it needs adjacent ones, which these are not."""
+        return [] if part.pairs else self.fixed
 
     # What follows yields before each batch, so that whoever asks for an evaluation may break it off.
 
@@ -85,7 +90,7 @@ class Judge:
         """
         numbers = geometry.concept_geometry(whole, least)
         if (judged := self.judged()) is not None:
-            problems = [self.problem(judged, batch) for batch in self.fixed[:batches]]
+            problems = [self.problem(judged, batch) for batch in self.rows_of(judged)[:batches]]
             concepts = yield from self.concepts(problems)
             own = yield from self.loss_from(problems, concepts)
             for name, other in geometry.ablations(concepts).items():
@@ -118,7 +123,12 @@ class Validation(Judge):
             size = self.batch_size(n, rows)
             for rule in rules:
                 self.batches[rule, n] = self.draw(rule, n, rows - rows % size, size)
-        self.fixed = self.draw((False, False), self.longest, geometry.ROWS, self.batch_size(self.longest))
+        size = self.batch_size(self.longest)
+        by_rule = {rule: self.draw(rule, self.longest, geometry.ROWS, size) for rule in rules}
+        self.fixed, self.fixed_of = by_rule[False, False], by_rule
+
+    def rows_of(self, part):
+        return self.fixed_of[part.one_document, part.pairs]
 
     def batch_size(self, n: int, rows: int = geometry.ROWS) -> int:
         """Rows of length n in a batch: at most 8,192 tokens, in whole groups."""
@@ -232,7 +242,8 @@ def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
         return ""
     problem = validation.problem(part, validation.batches_of(part, n)[0])
     model.eval()
-    predicted = model.generate(model.encode(problem.source, problem.source_pos)[:rows], n)  # [rows, n]
+    concepts = model.encode(problem.source, problem.source_pos)[:rows]
+    predicted = model.generate(concepts, problem.targets.shape[1])  # [rows, T]
     model.train()
     lines = []
     for i in range(rows):

@@ -40,6 +40,20 @@ def test_equals_plain(chunk, weighted):
     torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("chunk", [1, 8, 0])
+def test_smoothed_targets_equal_plain(chunk, frozen):
+    hidden, weight, targets, weights = example()
+    ce = F.cross_entropy(hidden @ weight.T, targets, reduction="none", label_smoothing=0.1)
+    smoothed = losses.cross_entropy(hidden, weight, targets, weights=weights, chunk=chunk, smoothing=0.1)
+    torch.testing.assert_close(smoothed, (ce * weights).sum())
+    with torch.no_grad():
+        again = losses.cross_entropy(hidden, weight, targets, weights=weights, chunk=chunk, smoothing=0.1)
+    torch.testing.assert_close(again, smoothed)
+    of = (hidden, weight)[frozen:]
+    torch.testing.assert_close(torch.autograd.grad(smoothed, of), torch.autograd.grad((ce * weights).sum(), of))
+
+
 def test_a_second_backward_is_refused_not_wrong():
     hidden, weight, targets, _ = example()
     loss = losses.cross_entropy(hidden, weight, targets)

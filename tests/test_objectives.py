@@ -47,6 +47,21 @@ def problems(ids=None, numbers=None, vocab=VOCAB, documents=None, **keys):
     return Objectives(ObjectiveConfig(**keys)).problems(rows)
 
 
+def spread(problem, x):
+    """What stands at the scored positions, as `scored` lies, over the span: [B, T], zero elsewhere."""
+    if problem.scored is None:
+        return x
+    flat = problem.scored.ndim == 1
+    zeros = torch.zeros(problem.targets.numel() if flat else problem.targets.shape, dtype=x.dtype)
+    return zeros.scatter(0 if flat else 1, problem.scored, x).view(problem.targets.shape)
+
+
+def origins_of(part, keys):
+    """[B, T] where in the rows, flat, each target of a part of the objective stands."""
+    vocab = Vocabulary(10**6, 999_999, (999_998,), torch.ones(10**6))
+    return problems(torch.arange(B * N).view(B, N), vocab=vocab, **keys)[part].targets
+
+
 def problem(ids=None, **keys):
     (only,) = problems(ids, **keys)
     return only
@@ -97,16 +112,25 @@ def test_counts_leave_something_on_both_sides():
 
 @EVERY
 def test_noise_does_not_depend_on_the_micro_batch(keys):
-    """Rows 0...63 in one go equal rows 16...31 alone, and any other order of them (of views see below)."""
+    """Rows 0...63 in one go equal rows 16...31 alone, and any other order of their groups (of views see below)."""
     ids, whole = text(), problems(**keys)
-    for numbers in (torch.arange(16, 32), torch.tensor([40, 3, 17, 18])):
+    group = Objectives(ObjectiveConfig(**keys)).group
+    others = torch.arange(B).view(-1, group)[[B // group - 1, 1, 0]].flatten()
+    for numbers in (torch.arange(16, 32), others, *([torch.tensor([40, 3, 17, 18])] if group == 1 else [])):
         for a, b in zip(whole, problems(ids[numbers], numbers, **keys), strict=True):
-            for field in ("source", "source_pos", "targets", "query_ids", "scored") if a.targets is not None else ():
+            if a.targets is None:
+                continue
+            two = B // len(a.targets)  # rows that make one of the problem's
+            at = numbers[::two] // two
+            for field in ("source", "source_pos", "targets", "query_ids", "t"):
                 x, y = getattr(a, field), getattr(b, field)
                 assert (x is None) == (y is None)
-                assert x is None or torch.equal(x[numbers], y)
+                assert x is None or torch.equal(x[at], y)
+            if a.scored is not None:
+                ones = [spread(p, torch.ones(p.scored.shape)) for p in (a, b)]
+                assert torch.equal(ones[0][at], ones[1])
             if a.weights is not None:  # they carry the normaliser: the mean of the parts is the whole
-                torch.testing.assert_close(b.weights * len(numbers), a.weights[numbers] * B)
+                torch.testing.assert_close(spread(b, b.weights) * len(numbers), spread(a, a.weights)[at] * B)
 
 
 def shapes(problem: Problem):
@@ -125,14 +149,13 @@ def test_shapes_depend_on_the_row_length_alone(keys):
         assert [shapes(p) for p in problems(text(), vocab=vocabulary(), **keys)] == expected
 
 
-def hidden_and_scored(problem: Problem):
-    """[B, N] bool: the columns of the row that are predicted."""
-    everywhere = torch.ones(B, N, dtype=torch.bool)
-    if problem.predicts != "positions":
-        return everywhere if problem.predicts == "pooled" else ~everywhere
-    columns = problem.query_pos.expand(B, -1)
-    columns = columns if problem.scored is None else columns.gather(1, problem.scored)
-    return torch.zeros_like(everywhere).scatter(1, columns, True)
+def hidden_and_scored(problem: Problem, part, keys):
+    """[B, N] bool: the columns of the rows that are predicted."""
+    nothing = torch.zeros(B, N, dtype=torch.bool)
+    if problem.predicts == "none":
+        return nothing
+    scored = torch.ones(problem.targets.shape if problem.scored is None else problem.scored.shape, dtype=torch.bool)
+    return nothing.flatten().scatter(0, origins_of(part, keys)[spread(problem, scored)], True).view(B, N)
 
 
 def survivors(problem, keys, part):
@@ -158,6 +181,8 @@ def shown(objective, problem, keys, part):
         return ~nothing  # it reads the row that it predicts
     if objective.name == "contrastive":
         return ~nothing  # it predicts nothing
+    if objective.name == "diffusion" and config.diffusion_source == "row":
+        return ~nothing  # the encoder reads the row, the decoder must not: test_diffusion.py
     return nothing
 
 
@@ -170,13 +195,12 @@ def test_nothing_leaks(keys):
     objectives = Objectives(ObjectiveConfig(**keys))
     for part, (objective, before) in enumerate(zip(objectives.parts, problems(**keys), strict=True)):
         given = shown(objective, before, keys, part)
-        hidden = hidden_and_scored(before) & ~given
+        hidden = hidden_and_scored(before, part, keys) & ~given
         assert hidden.any() or given.all(), objective.name
         changed = torch.where(hidden, other, ids)
         after = problems(changed, **keys)[part]
         if before.targets is not None:
-            differs = changed != ids
-            differs = differs if before.query_pos is None else differs.gather(1, before.query_pos.expand(B, -1))
+            differs = (changed != ids).flatten()[origins_of(part, keys)]
             assert torch.equal(before.targets != after.targets, differs)
         assert unequal(before, after) <= {"targets", "weights"}
 
@@ -194,7 +218,7 @@ def test_what_an_objective_says_of_itself_is_so(keys):
     objectives = Objectives(config)
     for part, problem in zip(objectives.parts, made, strict=True):
         assert problem.predicts == part.predicts and (problem.targets is None) == (part.predicts == "none")
-        assert (problem.weights is not None) == part.by_idf
+        assert problem.weights is not None or not part.by_idf
         assert part.floor(problem, lambda by_idf: 3.0 + by_idf) > 0
     for key in {field.name for field in fields(config)} - objectives.uses:  # what it does not use makes no difference
         value = getattr(config, key)
@@ -293,8 +317,8 @@ BY_IDF = [keys for keys in OBJECTIVE_SETTINGS if Objectives(ObjectiveConfig(**ke
 def test_weights_are_as_idf_and_sum_to_one_over_rows(keys):
     ids = text()
     ids[3] = 508  # a row in which no token tells anything
-    for made in problems(ids, **keys):
-        if made.weights is None:
+    for part, made in zip(Objectives(ObjectiveConfig(**keys)).parts, problems(ids, **keys), strict=True):
+        if not part.by_idf:
             continue
         for row in range(0, B, 3):
             columns = range(N) if made.scored is None else made.scored[row].tolist()
@@ -434,6 +458,16 @@ NEEDS = {  # objective: by_idf, pairs, group, one_document, negatives, predicts;
     "tsdae + bow": (True, False, 1, False, False, "positions"),
     "0.3*contrastive + mlm": (False, True, 4, True, True, "positions"),
 }
+PAIRED = {  # what a sum with diffusion asks for, by diffusion_source
+    "row": (False, False, 2, False, False, "positions"),
+    "next": (False, True, 4, False, False, "positions"),
+}
+
+
+@pytest.mark.parametrize("source", PAIRED)
+def test_diffusion_asks_for_whole_mirrored_pairs(source):
+    o = Objectives(ObjectiveConfig(objective="diffusion + mlm", diffusion_source=source))
+    assert (o.by_idf, o.pairs, o.group, o.one_document, o.negatives, o.predicts) == PAIRED[source]
 
 
 @pytest.mark.parametrize("objective", NEEDS)
@@ -475,6 +509,8 @@ def test_masked_lm_is_reported_at_15_percent(keys):
 
 
 IMPOSSIBLE = dict(mask_rate=0), dict(delete_rate=1.0), dict(score_rate=0), dict(score_rate=1.1)
+IMPOSSIBLE += dict(t_min=1.0), dict(t_min=-0.1), dict(label_smoothing=1.0)
+IMPOSSIBLE += dict(prefix_rate=()), dict(prefix_rate=(0.3, 1.0)), dict(prefix_rate=7 * (0.3,))
 IMPOSSIBLE += dict(view_delete_rate=0), dict(view_delete_rate=1.0), dict(temperature=0), dict(temperature=-0.05)
 IMPOSSIBLE += dict(encoder_mask_rate=1.0), dict(encoder_mask_rate=-0.1)
 

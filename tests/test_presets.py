@@ -50,8 +50,10 @@ def one_row(name):
     model_config, objective = preset(name)
 
     def work(model):
-        rows = Rows(torch.zeros(1, N, dtype=torch.long), Noise(0, 0, torch.arange(1)), Vocabulary(V, V - 1))
-        model(*Objectives(objective).problems(rows))
+        objectives = Objectives(objective)
+        B = objectives.group  # one row, but where they come in groups
+        rows = Rows(torch.zeros(B, N, dtype=torch.long), Noise(0, 0, torch.arange(B)), Vocabulary(V, V - 1))
+        model(*objectives.problems(rows))
 
     parameters, modules = measure(model_config, work)
     return parameters, modules["Global"] / 2e9
