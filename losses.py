@@ -1,4 +1,9 @@
-"""Losses: a vocabulary cross-entropy that never holds all its logits, and a contrastive loss of pooled concepts."""
+"""Losses: a vocabulary cross-entropy that never holds all its logits, a contrastive loss of pooled concepts, and losses
+of the concepts themselves (regularisers)."""
+
+import math
+from collections.abc import Callable
+from functools import wraps
 
 import torch
 import torch.nn.functional as F
@@ -106,3 +111,181 @@ def contrastive(pooled, group, temperature, gather=None, rank=0):
         scores = mine @ gather(other).T / temperature  # [P, P over all ranks]
         total = total + F.cross_entropy(scores.masked_fill(same, -torch.inf), own)
     return total / 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Concept losses: of concepts [B, C, H] alone, against their collapse. To add one: a function of points under
+# @of_points, or of samples under @of_samples; it is found by its name in `concept_loss = "..."` and in --help.
+
+CONCEPT_LOSSES: dict[str, Callable] = {}  # name -> function of (concepts [B, C, H], axis) -> scalar
+
+
+def of_points(function):
+    """Registers a loss of groups of points [G, n, H]: axis "slots": the C concepts of each of B samples; "samples": one
+    group, the B means over concepts. 0 where a group has one point."""
+
+    @wraps(function)
+    def loss(concepts, axis="slots"):
+        points = _wide(concepts) if axis == "slots" else _wide(concepts).mean(1)[None]
+        return function(points) if points.shape[1] > 1 else 0.0 * points.sum()
+
+    CONCEPT_LOSSES[function.__name__] = loss
+    return loss
+
+
+def of_samples(function):
+    """Registers a loss of samples [B, C, H], whose statistics are over the batch; axis "samples": of [B, 1, H], their
+    means over concepts. 0 where there is one sample."""
+
+    @wraps(function)
+    def loss(concepts, axis="slots"):
+        samples = _wide(concepts) if axis == "slots" else _wide(concepts).mean(1, keepdim=True)
+        return function(samples) if len(samples) > 1 else 0.0 * samples.sum()
+
+    CONCEPT_LOSSES[function.__name__] = loss
+    return loss
+
+
+def _cosines(points):
+    """[G, n, H] -> cosines [G, n, n] with 0 on the diagonal, and how many pairs there are (both ways)."""
+    unit = F.normalize(points, dim=-1)
+    groups, n = points.shape[:2]
+    other = ~torch.eye(n, dtype=torch.bool, device=points.device)
+    return (unit @ unit.mT) * other, groups * n * (n - 1)
+
+
+@of_points
+def orthogonality(points):
+    """Mean squared cosine of two points (the seeds').
+
+    0: all orthogonal; 1: all parallel."""
+    cosines, pairs = _cosines(points)
+    return cosines.square().sum() / pairs
+
+
+@of_points
+def soft_orthogonality(points):
+    """As orthogonality, of what a cosine's size exceeds 0.1 by (the seeds')."""
+    cosines, pairs = _cosines(points)
+    return F.relu(cosines.abs() - 0.1).square().sum() / pairs
+
+
+@of_points
+def uniformity(points):
+    """Mean exp(-2 d^2) over pairs of points of unit norm at distance d (the seeds').
+
+    0.0183 for orthogonal points, 1 for equal ones; the paper's, of which this is no logarithm: log_uniformity."""
+    cosines, pairs = _cosines(points)
+    n = points.shape[1]
+    diagonal = len(points) * n * math.exp(-4)  # where `cosines` has 0
+    return (torch.exp(4 * cosines - 4).sum() - diagonal) / pairs
+
+
+@of_points
+def log_uniformity(points):
+    """The logarithm of uniformity, a group at a time (Wang & Isola 2020, arXiv:2005.10242).
+
+    At most 0, so without a minimum under kendall_gal."""
+    cosines, _ = _cosines(points)
+    n = points.shape[1]
+    itself = torch.eye(n, dtype=torch.bool, device=points.device)
+    exponents = (4 * cosines - 4).masked_fill(itself, -torch.inf)
+    return (exponents.flatten(1).logsumexp(1) - math.log(n * (n - 1))).mean()
+
+
+def _short_of_one(x):
+    """x [n, ...] -> mean over all else of max(0, 1 - standard deviation over n) (VICReg's, with its 1e-4)."""
+    return F.relu(1 - (x.var(0) + 1e-4).sqrt()).mean()
+
+
+def _covariances(x):
+    """x [n, C, H] -> sum of the squared covariances over n of two different dimensions, by H: mean over C."""
+    x = (x - x.mean(0)).transpose(0, 1)  # [C, n, H]
+    n, width = x.shape[1:]
+    gram = x @ x.mT if n < width else x.mT @ x  # the smaller one: both have the same sum of squares
+    own = x.square().sum(1).square().sum()
+    return (gram.square().sum() - own) / ((n - 1) ** 2 * width * len(x))
+
+
+@of_samples
+def variance(samples):
+    """What each concept's dimensions lack of a standard deviation of 1 over the batch (arXiv:2105.04906)."""
+    return _short_of_one(samples)
+
+
+@of_samples
+def covariance(samples):
+    """Squared covariances, over the batch, of each concept's dimensions (arXiv:2105.04906)."""
+    return _covariances(samples)
+
+
+@of_samples
+def vicreg(samples):
+    """25 variance + covariance, both over the batch, without invariance (Bardes et al. 2021, arXiv:2105.04906).
+
+    What the slots differ by in all texts counts for nothing; in vicreg_flat it does."""
+    return 25 * _short_of_one(samples) + _covariances(samples)
+
+
+@of_points
+def vicreg_flat(points):
+    """variance + covariance over all concepts of the batch alike (the seeds' vicreg).
+
+    Slots that never change satisfy it, and under a norm of the concepts its variance is nearly always met."""
+    flat = points.flatten(0, 1)
+    return _short_of_one(flat) + _covariances(flat[:, None])
+
+
+@of_points
+def combined(points):
+    """variance as in vicreg_flat + uniformity (the seeds' combined)."""
+    return _short_of_one(points.flatten(0, 1)) + uniformity(points)
+
+
+@torch.no_grad()
+def minimum_spanning_tree(points):
+    """points [G, n, H] -> the two ends of the n - 1 edges of each group's tree: int64 [G, n - 1] twice. Prim's
+    algorithm, on all groups at once; nothing waits for the device."""
+    points = points - points.mean(1, keepdim=True)  # an offset that all share would cost the distances their digits
+    distances = torch.cdist(points, points)
+    groups, n = points.shape[:2]
+    nearest = torch.zeros(groups, n, dtype=torch.int64, device=points.device)  # point of the tree; it begins with 0
+    gap, outside = distances[:, 0], torch.ones(groups, n, dtype=torch.bool, device=points.device)
+    outside[:, 0] = False
+    ends = []
+    for _ in range(n - 1):
+        new = gap.masked_fill(~outside, torch.inf).argmin(1, keepdim=True)  # [G, 1]
+        ends.append((nearest.gather(1, new), new))
+        outside.scatter_(1, new, False)
+        row = distances.gather(1, new[..., None].expand(-1, 1, n))[:, 0]
+        nearest, gap = torch.where(row < gap, new, nearest), torch.minimum(row, gap)
+    return tuple(torch.cat(end, 1) for end in zip(*ends, strict=True))
+
+
+def _distance(points, one, other):
+    """Of points [G, n, H] numbered one and other, [G, m] each: [G, m]. Its gradient is 0 where they are equal."""
+    one, other = (points.gather(1, i[..., None].expand(-1, -1, points.shape[2])) for i in (one, other))
+    return torch.linalg.vector_norm(one - other, dim=-1)
+
+
+@of_points
+def tregs(points):
+    """Less the length of the minimum spanning tree by the number of points, + mean (norm - 1)^2 (arXiv:2510.23484).
+
+    T-REGS, Mordacq et al. 2025, in units in which a normed concept has norm 1.
+    Gradients reach the tree's edges alone. Unlike nearest neighbours, near pairs that lie far apart are pushed too."""
+    points = points / points.shape[2] ** 0.5
+    tree = _distance(points, *minimum_spanning_tree(points)).sum(1) / points.shape[1]
+    return (torch.linalg.vector_norm(points, dim=-1) - 1).square().mean() - tree.mean()
+
+
+@of_points
+def t_regs_mst(points):
+    """Less the mean distance to the nearest other point, of points of unit norm (the seeds': no spanning tree).
+
+    Equal points have no gradient."""
+    unit = F.normalize(points, dim=-1)
+    itself = torch.eye(points.shape[1], dtype=torch.bool, device=points.device)
+    near = torch.cdist(unit.detach(), unit.detach()).masked_fill(itself, torch.inf).argmin(2)  # [G, n]
+    own = torch.arange(points.shape[1], device=points.device).expand_as(near)
+    return -_distance(unit, own, near).mean()
