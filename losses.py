@@ -1,9 +1,11 @@
-"""Losses: a vocabulary cross-entropy that never holds all its logits, a contrastive loss of pooled concepts, and losses
-of the concepts themselves (regularisers)."""
+"""Losses: a vocabulary cross-entropy that never holds all its logits, a contrastive loss of pooled concepts, losses of
+the concepts themselves (regularisers), and how these weigh beside the task."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -289,3 +291,180 @@ def t_regs_mst(points):
     near = torch.cdist(unit.detach(), unit.detach()).masked_fill(itself, torch.inf).argmin(2)  # [G, n]
     own = torch.arange(points.shape[1], device=points.device).expand_as(near)
     return -_distance(unit, own, near).mean()
+
+
+@torch.no_grad()
+def participation_ratio(concepts, axis="slots"):
+    """(tr S)^2 / tr(S^2) of what changes with the text: how many directions share the variance, from traces alone.
+    slots: mean over texts of that of the C x H matrix, at most C; samples: of the means over concepts, at most B - 1.
+    (Gao et al. 2017, bioRxiv 214262.) 0 where nothing changes."""
+    x = _wide(concepts) if axis == "slots" else _wide(concepts).mean(1)
+    x = x - x.mean(0)
+    x = x if axis == "slots" else x[None]
+    gram = x @ x.mT if x.shape[1] < x.shape[2] else x.mT @ x
+    return (x.square().sum((1, 2)).square() / gram.square().sum((1, 2)).clamp_min(1e-30)).mean()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Their balance with the task
+
+
+def _described():
+    return "; ".join(f"{name}: {loss.__doc__.splitlines()[0].rstrip('.')}" for name, loss in CONCEPT_LOSSES.items())
+
+
+@dataclass
+class ConceptLossConfig:
+    concept_loss: Annotated[
+        str, lambda: f"what else concepts are pushed to, one or more, as 'variance,tregs'; empty: none. {_described()}"
+    ] = ""
+    concept_loss_axis: Annotated[
+        Literal["slots", "samples"], "whose points: the concepts of one text, or the texts of a batch (mean concepts)"
+    ] = "slots"
+    concept_balance: Annotated[
+        Literal["gradient_share", "fixed", "hinge", "kendall_gal"],
+        "gradient_share: a concept loss's gradient at the concepts is concept_share of the task's in norm, each step; "
+        "fixed: weight concept_weight; hinge: fixed, but 0 above hinge_rank; kendall_gal: the seeds' learnt weights, "
+        "for study (they mute the task)",
+    ] = "gradient_share"
+    concept_share: Annotated[float, "gradient_share: norm of each loss's gradient, as a share of the task's"] = 0.05
+    concept_weight: Annotated[float, "fixed, hinge: of each concept loss; the task's is 1"] = 0.1
+    hinge_rank: Annotated[
+        float, "hinge: participation ratio (directions in use, slots: at most concepts) from which nothing is pushed"
+    ] = 0.0
+
+    def __post_init__(self):
+        self.names = [name.strip() for name in self.concept_loss.split(",")] if self.concept_loss.strip() else []
+        if wrong := [name for name in self.names if name not in CONCEPT_LOSSES]:
+            known = ", ".join(CONCEPT_LOSSES)
+            raise ValueError(f"concept_loss {self.concept_loss!r}: {wrong[0]!r} is none; write one or more of {known}")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"concept_loss {self.concept_loss!r} names one twice; name it once")
+        if not 0 < self.concept_share or self.concept_share * max(1, len(self.names)) >= 1:
+            raise ValueError(
+                f"concept_share={self.concept_share} of each concept loss can outweigh the task; "
+                "take shares above 0 whose sum is below 1"
+            )
+        if not 0 <= self.concept_weight < math.inf:
+            raise ValueError(f"concept_weight={self.concept_weight} is no weight; take a number of 0 or more")
+        if not 0 <= self.hinge_rank < math.inf or (
+            self.names and self.concept_balance == "hinge" and not self.hinge_rank
+        ):
+            raise ValueError(f"hinge_rank={self.hinge_rank} is no target; take one, such as half of the concepts")
+
+    def unused(self) -> set[str]:
+        """Keys that make no difference."""
+        keys = {"concept_loss_axis", "concept_balance", "concept_share", "concept_weight", "hinge_rank"}
+        read = {"gradient_share": {"concept_share"}, "fixed": {"concept_weight"}, "kendall_gal": set()}
+        read["hinge"] = {"concept_weight", "hinge_rank"}
+        return keys - ({"concept_loss_axis", "concept_balance"} | read[self.concept_balance] if self.names else set())
+
+    def warnings(self, concepts: int, hidden: int) -> list[str]:
+        found = []
+        if self.names and self.concept_balance == "kendall_gal":
+            found.append(
+                "concept_balance='kendall_gal' drives each loss L to the weight 1/(2L): a task at 4.3 nats to 0.12, a "
+                "concept loss near 0 to any size (the seeds' lost 46 % on STS-B); gradient_share cannot mute the task"
+            )
+        if "orthogonality" in self.names and self.concept_loss_axis == "slots" and concepts > hidden:
+            found.append(f"{concepts} concepts of width {hidden} cannot all be orthogonal")
+        return found
+
+
+class _SplitGradient(torch.autograd.Function):
+    """Copies, not views: torch.compile gives wrong gradients for outputs that share memory (2.13)."""
+
+    @staticmethod
+    def forward(ctx, concepts, norms, share):
+        ctx.share = share
+        return tuple(concepts.clone() for _ in range(len(norms)))
+
+    @staticmethod
+    def backward(ctx, task, *others):
+        norms = torch.stack([torch.linalg.vector_norm(_wide(gradient)) for gradient in (task, *others)])
+        total = task
+        for gradient, norm in zip(others, norms[1:], strict=True):
+            scale = 1.0 if ctx.share is None else torch.where(norm > 0, ctx.share * norms[0] / norm, 0.0)
+            total = total + (scale * gradient).to(task.dtype)
+        return total, norms, None
+
+
+def split_gradient(concepts, norms, share: float | None):
+    """concepts -> as many copies as `norms` has numbers: the first for the task, the others for a concept loss each.
+
+    Backward adds to the task's gradient that of each other one, scaled to `share` times the task's norm (None: as it
+    is; 0 where it is 0), over all that this pass holds: so while the shares sum to less than 1, what is added never
+    turns the task's gradient round. `norms` [1 + n] is not read; its gradient is the norms of what came back.
+    """
+    return _SplitGradient.apply(concepts, norms, share)
+
+
+class Balance:
+    """The concept losses of a run beside its task, and what a step makes of them. False where there are none."""
+
+    def __init__(self, config: ConceptLossConfig, device="cpu"):
+        self.config, n = config, len(config.names)
+        self.losses = [CONCEPT_LOSSES[name] for name in config.names]
+        shares = config.concept_balance == "gradient_share"
+        self.norms = torch.zeros(1 + n, device=device, requires_grad=True)
+        self.split = (self.norms, config.concept_share if shares else None)  # what the model's forward takes
+        # kendall_gal: s of the task and of each loss
+        learnt = n and config.concept_balance == "kendall_gal"
+        self.log_variances = torch.nn.Parameter(torch.zeros(1 + n, device=device)) if learnt else None
+        self.sums = torch.zeros(2 * n + 1, device=device)  # of a step so far: losses; weights, the task's first
+        self.step = None  # the same and the norms, of the last step
+
+    def __bool__(self):
+        return bool(self.losses)
+
+    def parameters(self) -> list:
+        return [] if self.log_variances is None else [self.log_variances]
+
+    def total(self, task, passes, parts: int = 1):
+        """task: its loss; passes: of each encoder pass the concepts, a copy a loss -> the scalar to be derived. A
+        concept loss is the mean over passes."""
+        config, axis = self.config, self.config.concept_loss_axis
+        losses = [sum(f(c[i], axis) for c in passes) / len(passes) for i, f in enumerate(self.losses)]
+        losses = torch.stack([task, *losses])  # [1 + n]
+        weights, rest = torch.ones_like(losses), 0.0
+        if config.concept_balance == "kendall_gal":  # Kendall et al. 2018, arXiv:1705.07115; at ds = 0 1/(2L)
+            weights, rest = 0.5 * torch.exp(-self.log_variances), 0.5 * self.log_variances.sum()
+        elif config.concept_balance != "gradient_share":
+            weight = config.concept_weight
+            if config.concept_balance == "hinge":
+                rank = sum(participation_ratio(c[0], axis) for c in passes) / len(passes)
+                weight = weight * (rank < config.hinge_rank)
+            weights = torch.cat([weights[:1], weight * weights[1:]])
+        self.sums += torch.cat([losses[1:], weights]).detach() / parts
+        return (weights * losses).sum() + rest
+
+    def finish(self, mean: Callable):
+        """At the end of a step; mean: over ranks. Nothing waits for the device."""
+        learnt = self.log_variances is not None
+        parts = [self.sums, self.norms.grad, *([self.log_variances.grad] if learnt else [])]
+        self.step = mean(torch.cat(parts)).split([len(part) for part in parts])
+        if learnt:
+            self.log_variances.grad = self.step[2]
+        self.norms.grad, self.sums = None, torch.zeros_like(self.sums)
+
+    def numbers(self) -> dict[str, float]:
+        """Of the last step, for the metrics: losses, the weights in force, and the norms at the concepts of the
+        gradients with them; means over micro-batches and ranks."""
+        names, (sums, norms) = self.config.names, (x.tolist() for x in self.step[:2])
+        losses, weights = sums[: len(names)], sums[len(names) :]
+        if self.config.concept_balance == "gradient_share":
+            share = self.config.concept_share
+            weights[1:] = [share * norms[0] / norm if norm else 0.0 for norm in norms[1:]]
+            norms[1:] = [weight * norm for weight, norm in zip(weights[1:], norms[1:], strict=True)]
+        found = {"concept_weight_task": weights[0], "grad_task": norms[0]}
+        for name, loss, weight, norm in zip(names, losses, weights[1:], norms[1:], strict=True):
+            found |= {f"concept_loss_{name}": loss, f"concept_weight_{name}": weight, f"grad_concept_{name}": norm}
+        return found
+
+    def state(self) -> dict[str, list[float]]:
+        return {} if self.log_variances is None else {"log_variances": self.log_variances.tolist()}
+
+    @torch.no_grad()
+    def load(self, state: dict):
+        if self.log_variances is not None:
+            self.log_variances.copy_(torch.tensor(state["log_variances"]))
