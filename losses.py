@@ -394,7 +394,8 @@ def split_gradient(concepts, norms, share: float | None):
 
     Backward adds to the task's gradient that of each other one, scaled to `share` times the task's norm (None: as it
     is; 0 where it is 0), over all that this pass holds: so while the shares sum to less than 1, what is added never
-    turns the task's gradient round. `norms` [1 + n] is not read; its gradient is the norms of what came back.
+    turns the task's gradient round. (Norms are of a micro-batch: another cut of a step's rows gives another sum.)
+    `norms` [1 + n] is not read; its gradient is the norms of what came back.
     """
     return _SplitGradient.apply(concepts, norms, share)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from registries import build, make_problems
 from scipy.sparse.csgraph import minimum_spanning_tree
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 
 import losses
@@ -345,6 +346,18 @@ def test_kendall_gal_mutes_the_task_and_a_share_does_not():
     numbers = gradients(build(), objectives, problems, balance())[1]
     assert numbers["concept_weight_task"] == 1
     assert numbers["grad_concept_uniformity"] / numbers["grad_task"] == pytest.approx(0.05, rel=1e-5)
+
+
+@AXES
+@pytest.mark.parametrize("how", ["gradient_share", "fixed", "hinge", "kendall_gal"])
+def test_nothing_waits_for_the_device(how, axis):
+    """Fake tensors hold no numbers: whoever asks for one fails."""
+    with FakeTensorMode():
+        made = balance(",".join(CONCEPT_LOSSES), concept_balance=how, concept_loss_axis=axis, hinge_rank=3.0)
+        c = torch.randn(4, 5, 6, requires_grad=True)
+        task, *copies = losses.split_gradient(c, *made.split)
+        made.total(task.square().sum(), [copies, copies]).backward()
+        made.finish(lambda x: x)
 
 
 @pytest.mark.parametrize("how", ["gradient_share", "kendall_gal"])
