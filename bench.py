@@ -35,6 +35,7 @@ from lab.distributed import World
 from lab.plan import cost, encoding_flops, make_plan
 from lab.reference import ReferenceMLM, copy_weights, reference_inputs
 from lab.report import table
+from losses import Balance
 from model import ConceptModel, ModelConfig
 from noise import Noise
 from objectives import Rows, Vocabulary
@@ -124,6 +125,7 @@ class Arm:
         self.model.to(world.device)
         self.forward = torch.compile(self.model, dynamic=False) if compiled and name != "reference" else self.model
         self.optimizer = optim.adamw(self.model, 1e-4, config.weight_decay, (config.beta1, config.beta2))
+        self.balance = Balance(settings.regulariser, world.device)
 
     def rows(self, count: int, length: int) -> Rows:
         if (count, length) not in self.ids:
@@ -137,7 +139,10 @@ class Arm:
         rows = self.rows(count, length)
         self.step += 1
         if self.name != "reference":
-            loss = self.objectives.total(optim.add_gradients(self.forward, self.objectives, rows, self.world))
+            what = self.objectives, rows, self.world
+            loss = self.objectives.total(optim.add_gradients(self.forward, *what, balance=self.balance))
+            if self.balance:
+                self.balance.finish(lambda x: x)
         else:
             with self.world.autocast():
                 loss = self.forward(*reference_inputs(self.objectives.problems(rows)[0]))

@@ -1,4 +1,11 @@
-"""Losses: a vocabulary cross-entropy that never holds all its logits, and a contrastive loss of pooled concepts."""
+"""Losses: a vocabulary cross-entropy that never holds all its logits, a contrastive loss of pooled concepts, losses of
+the concepts themselves (regularisers), and how these weigh beside the task."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -113,3 +120,359 @@ def contrastive(pooled, group, temperature, gather=None, rank=0):
         scores = mine @ gather(other).T / temperature  # [P, P over all ranks]
         total = total + F.cross_entropy(scores.masked_fill(same, -torch.inf), own)
     return total / 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Concept losses: of concepts [B, C, H] alone, against their collapse. To add one: a function of points under
+# @of_points, or of samples under @of_samples; it is found by its name in `concept_loss = "..."` and in --help.
+
+CONCEPT_LOSSES: dict[str, Callable] = {}  # name -> function of (concepts [B, C, H], axis) -> scalar
+
+
+def of_points(function):
+    """Registers a loss of groups of points [G, n, H]: axis "slots": the C concepts of each of B samples; "samples": one
+    group, the B means over concepts. 0 where a group has one point."""
+
+    @wraps(function)
+    def loss(concepts, axis="slots"):
+        points = _wide(concepts) if axis == "slots" else _wide(concepts).mean(1)[None]
+        return function(points) if points.shape[1] > 1 else 0.0 * points.sum()
+
+    CONCEPT_LOSSES[function.__name__] = loss
+    return loss
+
+
+def of_samples(function):
+    """Registers a loss of samples [B, C, H], whose statistics are over the batch; axis "samples": of [B, 1, H], their
+    means over concepts. 0 where there is one sample."""
+
+    @wraps(function)
+    def loss(concepts, axis="slots"):
+        samples = _wide(concepts) if axis == "slots" else _wide(concepts).mean(1, keepdim=True)
+        return function(samples) if len(samples) > 1 else 0.0 * samples.sum()
+
+    CONCEPT_LOSSES[function.__name__] = loss
+    return loss
+
+
+def _cosines(points):
+    """[G, n, H] -> cosines [G, n, n] with 0 on the diagonal, and how many pairs there are (both ways)."""
+    unit = F.normalize(points, dim=-1)
+    groups, n = points.shape[:2]
+    other = ~torch.eye(n, dtype=torch.bool, device=points.device)
+    return (unit @ unit.mT) * other, groups * n * (n - 1)
+
+
+@of_points
+def orthogonality(points):
+    """Mean squared cosine of two points (the seeds').
+
+    0: all orthogonal; 1: all parallel."""
+    cosines, pairs = _cosines(points)
+    return cosines.square().sum() / pairs
+
+
+@of_points
+def soft_orthogonality(points):
+    """As orthogonality, of what a cosine's size exceeds 0.1 by (the seeds')."""
+    cosines, pairs = _cosines(points)
+    return F.relu(cosines.abs() - 0.1).square().sum() / pairs
+
+
+@of_points
+def uniformity(points):
+    """Mean exp(-2 d^2) over pairs of points of unit norm at distance d (the seeds').
+
+    0.0183 for orthogonal points, 1 for equal ones; the paper's, of which this is no logarithm: log_uniformity."""
+    cosines, pairs = _cosines(points)
+    n = points.shape[1]
+    diagonal = len(points) * n * math.exp(-4)  # where `cosines` has 0
+    return (torch.exp(4 * cosines - 4).sum() - diagonal) / pairs
+
+
+@of_points
+def log_uniformity(points):
+    """The logarithm of uniformity, a group at a time (Wang & Isola 2020, arXiv:2005.10242).
+
+    At most 0, so without a minimum under kendall_gal."""
+    cosines, _ = _cosines(points)
+    n = points.shape[1]
+    itself = torch.eye(n, dtype=torch.bool, device=points.device)
+    exponents = (4 * cosines - 4).masked_fill(itself, -torch.inf)
+    return (exponents.flatten(1).logsumexp(1) - math.log(n * (n - 1))).mean()
+
+
+def _short_of_one(x):
+    """x [n, ...] -> mean over all else of max(0, 1 - standard deviation over n) (VICReg's, with its 1e-4)."""
+    return F.relu(1 - (x.var(0) + 1e-4).sqrt()).mean()
+
+
+def _covariances(x):
+    """x [n, C, H] -> sum of the squared covariances over n of two different dimensions, by H: mean over C."""
+    x = (x - x.mean(0)).transpose(0, 1)  # [C, n, H]
+    n, width = x.shape[1:]
+    gram = x @ x.mT if n < width else x.mT @ x  # the smaller one: both have the same sum of squares
+    own = x.square().sum(1).square().sum()
+    return (gram.square().sum() - own) / ((n - 1) ** 2 * width * len(x))
+
+
+@of_samples
+def variance(samples):
+    """What each concept's dimensions lack of a standard deviation of 1 over the batch (arXiv:2105.04906)."""
+    return _short_of_one(samples)
+
+
+@of_samples
+def covariance(samples):
+    """Squared covariances, over the batch, of each concept's dimensions (arXiv:2105.04906)."""
+    return _covariances(samples)
+
+
+@of_samples
+def vicreg(samples):
+    """25 variance + covariance, both over the batch, without invariance (Bardes et al. 2021, arXiv:2105.04906).
+
+    What the slots differ by in all texts counts for nothing; in vicreg_flat it does."""
+    return 25 * _short_of_one(samples) + _covariances(samples)
+
+
+@of_points
+def vicreg_flat(points):
+    """variance + covariance over all concepts of the batch alike (the seeds' vicreg).
+
+    Slots that never change satisfy it, and under a norm of the concepts its variance is nearly always met."""
+    flat = points.flatten(0, 1)
+    return _short_of_one(flat) + _covariances(flat[:, None])
+
+
+@of_points
+def combined(points):
+    """variance as in vicreg_flat + uniformity (the seeds' combined)."""
+    return _short_of_one(points.flatten(0, 1)) + uniformity(points)
+
+
+@torch.no_grad()
+def minimum_spanning_tree(points):
+    """points [G, n, H] -> the two ends of the n - 1 edges of each group's tree: int64 [G, n - 1] twice. Prim's
+    algorithm, on all groups at once; nothing waits for the device."""
+    points = points - points.mean(1, keepdim=True)  # an offset that all share would cost the distances their digits
+    distances = torch.cdist(points, points)
+    groups, n = points.shape[:2]
+    nearest = torch.zeros(groups, n, dtype=torch.int64, device=points.device)  # point of the tree; it begins with 0
+    gap, outside = distances[:, 0], torch.ones(groups, n, dtype=torch.bool, device=points.device)
+    outside[:, 0] = False
+    ends = []
+    for _ in range(n - 1):
+        new = gap.masked_fill(~outside, torch.inf).argmin(1, keepdim=True)  # [G, 1]
+        ends.append((nearest.gather(1, new), new))
+        outside.scatter_(1, new, False)
+        row = distances.gather(1, new[..., None].expand(-1, 1, n))[:, 0]
+        nearest, gap = torch.where(row < gap, new, nearest), torch.minimum(row, gap)
+    return tuple(torch.cat(end, 1) for end in zip(*ends, strict=True))
+
+
+def _distance(points, one, other):
+    """Of points [G, n, H] numbered one and other, [G, m] each: [G, m]. Its gradient is 0 where they are equal."""
+    one, other = (points.gather(1, i[..., None].expand(-1, -1, points.shape[2])) for i in (one, other))
+    return torch.linalg.vector_norm(one - other, dim=-1)
+
+
+@of_points
+def tregs(points):
+    """Less the length of the minimum spanning tree by the number of points, + mean (norm - 1)^2 (arXiv:2510.23484).
+
+    T-REGS, Mordacq et al. 2025, in units in which a normed concept has norm 1.
+    Gradients reach the tree's edges alone. Unlike nearest neighbours, near pairs that lie far apart are pushed too."""
+    points = points / points.shape[2] ** 0.5
+    tree = _distance(points, *minimum_spanning_tree(points)).sum(1) / points.shape[1]
+    return (torch.linalg.vector_norm(points, dim=-1) - 1).square().mean() - tree.mean()
+
+
+@of_points
+def t_regs_mst(points):
+    """Less the mean distance to the nearest other point, of points of unit norm (the seeds': no spanning tree).
+
+    Equal points have no gradient."""
+    unit = F.normalize(points, dim=-1)
+    itself = torch.eye(points.shape[1], dtype=torch.bool, device=points.device)
+    near = torch.cdist(unit.detach(), unit.detach()).masked_fill(itself, torch.inf).argmin(2)  # [G, n]
+    own = torch.arange(points.shape[1], device=points.device).expand_as(near)
+    return -_distance(unit, own, near).mean()
+
+
+@torch.no_grad()
+def participation_ratio(concepts, axis="slots"):
+    """(tr S)^2 / tr(S^2) of what changes with the text: how many directions share the variance, from traces alone.
+    slots: mean over texts of that of the C x H matrix, at most C; samples: of the means over concepts, at most B - 1.
+    (Gao et al. 2017, bioRxiv 214262.) 0 where nothing changes."""
+    x = _wide(concepts) if axis == "slots" else _wide(concepts).mean(1)
+    x = x - x.mean(0)
+    x = x if axis == "slots" else x[None]
+    gram = x @ x.mT if x.shape[1] < x.shape[2] else x.mT @ x
+    return (x.square().sum((1, 2)).square() / gram.square().sum((1, 2)).clamp_min(1e-30)).mean()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Their balance with the task
+
+
+def _described():
+    return "; ".join(f"{name}: {loss.__doc__.splitlines()[0].rstrip('.')}" for name, loss in CONCEPT_LOSSES.items())
+
+
+@dataclass
+class ConceptLossConfig:
+    concept_loss: Annotated[
+        str, lambda: f"what else concepts are pushed to, one or more, as 'variance,tregs'; empty: none. {_described()}"
+    ] = ""
+    concept_loss_axis: Annotated[
+        Literal["slots", "samples"], "whose points: the concepts of one text, or the texts of a batch (mean concepts)"
+    ] = "slots"
+    concept_balance: Annotated[
+        Literal["gradient_share", "fixed", "hinge", "kendall_gal"],
+        "gradient_share: a concept loss's gradient at the concepts is concept_share of the task's in norm, each step; "
+        "fixed: weight concept_weight; hinge: fixed, but 0 above hinge_rank; kendall_gal: the seeds' learnt weights, "
+        "for study (they mute the task)",
+    ] = "gradient_share"
+    concept_share: Annotated[float, "gradient_share: norm of each loss's gradient, as a share of the task's"] = 0.05
+    concept_weight: Annotated[float, "fixed, hinge: of each concept loss; the task's is 1"] = 0.1
+    hinge_rank: Annotated[
+        float, "hinge: participation ratio (directions in use, slots: at most concepts) from which nothing is pushed"
+    ] = 0.0
+
+    def __post_init__(self):
+        self.names = [name.strip() for name in self.concept_loss.split(",")] if self.concept_loss.strip() else []
+        if wrong := [name for name in self.names if name not in CONCEPT_LOSSES]:
+            known = ", ".join(CONCEPT_LOSSES)
+            raise ValueError(f"concept_loss {self.concept_loss!r}: {wrong[0]!r} is none; write one or more of {known}")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"concept_loss {self.concept_loss!r} names one twice; name it once")
+        if not 0 < self.concept_share or self.concept_share * max(1, len(self.names)) >= 1:
+            raise ValueError(
+                f"concept_share={self.concept_share} of each concept loss can outweigh the task; "
+                "take shares above 0 whose sum is below 1"
+            )
+        if not 0 <= self.concept_weight < math.inf:
+            raise ValueError(f"concept_weight={self.concept_weight} is no weight; take a number of 0 or more")
+        if not 0 <= self.hinge_rank < math.inf or (
+            self.names and self.concept_balance == "hinge" and not self.hinge_rank
+        ):
+            raise ValueError(f"hinge_rank={self.hinge_rank} is no target; take one, such as half of the concepts")
+
+    def unused(self) -> set[str]:
+        """Keys that make no difference."""
+        keys = {"concept_loss_axis", "concept_balance", "concept_share", "concept_weight", "hinge_rank"}
+        read = {"gradient_share": {"concept_share"}, "fixed": {"concept_weight"}, "kendall_gal": set()}
+        read["hinge"] = {"concept_weight", "hinge_rank"}
+        return keys - ({"concept_loss_axis", "concept_balance"} | read[self.concept_balance] if self.names else set())
+
+    def warnings(self, concepts: int, hidden: int) -> list[str]:
+        found = []
+        if self.names and self.concept_balance == "kendall_gal":
+            found.append(
+                "concept_balance='kendall_gal' drives each loss L to the weight 1/(2L): a task at 4.3 nats to 0.12, a "
+                "concept loss near 0 to any size (the seeds' lost 46 % on STS-B); gradient_share cannot mute the task"
+            )
+        if "orthogonality" in self.names and self.concept_loss_axis == "slots" and concepts > hidden:
+            found.append(f"{concepts} concepts of width {hidden} cannot all be orthogonal")
+        return found
+
+
+class _SplitGradient(torch.autograd.Function):
+    """Copies, not views: torch.compile gives wrong gradients for outputs that share memory (2.13)."""
+
+    @staticmethod
+    def forward(ctx, concepts, norms, share):
+        ctx.share = share
+        return tuple(concepts.clone() for _ in range(len(norms)))
+
+    @staticmethod
+    def backward(ctx, task, *others):
+        norms = torch.stack([torch.linalg.vector_norm(_wide(gradient)) for gradient in (task, *others)])
+        total = task
+        for gradient, norm in zip(others, norms[1:], strict=True):
+            scale = 1.0 if ctx.share is None else torch.where(norm > 0, ctx.share * norms[0] / norm, 0.0)
+            total = total + (scale * gradient).to(task.dtype)
+        return total, norms, None
+
+
+def split_gradient(concepts, norms, share: float | None):
+    """concepts -> as many copies as `norms` has numbers: the first for the task, the others for a concept loss each.
+
+    Backward adds to the task's gradient that of each other one, scaled to `share` times the task's norm (None: as it
+    is; 0 where it is 0), over all that this pass holds: so while the shares sum to less than 1, what is added never
+    turns the task's gradient round. (Norms are of a micro-batch: another cut of a step's rows gives another sum.)
+    `norms` [1 + n] is not read; its gradient is the norms of what came back.
+    """
+    return _SplitGradient.apply(concepts, norms, share)
+
+
+class Balance:
+    """The concept losses of a run beside its task, and what a step makes of them. False where there are none."""
+
+    def __init__(self, config: ConceptLossConfig, device="cpu"):
+        self.config, n = config, len(config.names)
+        self.losses = [CONCEPT_LOSSES[name] for name in config.names]
+        shares = config.concept_balance == "gradient_share"
+        self.norms = torch.zeros(1 + n, device=device, requires_grad=True)
+        self.split = (self.norms, config.concept_share if shares else None)  # what the model's forward takes
+        # kendall_gal: s of the task and of each loss
+        learnt = n and config.concept_balance == "kendall_gal"
+        self.log_variances = torch.nn.Parameter(torch.zeros(1 + n, device=device)) if learnt else None
+        self.sums = torch.zeros(2 * n + 1, device=device)  # of a step so far: losses; weights, the task's first
+        self.step = None  # the same and the norms, of the last step
+
+    def __bool__(self):
+        return bool(self.losses)
+
+    def parameters(self) -> list:
+        return [] if self.log_variances is None else [self.log_variances]
+
+    def total(self, task, passes, parts: int = 1):
+        """task: its loss; passes: of each encoder pass the concepts, a copy a loss -> the scalar to be derived. A
+        concept loss is the mean over passes."""
+        config, axis = self.config, self.config.concept_loss_axis
+        losses = [sum(f(c[i], axis) for c in passes) / len(passes) for i, f in enumerate(self.losses)]
+        losses = torch.stack([task, *losses])  # [1 + n]
+        weights, rest = torch.ones_like(losses), 0.0
+        if config.concept_balance == "kendall_gal":  # Kendall et al. 2018, arXiv:1705.07115; at ds = 0 1/(2L)
+            weights, rest = 0.5 * torch.exp(-self.log_variances), 0.5 * self.log_variances.sum()
+        elif config.concept_balance != "gradient_share":
+            weight = config.concept_weight
+            if config.concept_balance == "hinge":
+                rank = sum(participation_ratio(c[0], axis) for c in passes) / len(passes)
+                weight = weight * (rank < config.hinge_rank)
+            weights = torch.cat([weights[:1], weight * weights[1:]])
+        self.sums += torch.cat([losses[1:], weights]).detach() / parts
+        return (weights * losses).sum() + rest
+
+    def finish(self, mean: Callable):
+        """At the end of a step; mean: over ranks. Nothing waits for the device."""
+        learnt = self.log_variances is not None
+        parts = [self.sums, self.norms.grad, *([self.log_variances.grad] if learnt else [])]
+        self.step = mean(torch.cat(parts)).split([len(part) for part in parts])
+        if learnt:
+            self.log_variances.grad = self.step[2]
+        self.norms.grad, self.sums = None, torch.zeros_like(self.sums)
+
+    def numbers(self) -> dict[str, float]:
+        """Of the last step, for the metrics: losses, the weights in force, and the norms at the concepts of the
+        gradients with them; means over micro-batches and ranks."""
+        names, (sums, norms) = self.config.names, (x.tolist() for x in self.step[:2])
+        losses, weights = sums[: len(names)], sums[len(names) :]
+        if self.config.concept_balance == "gradient_share":
+            share = self.config.concept_share
+            weights[1:] = [share * norms[0] / norm if norm else 0.0 for norm in norms[1:]]
+            norms[1:] = [weight * norm for weight, norm in zip(weights[1:], norms[1:], strict=True)]
+        found = {"concept_weight_task": weights[0], "grad_task": norms[0]}
+        for name, loss, weight, norm in zip(names, losses, weights[1:], norms[1:], strict=True):
+            found |= {f"concept_loss_{name}": loss, f"concept_weight_{name}": weight, f"grad_concept_{name}": norm}
+        return found
+
+    def state(self) -> dict[str, list[float]]:
+        return {} if self.log_variances is None else {"log_variances": self.log_variances.tolist()}
+
+    @torch.no_grad()
+    def load(self, state: dict):
+        if self.log_variances is not None:
+            self.log_variances.copy_(torch.tensor(state["log_variances"]))

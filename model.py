@@ -199,14 +199,19 @@ class ConceptModel(nn.Module):
             for table in {self.tokens, getattr(self.decoder, "tokens", None)} - {None}:
                 table.weight[mask_id] *= T**-0.5
 
-    def forward(self, *problems: Problem, options: Options | None = None):
+    def forward(self, *problems: Problem, options: Options | None = None, split=None):
         """(the cross-entropy of each, the concepts of each): the one entry for training, through DDP and torch.compile.
-        None where a problem predicts nothing. Problems that read the same tensors share one encoder pass."""
-        concepts = []
+        None where a problem predicts nothing. Problems that read the same tensors share one encoder pass.
+        split: what losses.split_gradient takes; then a third: of each pass the concepts for each concept loss."""
+        concepts, copies = [], []
         for i, p in enumerate(problems):
             first = next(j for j, q in enumerate(problems) if q.source is p.source and q.source_pos is p.source_pos)
             concepts.append(self.encode(p.source, p.source_pos, None, options) if first == i else concepts[first])
-        return tuple(self.loss(c, p) for c, p in zip(concepts, problems, strict=True)), tuple(concepts)
+            if split and first == i:
+                concepts[i], *rest = losses.split_gradient(concepts[i], *split)
+                copies.append(tuple(rest))
+        values = tuple(self.loss(c, p) for c, p in zip(concepts, problems, strict=True))
+        return (values, tuple(concepts), tuple(copies)) if split else (values, tuple(concepts))
 
     def encode(self, ids, pos=None, mask=None, options: Options | None = None):
         """ids [B, S], pos [1|B, S] (None: 0 ... S-1), mask [B, S] (True: keep) -> concepts [B, C, H]. options: None:

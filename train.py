@@ -33,6 +33,7 @@ from lab.distributed import Signals, World
 from lab.plan import HORIZONS, Clock, cost, decide_compile, drawn_options, make_plan
 from lab.runs import RunFolder
 from lab.validation import Validation, final_report
+from losses import Balance, ConceptLossConfig
 from model import ConceptModel, ModelConfig
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
@@ -135,8 +136,9 @@ class Settings:
     train: TrainConfig
     objective: ObjectiveConfig
     model: ModelConfig
+    regulariser: ConceptLossConfig
 
-    GROUPS = (TrainConfig, ObjectiveConfig, ModelConfig)
+    GROUPS = (TrainConfig, ObjectiveConfig, ModelConfig, ConceptLossConfig)
 
     @classmethod
     def read(cls, argv: list[str]) -> "Settings":
@@ -149,6 +151,8 @@ class Settings:
         if objectives.predicts != "positions" and shape.decoder != objectives.predicts:
             warn(f"objective={objectives.text!r} trains no decoder, so decoder={shape.decoder!r} is not built")
             shape.decoder = objectives.predicts
+        for text in settings.regulariser.warnings(shape.concepts, shape.hidden):
+            warn(text)
         settings.warn_unused()
         if objectives.predicts == "positions" and shape.predicts != "positions":
             raise UserError(f"decoder={shape.decoder!r} predicts no single position; write --decoder=posonly")
@@ -177,7 +181,7 @@ class Settings:
 
     def values(self) -> dict:
         """Every key but print_config."""
-        groups = (self.train, self.objective, self.model)
+        groups = (self.train, self.objective, self.model, self.regulariser)
         values = {key: value for group in groups for key, value in asdict(group).items()}
         del values["print_config"]
         return values
@@ -196,7 +200,10 @@ class Settings:
         unused = reasons.keys() - self.objectives.uses
         parts = f"(encoder = {self.model.encoder!r}, decoder = {self.model.decoder!r})"
         reasons |= dict.fromkeys(self.model.unused(), parts) | {"init_part": "(there is no init_from)"}
-        unused |= self.model.unused() | (set() if self.train.init_from else {"init_part"})
+        unused |= self.model.unused() | (set() if self.train.init_from else {"init_part"}) | self.regulariser.unused()
+        balance = f"(concept_loss = {self.regulariser.concept_loss!r}, "
+        balance += f"concept_balance = {self.regulariser.concept_balance!r})"
+        reasons |= dict.fromkeys(self.regulariser.unused(), balance)
         own = ("--", show(self.parsed.config))  # what a base says may serve its other heirs
         for key, where in self.parsed.given.items():
             if key in unused and where.startswith(own):
@@ -245,7 +252,9 @@ class Trainer:
         variants = len(shape.variants()) * len(self.plateaus) * self.objectives.cycle
         self.shapes = len(config.lengths) * variants  # what is compiled
         self.parameters, self.flops_per_token = cost(self.plan, shape, self.objectives)
-        self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, (config.beta1, config.beta2))
+        self.balance = Balance(settings.regulariser, world.device)
+        betas, others = (config.beta1, config.beta2), self.balance.parameters()
+        self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, betas, others)
         self.validation = Validation(self.val_text, config.lengths, config.eval_tokens, self)
         self.step, self.seconds, self.horizon = 0, 0.0, 0
         self.seconds_per_step = 0.0  # once timed, when the horizon is given in minutes
@@ -285,6 +294,7 @@ class Trainer:
             self.optimizer.load_state_dict(there["optimizer"])
             for key, kinds in self.STATE.items():
                 setattr(self, key, convert(there["state"][key], kinds))
+            self.balance.load(there["state"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             why = f"optim.pt or state.json is of another model, or of older code ({error})"
             raise UserError(f"{there['folder']}: {why}; take another checkpoint") from None
@@ -294,7 +304,8 @@ class Trainer:
         say(f"going on at step {self.step} of {self.out.path}")
 
     def state(self) -> dict:
-        return {"tokens": self.step * self.plan.tokens} | {key: getattr(self, key) for key in self.STATE}
+        own = {key: getattr(self, key) for key in self.STATE}
+        return {"tokens": self.step * self.plan.tokens} | own | self.balance.state()
 
     def save(self, best: bool = False):
         if self.world.rank == 0:
@@ -341,8 +352,11 @@ class Trainer:
             rows = Rows(ids, Noise(config.seed, step, numbers), self.vocab, documents)
             waits = world.size > 1 and i < plan.parts - 1  # gradients are reduced once, after the last part
             with getattr(self.forward, "_orig_mod", self.forward).no_sync() if waits else nullcontext():
-                parts += optim.add_gradients(self.forward, objectives, rows, world, plan.parts, options)
+                what = (objectives, rows, world, plan.parts, options, self.balance)
+                parts += optim.add_gradients(self.forward, *what)
         world.all_sum(parts).div_(world.size)
+        if self.balance:
+            self.balance.finish(lambda x: world.all_sum(x).div_(world.size))
         loss = self.objectives.total(parts)
         rate = optim.learning_rate(config.schedule, config.lr, self.step, self.horizon, config.warmup, config.lr_end)
         norm, bad = optim.clipped_step(self.model, self.optimizer, rate, config.clip, loss)
@@ -436,6 +450,7 @@ class Trainer:
             floors = self.validation.floors(self.train_text, self.val_text)
             report.curves(self.out.metrics(), floors, self.out.path / "curves.png")
             self.out.draw_geometry()
+            report.weight_curves(self.out.metrics(), self.out.path / "weights.png")
         shown = ", ".join(f"{k} {v:.4g}" if k != "verdict" else v for k, v in numbers.items())
         say(f"step {self.step}: {shown}")
         if best:
@@ -449,6 +464,8 @@ class Trainer:
         numbers = {"loss": float(loss), "lr": self.optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
         if len(parts) > 1:
             numbers |= {f"loss_{name}": float(x) for name, x in zip(self.objectives.names, parts, strict=True)}
+        if self.balance:
+            numbers |= self.balance.numbers()
         if self.world.rank == 0:
             spent = {"flops": tokens * self.flops_per_token, "seconds": self.seconds}
             self.out.log(step=step, tokens=tokens, **numbers, tokens_per_s=speed, **spent)

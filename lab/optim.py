@@ -24,12 +24,14 @@ def learning_rate(schedule: str, peak: float, step: int, horizon: int, warmup: i
     return peak * (end + (1 - end) * left)
 
 
-def adamw(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """Only matrices of linear layers decay: no embedding, slot, position, norm or bias."""
+def adamw(
+    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float], others=()
+) -> torch.optim.Optimizer:
+    """Only matrices of linear layers decay: no embedding, slot, position, norm or bias, and none of `others`."""
     decay = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     groups = [
         {"params": [p for p in model.parameters() if id(p) in decay], "weight_decay": weight_decay},
-        {"params": [p for p in model.parameters() if id(p) not in decay], "weight_decay": 0.0},
+        {"params": [*(p for p in model.parameters() if id(p) not in decay), *others], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
@@ -48,15 +50,21 @@ def clipped_step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float
     return norm, bad
 
 
-def add_gradients(forward, objectives: Objectives, rows: Rows, world: World, parts: int = 1, options=None) -> Tensor:
+def add_gradients(
+    forward, objectives: Objectives, rows: Rows, world: World, parts: int = 1, options=None, balance=None
+) -> Tensor:
     """Forward and backward of one of a step's `parts` micro-batches; gradients add up in the parameters.
 
-    forward: the model, or what wraps it for ranks or compilation; options: encoders.Options. Returns the loss of each
-    objective of the sum, a share of the step's: [parts of the objective], on the device.
+    forward: the model, or what wraps it for ranks or compilation; options: encoders.Options; balance: losses.Balance.
+    Returns the loss of each objective of the sum, a share of the step's: [parts of the objective], on the device.
     """
     problems = objectives.problems(rows)
+    split = {"split": balance.split} if balance else {}
     with world.autocast():
-        predicted, concepts = forward(*problems, options=options)
+        predicted, concepts, *copies = forward(*problems, options=options, **split)
     values = objectives.losses(predicted, concepts, problems, world.gather, world.rank)
-    (objectives.total(values) / parts).backward()
+    total = objectives.total(values)
+    if balance:
+        total = balance.total(total, *copies, parts)
+    (total / parts).backward()
     return torch.stack([value.detach() for value in values]) / parts

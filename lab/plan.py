@@ -73,8 +73,8 @@ def nearest_multiple(x: int, of: int) -> int:
 
 
 def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, float]:
-    """(parameters, training FLOPs a token, mean over lengths, over plateaus of a rate, over shapes in turn and over what
-    a step may run with: three times the forward's; iterations that pass no gradient on count once)."""
+    """(parameters, training FLOPs a token, mean over lengths, plateaus of a rate, shapes in turn and what a step may
+    run with: three times the forward's; iterations that pass no gradient on count once)."""
 
     def forward(shape, turn, options, objectives, concept_model):
         numbers, ids = torch.arange(shape[0]), torch.zeros(shape, dtype=torch.int64)

@@ -34,6 +34,9 @@ PARAMETERS = {
     "diffusion_mlm_l2": 94_774_784,
     "diffusion_mlm_l6": 122_093_056,
     "tsdae_nested_l6": 86_848_000,
+    "tsdae_l6_tregs": 86_848_000,
+    **dict.fromkeys([f"losses_{name}_kg" for name in ("none", "orthogonality", "vicreg", "combined")], 61_059_584),
+    "combined_fixed01": 61_059_584,
 }
 
 
