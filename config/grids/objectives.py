@@ -1,0 +1,36 @@
+"""
+Which objective? Every family with the perceiver and spectral tokens at equal FLOPs, two seeds, two to three minutes of
+one thread a run.
+
+    python data/text/prepare.py --name=wiki --lowercase --files wiki_*.txt.xz --tokenizer=bpe:16384
+    python compare.py config/grids/objectives.py --data=DIR     # DIR holds STS-B/ and SICK/
+"""
+
+base = "config/concepts_cpu.py"
+
+arms = {
+    "tsdae_bow": {},
+    "tsdae": {"objective": "tsdae"},
+    "tsdae_words": {"objective": "tsdae", "delete_unit": "word"},
+    "tsdae_causal": {"objective": "tsdae", "decoder": "causal", "score_rate": 1.0},
+    "mlm": {"objective": "mlm", "visible_only": True, "mask_rate": 0.4},
+    "mlm_words": {"objective": "mlm", "visible_only": True, "mask_rate": 0.4, "mask_unit": "word"},
+    "mlm_spans": {"objective": "mlm", "visible_only": True, "mask_rate": 0.4, "mask_unit": "span"},
+    "retromae": {"objective": "mlm", "encoder_mask_rate": 0.15, "mask_rate": 0.6, "decoder": "input"},
+    "diffusion": {"objective": "diffusion", "decoder": "diffusion"},
+    "prefix": {"objective": "prefix"},
+    "prefix_next": {"objective": "prefix", "prefix_source": "next"},
+    "bow": {"objective": "bow", "bow_source": "row", "decoder": "pooled"},
+    "contrastive": {"objective": "contrastive", "decoder": "none"},
+    "tsdae_bow_contrastive": {"objective": "tsdae + bow + 0.1*contrastive"},
+}
+seeds = (0, 1)
+tasks = "stsb,sick_r"
+
+dataset = "wiki"
+vocab_size = 0
+hidden = 128
+intermediate = 256
+whitening = 0.0
+eval_interval = 0
+max_flops = 4.5e12
