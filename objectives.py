@@ -74,11 +74,22 @@ class ObjectiveConfig:
     token_weight: Annotated[
         Literal["none", "idf"], "mlm, tsdae: all scored tokens count alike, or by their idf in the training sentences"
     ] = "none"
+    bow_target: Annotated[
+        Literal["row", "next", "both"],
+        "bow: the words of the row that is read, of its document's next span, or both",
+    ] = "row"
     views: Annotated[
-        Literal["adjacent", "deletion", "both"],
-        "contrastive: two spans in a row of one document, a row with different tokens deleted, or some of both",
+        Literal["adjacent", "deletion", "both", "disjoint", "dropout", "unshared"],
+        "contrastive: two spans in a row of one document; a row with different tokens deleted; some of both; the "
+        "halves of a row; a row twice (with dropout, SimCSE); spans in a row without the words that both hold",
     ] = "both"
-    view_delete_rate: Annotated[float, "contrastive: share of a view's tokens that is deleted (deletion, both)"] = 0.4
+    view_delete_rate: Annotated[
+        float, "contrastive: share of a view's tokens that is deleted (deletion, both, unshared)"
+    ] = 0.4
+    view_similarity: Annotated[
+        Literal["mean", "maxsim"],
+        "contrastive: cosine of the mean concepts, or mean over concepts of the best cosine with one of the other's",
+    ] = "mean"
     temperature: Annotated[float, "contrastive: what cosines are divided by"] = 0.05
     diffusion_source: Annotated[
         Literal["row", "next"],
@@ -94,7 +105,6 @@ class ObjectiveConfig:
     label_smoothing: Annotated[
         float, "diffusion: share of each target that goes to all tokens alike; val_loss_elbo is without it"
     ] = 0.0
-
     prefix_rate: Annotated[
         tuple[float, ...],
         "prefix: share of a row that is read, the rest is predicted; several: steps take them in turn, one a step",
@@ -399,16 +409,19 @@ class Bow(Objective):
 
     def __init__(self, config, call=0):
         super().__init__(config, call)
-        deletes = config.bow_source == "survivors"
-        self.uses = {"bow_source"} | ({"delete_rate", "delete_unit", "positions"} if deletes else set())
+        deletes, self.pairs = config.bow_source == "survivors", config.bow_target != "row"
+        self.uses = {"bow_source", "bow_target"} | ({"delete_rate", "delete_unit", "positions"} if deletes else set())
         self.by_words = deletes and config.delete_unit == "word"
+        self.group = 2 if self.pairs else 1
 
     def problem(self, rows):
-        source, source_pos, config = rows.ids, None, self.config
+        source, source_pos, targets, config = rows.ids, None, rows.ids, self.config
         if config.bow_source == "survivors":
             source, source_pos = rows.survivors(config.delete_rate, config.positions, self.call, config.delete_unit)
-        weights = rows.idf_weights(rows.ids)
-        return Problem(source, source_pos, targets=rows.ids, weights=weights, predicts="pooled")
+        if self.pairs:
+            source, source_pos = source[0::2], None if source_pos is None else source_pos[0::2]
+            targets = targets[1::2] if config.bow_target == "next" else torch.cat([targets[0::2], targets[1::2]], 1)
+        return Problem(source, source_pos, targets=targets, weights=rows.idf_weights(targets), predicts="pooled")
 
 
 class Contrastive(Objective):
@@ -419,6 +432,9 @@ class Contrastive(Objective):
     deletion: each row twice, with different tokens deleted and the rest closed up.
     both: of four rows the first two as spans, the other two each twice, all with deletions. (With spans alone, all
     with deletions, the loss stayed at chance for 1.6 million tokens: docs/LOG.md.)
+    disjoint: the halves of a row. dropout: a row twice (SimCSE, arXiv:2104.08821).
+    unshared: as adjacent, but some tokens of the second are deleted, those that the first holds too before others, so
+    that shared words give nothing away; of the first as many, at random.
     """
 
     predicts = "none"
@@ -428,24 +444,34 @@ class Contrastive(Objective):
 
     def __init__(self, config, call=0):
         super().__init__(config, call)
-        self.uses = {"views", "temperature"} | ({"view_delete_rate"} if config.views != "adjacent" else set())
-        self.group = {"adjacent": 2, "deletion": 1, "both": 4}[config.views]
-        self.pairs = config.views != "deletion"
+        deletes = config.views in ("deletion", "both", "unshared")
+        self.uses = {"views", "view_similarity", "temperature"} | ({"view_delete_rate"} if deletes else set())
+        self.group = {"adjacent": 2, "unshared": 2, "both": 4}.get(config.views, 1)
+        self.pairs = self.group > 1
 
     def problem(self, rows):
-        ids, documents, views = rows.ids, rows.documents, self.config.views
+        ids, documents, views, rate = rows.ids, rows.documents, self.config.views, self.config.view_delete_rate
+        first, second, group = ids, ids, documents
         if views == "adjacent":
             first, second, group = ids[0::2], ids[1::2], documents[0::2]
-        else:
-            a, b = (ids.gather(1, rows.left(self.config.view_delete_rate, self.call + i)) for i in range(2))
-            first, second, group = a, b, documents
+        if views == "disjoint":
+            first, second = ids[:, : ids.shape[1] // 2], ids[:, -(ids.shape[1] // 2) :]
+        if views == "unshared":
+            shared = (ids[1::2, :, None] == ids[0::2, None, :]).any(-1)
+            last = torch.stack([torch.zeros_like(shared), shared], 1).flatten(0, 1)  # of rows 0, 1, 0, 1 ...
+            kept = rows.noise.order(self.call, last)[:, : ids.shape[1] - count(rate, ids.shape[1])].sort(dim=1).values
+            left, group = ids.gather(1, kept), documents[0::2]
+            first, second = left[0::2], left[1::2]
+        if views in ("deletion", "both"):
+            a, b = first, second = [ids.gather(1, rows.left(rate, self.call + i)) for i in range(2)]
         if views == "both":
             first, second = torch.cat([a[0::4], a[2::4], a[3::4]]), torch.cat([a[1::4], b[2::4], b[3::4]])
             group = torch.cat([documents[0::4], documents[2::4], documents[3::4]])
         return Problem(source=torch.cat([first, second]), group=group.repeat(2), predicts="none")
 
     def loss(self, predicted, concepts, problem, gather=None, rank=0):
-        return losses.contrastive(concepts.mean(1), problem.group, self.config.temperature, gather, rank)
+        sets = concepts if self.config.view_similarity == "maxsim" else concepts.mean(1)
+        return losses.contrastive(sets, problem.group, self.config.temperature, gather, rank)
 
     def floor(self, problem, unigram):
         return math.log(len(problem.source) / 2)

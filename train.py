@@ -156,6 +156,8 @@ class Settings:
         settings.warn_unused()
         if objectives.predicts == "positions" and shape.predicts != "positions":
             raise UserError(f"decoder={shape.decoder!r} predicts no single position; write --decoder=posonly")
+        if "contrastive" in objectives.names and settings.objective.views == "dropout" and not shape.dropout:
+            raise UserError("views='dropout' are one without dropout; write --dropout=0.1")
         if (longest := max(config.lengths)) > shape.max_length:
             raise UserError(f"lengths={config.lengths} reach past max_length={shape.max_length}; write {longest}")
         if not shape.vocab_size and (settings.data / "meta.json").is_file():

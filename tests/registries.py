@@ -16,13 +16,18 @@ MASK = 3
 SMALL = dict(layers=2, hidden=16, heads=2, intermediate=24, concepts=6, max_length=12, vocab_size=40)
 
 
+def is_share(kind):
+    """A float, or one beside something else (a pair)."""
+    return kind is float or (get_origin(kind) is not tuple and float in get_args(kind))
+
+
 def choices(config, keys):
     """{key: values to try} of those keys that are a switch, a choice of words or a share."""
     found, hints = {}, get_type_hints(config, include_extras=True)
     for key in sorted(keys):
         kind = get_args(hints[key])[0]
         values = (False, True) if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
-        found[key] = values or ((getattr(config, key), 0.25) if float in (kind, *get_args(kind)) else ())
+        found[key] = values or ((getattr(config, key), 0.25) if is_share(kind) else ())
     return {key: values for key, values in found.items() if values}
 
 

@@ -209,6 +209,23 @@ def test_contrastive_equals_a_loop(group, temperature):
     torch.testing.assert_close(half, losses.contrastive(pooled.bfloat16().float(), group, temperature))
 
 
+def test_contrastive_of_sets_equals_a_loop():
+    sets = torch.randn(10, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    unit, total = sets / sets.norm(dim=-1, keepdim=True), 0.0
+    for i in range(10):
+        scores = []
+        for j in range(5) if i >= 5 else range(5, 10):
+            cosines = torch.tensor([[a @ b for b in unit[j]] for a in unit[i]])
+            scores.append((cosines.max(0).values.mean() + cosines.max(1).values.mean()) / 2 / 0.1)
+        total = total + torch.stack(scores).logsumexp(0) - scores[i % 5]
+    loss = losses.contrastive(sets, torch.arange(5).repeat(2), 0.1)
+    torch.testing.assert_close(loss, total / 10)
+    torch.testing.assert_close(
+        losses.contrastive(sets[:, :1], torch.arange(5).repeat(2), 0.1),
+        losses.contrastive(sets[:, 0], torch.arange(5).repeat(2), 0.1),
+    )
+
+
 def test_contrastive_without_negatives_is_nothing():
     for texts in (1, 7):
         pooled = views(texts)

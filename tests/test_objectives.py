@@ -58,7 +58,7 @@ def spread(problem, x):
 
 def origins_of(part, keys):
     """[B, T] where in the rows, flat, each target of a part of the objective stands."""
-    vocab = Vocabulary(10**6, 999_999, (999_998,), torch.ones(10**6))
+    vocab = Vocabulary(10**6, 999_999, (999_998,), torch.ones(10**6), torch.ones(10**6, dtype=torch.bool))
     return problems(torch.arange(B * N).view(B, N), vocab=vocab, **keys)[part].targets
 
 
@@ -162,7 +162,8 @@ def survivors(problem, keys, part):
     """Where the survivors stood; of compact ones the same noise tells it when it is asked to keep their positions."""
     original = problems(**keys | {"positions": "original"})[part]
     assert torch.equal(original.source, problem.source)
-    return torch.zeros(B, N, dtype=torch.bool).scatter(1, original.source_pos, True)
+    read = torch.zeros(len(original.source), N, dtype=torch.bool).scatter(1, original.source_pos, True)
+    return read if len(read) == B else torch.stack([read, torch.zeros_like(read)], 1).flatten(0, 1)
 
 
 def shown(objective, problem, keys, part):
@@ -171,14 +172,14 @@ def shown(objective, problem, keys, part):
     if objective.name == "mlm":
         kept = problem.query_ids == text()  # with 80_10_10 a tenth of what is hidden
         if not config.encoder_mask_rate:
-            return kept & hidden_and_scored(problem)
+            return kept & hidden_and_scored(problem, part, keys)
         if not config.visible_only:
             return kept | (problem.source == text())  # the encoder reads most of what is hidden from the decoder
         return kept | nothing.scatter(1, problem.source_pos, True)
     if objective.name == "tsdae" or (objective.name == "bow" and config.bow_source == "survivors"):
         return survivors(problem, keys, part)  # they are predicted like the rest
-    if objective.name == "bow":
-        return ~nothing  # it reads the row that it predicts
+    if objective.name == "bow":  # it reads the row that it predicts, or the row before it, too
+        return ~nothing if config.bow_target == "row" else (torch.arange(B) % 2 == 0)[:, None] | nothing
     if objective.name == "contrastive":
         return ~nothing  # it predicts nothing
     if objective.name == "diffusion" and config.diffusion_source == "row":
@@ -320,12 +321,14 @@ def test_weights_are_as_idf_and_sum_to_one_over_rows(keys):
     for part, made in zip(Objectives(ObjectiveConfig(**keys)).parts, problems(ids, **keys), strict=True):
         if not part.by_idf:
             continue
-        for row in range(0, B, 3):
-            columns = range(N) if made.scored is None else made.scored[row].tolist()
-            idf = [VOCAB.idf[ids[row, c]].item() for c in columns]
-            expected = [x / sum(idf) / B if row != 3 else 0.0 for x in idf]
+        rows = len(made.targets)
+        for row in range(0, rows, 3):
+            columns = range(made.targets.shape[1]) if made.scored is None else made.scored[row].tolist()
+            idf = [VOCAB.idf[made.targets[row, c]].item() for c in columns]
+            expected = [x / sum(idf) / rows if any(idf) else 0.0 for x in idf]
             assert made.weights[row].tolist() == pytest.approx(expected, abs=1e-7)
-            assert made.weights[row].sum().item() == pytest.approx(1 / B if row != 3 else 0, abs=1e-6)
+            assert made.weights[row].sum().item() == pytest.approx(1 / rows if any(idf) else 0, abs=1e-6)
+        assert rows < B or made.weights[3].sum() == 0
 
 
 def test_bow_reads_and_predicts_the_whole_row():
@@ -391,7 +394,37 @@ def test_views_delete_every_column_alike_and_special_tokens_last():
     assert problem(view_delete_rate=0.95, **keys).source.eq(508).sum(1).eq(1).all()
 
 
-@pytest.mark.parametrize("views", ["adjacent", "deletion", "both"])
+def test_views_that_share_no_words_halves_and_whole_rows():
+    keys, documents = dict(objective="contrastive", vocab=PLACES), torch.arange(8) // 2
+    ids = torch.arange(20).repeat(8, 1) + 100 * torch.arange(8)[:, None]
+    ids[1::2, 3:9] = ids[0::2, 10:16]  # six words in common
+    made = problem(ids, documents=documents, views="unshared", view_delete_rate=0.4, **keys)
+    first, second = made.source.chunk(2)
+    assert first.shape == second.shape == (4, 12) and torch.equal(made.group, torch.arange(4).repeat(2))
+    for i in range(4):
+        assert set(first[i].tolist()) < set(ids[2 * i].tolist())
+        left = [x for x in ids[2 * i + 1].tolist() if x in set(second[i].tolist())]
+        assert left == second[i].tolist() and not set(left) & set(ids[2 * i].tolist())  # in order; none is shared
+    few = problem(ids, documents=documents, views="unshared", view_delete_rate=0.2, **keys).source.chunk(2)[1]
+    assert all(len(set(few[i].tolist()) & set(ids[2 * i].tolist())) == 2 for i in range(4))  # four of the six are gone
+    first, second = problem(ids, documents=documents, views="disjoint", **keys).source.chunk(2)
+    assert torch.equal(torch.cat([first, second], 1), ids)
+    first, second = problem(ids, documents=documents, views="dropout", **keys).source.chunk(2)
+    assert torch.equal(first, ids) and torch.equal(second, ids)
+
+
+@pytest.mark.parametrize("target", ["next", "both"])
+def test_bow_of_the_next_span(target):
+    vocab = Vocabulary(2000, 1999, (), torch.rand(2000))
+    ids = torch.arange(8)[:, None] * 100 + torch.arange(10)
+    made = problem(ids, vocab=vocab, objective="bow", bow_target=target)
+    assert torch.equal(made.source, ids[0::2])
+    expected = ids[1::2] if target == "next" else torch.cat([ids[0::2], ids[1::2]], 1)
+    assert torch.equal(made.targets, expected) and made.weights.sum() == pytest.approx(1)
+    assert Objectives(ObjectiveConfig(objective="bow", bow_target=target)).pairs
+
+
+@pytest.mark.parametrize("views", ["adjacent", "deletion", "both", "unshared"])
 def test_views_do_not_depend_on_the_micro_batch(views):
     keys, (ids, documents) = dict(objective="contrastive", views=views, vocab=PLACES), places()
 
@@ -530,11 +563,12 @@ def test_keys_that_are_used():
     mlm = {"mask_rate", "encoder_mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
     assert uses(objective="mlm", mask_unit="word") == mlm and uses(objective="mlm", mask_unit="span") == mlm | {"span"}
     tsdae = {"delete_rate", "delete_unit", "positions", "score_rate", "token_weight"}
-    views = {"views", "view_delete_rate", "temperature"}
+    views = {"views", "view_delete_rate", "view_similarity", "temperature"}
     assert uses(objective="mlm") == mlm and uses(objective="tsdae") == tsdae
     assert uses(objective="tsdae + mlm + contrastive") == mlm | tsdae | views
-    assert uses(objective="contrastive", views="adjacent") == {"views", "temperature"}
-    assert uses(objective="bow") == {"bow_source"}
-    assert uses(objective="bow", bow_source="survivors") == {"bow_source", "delete_rate", "delete_unit", "positions"}
+    assert uses(objective="contrastive", views="adjacent") == views - {"view_delete_rate"}
+    assert uses(objective="bow") == {"bow_source", "bow_target"}
+    deletes = {"delete_rate", "delete_unit", "positions"}
+    assert uses(objective="bow", bow_source="survivors") == {"bow_source", "bow_target"} | deletes
     used = set().union(*(uses(**keys) for keys in OBJECTIVE_SETTINGS))
     assert used == {field.name for field in fields(ObjectiveConfig)} - {"objective"}
