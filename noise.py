@@ -46,7 +46,9 @@ class Noise:
 
         words [B, N] bool: columns that begin a word (the first does, and each in `last` is one by itself). span: "": a
         unit is a word; "geometric", "uniform": a span of consecutive words, or of tokens, see `span_lengths`. The row
-        is a ring, cut at a random word and tiled with spans from there, so that no place in it is hidden more often.
+        is a ring, cut at a random word and tiled with spans from there, so that no place in it is taken more often.
+        (But words that its ends cut are shorter and fit more often: of rows of 64, at 10 %, the first and the last
+        column are taken 9 % more often than others.)
         """
         n = words.shape[1]
         place = torch.arange(n, device=words.device).expand_as(words)

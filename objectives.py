@@ -116,10 +116,10 @@ class ObjectiveConfig:
 
     def __post_init__(self):
         for key in ("mask_rate", "delete_rate", "view_delete_rate"):
+            if isinstance(getattr(self, key), list):  # a pair, out of config.json
+                setattr(self, key, tuple(getattr(self, key)))
             rates = getattr(self, key)
-            if isinstance(rates, list):  # a pair, out of config.json
-                setattr(self, key, tuple(rates))
-            if not all(0 < rate < 1 for rate in (rates if isinstance(rates, tuple | list) else (rates,))):
+            if not all(0 < rate < 1 for rate in (rates if isinstance(rates, tuple) else (rates,))):
                 raise ValueError(f"{key}={getattr(self, key)} leaves nothing to hide or to read; take 0 < {key} < 1")
         if not 0 <= self.encoder_mask_rate < 1:
             raise ValueError(f"encoder_mask_rate={self.encoder_mask_rate} is no share; take 0 (off) or less than 1")

@@ -34,21 +34,28 @@ def train(data, out, *flags):
     return {record["step"]: record["loss"] for record in records if "loss" in record}
 
 
-@pytest.mark.parametrize("objective", ["tsdae + bow", "mlm", "contrastive"])
-def test_a_training_step_never_waits_for_the_device(objective):
+STEPS = [dict(objective="tsdae + bow"), dict(objective="mlm"), dict(objective="contrastive")]
+STEPS += [dict(objective="tsdae", delete_unit="word")]
+STEPS += [dict(objective="mlm", mask_unit="span", span=s, replace="80_10_10") for s in ("geometric", "uniform")]
+STEPS += [dict(objective="mlm", mask_unit="word", replace="80_10_10", mask_rate=0.7, encoder_mask_rate=0.2)]
+
+
+@pytest.mark.parametrize("keys", STEPS, ids=lambda keys: "-".join(map(str, keys.values())))
+def test_a_training_step_never_waits_for_the_device(keys):
     from lab import distributed, optim
     from model import ConceptModel, ModelConfig
     from noise import Noise
     from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
 
     world = distributed.start("cuda")
-    objectives = Objectives(ObjectiveConfig(objective=objective))
+    objectives = Objectives(ObjectiveConfig(**keys))
     decoder = "posonly" if objectives.predicts == "positions" else objectives.predicts
     shape = ModelConfig(layers=2, hidden=64, heads=2, intermediate=64, concepts=8, max_length=32, decoder=decoder)
     shape.vocab_size = 500
     model = ConceptModel(shape, 3).to(world.device)
     optimizer = optim.adamw(model, 1e-3, 0.01, (0.9, 0.98))
-    vocab = Vocabulary(500, 3, (0, 1, 2), torch.ones(500, device=world.device))
+    ones = torch.ones(500, device=world.device)
+    vocab = Vocabulary(500, 3, (0, 1, 2), ones, starts=torch.arange(500, device=world.device) % 3 > 0)
     ids, numbers = torch.randint(4, 500, (16, 32), device=world.device), torch.arange(16, device=world.device)
 
     def step(i):
@@ -64,6 +71,18 @@ def test_a_training_step_never_waits_for_the_device(objective):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert norm > 0 and not bad
+
+
+@pytest.mark.parametrize("span", ["", "geometric", "uniform"])
+def test_units_are_the_same_on_every_device(span):
+    from noise import Noise
+
+    words, rows = torch.rand(64, 128, generator=torch.Generator().manual_seed(0)) < 0.7, torch.arange(64)
+    words[:, 0] = True
+    last = words & (torch.arange(128) % 40 == 39)
+    here = Noise(1, 2, rows).order_units(0, words, last, 40, span)
+    there = Noise(1, 2, rows.cuda()).order_units(0, words.cuda(), last.cuda(), 40, span)
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(here, there, strict=True))
 
 
 def test_compiled_bfloat16_losses_are_those_of_eager_float32(data, tmp_path):

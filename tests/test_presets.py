@@ -23,6 +23,7 @@ HEAD = V * H
 QUERIES2 = N * H + 4 * (H * H + H) + 2 * 2 * H + (2 * H * I2 + I2 + H)
 PARAMETERS = {
     "perceiver_mlm_l6": 61_059_584,
+    "span_mlm_l6": 61_059_584,  # planned by the seeds
     "posonly_mlm_l6": 61_059_584,
     "weighted_mlm_l6": 83_762_688,
     "tsdae_l6": 86_848_000,  # its head is not tied
@@ -55,7 +56,8 @@ def one_row(name):
     def work(model):
         objectives = Objectives(objective)
         B = objectives.group  # one row, but where they come in groups
-        rows = Rows(torch.zeros(B, N, dtype=torch.long), Noise(0, 0, torch.arange(B)), Vocabulary(V, V - 1))
+        vocab = Vocabulary(V, V - 1, starts=torch.ones(V, dtype=torch.bool))
+        rows = Rows(torch.zeros(B, N, dtype=torch.long), Noise(0, 0, torch.arange(B)), vocab)
         model(*objectives.problems(rows))
 
     parameters, modules = measure(model_config, work)
@@ -125,6 +127,7 @@ def back(S):
 MASKED, LEFT = 77, 205  # of 512: round(0.15 * 512), 512 - round(0.6 * 512)
 GMAC = {  # ours, exactly
     "perceiver_mlm_l6": encoder(N) + queries(MASKED) + head(MASKED),
+    "span_mlm_l6": encoder(N) + queries(MASKED) + head(MASKED),
     "posonly_mlm_l6": encoder(N) + queries(MASKED) + head(MASKED),
     "weighted_mlm_l6": encoder(N) + weighted(MASKED) + head(MASKED),
     "tsdae_l6": encoder(LEFT) + queries(N) + head(N),

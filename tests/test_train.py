@@ -160,7 +160,7 @@ def test_bags_and_views_train(name, data, tmp_path, capsys):
 
 def test_a_pair_of_rates_is_a_schedule(data, tmp_path, monkeypatch):
     """In six equal parts, judged at the last; a run that goes on has the rates of one that was never stopped."""
-    rates, gradients = [], optim.add_gradients
+    rates, shapes, gradients = [], [], optim.add_gradients
 
     def seen(forward, objectives, *rest):
         rates.append(objectives.parts[0].config.mask_rate)
@@ -169,12 +169,13 @@ def test_a_pair_of_rates_is_a_schedule(data, tmp_path, monkeypatch):
         return gradients(forward, objectives, *rest)
 
     monkeypatch.setattr(optim, "add_gradients", seen)
+    monkeypatch.setattr(train, "decide_compile", lambda wanted, world, count, *_: shapes.append(count))
     words = [*BRIEF, "--objective=mlm", "--mask_rate=0.2,0.7", "--max_steps=12", "--ckpt_interval=0"]
     run(data, tmp_path / "whole", *words)
     assert rates == pytest.approx([0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5, 0.6, 0.6, 0.7, 0.7])
     assert run(data, tmp_path / "cut", *words) == 143
     assert run(data, tmp_path / "cut", *words) == 0
-    assert rates[12:] == rates[:12]
+    assert rates[12:] == rates[:12] and set(shapes) == {6}
     assert_same_checkpoint(tmp_path / "whole", tmp_path / "cut")
     loaded = load_run(tmp_path / "cut", device="cpu")
     assert loaded.config["mask_rate"] == [0.2, 0.7] and ObjectiveConfig(mask_rate=[0.2, 0.7]).mask_rate == (0.2, 0.7)
