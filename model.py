@@ -272,11 +272,7 @@ class ConceptModel(nn.Module):
         else drawn by torch's generator from the softmax of logits / temperature."""
 
         def choose(hidden):  # [..., width] -> [...]
-            logits = self.logits(hidden)
-            if not temperature:
-                return logits.argmax(-1)
-            chances = (logits.float() / temperature).softmax(-1)
-            return torch.multinomial(chances.flatten(0, -2), 1).view(logits.shape[:-1])
+            return draw(self.logits(hidden), temperature)
 
         if self.decoder.generate:
             return self.decoder.generate(
@@ -286,6 +282,31 @@ class ConceptModel(nn.Module):
         hidden = self.decode(concepts, Problem(source=pos, query_pos=pos))
         return torch.stack([choose(row) for row in hidden.expand(len(concepts), -1, -1)])  # one row's logits at a time
 
+    @torch.no_grad()
+    def unmask(self, concepts, ids, passes=0, order="confidence", temperature=0.0, truth=None):
+        """Every [MASK] of ids [B, n] becomes a token, a few in each pass, which sees concepts [B, C, H] and all that
+        stands there by then -> ids [B, n]. passes: as evenly as it goes, so many; 0: a token of a row in each.
+
+        order: "confidence": the likeliest tokens first (MaskGIT, Chang et al. 2022, arXiv:2202.04200; LLaDA,
+        arXiv:2502.09992); "ancestral": in random order, the noise undone (MDLM, arXiv:2406.07524; a sample of the model
+        at temperature 1). truth [B, n]: teacher forcing, passes see the true tokens in the place of those answered.
+        """
+        seen = answer = ids
+        pos = torch.arange(ids.shape[1], device=ids.device)[None]
+        for left in range(passes or int((ids == self.mask_id).sum(1).max()), 0, -1):
+            hidden = seen == self.mask_id
+            t = hidden.float().mean(1)
+            logits = self.logits(self.decode(concepts, Problem(ids, None, seen, pos, seen, t=t))).float()
+            logits[..., self.mask_id] = -torch.inf
+            found = draw(logits, temperature)  # [B, n]
+            sure = logits.softmax(-1).gather(-1, found[..., None])[..., 0]
+            sure = sure if order == "confidence" else torch.rand_like(sure)
+            rank = sure.masked_fill(~hidden, -1).argsort(1, descending=True).argsort(1)
+            now = hidden & (rank < -(-hidden.sum(1, keepdim=True) // left))
+            answer = torch.where(now, found, answer)
+            seen = torch.where(now, found if truth is None else truth, seen)
+        return answer
+
     def twin(self, seed: int) -> "ConceptModel":
         """What training begins with at this seed, in evaluation mode."""
         twin = ConceptModel(self.config, self.mask_id, seed, self.token_vectors)
@@ -294,6 +315,14 @@ class ConceptModel(nn.Module):
 
     def num_parameters(self):
         return sum(p.numel() for p in self.parameters())
+
+
+def draw(logits, temperature):
+    """logits [..., V] -> ids [...]: the likeliest, or where temperature is above 0 one of softmax(logits / it)."""
+    if not temperature:
+        return logits.argmax(-1)
+    chances = (logits.float() / temperature).softmax(-1)
+    return torch.multinomial(chances.flatten(0, -2), 1).view(logits.shape[:-1])
 
 
 @torch.no_grad()

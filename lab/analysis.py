@@ -150,12 +150,12 @@ def to_write(ids: Tensor) -> Problem:
 
 
 @torch.no_grad()
-def written(model: ConceptModel, concepts: Tensor, ids: Tensor) -> dict[str, Tensor]:
+def written(model: ConceptModel, concepts: Tensor, ids: Tensor, temperature: float = 0.0) -> dict[str, Tensor]:
     """What the decoder makes of concepts [B, C, H], tokens [B, n] each: "teacher-forced", each position after the true
-    tokens ids [B, n] before it, where the decoder sees them; "free-running", after its own."""
+    tokens ids [B, n] before it, where the decoder sees them; "free-running", after its own (temperature: of these)."""
     hidden = model.decode(concepts, to_write(ids)).expand(len(ids), -1, -1)
     forced = torch.stack([model.logits(h).argmax(-1) for h in hidden])
-    return {"teacher-forced": forced, "free-running": model.generate(concepts, ids.shape[1])}
+    return {"teacher-forced": forced, "free-running": model.generate(concepts, ids.shape[1], temperature)}
 
 
 @torch.no_grad()

@@ -410,18 +410,16 @@ class LoadedRun:
         with exact_matmul():
             return self.model.encode(ids, mask=mask).float().cpu()
 
-    @torch.no_grad()
-    def generate(self, text: str, temperature: float = 0.0) -> tuple[str, float]:
-        """Text -> (what the decoder predicts from its concepts alone, share of tokens that are the same)."""
-        if self.model.config.predicts != "positions":
-            raise UserError("the run was trained without a decoder, so it predicts no text; use its embeddings")
+    def read(self, text: str) -> Tensor:
+        """Text -> ids [1, n] of at most max(lengths) tokens, the first."""
         (ids,) = self.encode_texts([text])
         if len(ids) > self.max_length:
             warn(f"the text has {len(ids)} tokens; only the first {self.max_length} are read, as in training")
-        ids = torch.tensor([ids[: self.max_length]], device=self.device)
-        predicted = self.model.generate(self.model.encode(ids), ids.shape[1], temperature)
-        same = float((predicted == ids).double().mean())
-        return self.tokenizer.decode(predicted[0].tolist(), skip_special_tokens=False).strip(), same
+        return torch.tensor([ids[: self.max_length]], device=self.device)
+
+    def show(self, ids: Tensor) -> str:
+        """ids [n] -> text, special tokens too."""
+        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=False).strip()
 
 
 def check_options(shape: ModelConfig, options: Options):

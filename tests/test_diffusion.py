@@ -194,3 +194,65 @@ def test_smoothed_targets_have_their_floor():
     rest = 0.1 / 50_368
     entropy = -(0.9 + rest) * math.log(0.9 + rest) - 50_367 * rest * math.log(rest)
     assert entropy == pytest.approx(1.408, abs=1e-3)
+
+
+# ---- unmasking
+
+
+def slow_unmask(model, concepts, ids, passes, truth=None):
+    """One row, the surest first."""
+    seen, answer = ids.clone(), ids.clone()
+    for left in range(passes, 0, -1):
+        at = [i for i in range(ids.shape[1]) if seen[0, i] == MASK]
+        made = problem(seen.expand(2, -1))
+        made.source, made.targets, made.query_ids, made.scored = seen, seen, seen, None
+        made.t = torch.tensor([len(at) / ids.shape[1]])
+        chances = model.logits(model.decode(concepts, made))[0]
+        chances[:, MASK] = -math.inf
+        best, token = chances.softmax(-1).max(-1)
+        for i in sorted(at, key=lambda i: -best[i])[: math.ceil(len(at) / left)]:
+            answer[0, i] = token[i]
+            seen[0, i] = token[i] if truth is None else truth[0, i]
+    return answer
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("passes", [1, 3, 0])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_unmasking_equals_a_loop(decoder, passes, forced):
+    model = perturb(build(decoder=decoder, decoder_window=2))
+    truth = text(3, 10, seed=4)
+    ids = truth.clone()
+    ids[0, 2:7], ids[1, :], ids[2, 1::2] = MASK, MASK, MASK
+    concepts, truth = model.encode(truth), truth if forced else None
+    found = model.unmask(concepts, ids, passes, truth=truth)
+    assert not found.eq(MASK).any() and torch.equal(found[ids != MASK], ids[ids != MASK])
+    for row in range(3):
+        one = slice(row, row + 1)
+        expected = slow_unmask(model, concepts[one], ids[one], passes or 10, None if truth is None else truth[one])
+        assert torch.equal(found[one], expected)
+
+
+def test_a_row_without_masks_stays():
+    model, ids = build(decoder="diffusion"), text(2, 8)
+    assert torch.equal(model.unmask(model.encode(ids), ids), ids)
+
+
+def test_ancestral_order_is_random_and_its_tokens_are_drawn():
+    """Each of four positions is the first as often; at temperature 1 the first token is drawn from the softmax."""
+    model, ids = perturb(build(decoder="diffusion")), torch.full((4000, 4), MASK)
+    concepts, firsts = model.encode(text(1, 8)).expand(4000, -1, -1), []
+    torch.manual_seed(0)
+    decode, calls = model.decode, []
+    model.decode = lambda c, p: calls.append(p.query_ids) or decode(c, p)
+    found = model.unmask(concepts, ids, order="ancestral", temperature=1.0)
+    model.decode = decode
+    firsts = (calls[1] != MASK).double().argmax(1)
+    assert len(calls) == 4 and (calls[1] != MASK).sum(1).eq(1).all()
+    assert stats.chisquare(torch.bincount(firsts, minlength=4).numpy()).pvalue > 1e-4
+    made = problem(ids[:2])
+    made.query_ids, made.scored, made.t = ids[:1], None, torch.ones(1)
+    chances = model.logits(model.decode(concepts[:1], made))[0]
+    chances[:, MASK] = -math.inf
+    drawn = torch.bincount(found[firsts == 0, 0], minlength=V) / (firsts == 0).sum()
+    assert (drawn - chances.softmax(-1)[0]).abs().max() < 0.05

@@ -87,7 +87,7 @@ def test_embed_does_not_depend_on_padding_or_batch(base, capsys):
 @pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
 def test_every_preset_trains_shrunk(path, data, tmp_path):
     """H 64, N 64: two steps, after which AdamW has seen a gradient for every parameter."""
-    lengths = ["--lengths=64", "--delete_rate=0.3", "--max_steps=2", "--eval_interval=0", "--warmup=0"]
+    lengths = ["--lengths=64", "--delete_rate=0.3", "--max_steps=2", "--eval_interval=0", "--warmup=0", "--init_from="]
     if read_config(path, ROOT).get("token_dim", (0,))[0]:
         lengths.append("--token_dim=16")
     assert run(data, tmp_path / "run", *lengths, preset=path.stem) == 0

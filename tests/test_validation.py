@@ -22,8 +22,8 @@ def corpus(tmp_path_factory):
     return dataset.Corpus(make_corpus(tmp_path_factory.mktemp("data") / "toy"), "val")
 
 
-def make(corpus, objective="tsdae + 0.5*mlm", lengths=(16, 40), tokens=20_000, world=None):
-    objectives = Objectives(ObjectiveConfig(objective=objective, token_weight="idf"))
+def make(corpus, objective="tsdae + 0.5*mlm", lengths=(16, 40), tokens=20_000, world=None, **keys):
+    objectives = Objectives(ObjectiveConfig(objective=objective, token_weight="idf", **keys))
     decoder = "posonly" if objectives.predicts == "positions" else objectives.predicts
     shape = ModelConfig(layers=1, hidden=16, heads=2, intermediate=16, concepts=4, max_length=40, decoder=decoder)
     shape.vocab_size = corpus.vocab_size
@@ -150,3 +150,30 @@ def test_every_loss_has_its_floor_which_is_computed_once(objective, corpus, monk
         assert known["val_loss_40"] == pytest.approx(
             judge.objectives.total([known[f"val_loss_{p.name}"] for p in parts])
         )
+
+
+def test_the_bound_of_diffusion_is_reported_whatever_it_is_trained_with(corpus):
+    """Row by row: the mean loss of a row's hidden tokens, and the mean of the rows."""
+    judge = make(corpus, "diffusion", (16,), t_min=0.4, diffusion_weight="none", label_smoothing=0.2)
+    numbers, (part,), rows = judge.run(), judge.objectives.parts, []
+    plain = Objectives(ObjectiveConfig(objective="diffusion")).parts[0]
+    with torch.no_grad():
+        for batch in judge.batches_of(part, 16):
+            made = judge.problem(plain, batch)
+            logits = judge.model.logits(judge.model.decode(judge.model.encode(batch.ids), made))[0]
+            each = F.cross_entropy(logits, batch.ids.flatten()[made.scored], reduction="none")
+            rows += [each[made.scored // 16 == row].mean().item() for row in range(len(batch.ids))]
+    assert numbers["val_loss_elbo"] == pytest.approx(sum(rows) / len(rows), rel=1e-5)
+    assert abs(numbers["val_loss"] - numbers["val_loss_elbo"]) > 1e-3
+
+
+def test_what_concepts_tell_of_the_next_span_is_asked_of_adjacent_rows(corpus):
+    judge = make(corpus, "prefix", (16,), prefix_source="next")
+    (part,) = judge.objectives.parts
+    for batch in judge.rows_of(part):
+        assert torch.equal(batch.documents[0::2], batch.documents[1::2])
+    assert sum(len(batch.ids) for batch in judge.rows_of(part)) == 256 and judge.judged() is part
+    assert validation.Judge.rows_of(judge, part) == [] and "delta_shuffle" in judge.run()
+    other = make(corpus, "prefix + tsdae", (16,))
+    assert [part.one_document for part in other.objectives.parts] == [True, False]
+    assert other.rows_of(other.objectives.parts[1]) is other.fixed
