@@ -310,12 +310,13 @@ def t_regs_mst(points):
 def participation_ratio(concepts, axis="slots"):
     """(tr S)^2 / tr(S^2) of what changes with the text: how many directions share the variance, from traces alone.
     slots: mean over texts of that of the C x H matrix, at most C; samples: of the means over concepts, at most B - 1.
-    (Gao et al. 2017, bioRxiv 214262.) 0 where nothing changes."""
+    (Gao et al. 2017, bioRxiv 214262.) 0 where less than a thousandth changes: rounding has every direction."""
     x = _wide(concepts) if axis == "slots" else _wide(concepts).mean(1)
-    x = x - x.mean(0)
-    x = x if axis == "slots" else x[None]
+    x, whole = (y if axis == "slots" else y[None] for y in (x - x.mean(0), x))
     gram = x @ x.mT if x.shape[1] < x.shape[2] else x.mT @ x
-    return (x.square().sum((1, 2)).square() / gram.square().sum((1, 2)).clamp_min(1e-30)).mean()
+    changes, whole = x.square().sum((1, 2)), whole.square().sum((1, 2))
+    ratio = changes.square() / gram.square().sum((1, 2)).clamp_min(1e-30)
+    return torch.where(changes > 1e-6 * whole, ratio, 0.0).mean()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

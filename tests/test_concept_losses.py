@@ -216,7 +216,8 @@ def test_participation_ratio_counts_directions(used):
     directions = torch.zeros(4000, 5, 16, dtype=torch.float64)
     directions[..., :used] = concepts(shape=(4000, 1, used), offset=0)
     assert losses.participation_ratio(directions + static, "samples").item() == pytest.approx(used, rel=0.01)
-    assert losses.participation_ratio(static.expand(9, -1, -1)) < 1.01
+    noisy = (static + 1e-5 * directions[:9]).float()  # about what rounding leaves of static slots
+    assert losses.participation_ratio(noisy) == losses.participation_ratio(noisy, "samples") == 0
 
 
 # ---- the balance with the task
