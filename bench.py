@@ -116,7 +116,7 @@ class Arm:
         self.name, self.world, self.objectives, self.clip = name, world, settings.objectives, config.clip
         self.size, self.step = settings.model.vocab_size, 0
         ones = torch.ones(self.size, device=world.device)
-        self.vocab = Vocabulary(self.size, self.size - 1, (), ones, ones.bool())
+        self.vocab = Vocabulary(self.size, self.size - 1, (), ones, ones.bool(), ones.long())
         self.ids = {}  # shape -> tokens, sent to the device once
         self.model = ConceptModel(as_dense(settings.model) if name == "dense" else settings.model, self.vocab.mask_id)
         if name == "reference":

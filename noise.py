@@ -38,7 +38,9 @@ class Noise:
         bits = self.bits(call, last.shape[1])
         return torch.argsort(bits + (last.long() << 32), dim=1)
 
-    def order_units(self, call: int, words: Tensor, last: Tensor, take: int, span: str = "") -> tuple[Tensor, Tensor]:
+    def order_units(
+        self, call: int, words: Tensor, last: Tensor, take: int, span: str = "", units: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """
         As `order`, for units that stay whole where the first `take` columns are taken: complete units in random order
         while they fit, of the span that does not fit its first complete words, then one-token words in random order,
@@ -48,11 +50,11 @@ class Noise:
         unit is a word; "geometric", "uniform": a span of consecutive words, or of tokens, see `span_lengths`. The row
         is a ring, cut at a random word and tiled with spans from there, so that no place in it is taken more often.
         (But words that its ends cut are shorter and fit more often: of rows of 64, at 10 %, the first and the last
-        column are taken 9 % more often than others.)
+        column are taken 9 % more often than others.) units [B, N] bool: words that begin a unit, where it is no span.
         """
         n = words.shape[1]
         place = torch.arange(n, device=words.device).expand_as(words)
-        column, units = place, words
+        column, units = place, words if units is None else units
         if span:
             draws = self.bits(call + 2, 2 * n)
             words = torch.ones_like(words) if span == "uniform" else words
@@ -93,3 +95,43 @@ def span_lengths(span: str, bits: Tensor) -> Tensor:
         return 3 + bits % 8
     at_most = [(1 - 0.8**length) / (1 - 0.8**10) for length in range(1, 10)]
     return 1 + sum((bits >= round(share * 2**32)).long() for share in at_most)
+
+
+PRIME = 0x5851F42D4C957F2D  # any odd number has an inverse modulo 2^64
+LONGEST_PHRASE = 5  # words
+
+
+def phrase_hashes(ids: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """The tokens begin ... end - 1 [B, K] of rows [B, N] -> [B, K] int64, the same wherever they stand: a polynomial
+    modulo 2^64, by differences of its prefix sums."""
+    sign = 1 << 63
+    inverse = (pow(PRIME, -1, 1 << 64) ^ sign) - sign  # as an int64
+    ones = torch.ones(ids.shape[1] + 1, dtype=torch.int64, device=ids.device)
+    powers, back = ((ones * number).cumprod(0) for number in (PRIME, inverse))
+    sums = torch.nn.functional.pad(((ids + 1) * powers[:-1]).cumsum(1), (1, 0))
+    return (sums.gather(1, end) - sums.gather(1, begin)) * back[begin]
+
+
+def phrase_starts(ids: Tensor, words: Tensor, last: Tensor, known: Tensor) -> Tensor:
+    """Words [B, N] bool -> those that begin a phrase: from left to right the longest run of words whose hash is in
+    `known` [M], sorted, and that holds nothing in `last`; else one word."""
+    n, longest = ids.shape[1], LONGEST_PHRASE
+    place = torch.arange(n, device=ids.device).expand_as(ids)
+    number = words.cumsum(1) - 1
+    first = torch.full((len(ids), n + longest + 1), n, device=ids.device)  # column of each word, N where there is none
+    first = first.scatter(1, torch.where(words, number, n + longest), torch.where(words, place, n))
+    before = torch.nn.functional.pad(last.long().cumsum(1), (1, 0))
+    begin, size = first[:, :n], torch.ones_like(ids)
+    for m in range(2, longest + 1):
+        end = first[:, m : n + m]
+        hashes = phrase_hashes(ids, begin, end)
+        found = known[torch.searchsorted(known, hashes).clamp(max=len(known) - 1)] == hashes
+        found &= (first[:, m - 1 : n + m - 1] < n) & (before.gather(1, end) == before.gather(1, begin))
+        size = torch.where(found, m, size)
+    jump = torch.nn.functional.pad((place + size).clamp(max=n), (0, 1), value=n)  # the word behind each one's phrase
+    reached = torch.zeros_like(jump, dtype=torch.bool)
+    reached[:, 0] = True
+    for _ in range(n.bit_length()):  # after i rounds what 2^i jumps reach
+        reached = reached.scatter(1, torch.where(reached, jump, n), True)
+        jump = jump.gather(1, jump)
+    return words & reached.gather(1, number)

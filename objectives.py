@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import losses
-from noise import Noise, count
+from noise import Noise, count, phrase_starts
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
@@ -46,7 +46,8 @@ class ObjectiveConfig:
         "own: 0.15 beside mask_rate=0.5 to 0.9 (RetroMAE), decoder=input or diffusion; 0: both see the same row",
     ] = 0.0
     mask_unit: Annotated[
-        Literal["token", "word", "span"], "mlm: what is hidden as a whole; the count of hidden tokens stays exact"
+        Literal["token", "word", "span", "pmi"],
+        "mlm: what is hidden as a whole, an exact count of tokens; pmi: collocations, see python -m lab.pmi",
     ] = "token"
     span: Annotated[
         Literal["geometric", "uniform"],
@@ -157,13 +158,14 @@ def described(registry: dict[str, type]) -> str:
 class Vocabulary:
     """Size V of the vocabulary, the id of [MASK], all ids that are no text (chosen last by every noise), and on the
     device, for the objectives that ask for it: how much each token tells, idf [V] float32; starts [V] bool, the tokens
-    that begin a word."""
+    that begin a word; phrases [M], sorted hashes of collocations."""
 
     size: int
     mask_id: int
     special_ids: tuple[int, ...] = ()
     idf: Tensor | None = field(default=None, compare=False)
     starts: Tensor | None = field(default=None, compare=False)
+    phrases: Tensor | None = field(default=None, compare=False)
 
     def is_special(self, ids: Tensor) -> Tensor:
         """[B, N] ids -> [B, N] bool. Compared with plain numbers: no tensor to send."""
@@ -218,7 +220,8 @@ class Rows:
             return self.noise.order(call, special), None
         starts = self.vocab.starts[self.ids] | special
         starts = torch.cat([torch.ones_like(special[:, :1]), starts[:, 1:] | special[:, :-1]], dim=1)
-        return self.noise.order_units(call, starts, special, take, span if unit == "span" else "")
+        units = phrase_starts(self.ids, starts, special, self.vocab.phrases) if unit == "pmi" else None
+        return self.noise.order_units(call, starts, special, take, span if unit == "span" else "", units)
 
     def idf_weights(self, tokens: Tensor) -> Tensor:
         """tokens [B, K] -> [B, K] float32: a row's weights are as its tokens' idf and sum to 1/B."""
@@ -277,6 +280,7 @@ class Objective:
     negatives = False  # the other rows of a forward, over all ranks, are its negatives
     by_idf = False  # tokens count by their idf
     by_words = False  # it needs to know which tokens begin a word
+    by_phrases = False  # it needs to know the collocations
     floor_name = "unigram floor"
 
     def __init_subclass__(cls):
@@ -319,6 +323,7 @@ class MLM(Objective):
         self.uses |= {"span"} if config.mask_unit == "span" else set()
         self.by_idf = config.token_weight == "idf"
         self.by_words = config.mask_unit != "token"
+        self.by_phrases = config.mask_unit == "pmi"
 
     def hide(self, rows: Rows, rate: float, call: int) -> tuple[Tensor, Tensor, Tensor]:
         """(rows whose hidden tokens are replaced [B, N], hidden columns [B, K] in random order, the others [B, N - K])
@@ -328,9 +333,9 @@ class MLM(Objective):
         order, units = rows.order(call, k, config.mask_unit, config.span)
         hidden, others = order[:, :k], order[:, k:]
         shown = torch.full_like(hidden, vocab.mask_id)
-        if config.replace == "80_10_10" and config.mask_unit == "span":
+        if config.replace == "80_10_10" and config.mask_unit in ("span", "pmi"):
             drawn = vocab.text_token(rows.noise.bits(call + 1, k))
-            chance = rows.noise.bits(call + 3, ids.shape[1]).gather(1, units[:, :k])  # of a span
+            chance = rows.noise.bits(call + 3, ids.shape[1]).gather(1, units[:, :k])  # of a unit
             shown = torch.where(chance < round(0.8 * 2**32), shown, drawn)
             shown = torch.where(chance < round(0.9 * 2**32), shown, ids.gather(1, hidden))
         elif config.replace == "80_10_10":
@@ -579,6 +584,7 @@ class Objectives:
         self.negatives = any(part.negatives for part in self.parts)
         self.by_idf = any(part.by_idf for part in self.parts)
         self.by_words = any(part.by_words for part in self.parts)
+        self.by_phrases = any(part.by_phrases for part in self.parts)
         self.uses = {"objective"}.union(*(part.uses for part in self.parts))
 
     def plateaus(self) -> list["Objectives"]:

@@ -246,7 +246,7 @@ class Trainer:
         rules = {"one_document": self.objectives.one_document, "pairs": self.objectives.pairs}
         self.sampler = dataset.Sampler(text, config.lengths, seed=config.seed, **rules)
         idf = torch.from_numpy(text.idf()).to(world.device) if self.objectives.by_idf else None
-        self.vocab = Vocabulary(shape.vocab_size, text.mask, tuple(text.special_ids), idf, self.word_starts())
+        self.vocab = Vocabulary(shape.vocab_size, text.mask, tuple(text.special_ids), idf, *self.units())
         vectors, self.spectral_seconds = world.on_rank0(self.token_vectors)
         self.model = ConceptModel(shape, text.mask, config.seed, vectors).to(world.device)
         self.forward: nn.Module = self.model
@@ -266,14 +266,16 @@ class Trainer:
         self.numbers: dict | None = None  # the evaluation of this step
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
 
-    def word_starts(self) -> Tensor | None:
-        """[V] bool, the tokens that begin a word, for an objective that asks for it."""
+    def units(self) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens that begin a word [V] bool, and hashes of collocations [M], for an objective that asks for them."""
         if not self.objectives.by_words:
-            return None
-        from lab.words import word_starts  # late: scipy
+            return None, None
+        from lab import pmi  # late: scipy
 
-        tokenizer = dataset.load_tokenizer(self.train_text.folder / "tokenizer.json")
-        return torch.from_numpy(word_starts(tokenizer)).to(self.world.device)
+        folder, device = self.train_text.folder, self.world.device
+        starts = pmi.word_starts(dataset.load_tokenizer(folder / "tokenizer.json"))
+        phrases = torch.from_numpy(pmi.load(self.train_text)).to(device) if self.objectives.by_phrases else None
+        return torch.from_numpy(starts).to(device), phrases
 
     def token_vectors(self) -> tuple[Tensor | None, float]:
         """([V, T] of the run that is there, else of the text; the seconds it took); (None, 0): they begin random."""

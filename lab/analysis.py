@@ -25,6 +25,8 @@ COLLAPSED = 1e-4  # a dimension whose variance is below this share of the mean o
 def judge_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int = 128) -> Judge:
     """The run's model and objective on these rows [n, N], at least so many, in batches; every token counts alike."""
     keys = {key: run.config[key] for key in fields_of(ObjectiveConfig) if key in run.config} | {"token_weight": "none"}
+    if keys.get("mask_unit") == "pmi":
+        keys["mask_unit"] = "word"  # a run does not keep the collocations
     objectives = Objectives(ObjectiveConfig(**keys))
     V, special = run.model.config.vocab_size, tuple(dataset.special_ids(run.tokenizer).values())
     starts = torch.from_numpy(word_starts(run.tokenizer)).to(run.device) if objectives.by_words else None

@@ -79,7 +79,7 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, f
     def forward(shape, turn, options, objectives, concept_model):
         numbers, ids = torch.arange(shape[0]), torch.zeros(shape, dtype=torch.int64)
         V = model.vocab_size
-        vocab = Vocabulary(V, 0, idf=torch.ones(V), starts=torch.ones(V, dtype=torch.bool))
+        vocab = Vocabulary(V, 0, idf=torch.ones(V), starts=torch.ones(V, dtype=torch.bool), phrases=ids[0])
         problems = objectives.problems(Rows(ids, Noise(0, 0, numbers, turn), vocab, documents=numbers))
         objectives.losses(*concept_model(*problems, options=options), problems)
 

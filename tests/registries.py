@@ -103,7 +103,7 @@ def make_problems(B=4, N=12, vocab=40, seed=1, **keys):
     objectives = Objectives(ObjectiveConfig(**keys))
     ids = torch.randint(MASK + 1, vocab, (B, N), generator=torch.Generator().manual_seed(seed))
     starts = torch.arange(vocab) % 3 > 0
-    vocabulary = Vocabulary(vocab, MASK, idf=torch.linspace(0.5, 3, vocab), starts=starts)
+    vocabulary = Vocabulary(vocab, MASK, idf=torch.linspace(0.5, 3, vocab), starts=starts, phrases=ids[0])
     rows = Rows(ids, Noise(seed, 0, torch.arange(B)), vocabulary, documents=torch.arange(B))
     return objectives, objectives.problems(rows)
 

@@ -20,7 +20,8 @@ SPECIAL = (508, 509, 510, 511)
 
 def vocabulary():
     idf = 8 * torch.rand(V, generator=torch.Generator().manual_seed(9))
-    return Vocabulary(V, 511, SPECIAL, idf.scatter(0, torch.tensor(SPECIAL), 0.0), starts=torch.arange(V) % 3 > 0)
+    starts, phrases = torch.arange(V) % 3 > 0, torch.arange(9)  # no row has these: where a phrase is tells of its words
+    return Vocabulary(V, 511, SPECIAL, idf.scatter(0, torch.tensor(SPECIAL), 0.0), starts, phrases)
 
 
 VOCAB = vocabulary()

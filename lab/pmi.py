@@ -1,0 +1,152 @@
+"""
+Collocations of a prepared corpus: which runs of two to five words are hidden as one by `mask_unit = "pmi"`.
+
+    python -m lab.pmi --dataset=wiki
+
+An n-gram's score is the smallest log p(n-gram) / product of p(part) over all ways to cut it into parts (PMI-Masking,
+Levine et al. 2021, arXiv:2010.01825); half of those kept are bigrams, a quarter trigrams, an eighth each longer. Counts
+are kept for at most `most` n-grams of a size: above it the rarest go, so memory is bounded and rare ones may be missed.
+In training a row is cut into the longest of them from left to right, and single words (the paper: at random where two
+overlap).
+"""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+
+from lab import dataset
+from lab.command import command, say
+from lab.configurator import UserError, parse, show
+from lab.files import replacing
+from lab.words import word_starts
+from noise import LONGEST_PHRASE, phrase_hashes
+
+FILE = "pmi.npz"  # beside train.bin: the hashes of what is kept, int64 [M], sorted
+SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}  # of the n-grams that are kept
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class PMI:
+    dataset: Annotated[str, "folder of prepared data under data_dir"] = "pydocs"
+    data_dir: Annotated[str, "where the prepared data are; empty: data/ beside the scripts"] = ""
+    size: Annotated[int, "n-grams that are kept, at most"] = 800_000
+    min_count: Annotated[int, "how often an n-gram must be there"] = 10
+    most: Annotated[int, "n-grams of a size whose counts are in memory (16 bytes each, and as much again to sort)"] = (
+        20_000_000
+    )
+
+    def __post_init__(self):
+        for key, least in (("size", 8), ("min_count", 1), ("most", 1000)):
+            if getattr(self, key) < least:
+                raise ValueError(f"{key}={getattr(self, key)} is too few; take {least} or more")
+
+
+class Counts:
+    """Hash -> how often it was seen, for the most frequent of them."""
+
+    def __init__(self, most: int):
+        self.most, self.hashes, self.counts, self.total = most, np.zeros(0, np.int64), np.zeros(0, np.int64), 0
+
+    def add(self, hashes: np.ndarray):
+        new, times = np.unique(hashes, return_counts=True)
+        self.total += len(hashes)
+        self.hashes, back = np.unique(np.concatenate([self.hashes, new]), return_inverse=True)
+        times = np.concatenate([self.counts, times])
+        self.counts = np.bincount(back, weights=times, minlength=len(self.hashes)).astype(np.int64)
+        if len(self.hashes) > self.most:
+            keep = self.counts > np.partition(self.counts, -self.most)[-self.most]
+            self.hashes, self.counts = self.hashes[keep], self.counts[keep]
+
+    def log_share(self, hashes: np.ndarray) -> np.ndarray:
+        """ln of the share that each is of all; -inf where it is not known."""
+        at = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
+        known = self.hashes[at] == hashes
+        return np.where(known, np.log(self.counts[at] / self.total), -np.inf)
+
+
+def phrases(tokens: np.ndarray, starts: np.ndarray, special: np.ndarray) -> list[np.ndarray]:
+    """Hashes of the n-grams at each word of a piece of text [W - n + 1] for n = 1 ... 5; 0 where one holds a special
+    token. starts, special [V] bool."""
+    ids = tokens.astype(np.int64)
+    apart = special[ids]
+    begins = starts[ids] | apart
+    begins[1:] |= apart[:-1]
+    begins[0] = True
+    edges = np.append(np.flatnonzero(begins), len(ids))
+    before = np.concatenate([[0], np.cumsum(apart)])
+    found = []
+    for n in range(1, LONGEST_PHRASE + 1):
+        a, b = edges[:-n], edges[n:]
+        hashes = phrase_hashes(*(torch.from_numpy(x)[None] for x in (ids, a, b)))[0].numpy()
+        found.append(np.where(before[b] > before[a], 0, hashes))
+    return found
+
+
+def scores(shares: list[np.ndarray]) -> list[np.ndarray]:
+    """ln of the share of the n-grams at each word, n = 1 ... 5 -> their PMI, n = 2 ... 5: the least over all cuts."""
+    whole, found = list(shares[:1]), []  # whole[n - 1]: the greatest sum over all cuts into parts, none included
+    for n in range(2, len(shares) + 1):
+        m = len(shares[n - 1])
+        parts = np.max([shares[k - 1][:m] + whole[n - k - 1][k : k + m] for k in range(1, n)], axis=0)
+        with np.errstate(invalid="ignore"):  # what is not known has no score
+            found.append(np.nan_to_num(shares[n - 1] - parts, nan=-np.inf))
+        whole.append(np.maximum(parts, shares[n - 1]))
+    return found
+
+
+def collocations(text: dataset.Corpus, starts: np.ndarray, config: PMI) -> np.ndarray:
+    """The hashes of what is kept, int64 [M], sorted. Two passes over the training text: counts, then scores."""
+    special = np.isin(np.arange(text.vocab_size), text.special_ids)
+    counts = [Counts(config.most) for _ in range(LONGEST_PHRASE)]
+    for tokens, _ in text.pieces(text.count):
+        for n, hashes in enumerate(phrases(tokens, starts, special)):
+            counts[n].add(hashes[hashes != 0])
+    known = [{} for _ in SHARES]
+    frequent = [c.hashes[c.counts >= config.min_count] for c in counts]
+    for tokens, _ in text.pieces(text.count):
+        hashes = phrases(tokens, starts, special)
+        found = scores([c.log_share(h) for c, h in zip(counts, hashes, strict=True)])
+        for table, own, score, often in zip(known, hashes[1:], found, frequent[1:], strict=True):
+            unique, first = np.unique(own, return_index=True)
+            keep = np.isin(unique, often) & (score[first] > 0)
+            table.update(zip(unique[keep].tolist(), score[first][keep].tolist(), strict=True))
+    kept = []
+    for table, share in zip(known, SHARES.values(), strict=True):
+        kept += sorted(table, key=table.get, reverse=True)[: round(share * config.size)]
+    return np.unique(np.array(kept, np.int64))
+
+
+def main(argv) -> int:
+    config = parse(argv, PMI, prog="-m lab.pmi", doc=__doc__, root=ROOT, positional=False).make(PMI)
+    folder = Path(config.data_dir or ROOT / "data") / dataset.check_name(config.dataset)
+    text = dataset.Corpus(folder, "train")
+    kept = collocations(text, word_starts(dataset.load_tokenizer(folder / "tokenizer.json")), config)
+    if not len(kept):
+        raise UserError(f"{show(text.path)} has no collocation; write a smaller --min_count, or use more text")
+    with replacing(folder / FILE) as path, open(path, "wb") as file:
+        np.savez(file, hashes=kept, tokenizer_hash=text.tokenizer_hash)
+    say(f"{len(kept):,} collocations in {show(folder / FILE)}; train with --objective=mlm --mask_unit=pmi")
+    return 0
+
+
+def load(text: dataset.Corpus) -> np.ndarray:
+    """What `main` wrote beside train.bin."""
+    path, remedy = text.folder / FILE, f"run python -m lab.pmi --dataset={text.folder.name}"
+    if not path.is_file():
+        raise UserError(f"{show(path)} does not exist; {remedy}")
+    try:
+        with np.load(path) as kept:
+            if str(kept["tokenizer_hash"]) == text.tokenizer_hash:
+                return kept["hashes"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        pass
+    raise UserError(f"{show(path)} is damaged, or of another tokenizer; {remedy}")
+
+
+if __name__ == "__main__":
+    command(main)
