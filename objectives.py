@@ -43,7 +43,7 @@ class ObjectiveConfig:
     encoder_mask_rate: Annotated[
         float,
         "mlm: share that is hidden from the encoder, mask_rate then being that of the decoder, which sees a row of its "
-        "own: 0.15 beside mask_rate=0.5 to 0.9 (RetroMAE), decoder=input or diffusion; 0: both see the same row",
+        "own: 0.15 beside mask_rate=0.5 to 0.9 (RetroMAE), decoder=diffusion with a window; 0: both see one row",
     ] = 0.0
     mask_unit: Annotated[
         Literal["token", "word", "span", "pmi"],
@@ -84,9 +84,7 @@ class ObjectiveConfig:
         "contrastive: two spans in a row of one document; a row with different tokens deleted; some of both; the "
         "halves of a row; a row twice (with dropout, SimCSE); spans in a row without the words that both hold",
     ] = "both"
-    view_delete_rate: Annotated[
-        float, "contrastive: share of a view's tokens that is deleted (deletion, both, unshared)"
-    ] = 0.4
+    view_delete_rate: Annotated[float, "contrastive: share of a view's tokens deleted (deletion, both, unshared)"] = 0.4
     view_similarity: Annotated[
         Literal["mean", "maxsim"],
         "contrastive: cosine of the mean concepts, or mean over concepts of the best cosine with one of the other's",
@@ -96,16 +94,12 @@ class ObjectiveConfig:
         Literal["row", "next"],
         "diffusion: the encoder reads the row itself, clean; next: the span before it, of the same document",
     ] = "row"
-    t_min: Annotated[
-        float, "diffusion: least share of a row that is hidden in training (0: one token); val_loss_elbo is without it"
-    ] = 0.0
+    t_min: Annotated[float, "diffusion: least share hidden in training (0: one token); not in val_loss_elbo"] = 0.0
     diffusion_weight: Annotated[
         Literal["elbo", "none"],
         "diffusion: hidden tokens count N / hidden of their row, the evidence bound; none: all alike, no bound",
     ] = "elbo"
-    label_smoothing: Annotated[
-        float, "diffusion: share of each target that goes to all tokens alike; val_loss_elbo is without it"
-    ] = 0.0
+    label_smoothing: Annotated[float, "diffusion: share of a target spread over all tokens; not in val_loss_elbo"] = 0.0
     prefix_rate: Annotated[
         tuple[float, ...],
         "prefix: share of a row that is read, the rest is predicted; several: steps take them in turn, one a step",

@@ -13,9 +13,6 @@ import gc
 import json
 import math
 import os
-import subprocess
-import sys
-import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -111,8 +108,10 @@ class TrainConfig:
         for key in ("warmup", "micro_batch", "eval_interval", "ckpt_interval", "clip", "weight_decay", *HORIZONS):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)} is negative; take 0 or more")
-        if not self.lengths or min(self.lengths) < 2 or len(set(self.lengths)) < len(self.lengths):
-            raise ValueError(f"lengths={self.lengths} must be different numbers of at least 2 tokens")
+        if not self.lengths or not 2 <= min(self.lengths) <= max(self.lengths) <= 1 << 20:
+            raise ValueError(f"lengths={self.lengths} must be numbers of 2 to 1048576 tokens")
+        if len(set(self.lengths)) < len(self.lengths):
+            raise ValueError(f"lengths={self.lengths} must be different numbers")
         if len(self.lengths) > 32:
             raise ValueError(f"{len(self.lengths)} lengths are as many shapes to compile; take at most 32")
         if not 0 <= self.beta1 < 1 or not 0 <= self.beta2 < 1 or not 0 <= self.lr_end <= 1:
@@ -487,27 +486,6 @@ class Trainer:
 # The command
 
 
-def prepare_data(data: Path, world: World, signals: Signals) -> int:
-    """The embedded corpus is made on the spot, on each node; for any other the command that makes it is printed.
-    Returns the signal that stopped it, or 0."""
-    if data.name == "pydocs" and not (data / "meta.json").is_file() and os.environ.get("LOCAL_RANK", "0") == "0":
-        say("preparing the embedded corpus once: docstrings of this Python's packages, at most 90 s")
-        script = [sys.executable, str(ROOT / "data/pydocs/prepare.py"), f"--data_dir={data.parent}"]
-        process = subprocess.Popen(script)
-        while process.poll() is None and not signals.received:
-            time.sleep(0.1)
-        if signals.received:
-            process.terminate()  # it tidies up
-            process.wait()
-        elif process.returncode:
-            raise UserError(f"preparing {data} failed (see above); run {dataset.prepare_command(data)} by itself")
-    world.barrier()
-    stopped = world.on_rank0(lambda: signals.received)
-    if not stopped:
-        dataset.load_meta(data)
-    return stopped
-
-
 def resolve(trainer: Trainer, old: dict | None, compiled: bool) -> dict:
     """config.json: every key as it is in force, and what follows from them; `segments` has an entry for each time the
     run was started or went on."""
@@ -588,7 +566,7 @@ def main(argv) -> int:
     if there["config"] and config.dtype == "auto":
         world = replace(world, dtype=there["config"]["dtype"])  # decided once, when the run began
     signals = Signals(world)
-    if stopped := prepare_data(settings.data, world, signals):
+    if stopped := dataset.prepare(settings.data, world, signals):
         return 128 + stopped
     trainer = Trainer(settings, world, out, signals)
     begin(trainer, there)

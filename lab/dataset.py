@@ -25,10 +25,14 @@ encoded on its own, here and in `embed` alike, so that a sentence has the same t
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -36,6 +40,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
+from lab.command import say
 from lab.configurator import UserError, show
 
 MAGIC, VERSION = b"NCONCEPT", 1
@@ -228,6 +233,31 @@ def load_meta(folder) -> dict:
     except ValueError:
         pass
     raise UserError(f"{show(path)} is damaged; {again(folder)}")
+
+
+def prepare(data: Path, world, signals) -> int:
+    """The embedded corpus is made on the spot, on each node; for any other the command that makes it is printed.
+    world, signals: see lab/distributed.py. Returns the signal that stopped it, or 0."""
+    if data.name == "pydocs" and not (data / "meta.json").is_file() and os.environ.get("LOCAL_RANK", "0") == "0":
+        say("preparing the embedded corpus once: docstrings of this Python's packages, at most 90 s")
+        script = [
+            sys.executable,
+            str(Path(__file__).resolve().parent.parent / "data/pydocs/prepare.py"),
+            f"--data_dir={data.parent}",
+        ]
+        process = subprocess.Popen(script)
+        while process.poll() is None and not signals.received:
+            time.sleep(0.1)
+        if signals.received:
+            process.terminate()  # it tidies up
+            process.wait()
+        elif process.returncode:
+            raise UserError(f"preparing {data} failed (see above); run {prepare_command(data)} by itself")
+    world.barrier()
+    stopped = world.on_rank0(lambda: signals.received)
+    if not stopped:
+        load_meta(data)
+    return stopped
 
 
 def both_ends(array: np.ndarray) -> Iterator[np.ndarray]:
