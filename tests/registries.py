@@ -66,14 +66,17 @@ def structures():
 
 
 def objectives():
-    """Each objective in every setting of its own keys, and every sum of two of them."""
+    """Each objective in every setting of any two of its own keys, and every sum of two of them."""
     for objective in OBJECTIVES:
         uses = Objectives(ObjectiveConfig(objective=objective)).uses - {"objective"}
         for keys in list(allowed(ObjectiveConfig, dict(objective=objective), choices(ObjectiveConfig, uses))):
             uses |= Objectives(ObjectiveConfig(**keys)).uses - {"objective"}  # one choice may bring others
         for keys in allowed(ObjectiveConfig, dict(objective=objective), choices(ObjectiveConfig, uses)):
             used = Objectives(ObjectiveConfig(**keys)).uses  # nothing new comes of a key that is not used
-            if all(key in used or value == getattr(ObjectiveConfig, key) for key, value in keys.items()):
+            changed = [
+                key for key, value in keys.items() if key != "objective" and value != getattr(ObjectiveConfig, key)
+            ]
+            if len(changed) <= 2 and used.issuperset(changed):
                 yield keys
     for a, b in itertools.permutations(OBJECTIVES, 2):
         yield dict(objective=f"{a} + 0.5*{b}")

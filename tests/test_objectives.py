@@ -59,7 +59,8 @@ def spread(problem, x):
 
 def origins_of(part, keys):
     """[B, T] where in the rows, flat, each target of a part of the objective stands."""
-    vocab = Vocabulary(10**6, 999_999, (999_998,), torch.ones(10**6), torch.ones(10**6, dtype=torch.bool))
+    V = 10**6  # of the same words and phrases as VOCAB's
+    vocab = Vocabulary(V, V - 1, (V - 2,), torch.ones(V), torch.ones(V, dtype=torch.bool), VOCAB.phrases)
     return problems(torch.arange(B * N).view(B, N), vocab=vocab, **keys)[part].targets
 
 
