@@ -1,6 +1,7 @@
 """analyze.py on small runs: its numbers against loops, planted faults that the health check must find, and its page."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,8 @@ FAULTS = {  # what is planted -> what must be found
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_health_check_finds_what_is_wrong(fault, place, capsys):
-    run = trained(place, fault)
+    run = Path(shutil.copytree(trained(place, "run"), place / fault, dirs_exist_ok=True))
+    shutil.rmtree(run / "analysis", ignore_errors=True)  # of another test
     change, finding = FAULTS[fault]
     changed(run, **change)
     capsys.readouterr()
@@ -183,7 +185,8 @@ def test_the_health_check_finds_what_is_wrong(fault, place, capsys):
 
 
 def test_concepts_that_overflow_are_a_finding(place, capsys):
-    run = trained(place, "overflow")
+    run = Path(shutil.copytree(trained(place, "run"), place / "overflow", dirs_exist_ok=True))
+    shutil.rmtree(run / "analysis", ignore_errors=True)
     changed(run, **{"encoder.norm.weight": lambda w: torch.full_like(w, 3e38)})
     capsys.readouterr()
     assert look(run, "--quick") == 3 and "concepts are not finite" in capsys.readouterr().out
@@ -191,7 +194,7 @@ def test_concepts_that_overflow_are_a_finding(place, capsys):
 
 
 def test_a_healthy_run_and_one_without_a_decoder(place, capsys):
-    assert look(trained(place, "learned", "--max_steps=150", "--eval_interval=0"), "--quick") == 0
+    assert look(trained(place, "learned", "--max_steps=80", "--eval_interval=0"), "--quick") == 0
     run = trained(place, "contrastive", "--objective=contrastive", "--batch_size=16", "--max_steps=1")
     capsys.readouterr()
     found = look(run, "--quick")

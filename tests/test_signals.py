@@ -80,11 +80,11 @@ def test_in_an_evaluation_of_training(data, tmp_path, monkeypatch):
     assert run(data, tmp_path / "whole", *STEPS) == 0
     geometry, calls = Validation.geometry, []
 
-    def interrupted(self):
+    def interrupted(self, whole):
         calls.append(0)
         if len(calls) in (1, 3, 6):  # of step 0; of step 10, after 0 is made anew; of step 30
             signal.raise_signal(signal.SIGTERM)
-        return geometry(self)
+        return geometry(self, whole)
 
     monkeypatch.setattr(Validation, "geometry", interrupted)
     for step in (None, 10, 30):
