@@ -96,7 +96,7 @@ class ModelConfig:
             if getattr(self, key) not in names:
                 raise ValueError(f"{key} = {getattr(self, key)!r} is unknown; write one of {', '.join(names)}")
         if self.hidden % self.heads:
-            near = next(n for n in range(self.heads, 0, -1) if self.hidden % n == 0)
+            near = next(n for n in range(min(self.heads, self.hidden), 0, -1) if self.hidden % n == 0)
             raise ValueError(f"hidden = {self.hidden} does not divide into heads = {self.heads}; write heads = {near}")
         if not 0 <= self.token_dim <= self.hidden:
             raise ValueError(f"token_dim = {self.token_dim} is not within 0 and hidden; write 0 for the same width")

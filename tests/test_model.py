@@ -568,3 +568,8 @@ def test_keys_that_the_chosen_parts_do_not_read():
     }
     known = {field.name for field in fields(ModelConfig)}
     assert all(part.uses <= known for part in (*ENCODERS.values(), *DECODERS.values()))
+
+
+def test_absurd_heads_are_answered_at_once():
+    with pytest.raises(ValueError, match="write heads = 512"):
+        ModelConfig(heads=10**12)
