@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import geometry
 from lab import attention, command, probes, report, words
-from lab.analysis import Analysis, analyse, between, ended, judge_of, numbers_of, samples
+from lab.analysis import Analysis, analyse, between, ended, judge_of, nearest, numbers_of, same_texts, samples
 from lab.capacity import capacity
 from lab.command import say
 from lab.configurator import UserError, parse
@@ -332,28 +331,8 @@ class Page:
             self.table(["concepts", "loss, nats a token", "right, teacher-forced", "right, free-running", "bits"], rows)
 
 
-def nearest(vectors: Tensor, count: int) -> list[tuple[int, float]]:
-    """Centred vectors [n, H] -> for each of the first `count` the other one with the largest cosine, and that."""
-    unit = F.normalize(vectors, dim=1)
-    cosines = unit[:count] @ unit.T
-    cosines.fill_diagonal_(-2)
-    values, index = cosines.max(1)
-    return list(zip(index.tolist(), values.tolist(), strict=True))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
-
-
-def same_texts(runs: list[LoadedRun]) -> list[Tensor]:
-    """The rows of the first run, for each of the runs: in its own tokens, all cut to one length."""
-    first, rows = runs[0], runs[0].rows[:ROWS].tolist()
-    same = [run.config["tokenizer_hash"] == first.config["tokenizer_hash"] for run in runs]
-    texts = [] if all(same) else [first.tokenizer.decode(row) for row in rows]
-    ids = [rows if own else run.encode_texts(texts) for run, own in zip(runs, same, strict=True)]
-    shortest = [sorted(map(len, own))[len(own) // 4] for own in ids]  # texts differ in length: a quarter may be lost
-    length = min(*shortest, *(run.max_length for run in runs))
-    return [torch.tensor([row[:length] for row in own if len(row) >= length]) for own in ids]
 
 
 def checked(run: LoadedRun, rows: Tensor, quick: bool) -> tuple[Analysis | None, list[str]]:
@@ -385,7 +364,7 @@ def main(argv) -> int:
     runs = {path: config.load(path) for path in config.compare} or {"trained": config.load()}
     folder = None if config.quick else folder_of(config)
     columns, found = {}, []
-    for (name, run), rows in zip(runs.items(), same_texts([*runs.values()]), strict=True):
+    for (name, run), rows in zip(runs.items(), same_texts([*runs.values()], ROWS), strict=True):
         columns[name], wrong = checked(run, rows, config.quick)
         print("\n".join(f"{name}: {line}" if config.compare else line for line in wrong or ["healthy"]))
         found += [f"{name}: {line}" for line in wrong]

@@ -37,6 +37,7 @@ import torch
 import torch.nn.functional as F
 
 import geometry
+import losses
 from encoders import Options
 from heads import HEADS
 from lab import command, dataset, floors, tasks
@@ -163,8 +164,7 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple
 
 def other_similarities(run: LoadedRun, pairs: Pairs, split: str, vectors, fitting) -> dict[str, np.ndarray]:
     """Answers [1, n] beside the cosine of means. whitened: of vectors [U, H] whitened (Su et al. 2021) on the sentences
-    `fitting`; first: of the first concepts; maxsim: the mean over concepts of the cosine with the nearest of the other
-    sentence's, in both directions (Khattab & Zaharia 2020)."""
+    `fitting`; first: of the first concepts; maxsim: `losses.maxsim` of all concepts."""
     index, values = pairs.index[split], torch.from_numpy(vectors).double()
     mean, matrix = geometry.isotropic(values[fitting], 0, 1.0)
     answers = {"whitened": [tasks.cosine(((values - mean) @ matrix).numpy(), index)], "first": [], "maxsim": []}
@@ -172,7 +172,7 @@ def other_similarities(run: LoadedRun, pairs: Pairs, split: str, vectors, fittin
         a, b = (F.normalize(run.concepts([pairs.sentences[i] for i in column]), dim=-1) for column in rows.T)
         cosines = a @ b.mT  # [rows, C, C]
         answers["first"].append(cosines[:, 0, 0])
-        answers["maxsim"].append((cosines.amax(1).mean(1) + cosines.amax(2).mean(1)) / 2)
+        answers["maxsim"].append(losses.maxsim(cosines))
     return {kind: np.concatenate(parts).astype(np.float64)[None] for kind, parts in answers.items()}
 
 

@@ -101,16 +101,21 @@ def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate=None
     return total, torch.cat(grad_hidden) if needed[0] else None, grad_weight
 
 
+def maxsim(cosines):
+    """Of all vectors of two sets [..., n, m] -> [...]: the mean over the vectors of each of the cosine with the nearest
+    of the other's, in both directions (Khattab & Zaharia 2020, arXiv:2004.12832)."""
+    return (cosines.amax(-1).mean(-1) + cosines.amax(-2).mean(-1)) / 2
+
+
 def contrastive(sets, group, temperature, gather=None, rank=0):
     """Symmetric InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) with the batch as negatives (SimCSE,
     arXiv:2104.08821).
 
     sets [B, H] or [B, n, H]: one vector of a row, or n; row i and row i + B/2 are two views of one text; group [B]
-    int64: its document. Similarity is the cosine; of sets how near the vectors of each are, on average, to the nearest
-    of the other (MaxSim, Khattab & Zaharia 2020, arXiv:2004.12832, both ways). The other view of a row is told from
-    those of all other rows, but for rows of the same document. Mean over rows, nats; 0 where nothing is left to be told
-    from. Over several ranks `gather` joins [n, ...] of every rank to [ranks * n, ...], with gradients, and each rank
-    takes the mean over its own rows.
+    int64: its document. Similarity is the cosine, of sets `maxsim`. The other view of a row is told from those of all
+    other rows, but for rows of the same document. Mean over rows, nats; 0 where nothing is left to be told from. Over
+    several ranks `gather` joins [n, ...] of every rank to [ranks * n, ...], with gradients, and each rank takes the
+    mean over its own rows.
     """
     gather = gather or (lambda x: x)
     views, group = F.normalize(_wide(sets), dim=-1).chunk(2), group.chunk(2)[0]  # [P, (n,) H] each, [P]
@@ -122,8 +127,7 @@ def contrastive(sets, group, temperature, gather=None, rank=0):
         if sets.dim() == 2:
             scores = mine @ gather(other).T / temperature  # [P, P over all ranks]
         else:
-            each = torch.einsum("pnh,qmh->pqnm", mine, gather(other))
-            scores = (each.amax(-1).mean(-1) + each.amax(-2).mean(-1)) / (2 * temperature)
+            scores = maxsim(torch.einsum("pnh,qmh->pqnm", mine, gather(other))) / temperature
         total = total + F.cross_entropy(scores.masked_fill(same, -torch.inf), own)
     return total / 2
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lab import command, dataset, distributed, optim, report, runs
+from lab import command, dataset, distributed, optim, pmi, report, runs
 from lab.command import NonFinite, say
 from lab.configurator import Parsed, UserError, convert, fields_of, parse, show, warn
 from lab.distributed import Signals, World
@@ -269,10 +269,8 @@ class Trainer:
         """Tokens that begin a word [V] bool, and hashes of collocations [M], for an objective that asks for them."""
         if not self.objectives.by_words:
             return None, None
-        from lab import pmi  # late: scipy
-
         folder, device = self.train_text.folder, self.world.device
-        starts = pmi.word_starts(dataset.load_tokenizer(folder / "tokenizer.json"))
+        starts = dataset.word_starts(dataset.load_tokenizer(folder / "tokenizer.json"))
         phrases = torch.from_numpy(pmi.load(self.train_text)).to(device) if self.objectives.by_phrases else None
         return torch.from_numpy(starts).to(device), phrases
 

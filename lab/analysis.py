@@ -14,12 +14,22 @@ from lab.configurator import UserError, fields_of
 from lab.distributed import World
 from lab.runs import LoadedRun
 from lab.validation import Batch, Judge
-from lab.words import word_starts
 from model import ConceptModel
 from objectives import ObjectiveConfig, Objectives, Problem, Vocabulary
 
 BUCKETS = 8  # of positions
 COLLAPSED = 1e-4  # a dimension whose variance is below this share of the mean one's says nothing
+
+
+def same_texts(runs: list[LoadedRun], count: int) -> list[Tensor]:
+    """The first `count` rows of the first run, for each of the runs: in its own tokens, all cut to one length."""
+    first, rows = runs[0], runs[0].rows[:count].tolist()
+    same = [run.config["tokenizer_hash"] == first.config["tokenizer_hash"] for run in runs]
+    texts = [] if all(same) else [first.tokenizer.decode(row) for row in rows]
+    ids = [rows if own else run.encode_texts(texts) for run, own in zip(runs, same, strict=True)]
+    shortest = [sorted(map(len, own))[len(own) // 4] for own in ids]  # texts differ in length: a quarter may be lost
+    length = min(*shortest, *(run.max_length for run in runs))
+    return [torch.tensor([row[:length] for row in own if len(row) >= length]) for own in ids]
 
 
 def judge_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int = 128) -> Judge:
@@ -29,7 +39,7 @@ def judge_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int
         keys["mask_unit"] = "word"  # a run does not keep the collocations
     objectives = Objectives(ObjectiveConfig(**keys))
     V, special = run.model.config.vocab_size, tuple(dataset.special_ids(run.tokenizer).values())
-    starts = torch.from_numpy(word_starts(run.tokenizer)).to(run.device) if objectives.by_words else None
+    starts = torch.from_numpy(dataset.word_starts(run.tokenizer)).to(run.device) if objectives.by_words else None
     vocab = Vocabulary(V, run.model.mask_id, special, torch.ones(V, device=run.device), starts)
     if len(rows) < least:
         raise UserError(f"{len(rows)} rows of text are too few, {least} are needed; train on more text")
@@ -190,3 +200,12 @@ def between(run: LoadedRun, judge: Judge, steps: int = 5) -> list[list[str]]:
     return [
         [f"{i / (steps - 1):.2f}", " ".join(run.tokenizer.decode(ids.tolist()).split())] for i, ids in enumerate(texts)
     ]
+
+
+def nearest(vectors: Tensor, count: int) -> list[tuple[int, float]]:
+    """Centred vectors [n, H] -> for each of the first `count` the other one with the largest cosine, and that."""
+    unit = F.normalize(vectors, dim=1)
+    cosines = unit[:count] @ unit.T
+    cosines.fill_diagonal_(-2)
+    values, index = cosines.max(1)
+    return list(zip(index.tolist(), values.tolist(), strict=True))

@@ -34,21 +34,18 @@ def capacity(run: LoadedRun, ids: Tensor, steps: int = STEPS) -> dict[str, dict[
         concepts = model.encode(ids)
         mean = concepts.mean(0, keepdim=True).expand_as(concepts)
     found = {"mean": worth(run, mean, ids), "encoder": worth(run, concepts, ids)}
-    frozen = [p for p in model.parameters() if p.requires_grad]
     free = concepts.clone().requires_grad_()
     optimizer = torch.optim.Adam([free], lr=RATE * concepts.square().mean().sqrt().item(), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     try:
-        for p in frozen:
-            p.requires_grad_(False)
+        model.requires_grad_(False)
         for _ in range(steps):
             optimizer.zero_grad()
             (len(ids) * model.loss(free, to_write(ids))).backward()  # each text's own step, whatever their number
             optimizer.step()
             schedule.step()
     finally:
-        for p in frozen:
-            p.requires_grad_(True)
+        model.requires_grad_(True)
     found["free"] = worth(run, free.detach(), ids)
     ways = {key: found["free"][key] - found["mean"][key] for key in found["free"]}
     found["share"] = {

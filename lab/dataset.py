@@ -90,6 +90,14 @@ def vocab_size(tokenizer: Tokenizer) -> int:
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
+def word_starts(tokenizer: Tokenizer) -> np.ndarray:
+    """[V] bool: tokens that begin a word. Byte-level BPE, metaspace: those that bring a space with them; WordPiece:
+    those without ##; where neither is used: all."""
+    tokens = [tokenizer.id_to_token(i) or "" for i in range(vocab_size(tokenizer))]
+    spaced = np.array([token[:1] in ("Ġ", "▁", " ") for token in tokens])
+    return spaced if spaced.any() else np.array([token[:2] != "##" for token in tokens])
+
+
 def load_tokenizer(path) -> Tokenizer:
     """tokenizer.json -> a tokenizer to which special strings inside text are ordinary text."""
     path = Path(path)

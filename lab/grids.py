@@ -135,9 +135,7 @@ def paired_rows(results: dict, data: Path) -> list[dict]:
                 warn(f"no paired difference in {task}: {error}")
                 break
             for arm, lift in under.items():
-                value, low, high = (
-                    -lift[key] for key in ("value", "high", "low")
-                )  # theirs less the first, not its less
+                value, low, high = (-lift[key] for key in ("value", "high", "low"))  # theirs less the first's
                 word = "better" if low > 0 else "worse" if high < 0 else "undecided"
                 row = {"arm": arm, "task": task, "split": split, "metric": metric}
                 row["seeds"] = f"{len(answers[arm])} and {len(answers[first])}"
@@ -223,9 +221,7 @@ def write(folder: Path, results: dict, resolved: dict[str, dict], data: Path) ->
     save(folder, results)
     first = next(iter(results["arms"]))
     rule = f"An arm's score less {first}'s, means of their seeds, on the same pairs of texts: x100 [95 % interval over "
-    rule += (
-        "resampled pairs]; undecided: the interval holds 0. It knows nothing of the luck of seeds: see their spread."
-    )
+    rule += "resampled pairs]; undecided: it holds 0. It knows nothing of the luck of seeds: see their spread."
     sentences = [f"{name}: {sentence}" for name, sentence in verdicts(scores).items()]
 
     text = f"{dict_table(arms)}\n\n{about}\n"

@@ -22,7 +22,6 @@ from lab import dataset
 from lab.command import command, say
 from lab.configurator import UserError, parse, show
 from lab.files import replacing
-from lab.words import word_starts
 from noise import LONGEST_PHRASE, phrase_hashes
 
 FILE = "pmi.npz"  # beside train.bin: the hashes of what is kept, int64 [M], sorted
@@ -125,7 +124,7 @@ def main(argv) -> int:
     config = parse(argv, PMI, prog="-m lab.pmi", doc=__doc__, root=ROOT, positional=False).make(PMI)
     folder = Path(config.data_dir or ROOT / "data") / dataset.check_name(config.dataset)
     text = dataset.Corpus(folder, "train")
-    kept = collocations(text, word_starts(dataset.load_tokenizer(folder / "tokenizer.json")), config)
+    kept = collocations(text, dataset.word_starts(dataset.load_tokenizer(folder / "tokenizer.json")), config)
     if not len(kept):
         raise UserError(f"{show(text.path)} has no collocation; write a smaller --min_count, or use more text")
     with replacing(folder / FILE) as path, open(path, "wb") as file:

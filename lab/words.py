@@ -53,19 +53,11 @@ SUBJECT = set("i you he she it we they who".split())
 VERB = re.compile(r".{2,}(ed|ing|ize|ise|ify)")
 
 
-def word_starts(tokenizer) -> np.ndarray:
-    """[V] bool: tokens that begin a word. Byte-level BPE, metaspace: those that bring a space with them; WordPiece:
-    those without ##; where neither is used: all."""
-    tokens = [tokenizer.id_to_token(i) or "" for i in range(dataset.vocab_size(tokenizer))]
-    spaced = np.array([token[:1] in ("Ġ", "▁", " ") for token in tokens])
-    return spaced if spaced.any() else np.array([token[:2] != "##" for token in tokens])
-
-
 class Words:
     """Token ids -> the words that they write."""
 
     def __init__(self, tokenizer):
-        self.starts = word_starts(tokenizer)
+        self.starts = dataset.word_starts(tokenizer)
         pieces = (tokenizer.decode([i], skip_special_tokens=False) for i in range(len(self.starts)))
         self.pieces = [piece.strip().removeprefix("##") for piece in pieces]
 

@@ -20,7 +20,8 @@ from encoders import ENCODERS
 from lab.reference import ReferenceMLM, copy_weights, reference_inputs
 from layers import attention, keys_values, rotate
 from model import ConceptModel, ModelConfig, measure
-from objectives import OBJECTIVES, Problem
+from noise import Noise
+from objectives import OBJECTIVES, ObjectiveConfig, Objectives, Problem, Rows, Vocabulary
 
 ENCODING = [keys for keys in STRUCTURES if keys["decoder"] == ModelConfig.decoder]
 
@@ -573,3 +574,19 @@ def test_keys_that_the_chosen_parts_do_not_read():
 def test_absurd_heads_are_answered_at_once():
     with pytest.raises(ValueError, match="write heads = 512"):
         ModelConfig(heads=10**12)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_encoder_trains_with_every_decoder_and_objective(encoder):
+    """A finite loss, and a gradient for every parameter: what DDP waits for."""
+    V, ids = 64, torch.randint(0, 61, (8, 16), generator=torch.Generator().manual_seed(0))
+    vocab = Vocabulary(V, V - 1, (V - 2,), torch.ones(V), torch.arange(V) % 3 > 0, torch.arange(9))
+    for decoder, objective in itertools.product(DECODERS, OBJECTIVES):
+        parts = Objectives(ObjectiveConfig(objective=objective))
+        decoder = decoder if parts.predicts == "positions" else parts.predicts
+        shape = dict(hidden=16, heads=2, intermediate=32, layers=2, concepts=4, max_length=16, vocab_size=V)
+        model = ConceptModel(ModelConfig(encoder=encoder, decoder=decoder, **shape), V - 1)
+        problems = parts.problems(Rows(ids, Noise(0, 0, torch.arange(8)), vocab, torch.arange(8) // 2))
+        loss = parts.total(parts.losses(*model(*problems), problems))
+        loss.backward()
+        assert loss.isfinite() and all(p.grad is not None for p in model.parameters()), (decoder, objective)

@@ -10,7 +10,6 @@ from corpus import make_corpus
 
 from lab import dataset, pmi
 from lab.configurator import UserError
-from lab.words import word_starts
 from noise import PRIME, phrase_hashes, phrase_starts
 from tests.training import run
 
@@ -75,7 +74,7 @@ def test_phrases_are_the_longest_from_left_to_right():
 def test_scores_are_the_least_over_all_cuts(data):
     """Of every n-gram of words of the corpus that is there often enough, by plain counting."""
     text = dataset.Corpus(data / "toy", "train")
-    starts = word_starts(dataset.load_tokenizer(data / "toy" / "tokenizer.json"))
+    starts = dataset.word_starts(dataset.load_tokenizer(data / "toy" / "tokenizer.json"))
     grams = [{} for _ in range(5)]
     tokens = text.tokens.tolist()
     begins, row = [], []  # row: its words

@@ -6,7 +6,7 @@ concepts of a text and on texts, two seeds, two to three minutes of one thread a
     python compare.py config/grids/concept_losses.py --data=DIR     # DIR holds STS-B/ and SICK/
 """
 
-base = "config/concepts_cpu.py"
+base = "config/grids/objectives.py"  # all but the arms
 
 arms = {
     "none": {},
@@ -16,13 +16,3 @@ arms = {
     "tregs_samples": {"concept_loss": "tregs", "concept_loss_axis": "samples"},
     "kendall_gal": {"concept_loss": "vicreg", "concept_balance": "kendall_gal"},
 }
-seeds = (0, 1)
-tasks = "stsb,sick_r"
-
-dataset = "wiki"
-vocab_size = 0
-hidden = 128
-intermediate = 256
-whitening = 0.0
-eval_interval = 0
-max_flops = 4.5e12

@@ -6,7 +6,7 @@ one thread a run.
     python compare.py config/grids/objectives.py --data=DIR     # DIR holds STS-B/ and SICK/
 """
 
-base = "config/concepts_cpu.py"
+base = "config/grids/encoders.py"  # its base, tasks, seeds, data and width
 
 arms = {
     "tsdae_bow": {},
@@ -30,13 +30,6 @@ arms = {
     "contrastive": {"objective": "contrastive", "decoder": "none"},
     "tsdae_bow_contrastive": {"objective": "tsdae + bow + 0.1*contrastive"},
 }
-seeds = (0, 1)
-tasks = "stsb,sick_r"
 
-dataset = "wiki"
-vocab_size = 0
-hidden = 128
-intermediate = 256
-whitening = 0.0
 eval_interval = 0
 max_flops = 4.5e12
