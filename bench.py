@@ -38,7 +38,7 @@ from lab.report import table
 from losses import Balance
 from model import ConceptModel, ModelConfig
 from noise import Noise
-from objectives import Rows, Vocabulary
+from problem import Rows, Vocabulary
 
 ROOT = Path(__file__).resolve().parent
 

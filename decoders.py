@@ -22,7 +22,7 @@ from layers import (
     norm,
     widening,
 )
-from objectives import Problem
+from problem import Problem
 
 DECODERS: dict[str, type["Decoder"]] = {}  # name -> class
 

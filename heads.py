@@ -15,7 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from layers import CrossAttention, FeedForward, SelfAttention, begin, keys_values, norm
-from objectives import Problem
+from problem import Problem
 
 HEADS: dict[str, type["Head"]] = {}  # name -> class
 

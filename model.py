@@ -6,7 +6,7 @@
     loss     hidden, targets -> nats                   a vocabulary head, tied to the token embedding
 
 B rows, S source tokens, C concepts, H width of a concept, T width of a token, h heads of width d = H / h, L layers,
-V vocabulary, K scored positions. What is read and what must be predicted stands in a `Problem` (objectives.py); the
+V vocabulary, K scored positions. What is read and what must be predicted stands in a `Problem` (problem.py); the
 model never knows which objective made it. Encoders stand in encoders.py, decoders in decoders.py.
 """
 
@@ -25,7 +25,8 @@ import losses
 from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
 from layers import TransformerLayer, begin, norm
-from objectives import Problem, described
+from objectives import described
+from problem import Problem
 
 
 @dataclass

@@ -33,7 +33,8 @@ from lab.validation import Validation, final_report
 from losses import Balance, ConceptLossConfig
 from model import ConceptModel, ModelConfig
 from noise import Noise
-from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
+from objectives import ObjectiveConfig, Objectives
+from problem import Rows, Vocabulary
 
 ROOT = Path(__file__).resolve().parent
 

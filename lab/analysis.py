@@ -15,7 +15,8 @@ from lab.distributed import World
 from lab.runs import LoadedRun
 from lab.validation import Batch, Judge
 from model import ConceptModel
-from objectives import ObjectiveConfig, Objectives, Problem, Vocabulary
+from objectives import ObjectiveConfig, Objectives
+from problem import Problem, Vocabulary
 
 BUCKETS = 8  # of positions
 COLLAPSED = 1e-4  # a dimension whose variance is below this share of the mean one's says nothing

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lab.distributed import World
-from objectives import Objectives, Rows
+from objectives import Objectives
+from problem import Rows
 
 
 def learning_rate(schedule: str, peak: float, step: int, horizon: int, warmup: int, end: float) -> float:

@@ -16,7 +16,8 @@ from lab.configurator import UserError, warn
 from lab.distributed import World
 from model import ModelConfig, measure
 from noise import Noise
-from objectives import Objectives, Rows, Vocabulary
+from objectives import Objectives
+from problem import Rows, Vocabulary
 
 HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_flops", "max_minutes")  # keys of training; one ends a run
 

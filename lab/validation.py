@@ -21,7 +21,8 @@ from lab.report import table
 from lab.runs import ROWS, LoadedRun
 from model import ConceptModel
 from noise import Noise
-from objectives import Objective, Objectives, Problem, Rows, Vocabulary
+from objectives import Objective, Objectives
+from problem import Problem, Rows, Vocabulary
 
 SEED = 20250101
 GROUP = 4  # batches hold whole groups of views, whatever the objective

@@ -10,7 +10,8 @@ from decoders import DECODERS
 from encoders import ENCODERS
 from model import ConceptModel, ModelConfig
 from noise import Noise
-from objectives import OBJECTIVES, ObjectiveConfig, Objectives, Problem, Rows, Vocabulary
+from objectives import OBJECTIVES, ObjectiveConfig, Objectives
+from problem import Problem, Rows, Vocabulary
 
 MASK = 3
 SMALL = dict(layers=2, hidden=16, heads=2, intermediate=24, concepts=6, max_length=12, vocab_size=40)

@@ -45,7 +45,8 @@ def test_a_training_step_never_waits_for_the_device(keys):
     from lab import distributed, optim
     from model import ConceptModel, ModelConfig
     from noise import Noise
-    from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
+    from objectives import ObjectiveConfig, Objectives
+    from problem import Rows, Vocabulary
 
     world = distributed.start("cuda")
     objectives = Objectives(ObjectiveConfig(**keys))

@@ -10,7 +10,7 @@ from test_encoders import heads, norm
 from test_model import perturb, slow_attention
 
 from layers import ZeroLinear
-from objectives import Problem
+from problem import Problem
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ from test_model import perturb
 
 from decoders import DECODERS
 from noise import Noise
-from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
+from objectives import ObjectiveConfig, Objectives
+from problem import Rows, Vocabulary
 
 V, N = 40, 6
 VOCAB = Vocabulary(V, MASK)

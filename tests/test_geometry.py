@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import geometry
 from geometry import ROWS, ablations, concept_geometry, effective_rank, isotropic, verdict
 from model import ConceptModel, ModelConfig
-from objectives import Problem
+from problem import Problem
 
 B, C, H = ROWS, 8, 32
 IN_USE = {"delta_shuffle": 5.0}

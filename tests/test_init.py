@@ -19,7 +19,7 @@ from encoders import ENCODERS
 from geometry import input_share, rank_slot_centred
 from lab.configurator import read_config
 from model import ConceptModel, ModelConfig
-from objectives import Problem
+from problem import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -21,7 +21,8 @@ from lab.reference import ReferenceMLM, copy_weights, reference_inputs
 from layers import attention, keys_values, rotate
 from model import ConceptModel, ModelConfig, measure
 from noise import Noise
-from objectives import OBJECTIVES, ObjectiveConfig, Objectives, Problem, Rows, Vocabulary
+from objectives import OBJECTIVES, ObjectiveConfig, Objectives
+from problem import Problem, Rows, Vocabulary
 
 ENCODING = [keys for keys in STRUCTURES if keys["decoder"] == ModelConfig.decoder]
 

@@ -12,7 +12,8 @@ from scipy import stats
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from noise import Noise, count
-from objectives import OBJECTIVES, ObjectiveConfig, Objectives, Problem, Rows, Vocabulary
+from objectives import OBJECTIVES, ObjectiveConfig, Objectives
+from problem import Problem, Rows, Vocabulary
 
 V, B, N = 512, 64, 32
 SPECIAL = (508, 509, 510, 511)

@@ -12,7 +12,8 @@ from lab.distributed import World
 from lab.plan import COMPILE_SAVES, COMPILE_SECONDS, EAGER_FLOPS, Plan, cost, decide_compile, drawn_options, make_plan
 from model import ConceptModel, ModelConfig
 from noise import Noise
-from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
+from objectives import ObjectiveConfig, Objectives
+from problem import Rows, Vocabulary
 
 CPU = torch.device("cpu")
 HERE = World(0, 1, CPU, "float32")

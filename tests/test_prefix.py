@@ -11,7 +11,8 @@ from lab.plan import Plan, cost
 from lab.validation import Batch, Judge
 from model import ModelConfig
 from noise import Noise
-from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
+from objectives import ObjectiveConfig, Objectives
+from problem import Rows, Vocabulary
 
 VOCAB = Vocabulary(10_000, MASK)
 

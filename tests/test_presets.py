@@ -10,7 +10,8 @@ import torch
 from lab.configurator import read_config
 from model import ModelConfig, measure
 from noise import Noise
-from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
+from objectives import ObjectiveConfig, Objectives
+from problem import Rows, Vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 N, H, C, V, I6, I2 = 512, 512, 128, 50368, 2048, 1024

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from noise import Noise, count, span_lengths
-from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
+from objectives import ObjectiveConfig, Objectives
+from problem import Rows, Vocabulary
 
 V, MASK, EOD, STARTS = 600, 599, 598, 400  # of ids below 598 those below 400 begin a word
 VOCAB = Vocabulary(V, MASK, (EOD,), idf=torch.ones(V), starts=torch.arange(V) < STARTS)

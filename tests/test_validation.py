@@ -14,7 +14,8 @@ from lab.distributed import World
 from lab.validation import Validation
 from model import ConceptModel, ModelConfig
 from noise import Noise
-from objectives import ObjectiveConfig, Objectives, Rows, Vocabulary
+from objectives import ObjectiveConfig, Objectives
+from problem import Rows, Vocabulary
 
 
 @pytest.fixture(scope="module")

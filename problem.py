@@ -1,0 +1,121 @@
+"""
+What an objective is given, and what it makes: clean `Rows` of token ids become a `Problem`. The model sees only the
+Problem, and never knows which objective made it.
+
+Notation: B rows, N tokens a row, S tokens read, T tokens of the span to be predicted, K of them scored.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from noise import Noise, count, phrase_starts
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Size V of the vocabulary, the id of [MASK], all ids that are no text (chosen last by every noise), and on the
+    device, for the objectives that ask for it: how much each token tells, idf [V] float32; starts [V] bool, the tokens
+    that begin a word; phrases [M], sorted hashes of collocations."""
+
+    size: int
+    mask_id: int
+    special_ids: tuple[int, ...] = ()
+    idf: Tensor | None = field(default=None, compare=False)
+    starts: Tensor | None = field(default=None, compare=False)
+    phrases: Tensor | None = field(default=None, compare=False)
+
+    def is_special(self, ids: Tensor) -> Tensor:
+        """[B, N] ids -> [B, N] bool. Compared with plain numbers: no tensor to send."""
+        special = ids == self.mask_id
+        for i in self.special_ids:
+            special = special | (ids == i)
+        return special
+
+    def text_token(self, bits: Tensor) -> Tensor:
+        """Random numbers [B, K] -> ids that are text, all equally likely."""
+        special = sorted({self.mask_id, *self.special_ids})
+        ids = bits % (self.size - len(special))
+        for i in special:
+            ids = ids + (ids >= i)
+        return ids
+
+
+@dataclass
+class Rows:
+    """Clean rows of one length, and what is needed to corrupt them."""
+
+    ids: Tensor  # [B, N] int64
+    noise: Noise
+    vocab: Vocabulary
+    documents: Tensor | None = None  # [B] the document each row starts in
+    deletions: dict = field(default_factory=dict)  # (rate, positions, unit) -> what `survivors` made of them
+
+    def survivors(self, rate: float, positions: str, call: int, unit: str = "token") -> tuple[Tensor, Tensor | None]:
+        """What is left when exactly round(rate * N) tokens of each row are deleted: ids [B, S] and their positions
+        (None: closed up). Parts of a sum that ask for the same get the same tensors, and share one encoder pass."""
+        key = rate, positions, unit
+        if key not in self.deletions:
+            columns = self.left(rate, call, unit)
+            kept = columns if positions == "original" else None
+            self.deletions[key] = self.ids.gather(1, columns), kept
+        return self.deletions[key]
+
+    def left(self, rate: float, call: int, unit: str = "token") -> Tensor:
+        """The columns, in order, that exactly round(rate * N) deletions leave of each row: [B, S]."""
+        n = self.ids.shape[1]
+        k = count(rate, n)
+        if unit != "token":
+            return self.order(call, k, unit)[0][:, k:].sort(dim=1).values
+        special_first = self.noise.order(call, ~self.vocab.is_special(self.ids))
+        return special_first[:, : n - k].sort(dim=1).values
+
+    def order(self, call: int, take: int, unit: str = "token", span: str = "") -> tuple[Tensor, Tensor | None]:
+        """A random order of each row's columns, [B, N], special tokens last, of which the first `take` are as many
+        whole units as can be; and the unit of each [B, N], a number (None: tokens). See Noise.order_units."""
+        special = self.vocab.is_special(self.ids)
+        if unit == "token":
+            return self.noise.order(call, special), None
+        starts = self.vocab.starts[self.ids] | special
+        starts = torch.cat([torch.ones_like(special[:, :1]), starts[:, 1:] | special[:, :-1]], dim=1)
+        units = phrase_starts(self.ids, starts, special, self.vocab.phrases) if unit == "pmi" else None
+        return self.noise.order_units(call, starts, special, take, span if unit == "span" else "", units)
+
+    def idf_weights(self, tokens: Tensor) -> Tensor:
+        """tokens [B, K] -> [B, K] float32: a row's weights are as its tokens' idf and sum to 1/B."""
+        weights = self.vocab.idf[tokens]
+        return weights / weights.sum(1, keepdim=True).clamp_min(1e-6) / len(tokens)
+
+
+@dataclass
+class Problem:
+    source: Tensor  # [B, S] ids the encoder reads
+    source_pos: Tensor | None = None  # [1|B, S] where they stood; None: 0 ... S-1
+    targets: Tensor | None = None  # [B, T] the clean span to be predicted, whole and in order; None: nothing is
+    query_pos: Tensor | None = None  # [1|B, T] its positions
+    query_ids: Tensor | None = None  # [B, T] what a decoder may see of it ([MASK] where hidden); None: nothing
+    scored: Tensor | None = None  # [B, K] columns of T, or [M] flat into B * T; None: all T
+    weights: Tensor | None = None  # like scored; they carry the normaliser; None: the mean
+    group: Tensor | None = None  # [B] document of two views, rows i and i + B/2, against false negatives
+    predicts: str = (
+        "positions"  # each position's token; or "pooled": all tokens at once, from the pooled concepts; "none"
+    )
+    t: Tensor | None = None  # [B] share of the span that is hidden; None: that which is scored
+    smoothing: float = 0.0  # of the targets: losses.cross_entropy
+
+    @property
+    def flat(self) -> bool:
+        """Rows have different numbers of scored positions; decoders run over the whole span."""
+        return self.scored is not None and self.scored.ndim == 1
+
+    def at_scored(self, x: Tensor) -> Tensor:
+        """x [B, T] or [1|B, T, W] -> what stands at the scored positions: [B, K] or [B, K, W]; flat: [1, M] or
+        [1, M, W]."""
+        if self.scored is None:
+            return x
+        if self.flat:
+            return x.expand(len(self.targets), *x.shape[1:]).flatten(0, 1).index_select(0, self.scored)[None]
+        if x.ndim == 2:
+            return x.gather(1, self.scored)
+        return x.expand(len(self.scored), -1, -1).gather(1, self.scored[..., None].expand(-1, -1, x.shape[-1]))
