@@ -169,6 +169,7 @@ class ConceptModel(nn.Module):
         super().__init__()
         self.config, self.mask_id, self.token_vectors = config, mask_id, token_vectors
         self.options = AS_CONFIGURED  # of a call that says nothing else
+        self.chunk = 0  # rows of logits at once, see losses.cross_entropy
         H, T, V = config.hidden, config.token_width, config.vocab_size
         self.tokens = nn.Embedding(V, T)
         self.positions = nn.Embedding(config.max_length, T) if config.token_position == "learned" else None
@@ -254,7 +255,8 @@ class ConceptModel(nn.Module):
             targets = problem.at_scored(targets)
         if problem.predicts == "positions":  # one softmax a token, else one a row
             targets, weights = targets.flatten(), None if weights is None else weights.flatten()
-        return losses.cross_entropy(hidden, self.head_weight(), targets, weights=weights, smoothing=problem.smoothing)
+        keys = {"weights": weights, "smoothing": problem.smoothing, "chunk": self.chunk}
+        return losses.cross_entropy(hidden, self.head_weight(), targets, **keys)
 
     def logits(self, hidden):
         """hidden as `decode` returns it, [..., width] -> [..., V]."""
@@ -344,6 +346,7 @@ def measure(config: ModelConfig, work: Callable[[ConceptModel], object]) -> tupl
     """
     with FakeTensorMode(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model = ConceptModel(config).requires_grad_(False)
+        model.chunk = 1 << 62  # one: it takes no memory here, and many take long
         with FlopCounterMode(display=False) as counter:
             work(model)
     modules = {path.removeprefix("ConceptModel."): sum(ops.values()) for path, ops in counter.get_flop_counts().items()}

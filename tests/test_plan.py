@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import losses
 from lab import optim, plan
 from lab.configurator import UserError
 from lab.distributed import World
@@ -122,6 +123,16 @@ def test_sizes_that_no_machine_counts():
     sizes = dict(hidden=884_390_654, heads=1, layers=1, intermediate=8, concepts=2, max_length=16, vocab_size=50)
     with pytest.raises(UserError, match="write smaller sizes"):
         cost(Plan((16,), 64, 64, 1), ModelConfig(**sizes), TSDAE)
+
+
+def test_a_large_batch_is_counted_as_one_product(monkeypatch):
+    sizes = dict(hidden=32, heads=2, layers=2, concepts=4, intermediate=32, max_length=16, vocab_size=100)
+    chunks, whole = [], losses._loss_and_gradients
+    monkeypatch.setattr(
+        losses, "_loss_and_gradients", lambda *args, **keys: chunks.append(args[4]) or whole(*args, **keys)
+    )
+    cost(Plan((16,), 1 << 16, 1 << 16, 1), ModelConfig(**sizes), TSDAE)
+    assert chunks == [1 << 16]  # tokens
 
 
 def test_what_a_step_runs_with_is_drawn_from_seed_and_step():
