@@ -116,12 +116,15 @@ class Arm:
         self.name, self.world, self.objectives, self.clip = name, world, settings.objectives, config.clip
         self.size, self.step = settings.model.vocab_size, 0
         ones = torch.ones(self.size, device=world.device)
-        self.vocab = Vocabulary(self.size, self.size - 1, (), ones, ones.bool(), ones.long())
+        vectors = ones[:, None].expand(-1, settings.model.token_width)
+        self.vocab = Vocabulary(self.size, self.size - 1, (), ones, ones.bool(), ones.long(), vectors)
         self.ids = {}  # shape -> tokens, sent to the device once
         self.model = ConceptModel(as_dense(settings.model) if name == "dense" else settings.model, self.vocab.mask_id)
         if name == "reference":
             ours, self.model = self.model, ReferenceMLM(settings.model)
             copy_weights(ours, self.model)
+        elif config.frozen_decoder:
+            self.model.freeze_decoder()
         self.model.to(world.device)
         self.forward = torch.compile(self.model, dynamic=False) if compiled and name != "reference" else self.model
         self.optimizer = optim.adamw(self.model, 1e-4, config.weight_decay, (config.beta1, config.beta2))
@@ -219,11 +222,11 @@ def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
     if config.dense and settings.model.encoder != "dense":
         worlds["dense"] = world
     arms = {name: Arm(name, settings, where, compiled) for name, where in worlds.items()}
-    plan = make_plan(settings.train, settings.objectives, 1)
+    plan, frozen = make_plan(settings.train, settings.objectives, 1), bool(settings.train.frozen_decoder)
     by_length = []
     for rows, length in sorted(plan.shapes(), key=lambda shape: shape[1]):
         seconds = time_steps(arms, rows, length, config.repeats)
-        _, flops = cost(replace(plan, lengths=(length,)), settings.model, settings.objectives)
+        _, flops = cost(replace(plan, lengths=(length,)), settings.model, settings.objectives, frozen)
         speed = rows * length / seconds["ours"]
         row = {"length": length, "rows": rows, "tokens_per_s": speed, "flops_per_token": flops}
         row |= {"share_of_ceiling": speed * flops / best}
@@ -273,7 +276,8 @@ def costs(paths: list[Path]) -> str:
     for path in paths:
         settings = read_preset(path, 16)
         model = settings.model
-        parameters, training = cost(make_plan(settings.train, settings.objectives, 1), model, settings.objectives)
+        plan, frozen = make_plan(settings.train, settings.objectives, 1), bool(settings.train.frozen_decoder)
+        parameters, training = cost(plan, model, settings.objectives, frozen)
         cells = [settings.preset, model.encoder, f"{parameters:,}", f"{training / 1e6:.1f}"]
         for n in COUNTED:
             ours, dense = (encoding_flops(replace(shape, max_length=n), n) for shape in (model, as_dense(model)))

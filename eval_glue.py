@@ -191,7 +191,7 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     fitted = pairs.task.kind == "paraphrase"
     protocol = {
         "head": "threshold on the cosine" if fitted else "cosine",
-        "pooling": "mean of concepts",
+        "pooling": f"{run.model.config.pooling} of concepts",
         **{key: run.config[key] for key in POSTPROCESSING},
         **run.model.options._asdict(),
         "lr": None,

@@ -105,15 +105,17 @@ def cosines(c: Tensor) -> Tensor:
     return (unit @ unit.mT)[:, one, other] if len(one) else torch.zeros(len(c), 1)
 
 
-def concept_geometry(concepts: Tensor, least: int = ROWS) -> dict[str, float]:
+def concept_geometry(concepts: Tensor, least: int = ROWS, pooled: Tensor | None = None) -> dict[str, float]:
     """All numbers about concepts [B, C, H] of B >= 256 rows of one length, by their names in metrics.jsonl. (`least`:
-    fewer will do where the numbers are not kept, only what is grossly wrong is looked for.)
+    fewer will do where the numbers are not kept, only what is grossly wrong is looked for.) pooled [B, H]: what `embed`
+    makes of them; None: their means.
 
     Give it texts drawn at random, encoded without dropout and in float32: bfloat16's rounding is as large as the floor.
     Of fewer rows each is a good part of the mean it is compared with."""
     if len(concepts) < least:
         raise ValueError(f"ranks of {len(concepts)} rows mislead; give at least {least} rows of one length")
     c = concepts.detach()
+    pooled = c.mean(1, dtype=torch.float64) if pooled is None else pooled
     own, parts = variances(c), c.split(ROWS)  # many rows in float64, or C x C numbers of each, would fill the memory
     pairs = [(x.abs().mean(1), x.max().item()) for x in map(cosines, parts)]
     static = singular_values(c.mean(0, dtype=torch.float64))
@@ -122,9 +124,9 @@ def concept_geometry(concepts: Tensor, least: int = ROWS) -> dict[str, float]:
         # Of c[b], constant parts and all. Near 1 with a high slot-centred rank: an offset common to all slots, which
         # cosines must be centred against.
         "rank_raw": torch.cat([effective_rank(part) for part in parts]).mean().item(),
-        # How many directions tell texts apart: of the B x H matrix of the concepts' means (what `embed` returns), minus
-        # its mean over texts. At most min(B - 1, H); compare only runs of one B and one H.
-        "rank_pooled": effective_rank(centred(c.mean(1, dtype=torch.float64)), floor(c)).item(),
+        # How many directions tell texts apart: of the B x H matrix of what `embed` returns, minus its mean over texts.
+        # At most min(B - 1, H); compare only runs of one B and one H.
+        "rank_pooled": effective_rank(centred(pooled), floor(c)).item(),
         "input_share": input_share(c),
         # Slots that change with the text by less than 1 % of what the mean slot does, or by less than the floor.
         "dead_slots": int((own < max(DEAD_SHARE * own.mean().item(), floor(c) ** 2)).sum()),

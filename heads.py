@@ -138,7 +138,7 @@ class Pair(AttentionPool):
 
 
 class Cosine(Head):
-    """The cosine of the sentences' mean concepts; nothing but the encoder is trained."""
+    """The cosine of the sentences' pooled concepts; nothing but the encoder is trained."""
 
     apart, linear = True, False
 
@@ -148,7 +148,7 @@ class Cosine(Head):
 
 
 class Linear(Head):
-    """A linear probe: the mean concepts of each sentence stay as they are, only the linear is trained."""
+    """A linear probe: the pooled concepts of each sentence stay as they are, only the linear is trained."""
 
     apart, frozen = True, True
 

@@ -287,6 +287,19 @@ class Slots(nn.Module):
         return z[:, : concepts or self.count]
 
 
+class AttentionPooling(nn.Module):
+    """concepts [B, C, H] -> [B, H]: their mean, weighted by a softmax over concepts of (query . concept) / sqrt(H). The
+    one learned query begins at zero, whatever the init: as the plain mean."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(width))
+
+    def forward(self, concepts):
+        scores = concepts @ self.query[:, None] / math.sqrt(concepts.shape[-1])
+        return (scores.softmax(1) * concepts).sum(1)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # How weights begin
 
@@ -314,7 +327,7 @@ def begin(model: nn.Module, init: str, seed: int):
         if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
             continue
         for name, parameter in module.named_parameters(recurse=False):
-            if name.endswith("bias") or isinstance(module, ZeroLinear):
+            if name.endswith("bias") or isinstance(module, ZeroLinear | AttentionPooling):
                 parameter.zero_()
                 continue
             std = 0.02 if init == "gpt2" else module.in_features**-0.5 if isinstance(module, nn.Linear) else 1.0

@@ -101,6 +101,18 @@ def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate=None
     return total, torch.cat(grad_hidden) if needed[0] else None, grad_weight
 
 
+def centred_cosine(predicted, target):
+    """1 - cosine of predicted and target [B, ..., W], the mean over all but the last, as a float32 scalar; the target
+    first loses its mean over the batch, so that what is the same in every row earns nothing: without any text the loss
+    is 1. What is left of a target that is a thousandth of it is rounding, and counts as so much less. No gradient
+    reaches the target."""
+    target = _wide(target.detach())
+    change = target - target.mean(0)
+    least = 1e-3 * torch.linalg.vector_norm(target, dim=-1, keepdim=True)
+    change = change / torch.maximum(torch.linalg.vector_norm(change, dim=-1, keepdim=True), least).clamp_min(1e-12)
+    return 1 - (F.normalize(_wide(predicted), dim=-1) * change).sum(-1).mean()
+
+
 def maxsim(cosines):
     """Of all vectors of two sets [..., n, m] -> [...]: the mean over the vectors of each of the cosine with the nearest
     of the other's, in both directions (Khattab & Zaharia 2020, arXiv:2004.12832)."""

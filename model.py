@@ -4,6 +4,7 @@
     encode   x               -> concepts [B, C, H]     cross-attention of C learned slots to the tokens, O(C S)
     decode   concepts        -> hidden [B, K, width]   one query a scored position, cross-attention to the concepts
     loss     hidden, targets -> nats                   a vocabulary head, tied to the token embedding
+    pool     concepts        -> [B, H]                 one vector of a text
 
 B rows, S source tokens, C concepts, H width of a concept, T width of a token, h heads of width d = H / h, L layers,
 V vocabulary, K scored positions. What is read and what must be predicted stands in a `Problem` (problem.py); the
@@ -24,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import losses
 from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
-from layers import TransformerLayer, begin, norm
+from layers import AttentionPooling, TransformerLayer, begin, linear, norm
 from objectives import described
 from problem import Problem
 
@@ -59,6 +60,14 @@ class ModelConfig:
         bool, "half of the steps train all concepts, the others the first 1, 2, 4 ... alone (--concepts=C later)"
     ] = False
     registers: Annotated[int, "latents besides the concepts, which no decoder sees"] = 0
+    pooling: Annotated[
+        Literal["mean", "attention"],
+        "how concepts become one vector of a text: their mean, or that weighted by a learned query (it needs bow, "
+        "contrastive or nextconcept, which train the query)",
+    ] = "mean"
+    predictor: Annotated[
+        Literal["none", "concepts", "vectors"], "what is built to predict the next span; it follows from the objective"
+    ] = "none"
     token_dim: Annotated[int, "width of the token embeddings (0: hidden)"] = 0
     token_position: Annotated[Literal["learned", "rope"], "positions the encoder sees: added to tokens, or rotary"] = (
         "learned"
@@ -162,6 +171,9 @@ class ModelConfig:
         return [(share / len(depths), Options(m, k)) for share, m in counts for k in depths]
 
 
+AFTER_CONCEPTS = ("tokens.", "decoder.", "norm.", "narrow.", "head.")  # what freeze_decoder freezes
+
+
 class ConceptModel(nn.Module):
     def __init__(self, config: ModelConfig, mask_id: int = 0, seed: int = 0, token_vectors=None):
         """seed: of the first weights (layers.begin); token_vectors [V, T]: for token_init = "spectral", rows of norm
@@ -192,6 +204,13 @@ class ConceptModel(nn.Module):
         self.head = nn.Linear(H, V, bias=False) if headed and not config.tied else None
         # Unit-scale embeddings would give logits of size sqrt(T).
         self.logit_scale = T**-0.5 if config.tied and config.init != "gpt2" else 1.0
+        self.pooling = AttentionPooling(H) if config.pooling == "attention" else None
+        self.predictor = {  # of the next span; concepts know each other
+            "none": lambda: None,
+            "concepts": lambda: nn.Sequential(TransformerLayer(config), linear(H, H, config)),
+            "vectors": lambda: linear(H, T, config),
+        }[config.predictor]()
+        self.frozen = False
         begin(self, config.init, seed)
         if token_vectors is not None:
             mix_in(self.tokens.weight, token_vectors, config.spectral_share)
@@ -202,8 +221,9 @@ class ConceptModel(nn.Module):
                 table.weight[mask_id] *= T**-0.5
 
     def forward(self, *problems: Problem, options: Options | None = None, split=None):
-        """(the cross-entropy of each, the concepts of each): the one entry for training, through DDP and torch.compile.
-        None where a problem predicts nothing. Problems that read the same tensors share one encoder pass.
+        """(the loss of each, the concepts of each): the one entry for training, through DDP and torch.compile. Where a
+        problem predicts nothing, the pooled concepts stand in the loss's place. Problems that read the same tensors
+        share one encoder pass.
         split: what losses.split_gradient takes; then a third: of each pass the concepts for each concept loss."""
         concepts, copies = [], []
         for i, p in enumerate(problems):
@@ -212,7 +232,7 @@ class ConceptModel(nn.Module):
             if split and first == i:
                 concepts[i], *rest = losses.split_gradient(concepts[i], *split)
                 copies.append(tuple(rest))
-        values = tuple(self.loss(c, p) for c, p in zip(concepts, problems, strict=True))
+        values = tuple(self.loss(c, p, options) for c, p in zip(concepts, problems, strict=True))
         return (values, tuple(concepts), tuple(copies)) if split else (values, tuple(concepts))
 
     def encode(self, ids, pos=None, mask=None, options: Options | None = None):
@@ -230,9 +250,9 @@ class ConceptModel(nn.Module):
 
     def decode(self, concepts, problem: Problem):
         """Hidden states for the head at the scored positions (None: all): [B, K, T if tied else H], [1, M, ...] where
-        they are flat; where the pooled concepts predict, their normalised mean, [B, 1, T or H]."""
+        they are flat; where the pooled concepts predict, these normalised, [B, 1, T or H]."""
         if problem.predicts == "pooled":
-            x = F.rms_norm(concepts.mean(1, keepdim=True), (concepts.shape[-1],))
+            x = F.rms_norm(self.pool(concepts)[:, None], (concepts.shape[-1],))
         else:
             span = replace(problem, scored=None) if problem.flat else problem
             x = self.decoder(concepts, span, self.embed_visible)
@@ -244,11 +264,18 @@ class ConceptModel(nn.Module):
         ids = torch.full((1, 1), self.mask_id, device=self.tokens.weight.device) if ids is None else ids
         return (table or self.tokens)(ids)
 
-    def loss(self, concepts, problem: Problem):
-        """Mean cross-entropy in nats of the scored targets (or their sum weighted by problem.weights); None where
-        nothing is predicted."""
+    def loss(self, concepts, problem: Problem, options: Options | None = None):
+        """Mean cross-entropy in nats of the scored targets (or their sum weighted by problem.weights); of concepts or
+        vectors see losses.centred_cosine; where nothing is predicted the pooled concepts [B, H]."""
         if problem.predicts == "none":
-            return None
+            return self.pool(concepts)
+        if problem.predicts == "concepts":
+            with torch.no_grad():
+                targets = self.encode(problem.targets, options=options)
+            return losses.centred_cosine(self.predictor(concepts), targets)
+        if problem.predicts == "vectors":
+            mean = (problem.weights[..., None] * problem.vectors[problem.targets]).sum(1)  # [B, T], of any length
+            return losses.centred_cosine(self.predictor(self.pool(concepts)), mean)
         hidden = self.decode(concepts, problem).flatten(0, 1) * self.logit_scale
         targets, weights = problem.targets, problem.weights
         if problem.scored is not None:
@@ -265,9 +292,27 @@ class ConceptModel(nn.Module):
     def head_weight(self):
         return self.tokens.weight if self.head is None else self.head.weight
 
+    def pool(self, concepts):
+        """One vector a text, [B, C, H] -> [B, H]."""
+        return concepts.mean(1) if self.pooling is None else self.pooling(concepts)
+
     def embed(self, ids, mask=None):
-        """One vector a text: the mean of its concepts, [B, H]."""
-        return self.encode(ids, mask=mask).mean(1)
+        """One vector a text: its concepts pooled, [B, H]."""
+        return self.pool(self.encode(ids, mask=mask))
+
+    def freeze_decoder(self, weights: dict | None = None):
+        """What follows the concepts (decoder, norm, vocabulary head) and the token table that both sides read become
+        those of `weights` (None: stay as they are) and train no more; gradients pass through to the concepts.
+
+        A pretrained decoder from elsewhere has to be a `Decoder`, hidden states [B, K, H] from concepts [B, C, H] and a
+        Problem, with its token table [V, T] as `tokens` and its vocabulary head.
+        """
+        self.frozen = True
+        if weights is not None:
+            self.load_state_dict({k: v for k, v in weights.items() if k.startswith(AFTER_CONCEPTS)}, strict=False)
+        for path, parameter in self.named_parameters():
+            if path.startswith(AFTER_CONCEPTS):
+                parameter.requires_grad_(False)
 
     @torch.no_grad()
     def generate(self, concepts, length, temperature=0.0):
@@ -314,6 +359,8 @@ class ConceptModel(nn.Module):
         """What training begins with at this seed, in evaluation mode."""
         twin = ConceptModel(self.config, self.mask_id, seed, self.token_vectors)
         twin.options = self.options
+        if self.frozen:
+            twin.freeze_decoder(self.state_dict())
         return twin.to(self.tokens.weight.device).eval()
 
     def num_parameters(self):

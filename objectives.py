@@ -108,6 +108,10 @@ class ObjectiveConfig:
         Literal["row", "next"],
         "prefix: the first part of a row is read, the rest predicted; next: a span, and the next of its document",
     ] = "row"
+    next_target: Annotated[
+        Literal["concepts", "spectral"],
+        "nextconcept: of the next span the concepts, or the idf-weighted mean of its tokens' frozen spectral vectors",
+    ] = "concepts"
 
     def __post_init__(self):
         for key in ("mask_rate", "delete_rate", "view_delete_rate"):
@@ -154,7 +158,8 @@ class Objective:
     """Clean rows -> a Problem, and its loss."""
 
     uses: frozenset | set = frozenset()  # keys of ObjectiveConfig that it reads
-    predicts = "positions"  # the kind of prediction that it trains: "positions", "pooled" or "none"
+    predicts = "positions"  # the kind of prediction that it trains, see Problem
+    pools = False  # its loss reads the pooled concepts
     group = 1  # rows come in groups of so many
     cycle = 1  # shapes that a row length has, which steps take in turn (Noise.turn)
     one_document = False  # a row holds text of one document
@@ -163,7 +168,8 @@ class Objective:
     by_idf = False  # tokens count by their idf
     by_words = False  # it needs to know which tokens begin a word
     by_phrases = False  # it needs to know the collocations
-    floor_name = "unigram floor"
+    by_vectors = False  # it needs the spectral token vectors
+    floor_name, unit = "unigram floor", "nats"
 
     def __init_subclass__(cls):
         cls.name = cls.__name__.lower()
@@ -176,9 +182,9 @@ class Objective:
     def problem(self, rows: Rows) -> Problem:
         raise NotImplementedError
 
-    def loss(self, predicted: Tensor | None, concepts: Tensor, problem: Problem, gather=None, rank: int = 0) -> Tensor:
-        """The loss as a scalar. predicted: the model's cross-entropy, None where the problem predicts nothing; concepts
-        [B, C, H]; gather, rank: see losses.contrastive."""
+    def loss(self, predicted: Tensor, concepts: Tensor, problem: Problem, gather=None, rank: int = 0) -> Tensor:
+        """The loss as a scalar. predicted: what the model's forward returns, a loss, or where the problem predicts
+        nothing the pooled concepts [B, H]; concepts [B, C, H]; gather, rank: see losses.contrastive."""
         return predicted
 
     def floor(self, problem: Problem, unigram: Callable[[bool], float]) -> float:
@@ -292,7 +298,7 @@ class Bow(Objective):
     """
 
     predicts = "pooled"
-    by_idf = True
+    by_idf = pools = True
 
     def __init__(self, config, call=0):
         super().__init__(config, call)
@@ -306,8 +312,10 @@ class Bow(Objective):
         if config.bow_source == "survivors":
             source, source_pos = rows.survivors(config.delete_rate, config.positions, self.call, config.delete_unit)
         if self.pairs:
-            source, source_pos = source[0::2], None if source_pos is None else source_pos[0::2]
-            targets = targets[1::2] if config.bow_target == "next" else torch.cat([targets[0::2], targets[1::2]], 1)
+            first, second = rows.spans()
+            source = first if source is rows.ids else source[0::2]
+            source_pos = None if source_pos is None else source_pos[0::2]
+            targets = second if config.bow_target == "next" else torch.cat([first, second], 1)
         return Problem(source, source_pos, targets=targets, weights=rows.idf_weights(targets), predicts="pooled")
 
 
@@ -335,6 +343,7 @@ class Contrastive(Objective):
         self.uses = {"views", "view_similarity", "temperature"} | ({"view_delete_rate"} if deletes else set())
         self.group = {"adjacent": 2, "unshared": 2, "both": 4}.get(config.views, 1)
         self.pairs = self.group > 1
+        self.pools = config.view_similarity == "mean"
 
     def problem(self, rows):
         ids, documents, views, rate = rows.ids, rows.documents, self.config.views, self.config.view_delete_rate
@@ -357,7 +366,7 @@ class Contrastive(Objective):
         return Problem(source=torch.cat([first, second]), group=group.repeat(2), predicts="none")
 
     def loss(self, predicted, concepts, problem, gather=None, rank=0):
-        sets = concepts if self.config.view_similarity == "maxsim" else concepts.mean(1)
+        sets = predicted if self.pools else concepts
         return losses.contrastive(sets, problem.group, self.config.temperature, gather, rank)
 
     def floor(self, problem, unigram):
@@ -383,7 +392,7 @@ class Diffusion(Objective):
         source = targets = rows.ids
         numbers, order = rows.noise.rows, rows.noise.order(self.call, torch.zeros_like(rows.ids, dtype=torch.bool))
         if self.pairs:
-            source, targets, order, numbers = source[0::2], targets[1::2], order[1::2], numbers[1::2] // 2
+            (source, targets), order, numbers = rows.spans(), order[1::2], numbers[1::2] // 2
         B, N = targets.shape
         columns = torch.arange(N, device=targets.device)[None]
         least = max(1, round(self.config.t_min * N))
@@ -427,11 +436,45 @@ class Prefix(Objective):
     def problem(self, rows):
         ids, rates = rows.ids, self.config.prefix_rate
         if self.pairs:
-            source, targets = ids[0::2], ids[1::2]
+            source, targets = rows.spans()
         else:
             split = count(rates[rows.noise.turn % len(rates)], ids.shape[1])
             source, targets = ids[:, :split], ids[:, split:]
         return Problem(source, targets=targets, query_pos=torch.arange(targets.shape[1], device=ids.device)[None])
+
+
+class NextConcept(Objective):
+    """Next-concept prediction, of the document's next span its concepts, or the mean vector of its words.
+
+    LCM (Barrault et al. 2024, arXiv:2412.08821), by regression and with an encoder that learns. `next_target` is
+    concepts: a predictor's output [B, C, H] against what the same encoder makes of the next span, where no gradient
+    flows (as in SimSiam, Chen & He 2021, arXiv:2011.10566).
+    spectral: a linear of the pooled concepts against the idf-weighted mean of the next span's token vectors, which are
+    those of lab/spectral.py and never change.
+    The loss of both is losses.centred_cosine, over the rows of one forward. With `concepts` alone the encoder may
+    collapse: to say little that is easily foretold. The loss then falls while rank_slot_centred, rank_pooled and
+    input_share fall with it; hence it is meant in a sum, such as bow + 2*nextconcept.
+    """
+
+    predicts = "concepts"
+    group, one_document, pairs = 2, True, True
+    floor_name, unit = "chance", "1 - cosine"
+    uses = {"next_target"}
+
+    def __init__(self, config, call=0):
+        super().__init__(config, call)
+        if config.next_target == "spectral":
+            self.predicts, self.pools, self.by_idf, self.by_vectors = "vectors", True, True, True
+
+    def problem(self, rows):
+        source, targets = rows.spans()
+        if self.predicts == "concepts":
+            return Problem(source, targets=targets, predicts="concepts")
+        weights, vectors = rows.idf_weights(targets), rows.vocab.vectors
+        return Problem(source, targets=targets, weights=weights, vectors=vectors, predicts="vectors")
+
+    def floor(self, problem, unigram):
+        return 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -458,7 +501,10 @@ class Objectives:
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"objective {config.objective!r} names a part twice; give it one weight")
         kinds = {part.predicts for part in self.parts}
-        self.predicts = next(kind for kind in ("positions", "pooled", "none") if kind in kinds)
+        # What is built for them: a decoder and a vocabulary head, a head alone, or neither; and a predictor.
+        self.predicts = next((kind for kind in ("positions", "pooled") if kind in kinds), "none")
+        self.predictor = next((kind for kind in ("concepts", "vectors") if kind in kinds), "none")
+        self.pools = any(part.pools for part in self.parts)
         self.group = math.lcm(*(part.group for part in self.parts))
         self.cycle = math.lcm(*(part.cycle for part in self.parts))
         self.one_document = any(part.one_document for part in self.parts)
@@ -467,6 +513,7 @@ class Objectives:
         self.by_idf = any(part.by_idf for part in self.parts)
         self.by_words = any(part.by_words for part in self.parts)
         self.by_phrases = any(part.by_phrases for part in self.parts)
+        self.by_vectors = any(part.by_vectors for part in self.parts)
         self.uses = {"objective"}.union(*(part.uses for part in self.parts))
 
     def plateaus(self) -> list["Objectives"]:

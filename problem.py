@@ -17,7 +17,7 @@ from noise import Noise, count, phrase_starts
 class Vocabulary:
     """Size V of the vocabulary, the id of [MASK], all ids that are no text (chosen last by every noise), and on the
     device, for the objectives that ask for it: how much each token tells, idf [V] float32; starts [V] bool, the tokens
-    that begin a word; phrases [M], sorted hashes of collocations."""
+    that begin a word; phrases [M], sorted hashes of collocations; vectors [V, T] float32, of lab/spectral.py."""
 
     size: int
     mask_id: int
@@ -25,6 +25,7 @@ class Vocabulary:
     idf: Tensor | None = field(default=None, compare=False)
     starts: Tensor | None = field(default=None, compare=False)
     phrases: Tensor | None = field(default=None, compare=False)
+    vectors: Tensor | None = field(default=None, compare=False)
 
     def is_special(self, ids: Tensor) -> Tensor:
         """[B, N] ids -> [B, N] bool. Compared with plain numbers: no tensor to send."""
@@ -50,17 +51,17 @@ class Rows:
     noise: Noise
     vocab: Vocabulary
     documents: Tensor | None = None  # [B] the document each row starts in
-    deletions: dict = field(default_factory=dict)  # (rate, positions, unit) -> what `survivors` made of them
+    made: dict = field(default_factory=dict)  # what `survivors` and `spans` made, for who asks for the same
 
     def survivors(self, rate: float, positions: str, call: int, unit: str = "token") -> tuple[Tensor, Tensor | None]:
         """What is left when exactly round(rate * N) tokens of each row are deleted: ids [B, S] and their positions
         (None: closed up). Parts of a sum that ask for the same get the same tensors, and share one encoder pass."""
         key = rate, positions, unit
-        if key not in self.deletions:
+        if key not in self.made:
             columns = self.left(rate, call, unit)
             kept = columns if positions == "original" else None
-            self.deletions[key] = self.ids.gather(1, columns), kept
-        return self.deletions[key]
+            self.made[key] = self.ids.gather(1, columns), kept
+        return self.made[key]
 
     def left(self, rate: float, call: int, unit: str = "token") -> Tensor:
         """The columns, in order, that exactly round(rate * N) deletions leave of each row: [B, S]."""
@@ -82,6 +83,13 @@ class Rows:
         units = phrase_starts(self.ids, starts, special, self.vocab.phrases) if unit == "pmi" else None
         return self.noise.order_units(call, starts, special, take, span if unit == "span" else "", units)
 
+    def spans(self) -> tuple[Tensor, Tensor]:
+        """Of rows in pairs the first of each, and the one that follows it in its document: ids [B/2, N] twice. The same
+        tensors at each call: parts of a sum share one encoder pass."""
+        if "spans" not in self.made:
+            self.made["spans"] = self.ids[0::2], self.ids[1::2]
+        return self.made["spans"]
+
     def idf_weights(self, tokens: Tensor) -> Tensor:
         """tokens [B, K] -> [B, K] float32: a row's weights are as its tokens' idf and sum to 1/B."""
         weights = self.vocab.idf[tokens]
@@ -98,9 +106,10 @@ class Problem:
     scored: Tensor | None = None  # [B, K] columns of T, or [M] flat into B * T; None: all T
     weights: Tensor | None = None  # like scored; they carry the normaliser; None: the mean
     group: Tensor | None = None  # [B] document of two views, rows i and i + B/2, against false negatives
-    predicts: str = (
-        "positions"  # each position's token; or "pooled": all tokens at once, from the pooled concepts; "none"
-    )
+    # Each position's token; or "pooled": all tokens at once, from the pooled concepts; "concepts": those that the
+    # encoder makes of the targets; "vectors": the targets' mean vector; "none".
+    predicts: str = "positions"
+    vectors: Tensor | None = None  # [V, T] of every token, where they are predicted
     t: Tensor | None = None  # [B] share of the span that is hidden; None: that which is scored
     smoothing: float = 0.0  # of the targets: losses.cross_entropy
 

@@ -23,18 +23,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lab import command, dataset, distributed, optim, pmi, report, runs
+from lab import command, dataset, distributed, optim, report, runs
 from lab.command import NonFinite, say
 from lab.configurator import Parsed, UserError, convert, fields_of, parse, show, warn
 from lab.distributed import Signals, World
 from lab.plan import HORIZONS, Clock, cost, decide_compile, drawn_options, make_plan
 from lab.runs import RunFolder
 from lab.validation import Validation, final_report
+from lab.vocabulary import make_vocabulary, token_vectors
 from losses import Balance, ConceptLossConfig
 from model import ConceptModel, ModelConfig
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives
-from problem import Rows, Vocabulary
+from problem import Rows
 
 ROOT = Path(__file__).resolve().parent
 
@@ -87,6 +88,9 @@ class TrainConfig:
     ] = "auto"
     init_from: Annotated[str, "warm start from this run folder's latest checkpoint"] = ""
     init_part: Annotated[Literal["encoder", "all"], "which tensors a warm start takes"] = "encoder"
+    frozen_decoder: Annotated[
+        str, "run folder whose decoder, head and token table this run takes and never changes: its encoder alone trains"
+    ] = ""
     wandb: Annotated[bool, "also log to Weights & Biases (WANDB_MODE=offline: to disk alone)"] = False
     remove_directions: Annotated[
         Literal[0, 1], "embed: the validation rows' first principal direction is removed (Mu & Viswanath 2018)"
@@ -121,6 +125,8 @@ class TrainConfig:
             raise ValueError(f"whitening={self.whitening} is no power to scale by; take 0, 0.25 or at most 1")
         if not any(getattr(self, key) for key in HORIZONS):
             raise ValueError(f"no end is set; give one of {', '.join(HORIZONS)}")
+        if self.frozen_decoder and self.init_from:
+            raise ValueError("frozen_decoder and init_from both give the token table; leave one of them out")
         dataset.check_name(self.dataset)
 
 
@@ -151,6 +157,13 @@ class Settings:
         if objectives.predicts != "positions" and shape.decoder != objectives.predicts:
             warn(f"objective={objectives.text!r} trains no decoder, so decoder={shape.decoder!r} is not built")
             shape.decoder = objectives.predicts
+        shape.predictor = objectives.predictor
+        if shape.pooling == "attention" and not objectives.pools:
+            raise UserError(
+                f"objective={objectives.text!r} trains no pooling; write pooling='mean', or add '+ 0.1*bow'"
+            )
+        if config.frozen_decoder:
+            shape.token_init = "random"  # the table is the other run's
         for text in settings.regulariser.warnings(shape.concepts, shape.hidden):
             warn(text)
         settings.warn_unused()
@@ -191,8 +204,8 @@ class Settings:
     def resolved(self) -> dict:
         """What --print_config prints: JSON values, and what follows from them; null where the vocabulary is unknown."""
         plan = make_plan(self.train, self.objectives, 1)
-        known = self.model.vocab_size > 0
-        parameters, flops = cost(plan, self.model, self.objectives) if known else (None, None)
+        known, frozen = self.model.vocab_size > 0, bool(self.train.frozen_decoder)
+        parameters, flops = cost(plan, self.model, self.objectives, frozen) if known else (None, None)
         derived = {"parameters": parameters, "train_flops_per_token": flops}
         derived |= {"tokens_per_step": plan.tokens, "shapes": plan.shapes()}
         return json.loads(json.dumps(self.values() | derived))
@@ -202,6 +215,8 @@ class Settings:
         unused = reasons.keys() - self.objectives.uses
         parts = f"(encoder = {self.model.encoder!r}, decoder = {self.model.decoder!r})"
         reasons |= dict.fromkeys(self.model.unused(), parts) | {"init_part": "(there is no init_from)"}
+        reasons |= {"predictor": "(the objective says it)", "token_init": "(the token table is the frozen decoder's)"}
+        unused |= {"predictor"} | ({"token_init"} if self.train.frozen_decoder else set())
         unused |= self.model.unused() | (set() if self.train.init_from else {"init_part"}) | self.regulariser.unused()
         balance = f"(concept_loss = {self.regulariser.concept_loss!r}, "
         balance += f"concept_balance = {self.regulariser.concept_balance!r})"
@@ -245,15 +260,18 @@ class Trainer:
             raise UserError(f"{self.objectives.text} tells documents apart, but {show(text.path)} has one; take bow")
         rules = {"one_document": self.objectives.one_document, "pairs": self.objectives.pairs}
         self.sampler = dataset.Sampler(text, config.lengths, seed=config.seed, **rules)
-        idf = torch.from_numpy(text.idf()).to(world.device) if self.objectives.by_idf else None
-        self.vocab = Vocabulary(shape.vocab_size, text.mask, tuple(text.special_ids), idf, *self.units())
-        vectors, self.spectral_seconds = world.on_rank0(self.token_vectors)
-        self.model = ConceptModel(shape, text.mask, config.seed, vectors).to(world.device)
+        frozen = world.on_rank0(lambda: runs.frozen_weights(config.frozen_decoder, shape, text.tokenizer_hash, out))
+        vectors, self.spectral_seconds = world.on_rank0(lambda: token_vectors(self))
+        self.vocab = make_vocabulary(text, self.objectives, vectors, world.device)
+        begins = vectors if shape.token_init == "spectral" else None
+        self.model = ConceptModel(shape, text.mask, config.seed, begins).to(world.device)
+        if config.frozen_decoder:
+            self.model.freeze_decoder(frozen)
         self.forward: nn.Module = self.model
         self.plateaus = self.objectives.plateaus()
         variants = len(shape.variants()) * len(self.plateaus) * self.objectives.cycle
         self.shapes = len(config.lengths) * variants  # what is compiled
-        self.parameters, self.flops_per_token = cost(self.plan, shape, self.objectives)
+        self.parameters, self.flops_per_token = cost(self.plan, shape, self.objectives, bool(config.frozen_decoder))
         self.balance = Balance(settings.regulariser, world.device)
         betas, others = (config.beta1, config.beta2), self.balance.parameters()
         self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, betas, others)
@@ -265,26 +283,6 @@ class Trainer:
         self.judged: set[int] = set()  # steps whose evaluation is in the metrics
         self.numbers: dict | None = None  # the evaluation of this step
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
-
-    def units(self) -> tuple[Tensor | None, Tensor | None]:
-        """Tokens that begin a word [V] bool, and hashes of collocations [M], for an objective that asks for them."""
-        if not self.objectives.by_words:
-            return None, None
-        folder, device = self.train_text.folder, self.world.device
-        starts = dataset.word_starts(dataset.load_tokenizer(folder / "tokenizer.json"))
-        phrases = torch.from_numpy(pmi.load(self.train_text)).to(device) if self.objectives.by_phrases else None
-        return torch.from_numpy(starts).to(device), phrases
-
-    def token_vectors(self) -> tuple[Tensor | None, float]:
-        """([V, T] of the run that is there, else of the text; the seconds it took); (None, 0): they begin random."""
-        if self.settings.model.token_init != "spectral":
-            return None, 0.0
-        from lab.spectral import token_vectors  # late: scipy
-
-        if (self.out.path / "config.json").is_file() and (there := self.out.kept(runs.TOKEN_VECTORS)) is not None:
-            return there, self.out.config().get("spectral_seconds", 0.0)
-        width, most = self.settings.model.token_width, self.config.spectral_tokens
-        return token_vectors(self.train_text, width, most, stop=lambda: self.signals.received)
 
     # What there is to go on from
 
@@ -533,7 +531,8 @@ def begin(trainer: Trainer, there: dict):
     if world.rank == 0 and not 0 < horizon <= trainer.step:
         out.cut(-1 if there["fresh"] else trainer.step, trainer.best_step)
         rows = trainer.validation.rows()
-        out.create(resolved, trainer.settings.data / "tokenizer.json", rows, trainer.model.token_vectors)
+        vectors = trainer.vocab.vectors if trainer.objectives.by_vectors else trainer.model.token_vectors
+        out.create(resolved, trainer.settings.data / "tokenizer.json", rows, vectors)
         if config.wandb:
             out.mirror_to_wandb()
     trainer.judged = world.on_rank0(lambda: {record["step"] for record in out.metrics() if "val_loss" in record})
@@ -561,7 +560,7 @@ def main(argv) -> int:
     world = distributed.start(config.device, config.dtype, config.deterministic)
     make_plan(config, settings.objectives, world.size)
     out = RunFolder(config.out_dir or Path("out") / settings.preset)
-    there = world.on_rank0(lambda: out.look(config.resume, config.init_from))
+    there = world.on_rank0(lambda: out.look(config.resume, config.init_from or config.frozen_decoder))
     if there["config"] and config.dtype == "auto":
         world = replace(world, dtype=there["config"]["dtype"])  # decided once, when the run began
     signals = Signals(world)

@@ -63,7 +63,7 @@ def ended(steps: Iterator):
 def numbers_of(judge: Judge, whole: Tensor, **sizes) -> dict:
     """As in metrics.jsonl; and how many dimensions of the pooled vectors hardly change with the text. whole: what
     `judge.whole` returned; sizes: of Judge.geometry."""
-    variance = whole.mean(1).double().var(0)
+    variance = judge.model.pool(whole).double().var(0)
     numbers = ended(judge.geometry(whole, **sizes))
     return numbers | {"collapsed_dimensions": int((variance < COLLAPSED * variance.mean()).sum())}
 
@@ -115,15 +115,15 @@ def losses_by_position(judge: Judge, problems: list[Problem], kinds: dict[str, T
 
 
 @torch.no_grad()
-def shape_of_concepts(c: Tensor) -> dict[str, Tensor]:
-    """c [B, C, H] -> spectrum: mean singular values of a text's slot-centred concepts; pooled: those of the centred
-    means; similarity [C, C]: mean cosine of two concepts of a text; variance [C]: how much each changes with the
-    text."""
+def shape_of_concepts(c: Tensor, pooled: Tensor) -> dict[str, Tensor]:
+    """c [B, C, H], pooled [B, H] -> spectrum: mean singular values of a text's slot-centred concepts; pooled: those of
+    the centred pooled ones; similarity [C, C]: mean cosine of two concepts of a text; variance [C]: how much each
+    changes with the text."""
     c = c.cpu()
     centred, unit = geometry.centred(c), F.normalize(c.double(), dim=-1)
     return {
         "spectrum": geometry.singular_values(centred).mean(0).flip(0),
-        "pooled": geometry.singular_values(geometry.centred(c.mean(1, dtype=torch.float64))).flip(0),
+        "pooled": geometry.singular_values(geometry.centred(pooled.cpu())).flip(0),
         "similarity": (unit @ unit.mT).mean(0),
         "variance": geometry.variances(c),
     }
@@ -150,7 +150,9 @@ class Analysis:
 
 def analyse(run: LoadedRun, judge: Judge, whole: Tensor) -> Analysis:
     """whole: what `judge.whole` returned."""
-    return Analysis(run, judge, numbers_of(judge, whole), use_of_concepts(judge), shape_of_concepts(whole))
+    return Analysis(
+        run, judge, numbers_of(judge, whole), use_of_concepts(judge), shape_of_concepts(whole, judge.model.pool(whole))
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from lab.files import read_json, replacing
 from lab.report import interval, spread, table
 from lab.runs import LoadedRun
 from lab.tasks import HEADLINE, Pairs, answer, dot, stack, standardised
+from model import AFTER_CONCEPTS
 
 VERSION = 3  # raise it by hand when a definition below changes: floors and records that were kept are then made anew
 WORD = re.compile(r"[a-z0-9']+")
@@ -238,6 +239,10 @@ def cache_key(run: LoadedRun, pairs: Pairs) -> str:
     digest = hashlib.sha256(json.dumps([settings, pairs.name, pairs.sentences]).encode())
     if run.model.token_vectors is not None:  # untrained twins begin with them
         digest.update(run.model.token_vectors.cpu().numpy().tobytes())
+    if run.model.frozen:  # and with these
+        for path, weight in run.model.state_dict().items():
+            if path.startswith(AFTER_CONCEPTS):
+                digest.update(weight.cpu().numpy().tobytes())
     digest.update(" ".join(pairs.scored).encode())
     for split, index in pairs.index.items():
         digest.update(split.encode() + index.tobytes() + pairs.labels[split].tobytes())

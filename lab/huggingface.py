@@ -22,6 +22,7 @@ class ReferenceModel(nn.Module):
     """What judges use of a ConceptModel."""
 
     decoder = token_vectors = None
+    frozen = False
 
     def __init__(self, model, mask_id: int, length: int):
         super().__init__()

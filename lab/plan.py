@@ -73,16 +73,32 @@ def nearest_multiple(x: int, of: int) -> int:
     return max(1, round(x / of)) * of
 
 
-def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, float]:
+def cost(plan: Plan, model: ModelConfig, objectives: Objectives, frozen: bool = False) -> tuple[int, float]:
     """(parameters, training FLOPs a token, mean over lengths, plateaus of a rate, shapes in turn and what a step may
-    run with: three times the forward's; iterations that pass no gradient on count once)."""
+    run with: three times the forward's; what passes no gradient on counts once (iterations, concepts that are targets),
+    a frozen decoder, which passes it on, twice)."""
+
+    def problems_of(shape, turn, objectives):
+        numbers, ids = torch.arange(shape[0]), torch.zeros(shape, dtype=torch.int64)
+        V, T = model.vocab_size, model.token_width
+        starts, vectors = torch.ones(V, dtype=torch.bool), torch.ones(V, T)
+        vocab = Vocabulary(V, 0, idf=torch.ones(V), starts=starts, phrases=ids[0], vectors=vectors)
+        return objectives.problems(Rows(ids, Noise(0, 0, numbers, turn), vocab, documents=numbers))
 
     def forward(shape, turn, options, objectives, concept_model):
-        numbers, ids = torch.arange(shape[0]), torch.zeros(shape, dtype=torch.int64)
-        V = model.vocab_size
-        vocab = Vocabulary(V, 0, idf=torch.ones(V), starts=torch.ones(V, dtype=torch.bool), phrases=ids[0])
-        problems = objectives.problems(Rows(ids, Noise(0, 0, numbers, turn), vocab, documents=numbers))
+        problems = problems_of(shape, turn, objectives)
         objectives.losses(*concept_model(*problems, options=options), problems)
+
+    def targets(shape, turn, options, objectives, concept_model):
+        for problem in problems_of(shape, turn, objectives):
+            if problem.predicts == "concepts":
+                concept_model.encode(problem.targets, options=options)
+
+    def after_concepts(shape, turn, options, objectives, concept_model):
+        for problem in problems_of(shape, turn, objectives):
+            if problem.predicts in ("positions", "pooled"):
+                count = options.concepts or model.concepts
+                concept_model.loss(torch.zeros(len(problem.source), count, model.hidden), problem)
 
     total, plateaus, turns = 0, objectives.plateaus(), range(objectives.cycle)
     every = itertools.product(plan.shapes(), turns, model.variants(), plateaus)
@@ -95,6 +111,11 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives) -> tuple[int, f
                 raise
             raise UserError("a tensor of this model would have more than 2^63 bytes; write smaller sizes") from None
         total += 3 * share * modules["Global"]
+        if objectives.predictor == "concepts":
+            total -= 2 * share * measure(model, partial(targets, shape, turn, options, now))[1]["Global"]
+        if frozen:
+            modules_after = measure(model, partial(after_concepts, shape, turn, options, now))[1]
+            total -= share * (modules_after["Global"] - modules_after.get("pooling", 0))
         last = model.backprop_iterations if "iterations" in ENCODERS[model.encoder].uses else 0
         if 0 < last < (options.iterations or model.iterations):
             _, with_gradient = measure(model, partial(forward, shape, turn, options._replace(iterations=last), now))

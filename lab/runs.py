@@ -16,15 +16,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import geometry
+from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
 from lab import dataset, report
 from lab.command import AT_EXIT
 from lab.configurator import UserError, convert, fields_of, warn
 from lab.distributed import exact_matmul, pick_device
 from lab.files import read_json, replacing, sync, write_atomic
-from model import ConceptModel, ModelConfig
+from model import AFTER_CONCEPTS, ConceptModel, ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,7 +81,7 @@ class RunFolder:
 
     def look(self, resume: str, init_from: str) -> dict:
         """What is there for a training run: {"config": its config.json or None, "fresh": no checkpoint to go on from}.
-        resume: "auto", "must" or "never"; init_from: a run for a warm start, or ""."""
+        resume: "auto", "must" or "never"; init_from: a run to take weights from, or ""."""
         there = self.exists()
         if resume == "must" and not there:
             raise UserError(f"resume='must', but {self.path} holds no run; leave it out to start one")
@@ -312,6 +314,30 @@ def load_part(model: ConceptModel, theirs: dict[str, Tensor], part: str, run: st
     }
 
 
+def frozen_weights(run: str, model: ModelConfig, tokenizer_hash: str, out: RunFolder) -> dict[str, Tensor] | None:
+    """All tensors of a run's latest checkpoint, for ConceptModel.freeze_decoder; None where no run is named, or `out`
+    has a checkpoint of its own. UserError where its decoder is not of this configuration."""
+    if not run or out.pointer("latest") is not None:
+        return None
+    if model.predicts != "positions":
+        raise UserError(f"frozen_decoder={run}: the objective trains through no decoder; write one, such as tsdae")
+    theirs = RunFolder(run).config()
+    if theirs.get("tokenizer_hash") != tokenizer_hash:
+        raise UserError(f"frozen_decoder={run} has another tokenizer; write --dataset={theirs.get('dataset')}")
+    same = {"decoder", "hidden", "token_dim", "vocab_size", "max_length", "tied", "init", "seeds_faithful"}
+    for key in sorted(same | DECODERS[model.decoder].uses - {"word_dropout", "concept_position"}):
+        if theirs.get(key) != getattr(model, key):
+            what = f"{key}={theirs.get(key)}, this run {getattr(model, key)}"
+            raise UserError(f"frozen_decoder={run} has {what}; write --{key}={theirs.get(key)}, or take another run")
+    weights = load_tensors(warm_start_file(run))
+    with FakeTensorMode():
+        ours = ConceptModel(model).state_dict()
+    kept = {k for k in ours.keys() | weights.keys() if k.startswith(AFTER_CONCEPTS)}
+    if wrong := sorted(k for k in kept if k not in ours or k not in weights or ours[k].shape != weights[k].shape):
+        raise UserError(f"frozen_decoder={run}: its {wrong[0]} does not fit this model; take a run of the same decoder")
+    return weights
+
+
 def run_id(preset: str, model: ModelConfig) -> str:
     depth = model.iterations if "iterations" in ENCODERS[model.encoder].uses else model.layers
     shape = f"H{model.hidden}L{depth}C{model.concepts}"
@@ -355,7 +381,7 @@ class LoadedRun:
     @torch.no_grad()
     def embed(self, texts: list[str], batch_tokens: int = 16384) -> Tensor:
         """
-        list of n strings -> float32 [n, hidden] on the CPU: the mean of each text's concepts. A text longer than
+        list of n strings -> float32 [n, hidden] on the CPU: each text's concepts pooled. A text longer than
         max(lengths) is cut into chunks, its vector is their token-weighted mean. Where config has remove_directions or
         whitening, geometry.isotropic is applied, fitted on the training corpus's validation rows.
         """
@@ -500,4 +526,6 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
     load_weights(model, load_tensors(path), path)
     check_options(shape, options)
     model.options = options
+    if config.get("frozen_decoder"):
+        model.freeze_decoder()
     return LoadedRun(model.to(pick_device(device)).eval(), tokenizer, config, int(folder.name[5:]), rows)

@@ -25,6 +25,7 @@ from objectives import Objective, Objectives
 from problem import Problem, Rows, Vocabulary
 
 SEED = 20250101
+DECODED = "positions", "pooled"  # kinds of prediction whose loss is in nats
 GROUP = 4  # batches hold whole groups of views, whatever the objective
 
 
@@ -52,8 +53,8 @@ class Judge:
 
     def judged(self) -> Objective | None:
         """The part of the objective that tells what concepts are worth: the first that is decoded, or the bag."""
-        ordered = sorted(self.objectives.parts, key=lambda part: part.predicts != "positions")
-        return next((part for part in ordered if part.predicts != "none" and self.rows_of(part)), None)
+        kinds = {kind: [part for part in self.objectives.parts if part.predicts == kind] for kind in DECODED}
+        return next((part for kind in DECODED for part in kinds[kind] if self.rows_of(part)), None)
 
     def rows_of(self, part: Objective) -> list[Batch]:
         """The fixed rows as a part needs them; none where it needs adjacent ones, which these are not."""
@@ -89,7 +90,7 @@ class Judge:
         a decoder predicts (for bow alone: to the bag), on the first so many batches; and the verdict. All ranks have
         the same rows: nothing is sent.
         """
-        numbers = geometry.concept_geometry(whole, least)
+        numbers = geometry.concept_geometry(whole, least, self.model.pool(whole))
         if (judged := self.judged()) is not None:
             problems = [self.problem(judged, batch) for batch in self.rows_of(judged)[:batches]]
             concepts = yield from self.concepts(problems)
@@ -224,7 +225,8 @@ def final_table(numbers: dict[str, float], validation: Validation, train: datase
     objectives, floors = validation.objectives, validation.floors(train, val)
     titles = {f"val_loss_{n}": f"validation loss, rows of {n}" for n in validation.lengths}
     for part, own in zip(objectives.parts, objectives.names, strict=True):
-        titles[f"val_loss_{own}"] = f"of it {part.name}, longest rows"
+        unit = "" if part.unit == "nats" else f" ({part.unit})"
+        titles[f"val_loss_{own}"] = f"of it {part.name}{unit}, longest rows"
         titles |= {f"val_loss_{name}": f"validation loss, {name}, longest rows" for name in part.reported()}
     rows = [[title, numbers[key], floors[key]] for key, title in titles.items() if key in floors]
     if "delta_shuffle" in numbers:

@@ -102,12 +102,20 @@ def build(seed=0, dtype=torch.float64, **keys):
     return ConceptModel(ModelConfig(**{**SMALL, **keys}), MASK, seed).to(dtype)
 
 
+def built_for(objectives, decoder=ModelConfig.decoder):
+    """Keys of a model that holds what the objectives train, and nothing else."""
+    kind = objectives.predicts
+    return dict(decoder=decoder if kind == "positions" else kind, predictor=objectives.predictor)
+
+
 def make_problems(B=4, N=12, vocab=40, seed=1, **keys):
     """The objective that the keys say, on random text -> (Objectives, one Problem a part)."""
     objectives = Objectives(ObjectiveConfig(**keys))
     ids = torch.randint(MASK + 1, vocab, (B, N), generator=torch.Generator().manual_seed(seed))
     starts = torch.arange(vocab) % 3 > 0
-    vocabulary = Vocabulary(vocab, MASK, idf=torch.linspace(0.5, 3, vocab), starts=starts, phrases=ids[0])
+    vectors = torch.randn(vocab, SMALL["hidden"], generator=torch.Generator().manual_seed(9))
+    idf = torch.linspace(0.5, 3, vocab)
+    vocabulary = Vocabulary(vocab, MASK, idf=idf, starts=starts, phrases=ids[0], vectors=vectors)
     rows = Rows(ids, Noise(seed, 0, torch.arange(B)), vocabulary, documents=torch.arange(B))
     return objectives, objectives.problems(rows)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from registries import build, make_problems
+from registries import build, built_for, make_problems
 from scipy.sparse.csgraph import minimum_spanning_tree
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
@@ -262,8 +262,7 @@ def test_share_equals_two_backwards(objective, names):
     """Parts that share an encoder pass (tsdae + bow of survivors), and parts that do not."""
     shared = {"bow_source": "survivors"} if objective == "tsdae + bow" else {}
     objectives, problems = make_problems(objective=objective, **shared)
-    decoder = {} if objectives.predicts == "positions" else {"decoder": objectives.predicts}
-    model = build(seed=1, **decoder)
+    model = build(seed=1, **built_for(objectives))
     made = balance(names, concept_share=0.3)
     found, numbers = gradients(model, objectives, problems, made)
     expected = two_backwards(model, objectives, problems, names.split(","), 0.3)

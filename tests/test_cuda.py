@@ -35,13 +35,16 @@ def train(data, out, *flags):
 
 
 STEPS = [dict(objective="tsdae + bow"), dict(objective="mlm"), dict(objective="contrastive")]
-STEPS += [dict(objective="tsdae", delete_unit="word")]
+STEPS += [dict(objective="tsdae", delete_unit="word"), dict(objective="bow + nextconcept")]
+STEPS += [dict(objective="nextconcept", next_target="spectral")]
 STEPS += [dict(objective="mlm", mask_unit="span", span=s, replace="80_10_10") for s in ("geometric", "uniform")]
 STEPS += [dict(objective="mlm", mask_unit="word", replace="80_10_10", mask_rate=0.7, encoder_mask_rate=0.2)]
 
 
 @pytest.mark.parametrize("keys", STEPS, ids=lambda keys: "-".join(map(str, keys.values())))
 def test_a_training_step_never_waits_for_the_device(keys):
+    from registries import built_for
+
     from lab import distributed, optim
     from model import ConceptModel, ModelConfig
     from noise import Noise
@@ -50,13 +53,13 @@ def test_a_training_step_never_waits_for_the_device(keys):
 
     world = distributed.start("cuda")
     objectives = Objectives(ObjectiveConfig(**keys))
-    decoder = "posonly" if objectives.predicts == "positions" else objectives.predicts
-    shape = ModelConfig(layers=2, hidden=64, heads=2, intermediate=64, concepts=8, max_length=32, decoder=decoder)
-    shape.vocab_size = 500
+    shape = dict(layers=2, hidden=64, heads=2, intermediate=64, concepts=8, max_length=32, vocab_size=500)
+    shape = ModelConfig(**shape | built_for(objectives))
     model = ConceptModel(shape, 3).to(world.device)
     optimizer = optim.adamw(model, 1e-3, 0.01, (0.9, 0.98))
     ones = torch.ones(500, device=world.device)
-    vocab = Vocabulary(500, 3, (0, 1, 2), ones, starts=torch.arange(500, device=world.device) % 3 > 0)
+    starts, vectors = torch.arange(500, device=world.device) % 3 > 0, torch.rand(500, 64, device=world.device)
+    vocab = Vocabulary(500, 3, (0, 1, 2), ones, starts=starts, vectors=vectors)
     ids, numbers = torch.randint(4, 500, (16, 32), device=world.device), torch.arange(16, device=world.device)
 
     def step(i):

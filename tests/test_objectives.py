@@ -22,7 +22,7 @@ SPECIAL = (508, 509, 510, 511)
 def vocabulary():
     idf = 8 * torch.rand(V, generator=torch.Generator().manual_seed(9))
     starts, phrases = torch.arange(V) % 3 > 0, torch.arange(9)  # no row has these: where a phrase is tells of its words
-    return Vocabulary(V, 511, SPECIAL, idf.scatter(0, torch.tensor(SPECIAL), 0.0), starts, phrases)
+    return Vocabulary(V, 511, SPECIAL, idf.scatter(0, torch.tensor(SPECIAL), 0.0), starts, phrases, torch.ones(V, 8))
 
 
 VOCAB = vocabulary()
@@ -461,7 +461,7 @@ def test_losses_and_their_weighted_sum():
     objectives = Objectives(ObjectiveConfig(objective="0.5*tsdae + contrastive + 2*bow", views="deletion"))
     made = objectives.problems(Rows(text(), noise(), VOCAB, torch.arange(B)))
     concepts = [torch.randn(len(p.source), 4, 8, dtype=torch.float64, requires_grad=True) for p in made]
-    losses = objectives.losses([torch.tensor(3.0), None, torch.tensor(5.0)], concepts, made)
+    losses = objectives.losses([torch.tensor(3.0), concepts[1].mean(1), torch.tensor(5.0)], concepts, made)
     assert losses[0] == 3 and losses[2] == 5
     a, b = torch.nn.functional.normalize(concepts[1].mean(1), dim=1).chunk(2)
     scores = a @ b.T / 0.05
@@ -493,6 +493,8 @@ NEEDS = {  # objective: by_idf, pairs, group, one_document, negatives, predicts;
     "bow + 0.5*contrastive": (True, True, 4, True, True, "pooled"),
     "tsdae + bow": (True, False, 1, False, False, "positions"),
     "0.3*contrastive + mlm": (False, True, 4, True, True, "positions"),
+    "nextconcept + contrastive": (False, True, 4, True, True, "none"),
+    "bow + nextconcept": (True, True, 2, True, False, "pooled"),
 }
 PAIRED = {  # what a sum with diffusion asks for, by diffusion_source
     "row": (False, False, 2, False, False, "positions"),
@@ -514,8 +516,10 @@ def test_a_sum_asks_for_what_its_strictest_part_does(objective):
 
     by_idf, pairs, group, *rest = NEEDS[objective]
     assert needs() == NEEDS[objective]
+    of_next = "nextconcept" in objective
     assert needs(views="adjacent") == (by_idf, pairs, min(group, 2), *rest)
-    assert needs(views="deletion") == (by_idf, False, 1, *rest)
+    assert needs(views="deletion") == (by_idf, of_next, 1 + of_next, *rest)
+    assert needs(next_target="spectral") == (by_idf or of_next, pairs, group, *rest)
     assert needs(token_weight="idf")[0] == (by_idf or "mlm" in objective or "tsdae" in objective)
 
 
@@ -529,6 +533,7 @@ def test_floors():
     assert floors("mlm", token_weight="idf") == [8]
     assert floors("contrastive", views="deletion") == [pytest.approx(math.log(B))]
     assert floors("contrastive", views="adjacent") == [pytest.approx(math.log(B / 2))]
+    assert floors("nextconcept", next_target="spectral") == floors("nextconcept") == [1]
 
 
 REPORTED = [dict(), dict(mask_rate=0.5, replace="80_10_10"), dict(token_weight="idf"), dict(mask_unit="span")]
@@ -570,7 +575,7 @@ def test_keys_that_are_used():
     assert uses(objective="mlm") == mlm and uses(objective="tsdae") == tsdae
     assert uses(objective="tsdae + mlm + contrastive") == mlm | tsdae | views
     assert uses(objective="contrastive", views="adjacent") == views - {"view_delete_rate"}
-    assert uses(objective="bow") == {"bow_source", "bow_target"}
+    assert uses(objective="bow") == {"bow_source", "bow_target"} and uses(objective="nextconcept") == {"next_target"}
     deletes = {"delete_rate", "delete_unit", "positions"}
     assert uses(objective="bow", bow_source="survivors") == {"bow_source", "bow_target"} | deletes
     used = set().union(*(uses(**keys) for keys in OBJECTIVE_SETTINGS))

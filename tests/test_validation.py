@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from corpus import make_corpus
+from registries import built_for
 
 from lab import dataset, validation
 from lab.configurator import UserError
@@ -25,10 +26,11 @@ def corpus(tmp_path_factory):
 
 def make(corpus, objective="tsdae + 0.5*mlm", lengths=(16, 40), tokens=20_000, world=None, **keys):
     objectives = Objectives(ObjectiveConfig(objective=objective, token_weight="idf", **keys))
-    decoder = "posonly" if objectives.predicts == "positions" else objectives.predicts
-    shape = ModelConfig(layers=1, hidden=16, heads=2, intermediate=16, concepts=4, max_length=40, decoder=decoder)
+    shape = dict(layers=1, hidden=16, heads=2, intermediate=16, concepts=4, max_length=40)
+    shape = ModelConfig(**shape | built_for(objectives))
     shape.vocab_size = corpus.vocab_size
-    vocab = Vocabulary(shape.vocab_size, corpus.mask, corpus.special_ids, torch.from_numpy(corpus.idf()))
+    idf, vectors = torch.from_numpy(corpus.idf()), torch.randn(shape.vocab_size, 16)
+    vocab = Vocabulary(shape.vocab_size, corpus.mask, corpus.special_ids, idf, vectors=vectors)
     trainer = SimpleNamespace(model=ConceptModel(shape, corpus.mask), objectives=objectives, vocab=vocab)
     trainer.world = world or World(0, 1, torch.device("cpu"), "float32")
     return Validation(corpus, lengths, tokens, trainer)
@@ -121,7 +123,9 @@ def test_batches_shared_out_over_ranks_sum_to_the_same_bits(corpus):
     assert (sums[0] + sums[1]).mean().item() == loss(World(0, 1, cpu, "float32"))
 
 
-@pytest.mark.parametrize("objective, deltas", [("bow", 3), ("contrastive", 0), ("bow + contrastive", 3)])
+@pytest.mark.parametrize(
+    "objective, deltas", [("bow", 3), ("contrastive", 0), ("bow + contrastive", 3), ("nextconcept", 0)]
+)
 def test_what_predicts_no_positions_is_judged_too(objective, deltas, corpus):
     judge = make(corpus, objective, tokens=2000)
     numbers = judge.run()
@@ -139,7 +143,7 @@ def test_a_length_without_enough_rows_is_left_out(corpus, capsys):
         make(corpus, "contrastive", lengths=(2000,), tokens=2000)
 
 
-@pytest.mark.parametrize("objective", ["tsdae + 0.5*mlm", "mlm", "contrastive", "bow + contrastive"])
+@pytest.mark.parametrize("objective", ["tsdae + 0.5*mlm", "mlm", "contrastive", "bow + nextconcept"])
 def test_every_loss_has_its_floor_which_is_computed_once(objective, corpus, monkeypatch):
     judge, counted, unigram = make(corpus, objective, tokens=2000), [], dataset.unigram_floor
     monkeypatch.setattr(dataset, "unigram_floor", lambda *x: counted.append(x[3]) or unigram(*x))

@@ -40,11 +40,11 @@ def arguments(data, out, *more, preset="quickstart"):
 COSTS = {}
 
 
-def counted_once(plan, model, objectives):
+def counted_once(plan, model, objectives, frozen=False):
     """plan.cost, which is the same for most of the tests' runs."""
-    key = repr((plan, model, objectives.config))
+    key = repr((plan, model, objectives.config, frozen))
     if key not in COSTS:
-        COSTS[key] = cost(plan, model, objectives)
+        COSTS[key] = cost(plan, model, objectives, frozen)
     return COSTS[key]
 
 

@@ -29,6 +29,10 @@ arms = {
     "bow": {"objective": "bow", "bow_source": "row", "decoder": "pooled"},
     "contrastive": {"objective": "contrastive", "decoder": "none"},
     "tsdae_bow_contrastive": {"objective": "tsdae + bow + 0.1*contrastive"},
+    "bow_attention": {"objective": "bow", "bow_source": "row", "decoder": "pooled", "pooling": "attention"},
+    "contrastive_attention": {"objective": "contrastive", "decoder": "none", "pooling": "attention"},
+    "next_concepts": {"objective": "tsdae + bow + 2*nextconcept"},
+    "next_spectral": {"objective": "tsdae + bow + 2*nextconcept", "next_target": "spectral"},
 }
 
 eval_interval = 0

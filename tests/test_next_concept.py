@@ -1,0 +1,201 @@
+"""Next-concept prediction: its loss against a loop, no gradient at its targets, its cost, and its runs."""
+
+import pytest
+import torch
+from corpus import make_corpus
+from registries import build, built_for, make_problems
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+import losses
+from encoders import Options
+from lab import dataset, spectral
+from lab.plan import Plan, cost
+from lab.runs import TOKEN_VECTORS, RunFolder, load_run
+from model import ModelConfig
+from objectives import ObjectiveConfig, Objectives
+from tests.training import BRIEF, arguments, assert_same_checkpoint, assert_same_run, run, run_ranks
+
+SPECTRAL = dict(objective="nextconcept", next_target="spectral")
+CONCEPTS = dict(objective="nextconcept")
+
+
+def slow_centred_cosine(predicted, target):
+    """predicted and target: lists of rows, each a list of vectors."""
+    total, count = 0.0, 0
+    for row in range(len(target)):
+        for slot in range(len(target[row])):
+            mean = sum(other[slot] for other in target) / len(target)
+            a, b = predicted[row][slot], target[row][slot] - mean
+            total += 1 - (a @ b) / ((a @ a) * (b @ b)) ** 0.5
+            count += 1
+    return total / count
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 8), (5, 1, 8)])
+def test_the_loss_equals_a_loop(shape):
+    predicted, target = torch.randn(2, *shape, dtype=torch.float64)
+    target = (target + 3).requires_grad_()
+    loss = losses.centred_cosine(predicted.requires_grad_(), target)
+    torch.testing.assert_close(loss, slow_centred_cosine(predicted, target.detach()))
+    loss.backward()
+    assert predicted.grad.any() and target.grad is None
+    half = losses.centred_cosine(predicted.bfloat16(), target.bfloat16())
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(loss.item(), abs=0.02)
+
+
+def test_without_any_text_the_loss_is_one():
+    """Of a constant prediction; of targets that never change, which nothing can foretell; of one row alone."""
+    target = torch.randn(4000, 3, 16, generator=torch.Generator().manual_seed(0)) + 2
+    constant = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(1)).expand_as(target)
+    assert losses.centred_cosine(constant, target).item() == pytest.approx(1, abs=0.01)
+    static = target[:1].expand_as(target)
+    rounding = (static - static.mean(0))[:1].expand_as(target)  # the same in all rows
+    assert losses.centred_cosine(rounding, static).item() == pytest.approx(1, abs=1e-3)
+    assert losses.centred_cosine(target[:1], target[:1]) == 1
+    assert losses.centred_cosine(target - target.mean(0), target).item() == pytest.approx(0, abs=1e-6)
+    (part,) = Objectives(ObjectiveConfig(**CONCEPTS)).parts
+    assert part.floor(None, None) == 1
+
+
+def test_it_predicts_the_concepts_of_the_next_row():
+    objectives, (problem,) = make_problems(**CONCEPTS)
+    model = build(**built_for(objectives))
+    (loss,), (concepts,) = model(problem)
+    theirs = model.encode(problem.targets)
+    assert len(concepts) == 2 and torch.equal(concepts, model.encode(problem.source))
+    torch.testing.assert_close(loss, slow_centred_cosine(model.predictor(concepts), theirs))
+    (fewer,), (concepts,) = model(problem, options=Options(2, 0))  # nested: as many on both sides
+    theirs = model.encode(problem.targets, options=Options(2, 0))
+    torch.testing.assert_close(fewer, slow_centred_cosine(model.predictor(concepts), theirs))
+
+
+def test_it_predicts_the_mean_vector_of_the_next_row():
+    objectives, (problem,) = make_problems(**SPECTRAL)
+    model = build(**built_for(objectives))
+    (loss,), (concepts,) = model(problem)
+    means, idf = [], torch.linspace(0.5, 3, 40, dtype=torch.float64)
+    for row in problem.targets.tolist():
+        means.append([sum(idf[i] * problem.vectors[i].double() for i in row) / sum(idf[i] for i in row)])
+    predicted = model.predictor.weight @ concepts.mean(1)[..., None]
+    torch.testing.assert_close(loss, slow_centred_cosine(predicted.mT, means), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("keys", [CONCEPTS, SPECTRAL], ids=str)
+def test_no_gradient_reaches_the_targets(keys):
+    """That of the whole is that of the prediction, the target given as plain numbers."""
+    objectives, (problem,) = make_problems(**keys)
+    model = build(**built_for(objectives))
+    parameters = list(model.parameters())
+    found = torch.autograd.grad(model(problem)[0][0], parameters)
+    if keys is CONCEPTS:
+        numbers = torch.tensor(model.encode(problem.targets).tolist(), dtype=torch.float64)
+        loss = losses.centred_cosine(model.predictor(model.encode(problem.source)), numbers)
+        expected = torch.autograd.grad(loss, parameters)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    only = problem.targets.unique()
+    only = only[~torch.isin(only, problem.source)]  # tokens of the targets alone
+    assert len(only) and not found[0][only].any() and found[0][problem.source].any()
+    assert not problem.targets.is_floating_point() and (keys is CONCEPTS or not problem.vectors.requires_grad)
+
+
+def test_parts_of_a_sum_read_the_span_in_one_pass():
+    calls = []
+    objectives, problems = make_problems(
+        objective="prefix + bow + nextconcept + diffusion",
+        prefix_source="next",
+        bow_target="next",
+        diffusion_source="next",
+    )
+    model = build(**built_for(objectives))
+    model.encoder.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    model(*problems)
+    assert calls == [True, False]  # and the targets
+
+
+class Counter(TorchDispatchMode):
+    """As FlopCounterMode, which cannot follow a module that is called without gradients."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), keys=None):
+        out = function(*args, **keys or {})
+        if (count := flop_registry.get(function._overloadpacket)) is not None:
+            self.total += count(*args, **keys or {}, out_val=out)
+        return out
+
+
+def test_targets_cost_one_forward():
+    """What a counter sees in a real step: nothing is derived through the targets."""
+    B, N = 4, 12
+    keys = dict(layers=2, hidden=16, heads=2, intermediate=24, concepts=6, max_length=N, vocab_size=40)
+    for given in CONCEPTS, SPECTRAL, dict(objective="0.5*tsdae + nextconcept"):
+        objectives, problems = make_problems(B=B, N=N, **given)
+        model = build(**built_for(objectives))
+        with sdpa_kernel(SDPBackend.MATH), Counter() as counter:
+            objectives.total(objectives.losses(*model(*problems), problems)).backward()
+        shape = ModelConfig(**keys, **built_for(objectives))
+        parameters, flops = cost(Plan((N,), B * N, B * N, 1), shape, objectives)
+        assert flops * B * N == counter.total and parameters == model.num_parameters()
+
+
+# ---- in train.py
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_corpus(folder / "toy")
+    return folder
+
+
+SUM = ["--objective=tsdae + bow + 0.5*nextconcept", "--max_steps=6"]
+
+
+@pytest.mark.parametrize("target", ["concepts", "spectral"])
+def test_a_run_and_what_it_prints(target, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(data, out, *BRIEF, *SUM, f"--next_target={target}", "--token_init=random") == 0
+    printed = capsys.readouterr().out
+    assert "of it nextconcept (1 - cosine), longest rows" in printed and "unigram floor, chance" in printed
+    record = [r for r in RunFolder(out).metrics() if "val_loss" in r][-1]
+    assert 0 < record["val_loss_nextconcept"] < 1.2 and "delta_shuffle" in record
+    loaded = load_run(out, device="cpu")
+    assert loaded.model.predictor is not None and loaded.model.token_vectors is None
+    kept = RunFolder(out).kept(TOKEN_VECTORS)
+    assert (kept is None) == (target == "concepts")
+    if kept is not None:
+        text = dataset.Corpus(data / "toy", "train")
+        assert torch.equal(kept, spectral.token_vectors(text, 64, 5e7)[0])
+    state = torch.load(RunFolder(out).checkpoint() / "optim.pt", weights_only=True)["state"]
+    assert all(x["exp_avg"].any() for x in state.values()) and len(state) == len(loaded.model.state_dict())
+
+
+def test_it_alone_trains_without_a_decoder_and_goes_on_bit_for_bit(data, tmp_path):
+    more = [*BRIEF, "--objective=nextconcept", "--decoder=none", "--dropout=0.1", "--dtype=float32"]
+    assert run(data, tmp_path / "whole", *more, "--max_steps=8", "--eval_interval=4") == 0
+    for steps in 4, 8:
+        assert run(data, tmp_path / "cut", *more, f"--max_steps={steps}", "--eval_interval=4") == 0
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("target", ["concepts", "spectral"])
+def test_two_ranks_equal_one_rank_with_two_micro_batches(target, data, tmp_path):
+    """The pass without gradients is inside what DDP wraps; each forward has the mean of its own rows."""
+    more = [*BRIEF, *SUM, f"--next_target={target}", "--pooling=attention"]
+    ranks = run_ranks([arguments(data, tmp_path / "two", *more)] * 2, tmp_path)
+    assert [r.code for r in ranks] == [0, 0], ranks[0].err
+    run(data, tmp_path / "one", *more, "--micro_batch=4")
+    assert_same_run(tmp_path / "two", tmp_path / "one", 6)
+
+
+def test_the_predictor_follows_from_the_objective(data, tmp_path, capsys):
+    def built(*words):
+        out = tmp_path / "_".join(words)
+        run(data, out, *BRIEF, "--max_steps=1", *words)
+        return RunFolder(out).config()["predictor"], capsys.readouterr().err
+
+    assert built("--objective=tsdae")[0] == "none"
+    kind, said = built("--objective=bow + nextconcept", "--predictor=vectors")
+    assert kind == "concepts" and "predictor is not used (the objective says it)" in said
