@@ -58,8 +58,12 @@ SPECIAL_NAMES = {  # the first name that a tokenizer has is taken; where it has 
 }
 
 
-HUB_CORPORA = {  # name -> its repository on the Hugging Face hub, and how its parquet files of train and val begin
-    "minipile": ("JeanKaddour/minipile", "data/train-", "data/validation-")
+HUB_CORPORA = {  # name -> its repositories on the Hugging Face hub: name, how parquet files of train and of val begin
+    "minipile": [("JeanKaddour/minipile", "data/train-", "data/validation-")],
+    "openwebtext_wikipedia": [  # which have no val
+        ("Skylion007/openwebtext", "plain_text/train-", ""),
+        ("wikimedia/wikipedia", "20231101.en/train-", ""),
+    ],
 }
 
 
