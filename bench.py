@@ -73,7 +73,7 @@ def read_preset(path: Path, batch: int, lengths: tuple[int, ...] = ()):
 
     words = [str(path), f"--batch_size={batch}", "--micro_batch=0", "--dropout=0"]
     if lengths:
-        words += [f"--lengths={','.join(map(str, lengths))}", f"--max_length={max(lengths)}"]
+        words += [f"--lengths={','.join(map(str, lengths))}", f"--max_length={max(lengths)}", "--length_mix=()"]
     settings = Settings.read(words)
     if not settings.model.vocab_size:
         raise UserError(f"{path} leaves vocab_size to the data; give bench.py a config that sets it")
@@ -226,7 +226,7 @@ def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
     by_length = []
     for rows, length in sorted(plan.shapes(), key=lambda shape: shape[1]):
         seconds = time_steps(arms, rows, length, config.repeats)
-        _, flops = cost(replace(plan, lengths=(length,)), settings.model, settings.objectives, frozen)
+        _, flops = cost(replace(plan, lengths=(length,), mixes=()), settings.model, settings.objectives, frozen)
         speed = rows * length / seconds["ours"]
         row = {"length": length, "rows": rows, "tokens_per_s": speed, "flops_per_token": flops}
         row |= {"share_of_ceiling": speed * flops / best}

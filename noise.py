@@ -39,7 +39,14 @@ class Noise:
         return torch.argsort(bits + (last.long() << 32), dim=1)
 
     def order_units(
-        self, call: int, words: Tensor, last: Tensor, take: int, span: str = "", units: Tensor | None = None
+        self,
+        call: int,
+        words: Tensor,
+        last: Tensor,
+        take: int,
+        span: str = "",
+        longest: int = 10,
+        units: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """
         As `order`, for units that stay whole where the first `take` columns are taken: complete units in random order
@@ -47,10 +54,11 @@ class Noise:
         then the first tokens of one word. Returns the order [B, N], and the unit of each column in it [B, N], a number.
 
         words [B, N] bool: columns that begin a word (the first does, and each in `last` is one by itself). span: "": a
-        unit is a word; "geometric", "uniform": a span of consecutive words, or of tokens, see `span_lengths`. The row
-        is a ring, cut at a random word and tiled with spans from there, so that no place in it is taken more often.
-        (But words that its ends cut are shorter and fit more often: of rows of 64, at 10 %, the first and the last
-        column are taken 9 % more often than others.) units [B, N] bool: words that begin a unit, where it is no span.
+        unit is a word; "geometric", "uniform": a span of consecutive words, or of tokens, `longest` at most, see
+        `span_lengths`. The row is a ring, cut at a random word and tiled with spans from there, so that no place in it
+        is taken more often. (But words that its ends cut are shorter and fit more often: of rows of 64, at 10 %, the
+        first and the last column are taken 9 % more often than others.) units [B, N] bool: words that begin a unit,
+        where it is no span.
         """
         n = words.shape[1]
         place = torch.arange(n, device=words.device).expand_as(words)
@@ -60,7 +68,7 @@ class Noise:
             words = torch.ones_like(words) if span == "uniform" else words
             column = (place + torch.where(words, draws[:, n:], -1).argmax(1, keepdim=True)) % n
             words, last = words.gather(1, column), last.gather(1, column)
-            ends = span_lengths(span, draws[:, :n]).cumsum(1)
+            ends = span_lengths(span, draws[:, :n], longest).cumsum(1)
             tile = torch.searchsorted(ends, words.cumsum(1) - 1, right=True)
             changes = (tile[:, 1:] != tile[:, :-1]) | last[:, 1:] | last[:, :-1]  # no span holds a special token
             units = words & torch.cat([words[:, :1], changes], dim=1)
@@ -88,13 +96,13 @@ def count(rate: float, n: int) -> int:
     return max(1, min(round(rate * n), n - 1))
 
 
-def span_lengths(span: str, bits: Tensor) -> Tensor:
-    """Random numbers -> lengths of spans. geometric: 1 ... 10 words, p = 0.2, truncated and renormalised, mean 3.8
-    (SpanBERT, Joshi et al. 2020, arXiv:1907.10529); uniform: 3 ... 10 tokens (the seeds' plan)."""
+def span_lengths(span: str, bits: Tensor, longest: int = 10) -> Tensor:
+    """Random numbers -> lengths of spans. geometric: 1 ... longest words, p = 0.2, truncated and renormalised, mean 3.8
+    at 10 (SpanBERT, Joshi et al. 2020, arXiv:1907.10529); uniform: 3 ... longest tokens (the seeds' plan)."""
     if span == "uniform":
-        return 3 + bits % 8
-    at_most = [(1 - 0.8**length) / (1 - 0.8**10) for length in range(1, 10)]
-    return 1 + sum((bits >= round(share * 2**32)).long() for share in at_most)
+        return 3 + bits % (longest - 2)
+    at_most = [(1 - 0.8**length) / (1 - 0.8**longest) for length in range(1, longest)]
+    return sum(((bits >= round(share * 2**32)).long() for share in at_most), torch.ones_like(bits))
 
 
 PRIME = 0x5851F42D4C957F2D  # any odd number has an inverse modulo 2^64

@@ -26,8 +26,9 @@ from problem import Problem, Rows
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
 
-PLATEAUS = 6  # of a rate that changes over training: each makes one more static shape of a row length
-SCHEDULED = ("mask_rate", "delete_rate")  # may be pairs
+PLATEAUS = 6  # of what changes over training
+RATES = ("mask_rate", "delete_rate")  # may be pairs: each plateau makes one more static shape of a row length
+SCHEDULED = (*RATES, "span_longest")  # may be pairs
 
 
 @dataclass
@@ -53,6 +54,10 @@ class ObjectiveConfig:
         Literal["geometric", "uniform"],
         "mask_unit=span: 1 to 10 words, 3.8 on average (SpanBERT), or 3 to 10 tokens, all as likely (the seeds' plan)",
     ] = "geometric"
+    span_longest: Annotated[
+        int | tuple[int, int],
+        "mask_unit=span: words (geometric) or tokens (uniform) of the longest; a pair: see mask_rate",
+    ] = 10
     replace: Annotated[
         Literal["mask", "80_10_10"],
         "mlm: hidden tokens become [MASK], or 80 % [MASK], 10 % random, 10 % kept (BERT; spans as a whole, SpanBERT)",
@@ -114,12 +119,17 @@ class ObjectiveConfig:
     ] = "concepts"
 
     def __post_init__(self):
-        for key in ("mask_rate", "delete_rate", "view_delete_rate"):
+        for key in SCHEDULED:
             if isinstance(getattr(self, key), list):  # a pair, out of config.json
                 setattr(self, key, tuple(getattr(self, key)))
-            rates = getattr(self, key)
-            if not all(0 < rate < 1 for rate in (rates if isinstance(rates, tuple) else (rates,))):
+        for key in (*RATES, "view_delete_rate"):
+            if not all(0 < rate < 1 for rate in pair(getattr(self, key))):
                 raise ValueError(f"{key}={getattr(self, key)} leaves nothing to hide or to read; take 0 < {key} < 1")
+        least = 3 if self.span == "uniform" else 1
+        if not all(least <= longest <= 64 for longest in pair(self.span_longest)):
+            raise ValueError(
+                f"span_longest={self.span_longest}: spans (span={self.span!r}) end at {least} to 64; take 10"
+            )
         if not 0 <= self.encoder_mask_rate < 1:
             raise ValueError(f"encoder_mask_rate={self.encoder_mask_rate} is no share; take 0 (off) or less than 1")
         if not 0 < self.score_rate <= 1:
@@ -136,10 +146,16 @@ class ObjectiveConfig:
         Objectives(self)  # the sum can be read
 
     def plateau(self, i: int = PLATEAUS - 1) -> "ObjectiveConfig":
-        """In the i-th of PLATEAUS equal parts of training, where each pair of rates is one number between its two."""
+        """In the i-th of PLATEAUS equal parts of training, where each pair is one number between its two."""
         pairs, share = {key: getattr(self, key) for key in SCHEDULED}, i / (PLATEAUS - 1)
-        rates = {key: (1 - share) * p[0] + share * p[1] for key, p in pairs.items() if isinstance(p, tuple)}
-        return dataclasses.replace(self, **rates) if rates else self
+        now = {key: (1 - share) * p[0] + share * p[1] for key, p in pairs.items() if isinstance(p, tuple)}
+        now |= {key: round(value) for key, value in now.items() if key not in RATES}
+        return dataclasses.replace(self, **now) if now else self
+
+
+def pair(value) -> tuple:
+    """The two of a key that may be a pair."""
+    return value if isinstance(value, tuple) else (value, value)
 
 
 def described(registry: dict[str, type]) -> str:
@@ -208,7 +224,7 @@ class MLM(Objective):
     def __init__(self, config, call=0):
         super().__init__(config, call)
         self.uses = {"mask_rate", "encoder_mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
-        self.uses |= {"span"} if config.mask_unit == "span" else set()
+        self.uses |= {"span", "span_longest"} if config.mask_unit == "span" else set()
         self.by_idf = config.token_weight == "idf"
         self.by_words = config.mask_unit != "token"
         self.by_phrases = config.mask_unit == "pmi"
@@ -218,7 +234,7 @@ class MLM(Objective):
         of exactly K = round(rate * N) hidden tokens a row. call: the first of four numbers of noise calls."""
         ids, vocab, config = rows.ids, rows.vocab, self.config
         k = count(rate, ids.shape[1])
-        order, units = rows.order(call, k, config.mask_unit, config.span)
+        order, units = rows.order(call, k, config.mask_unit, config.span, config.span_longest)
         hidden, others = order[:, :k], order[:, k:]
         shown = torch.full_like(hidden, vocab.mask_id)
         if config.replace == "80_10_10" and config.mask_unit in ("span", "pmi"):
@@ -485,7 +501,7 @@ class Objectives:
     """All parts of `objective = "tsdae + 0.1*contrastive"`, and what they ask for together: of rows, the strictest."""
 
     def __init__(self, config: ObjectiveConfig):
-        """ValueError with a sentence where the sum cannot be read. Of a pair of rates the last is in force."""
+        """ValueError with a sentence where the sum cannot be read. Of a pair the last is in force."""
         self.text, self.parts, self.weights = config.objective, [], []
         self.config, config = config, config.plateau()
         for term in config.objective.split("+"):
@@ -517,7 +533,7 @@ class Objectives:
         self.uses = {"objective"}.union(*(part.uses for part in self.parts))
 
     def plateaus(self) -> list["Objectives"]:
-        """What is trained in each of equal parts of training, in turn: one part, unless a pair of rates is used."""
+        """What is trained in each of equal parts of training, in turn: one part, unless a pair is used."""
         scheduled = any(isinstance(getattr(self.config, key), tuple) for key in self.uses.intersection(SCHEDULED))
         return [Objectives(self.config.plateau(i)) for i in range(PLATEAUS)] if scheduled else [self]
 

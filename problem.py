@@ -72,7 +72,9 @@ class Rows:
         special_first = self.noise.order(call, ~self.vocab.is_special(self.ids))
         return special_first[:, : n - k].sort(dim=1).values
 
-    def order(self, call: int, take: int, unit: str = "token", span: str = "") -> tuple[Tensor, Tensor | None]:
+    def order(
+        self, call: int, take: int, unit: str = "token", span: str = "", longest: int = 10
+    ) -> tuple[Tensor, Tensor | None]:
         """A random order of each row's columns, [B, N], special tokens last, of which the first `take` are as many
         whole units as can be; and the unit of each [B, N], a number (None: tokens). See Noise.order_units."""
         special = self.vocab.is_special(self.ids)
@@ -81,7 +83,8 @@ class Rows:
         starts = self.vocab.starts[self.ids] | special
         starts = torch.cat([torch.ones_like(special[:, :1]), starts[:, 1:] | special[:, :-1]], dim=1)
         units = phrase_starts(self.ids, starts, special, self.vocab.phrases) if unit == "pmi" else None
-        return self.noise.order_units(call, starts, special, take, span if unit == "span" else "", units)
+        span = span if unit == "span" else ""
+        return self.noise.order_units(call, starts, special, take, span, longest, units)
 
     def spans(self) -> tuple[Tensor, Tensor]:
         """Of rows in pairs the first of each, and the one that follows it in its document: ids [B/2, N] twice. The same

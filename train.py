@@ -27,7 +27,7 @@ from lab import command, dataset, distributed, optim, report, runs
 from lab.command import NonFinite, say
 from lab.configurator import Parsed, UserError, convert, fields_of, parse, show, warn
 from lab.distributed import Signals, World
-from lab.plan import HORIZONS, Clock, cost, decide_compile, drawn_options, make_plan
+from lab.plan import HORIZONS, Clock, cost, count_shapes, decide_compile, drawn_options, make_plan, part_of
 from lab.runs import RunFolder
 from lab.validation import Validation, final_report
 from lab.vocabulary import make_vocabulary, token_vectors
@@ -47,6 +47,10 @@ class TrainConfig:
     out_dir: Annotated[str, "run folder; empty: out/<name of the config>"] = ""
     tag: Annotated[str, "a word of yours, kept in config.json"] = ""
     lengths: Annotated[tuple[int, ...], "row lengths in tokens; each step draws one of them"] = (16, 32, 128, 512)
+    length_mix: Annotated[
+        tuple[float, ...] | tuple[tuple[float, ...], tuple[float, ...]],
+        "how often steps draw each of `lengths`, as 1,1,2; a pair, as (1,0,0),(1,1,2): see mask_rate; empty: all alike",
+    ] = ()
     batch_size: Annotated[int, "rows of the longest length in an optimizer step, over all ranks"] = 64
     micro_batch: Annotated[int, "rows of the longest length per rank and forward; 0: as many as there are"] = 0
     lr: Annotated[float, "peak learning rate"] = 1e-3
@@ -175,11 +179,9 @@ class Settings:
             raise UserError(f"lengths={config.lengths} reach past max_length={shape.max_length}; write {longest}")
         if not shape.vocab_size and (settings.data / "meta.json").is_file():
             shape.vocab_size = dataset.load_meta(settings.data)["vocab_size"]
-        if config.max_minutes and len(objectives.plateaus()) > 1:
-            raise UserError(
-                "a pair of rates needs the number of steps, which max_minutes leaves open; write --max_steps"
-            )
-        make_plan(config, objectives, 1)
+        plan = make_plan(config, objectives, 1)
+        if config.max_minutes and max(len(objectives.plateaus()), len(plan.mixes)) > 1:
+            raise UserError("a schedule needs the number of steps, which max_minutes leaves open; write --max_steps")
         return settings
 
     @property
@@ -269,8 +271,7 @@ class Trainer:
             self.model.freeze_decoder(frozen)
         self.forward: nn.Module = self.model
         self.plateaus = self.objectives.plateaus()
-        variants = len(shape.variants()) * len(self.plateaus) * self.objectives.cycle
-        self.shapes = len(config.lengths) * variants  # what is compiled
+        self.shapes = count_shapes(self.plan, shape, self.objectives)
         self.parameters, self.flops_per_token = cost(self.plan, shape, self.objectives, bool(config.frozen_decoder))
         self.balance = Balance(settings.regulariser, world.device)
         betas, others = (config.beta1, config.beta2), self.balance.parameters()
@@ -343,8 +344,7 @@ class Trainer:
             # the one use of a generator, seeded anew each step
             torch.manual_seed(int(Noise(config.seed, self.step, world.rank).key))
         options = drawn_options(self.model.config, config.seed, self.step)
-        plateau = self.step * len(self.plateaus) // (self.horizon or self.step + 1)
-        objectives = self.plateaus[min(plateau, len(self.plateaus) - 1)]
+        objectives = self.plateaus[part_of(self.step, self.horizon, len(self.plateaus))]
         parts = torch.zeros(len(self.objectives.parts), device=world.device)
         for i in range(plan.parts):
             step, numbers, ids, documents = next(batches)
@@ -375,11 +375,15 @@ class Trainer:
 
     # All steps
 
+    def length(self, step: int) -> int:
+        """Of the rows of a step."""
+        return self.sampler.length(step, self.plan.mix(step, self.horizon))
+
     def rows_to_come(self):
         """(step, length, row numbers) of every micro-batch of this rank, from here on."""
         step = self.step
         while True:
-            n = self.sampler.length(step)
+            n = self.length(step)
             for part in range(self.plan.parts):
                 yield step, n, self.plan.rows(n, self.world.rank, part)
             step += 1

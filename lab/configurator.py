@@ -173,7 +173,8 @@ def convert(value, kinds):
             return value
         if get_origin(kind) is tuple and isinstance(value, tuple):
             wanted = args[:1] * len(value) if args[-1] is ... else args
-            return tuple(convert(item, [one]) for item, one in zip(value, wanted, strict=True))
+            with suppress(ValueError):  # another kind of tuple may fit
+                return tuple(convert(item, [one]) for item, one in zip(value, wanted, strict=True))
     raise ValueError
 
 

@@ -58,8 +58,12 @@ SPECIAL_NAMES = {  # the first name that a tokenizer has is taken; where it has 
 }
 
 
-HUB_CORPORA = {  # name -> its repository on the Hugging Face hub, and how its parquet files of train and val begin
-    "minipile": ("JeanKaddour/minipile", "data/train-", "data/validation-")
+HUB_CORPORA = {  # name -> its repositories on the Hugging Face hub: name, how parquet files of train and of val begin
+    "minipile": [("JeanKaddour/minipile", "data/train-", "data/validation-")],
+    "openwebtext_wikipedia": [  # which have no val
+        ("Skylion007/openwebtext", "plain_text/train-", ""),
+        ("wikimedia/wikipedia", "20231101.en/train-", ""),
+    ],
 }
 
 
@@ -431,6 +435,12 @@ def hash64(*keys) -> np.ndarray:
     return high.astype(np.uint64) << np.uint64(32) | low
 
 
+def choose(shares, *keys) -> np.ndarray:
+    """Indices, drawn with these shares (of their sum) as functions of the keys (broadcast)."""
+    ends = np.cumsum(shares)
+    return np.searchsorted(ends / ends[-1], hash64(*keys) / 2.0**64, side="right").clip(max=len(ends) - 1)
+
+
 class Sampler:
     """Rows of one length a step, from sentence starts that are all equally likely.
 
@@ -458,8 +468,10 @@ class Sampler:
                 return f"{what}; use length {m} instead, or more text"
         return f"{what}, nor enough of any shorter length; use more text"
 
-    def length(self, step: int) -> int:
-        """The row length of a step, uniform over `lengths`."""
+    def length(self, step: int, mix: tuple[float, ...] = ()) -> int:
+        """The row length of a step, drawn with the shares `mix`; (): all alike."""
+        if mix:
+            return self.lengths[choose(mix, self.seed, LENGTH, step)[0]]
         return self.lengths[int(hash64(self.seed, LENGTH, step)[0] % np.uint64(len(self.lengths)))]
 
     def places(self, n: int, sentence: np.ndarray, second=0) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from lab.configurator import UserError, warn
 from lab.distributed import World
 from model import ModelConfig, measure
 from noise import Noise
-from objectives import Objectives
+from objectives import PLATEAUS, RATES, Objectives
 from problem import Rows, Vocabulary
 
 HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_flops", "max_minutes")  # keys of training; one ends a run
@@ -30,6 +30,7 @@ class Plan:
     tokens: int  # a step
     micro_tokens: int  # a forward of one rank
     parts: int  # forwards a step on each rank
+    mixes: tuple[tuple[float, ...], ...] = ()  # see length_mixes
 
     def rows(self, n: int, rank: int, part: int) -> np.ndarray:
         """Global numbers of the rows of length n that this rank reads in this part of the step."""
@@ -40,9 +41,43 @@ class Plan:
         """(rows, tokens) of every forward there can be."""
         return [(self.micro_tokens // n, n) for n in self.lengths]
 
+    def mix(self, step: int, horizon: int) -> tuple[float, ...]:
+        """Shares of the lengths in a step; (): all alike."""
+        return self.mixes[part_of(step, horizon, len(self.mixes))] if self.mixes else ()
+
+    def drawn(self, objectives: Objectives) -> list[tuple[tuple[int, int], Objectives, float]]:
+        """(shape, what is trained, how often: 1 on average) of each length in each part of training that draws it."""
+        plateaus, L = objectives.plateaus(), len(self.lengths)
+        often = L * np.array(self.mixes or [[1 / L] * L])
+        often = np.broadcast_to(often, (PLATEAUS, L)).reshape(len(plateaus), -1, L).mean(1)
+        every = itertools.product(enumerate(self.shapes()), enumerate(plateaus))
+        cells = [(shape, now, float(often[j, i])) for (i, shape), (j, now) in every]
+        return [cell for cell in cells if cell[2] > 0]
+
+
+def part_of(step: int, horizon: int, parts: int) -> int:
+    """Which of equal parts of training a step is in. horizon 0: not yet known, then there is one part."""
+    return min(step * parts // (horizon or step + 1), parts - 1)
+
+
+def length_mixes(lengths: tuple[int, ...], mix: tuple) -> tuple[tuple[float, ...], ...]:
+    """The key length_mix -> shares of the lengths, their sum 1, in each of PLATEAUS parts of training; one entry where
+    they do not change, none where all are alike. UserError."""
+    ends = [np.array(shares) for shares in (mix if mix and isinstance(mix[0], tuple) else (mix,) if mix else ())]
+    for shares in ends:
+        if len(shares) != len(lengths):
+            raise UserError(f"length_mix={mix} has {len(shares)} shares for lengths={lengths}; write {len(lengths)}")
+        if shares.min() < 0 or not shares.any():
+            raise UserError(f"length_mix={mix}: {tuple(shares.tolist())} are no shares; write 0 or more, not all 0")
+    ends = [shares / shares.sum() for shares in ends]
+    if len(ends) == 2:
+        ends = [(1 - x) * ends[0] + x * ends[1] for x in np.linspace(0, 1, PLATEAUS)]
+    return tuple(tuple(shares.tolist()) for shares in ends)
+
 
 def make_plan(config, objectives: Objectives, ranks: int) -> Plan:
-    """config: of training, its lengths, batch_size and micro_batch. UserError with the nearest number that divides."""
+    """config: of training, its lengths, length_mix, batch_size and micro_batch. UserError, with the nearest number that
+    divides."""
     longest = max(config.lengths)
     if config.batch_size % ranks:
         fit = nearest_multiple(config.batch_size, ranks)
@@ -66,7 +101,8 @@ def make_plan(config, objectives: Objectives, ranks: int) -> Plan:
             )
     if objectives.negatives and share > micro:
         raise UserError(f"{objectives.text} tells a row from all others of one forward; write micro_batch=0")
-    return Plan(config.lengths, config.batch_size * longest, micro * longest, share // micro)
+    mixes = length_mixes(config.lengths, config.length_mix)
+    return Plan(config.lengths, config.batch_size * longest, micro * longest, share // micro, mixes)
 
 
 def nearest_multiple(x: int, of: int) -> int:
@@ -74,9 +110,9 @@ def nearest_multiple(x: int, of: int) -> int:
 
 
 def cost(plan: Plan, model: ModelConfig, objectives: Objectives, frozen: bool = False) -> tuple[int, float]:
-    """(parameters, training FLOPs a token, mean over lengths, plateaus of a rate, shapes in turn and what a step may
-    run with: three times the forward's; what passes no gradient on counts once (iterations, concepts that are targets),
-    a frozen decoder, which passes it on, twice)."""
+    """(parameters, training FLOPs a token, mean over lengths by their shares, plateaus of a rate, shapes in turn and
+    what a step may run with: three times the forward's; what passes no gradient on counts once (iterations, concepts
+    that are targets), a frozen decoder, which passes it on, twice). Concept losses, under 1 %, are left out."""
 
     def problems_of(shape, turn, objectives):
         numbers, ids = torch.arange(shape[0]), torch.zeros(shape, dtype=torch.int64)
@@ -100,10 +136,11 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives, frozen: bool = 
                 count = options.concepts or model.concepts
                 concept_model.loss(torch.zeros(len(problem.source), count, model.hidden), problem)
 
-    total, plateaus, turns = 0, objectives.plateaus(), range(objectives.cycle)
-    every = itertools.product(plan.shapes(), turns, model.variants(), plateaus)
-    for shape, turn, (share, options), now in every:
-        share /= len(turns) * len(plateaus)
+    total, turns, plateaus = 0, range(objectives.cycle), len(objectives.plateaus())
+    for (shape, now, often), turn, (share, options) in itertools.product(
+        plan.drawn(objectives), turns, model.variants()
+    ):
+        share *= often / (len(turns) * plateaus)
         try:
             parameters, modules = measure(model, partial(forward, shape, turn, options, now))
         except RuntimeError as error:
@@ -123,6 +160,12 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives, frozen: bool = 
     return parameters, total / (plan.micro_tokens * len(plan.lengths))
 
 
+def count_shapes(plan: Plan, model: ModelConfig, objectives: Objectives) -> int:
+    """How many a run compiles."""
+    there = {(shape, *(getattr(now.config, key) for key in RATES)) for shape, now, _ in plan.drawn(objectives)}
+    return len(there) * len(model.variants()) * objectives.cycle
+
+
 def encoding_flops(model: ModelConfig, length: int, options: Options = AS_CONFIGURED) -> float:
     """FLOPs a token of encoding a row of `length` tokens."""
 
@@ -135,8 +178,7 @@ def encoding_flops(model: ModelConfig, length: int, options: Options = AS_CONFIG
 def drawn_options(model: ModelConfig, seed: int, step: int) -> Options:
     """What a training step runs with."""
     shares, options = zip(*model.variants(), strict=True)
-    drawn = int(dataset.hash64(seed, dataset.VARIANT, step)[0]) / 2**64
-    return options[min(int(np.searchsorted(np.cumsum(shares), drawn, side="right")), len(options) - 1)]
+    return options[dataset.choose(shares, seed, dataset.VARIANT, step)[0]]
 
 
 # Seen on an AVX512_BF16 machine: what compiling a shape costs without torch's cache, the share of a step's time that it
@@ -194,7 +236,7 @@ class Clock:
             torch.cuda.synchronize()
         before = trainer.seconds
         self.pause()
-        length = trainer.sampler.length(trainer.step - 1), trainer.step % trainer.objectives.cycle
+        length = trainer.length(trainer.step - 1), trainer.step % trainer.objectives.cycle
         if length in self.seen:
             self.timed.append(trainer.seconds - before)
         else:

@@ -7,6 +7,7 @@ import struct
 
 import numpy as np
 import pytest
+from scipy import stats
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lab import dataset
@@ -423,6 +424,20 @@ def test_lengths_are_uniform_and_pure(corpus):
     assert drawn[2900:] == [other.length(step) for step in range(2900, 3000)]
     assert all(900 < drawn.count(n) < 1100 for n in (8, 16, 64))
     assert Sampler(corpus, (8,), seed=1).length(5) == 8
+
+
+def test_lengths_have_their_shares(corpus):
+    """Of 10^5 steps; the draw is a function of seed and step; what has no share is never drawn."""
+    corpus, _ = corpus
+    corpus.split = "val"
+    steps, lengths = np.arange(100_000), np.array([8, 16, 32, 64])
+    drawn = lengths[dataset.choose((0.1, 0.0, 0.6, 0.3), 1, dataset.LENGTH, steps)].tolist()
+    found = [drawn.count(n) for n in (8, 32, 64)]
+    assert drawn.count(16) == 0 and stats.chisquare(found, [10_000, 60_000, 30_000]).pvalue > 1e-3
+    sampler = Sampler(corpus, lengths.tolist(), seed=1)
+    assert drawn[7000:7100] == [sampler.length(step, (1, 0, 6, 3)) for step in range(7000, 7100)]
+    for i in range(4):
+        assert (dataset.choose(np.eye(4)[i], 1, dataset.LENGTH, steps) == i).all()
 
 
 def test_hashes_are_even_and_independent():

@@ -1,6 +1,6 @@
 """How a step is cut into rows, what it costs, its learning rate, and whether compiling pays."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,7 +10,19 @@ import losses
 from lab import optim, plan
 from lab.configurator import UserError
 from lab.distributed import World
-from lab.plan import COMPILE_SAVES, COMPILE_SECONDS, EAGER_FLOPS, Plan, cost, decide_compile, drawn_options, make_plan
+from lab.plan import (
+    COMPILE_SAVES,
+    COMPILE_SECONDS,
+    EAGER_FLOPS,
+    Plan,
+    cost,
+    count_shapes,
+    decide_compile,
+    drawn_options,
+    length_mixes,
+    make_plan,
+    part_of,
+)
 from model import ConceptModel, ModelConfig
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives
@@ -26,6 +38,7 @@ class Config:
     lengths: tuple = (16, 64)
     batch_size: int = 24
     micro_batch: int = 0
+    length_mix: tuple = ()
 
 
 # ---- rows
@@ -63,25 +76,79 @@ def test_what_does_not_divide_is_refused_with_what_does(kind):
 # ---- cost
 
 
-def test_the_cost_is_three_forwards_and_the_mean_over_lengths():
-    """By hand, for bow: a mean of concepts, one softmax a row."""
-    H, V, C, B, N = 8, 50, 2, 4, 16
-    shape = ModelConfig(
-        hidden=H, heads=1, layers=1, concepts=C, intermediate=16, max_length=N, vocab_size=V, decoder="pooled"
-    )
-    objectives = Objectives(ObjectiveConfig(objective="bow"))
-    parameters, flops = cost(Plan((N,), B * N, B * N, 1), shape, objectives)
-    assert parameters == ConceptModel(shape).num_parameters()
-    slots = 2 * C * H * H  # the first queries are the same for all rows
-    read = 2 * (N * H * 2 * H + 2 * C * N * H + C * H * H)  # keys and values, scores and sums, out
+H, V, C, B, N = 8, 50, 2, 4, 16
+BOW = Objectives(ObjectiveConfig(objective="bow"))
+BAGS = dict(hidden=H, heads=1, layers=1, concepts=C, intermediate=16, max_length=N, vocab_size=V, decoder="pooled")
+BAGS = ModelConfig(**BAGS)
+
+
+def by_hand(n):
+    """FLOPs a token of bow on rows of n tokens, B * N in a step: a mean of concepts, one softmax a row."""
+    slots, rows = 2 * C * H * H, B * N // n  # the first queries are the same for all rows
+    read = 2 * (n * H * 2 * H + 2 * C * n * H + C * H * H)  # keys and values, scores and sums, out
     mix = 2 * (C * H * 3 * H + 2 * C * C * H + C * H * H)
     ffn = 2 * (C * H * 2 * 16 + C * 16 * H)
     head = 2 * H * V
-    assert flops == 3 * (slots + B * (read + mix + ffn + head)) / (B * N)
+    return 3 * (slots + rows * (read + mix + ffn + head)) / (B * N)
 
-    both = cost(Plan((8, N), B * N, B * N, 1), shape, objectives)[1]
-    short = cost(Plan((8,), B * N, B * N, 1), shape, objectives)[1]
-    assert both == pytest.approx((flops + short) / 2, rel=1e-12)
+
+def test_the_cost_is_three_forwards_and_the_mean_over_lengths():
+    parameters, flops = cost(Plan((N,), B * N, B * N, 1), BAGS, BOW)
+    assert parameters == ConceptModel(BAGS).num_parameters() and flops == by_hand(N)
+    both = cost(Plan((8, N), B * N, B * N, 1), BAGS, BOW)[1]
+    assert both == pytest.approx((by_hand(8) + by_hand(N)) / 2, rel=1e-12)
+
+
+# ---- the mix of lengths
+
+
+def test_the_cost_follows_the_mix_of_lengths():
+    """By hand; of a schedule the mean over six parts, each beside the rates that are in force in it."""
+
+    def flops(mix, objectives=BOW, shape=BAGS):
+        return cost(make_plan(Config((8, N), B, 0, mix), objectives, 1), shape, objectives)[1]
+
+    assert flops((1, 3)) == pytest.approx((by_hand(8) + 3 * by_hand(N)) / 4, rel=1e-12)
+    assert flops((0, 2)) == by_hand(N) and flops(()) == flops((5, 5))
+    assert flops(((1, 0), (1, 3))) == pytest.approx(sum((1 - i / 5 * 0.75) * by_hand(8) + i / 5 * 0.75 * by_hand(N)
+                                                        for i in range(6)) / 6, rel=1e-12)  # fmt: skip
+
+    shape = replace(BAGS, decoder="posonly")
+    both = Objectives(ObjectiveConfig(objective="mlm", mask_rate=(0.25, 0.75)))
+    expected = 0
+    for i, now in enumerate(both.plateaus()):
+        at = [cost(Plan((n,), B * N, B * N, 1), shape, now)[1] for n in (8, N)]
+        expected += ((1 - i / 5) * at[0] + i / 5 * at[1]) / 6
+    assert flops(((1, 0), (0, 1)), both, shape) == pytest.approx(expected, rel=1e-12)
+
+
+def test_what_is_compiled():
+    """A shape for each length and rate that meet; spans that grow have the shapes of those that do not."""
+
+    def shapes(mix, **keys):
+        objectives = Objectives(ObjectiveConfig(objective="mlm", **keys))
+        return count_shapes(make_plan(Config((8, N), B, 0, mix), objectives, 1), BAGS, objectives)
+
+    assert shapes(()) == 2 and shapes((0, 1)) == 1 and shapes(((1, 0), (0, 1))) == 2
+    assert shapes((), mask_rate=(0.1, 0.9)) == 12 and shapes(((1, 0), (0, 1)), mask_rate=(0.1, 0.9)) == 10
+    assert shapes((), mask_unit="span", span_longest=(1, 10)) == 2
+
+
+def test_the_mix_of_a_step():
+    mixes = length_mixes((8, 16), ((1, 0), (1, 4)))
+    assert [round(5 * mix[1], 9) for mix in mixes] == [0, 0.8, 1.6, 2.4, 3.2, 4]
+    plan = Plan((8, 16), 64, 64, 1, mixes)
+    assert [plan.mix(step, 13) for step in range(13)] == [mixes[step * 6 // 13] for step in range(13)]
+    assert plan.mix(99, 13) == mixes[-1] and Plan((8,), 8, 8, 1).mix(3, 0) == ()
+    assert part_of(5, 0, 1) == 0 and Plan((8, 16), 64, 64, 1, ((0.5, 0.5),)).mix(3, 0) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "mix", [(1,), (1, 2, 3), (0, 0), (1, -1), ((1, 0), (0, 0)), ((1, 0), (1,)), ((1, 1, 1), (1, 1))]
+)
+def test_a_mix_that_is_none(mix):
+    with pytest.raises(UserError, match="length_mix=.*; write [02]"):
+        make_plan(Config((8, 16), 4, 0, mix), BOW, 1)
 
 
 def test_the_cost_is_the_mean_over_what_a_step_may_run_with():

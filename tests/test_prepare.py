@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -458,6 +459,70 @@ def test_hub_goes_on_where_it_stopped(run, bpe, tmp_path, minipile, monkeypatch)
     assert len(train.sentences) == sum(len(dataset.split_sentences(t)) for t in texts["train-0"] + texts["train-1"])
     assert train.meta["counts"] == np.bincount(train.tokens, minlength=train.vocab_size).tolist()
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["minipile"]
+
+
+@pytest.fixture
+def two_repositories(tmp_path):
+    """(folder, texts of each of three shards): a text of the first repository stands in the second again."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    shards = {
+        "Skylion007/openwebtext/plain_text/train-00000-of-00080.parquet": documents(80, 1),
+        "Skylion007/openwebtext/plain_text/train-00001-of-00080.parquet": documents(80, 2),
+        "wikimedia/wikipedia/20231101.en/train-00000-of-00041.parquet": documents(80, 3) + documents(80, 1)[:40],
+        "wikimedia/wikipedia/20231101.de/train-00000-of-00020.parquet": ["Ein anderer Text. Und noch einer."],
+    }
+    for name, texts in shards.items():
+        path = tmp_path / "hub" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = {"text": texts} | ({"id": texts, "url": texts, "title": texts} if "wiki" in name else {})
+        parquet.write_table(pa.table(columns), path)
+    return tmp_path / "hub", list(shards.values())[:3]
+
+
+def test_hub_of_two_repositories_holds_documents_out(run, bpe, tmp_path, two_repositories, monkeypatch):
+    """After an interruption, too: all documents in order, each on the side that its text says."""
+    folder, shards = two_repositories
+    flags = ("--name=openwebtext_wikipedia", f"--local={folder}", f"--tokenizer={bpe}")
+    hub, done = script("hub"), []
+    monkeypatch.setattr(hub, "HELD_OUT", 0.2)
+
+    def encode_part(*arguments, original=hub.encode_part):
+        done.append(arguments)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    monkeypatch.setattr(hub, "encode_part", encode_part)
+    code, _, err = run("hub", *flags, module=hub)
+    assert code == 130 and not (tmp_path / "data" / "openwebtext_wikipedia").exists(), err
+    code, out, err = run("hub", *flags, module=hub)
+    assert code == 0 and "2 of 3 parts" in err and len(done) == 4, err
+
+    tokenizer, sides = dataset.load_tokenizer(bpe), {"train": [], "val": []}
+    for text in sum(shards, []):
+        sides[hub.drawn_split(text)].append(text)
+    texts = {split: Corpus(tmp_path / "data" / "openwebtext_wikipedia", split) for split in sides}
+    for split, own in sides.items():
+        assert texts[split].tokens.tolist() == all_tokens(own, tokenizer)
+    assert not set(sides["train"]) & set(sides["val"]) and 30 < len(sides["val"]) < 90
+    again = [text for text in shards[0] if text in shards[2]]
+    assert len(again) == 40 and {hub.drawn_split(text) for text in again} == {"train", "val"}
+    meta = texts["train"].meta
+    assert meta["repository"] == "Skylion007/openwebtext + wikimedia/wikipedia" and meta["shards"] == 3
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["openwebtext_wikipedia"]
+
+    shutil.rmtree(folder / "wikimedia")
+    code, out, err = run("hub", *flags, "--overwrite")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("error: ") and "wikimedia/wikipedia is no folder; name another --local" in err
+    assert "20231101.en/train-*.parquet" in err and texts["train"].meta == Corpus(texts["train"].folder, "train").meta
+
+
+def test_about_a_thousandth_is_held_out():
+    hub = script("hub")
+    found = sum(hub.drawn_split(f"Document {i} of many.") == "val" for i in range(200_000))
+    assert hub.HELD_OUT == 0.001 and 150 < found < 250
+    assert hub.drawn_split("half a character \ud800") in ("train", "val")
 
 
 # -----------------------------------------------------------------------------------------------------------------

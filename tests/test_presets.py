@@ -25,6 +25,8 @@ QUERIES2 = N * H + 4 * (H * H + H) + 2 * 2 * H + (2 * H * I2 + I2 + H)
 PARAMETERS = {
     "perceiver_mlm_l6": 61_059_584,
     "span_mlm_l6": 61_059_584,  # planned by the seeds
+    "span_curriculum_l6": 61_059_584,
+    "owtwiki_mlm_l6": 61_059_584,
     "posonly_mlm_l6": 61_059_584,
     "weighted_mlm_l6": 83_762_688,
     "tsdae_l6": 86_848_000,  # its head is not tied

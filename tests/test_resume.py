@@ -52,6 +52,14 @@ KINDS = {
     "spectral": ["--token_init=spectral", "--schedule=wsd"],
     "nested, any depth": ["--encoder=recursive", "--iterations=3", "--least_iterations=1", "--nested=True"],
     "words dropped": ["--decoder=causal", "--word_dropout=0.3"],
+    "curricula": [
+        "--lengths=16,32",
+        "--length_mix=(1,0),(0,1)",
+        "--objective=mlm",
+        "--mask_rate=0.2,0.5",
+        "--mask_unit=span",
+        "--span_longest=1,10",
+    ],
     "learnt weights": ["--concept_loss=uniformity,tregs", "--concept_balance=kendall_gal", "--lr=0.01"],
     "a share of the gradient": ["--concept_loss=vicreg", "--concept_loss_axis=samples"],
 }

@@ -181,10 +181,30 @@ def test_a_pair_of_rates_is_a_schedule(data, tmp_path, monkeypatch):
     assert loaded.config["mask_rate"] == [0.2, 0.7] and ObjectiveConfig(mask_rate=[0.2, 0.7]).mask_rate == (0.2, 0.7)
 
 
-def test_a_pair_of_rates_needs_steps(data, tmp_path):
+def test_a_mix_of_lengths_is_a_schedule(data, tmp_path, monkeypatch):
+    """In six equal parts, together with the rates; all lengths are judged, also those that are no longer drawn."""
+    seen, gradients = [], optim.add_gradients
+
+    def see(forward, objectives, rows, *rest):
+        seen.append((rows.ids.shape[1], round(objectives.parts[0].config.mask_rate, 6)))
+        return gradients(forward, objectives, rows, *rest)
+
+    monkeypatch.setattr(optim, "add_gradients", see)
+    words = ["--objective=mlm", "--mask_rate=0.2,0.7", "--lengths=8,16", "--length_mix=(1,0),(0,1)", "--max_steps=60"]
+    run(data, tmp_path / "run", *BRIEF, *words)
+    parts = [seen[i : i + 10] for i in range(0, 60, 10)]
+    assert [{rate for _, rate in part} for part in parts] == [{0.2}, {0.3}, {0.4}, {0.5}, {0.6}, {0.7}]
+    long = [sum(n == 16 for n, _ in part) for part in parts]
+    assert long[0] == 0 and long[5] == 10 and 10 < sum(long[1:5]) < 30
+    last = [r for r in RunFolder(tmp_path / "run").metrics() if "val_loss" in r][-1]
+    assert {"val_loss_8", "val_loss_16"} <= last.keys()
+
+
+def test_a_schedule_needs_steps(data, tmp_path):
     words = ["--objective=mlm", "--mask_rate=0.2,0.7"]
-    with pytest.raises(UserError, match="write --max_steps"):
-        run(data, tmp_path / "run", "--max_minutes=1", *words)
+    for schedule in words, ["--lengths=16,32", "--length_mix=(1,0),(0,1)"]:
+        with pytest.raises(UserError, match="write --max_steps"):
+            run(data, tmp_path / "run", "--max_minutes=1", *schedule)
     with pytest.raises(UserError, match="mask_rate=.0.2, 1.7"):
         run(data, tmp_path / "run", "--max_steps=2", "--objective=mlm", "--mask_rate=0.2,1.7")
     with pytest.raises(UserError, match="mask_rate must be float or tuple"):
@@ -209,6 +229,11 @@ VIEW_MISTAKES = {
     "--decoder=none": "decoder='none' predicts no single position; write --decoder=posonly",
     "--objective=mlm + bow --decoder=pooled": "decoder='pooled' predicts no single position; write --decoder=posonly",
     "--objective=contrastive --temperature=0": "take a number above 0",
+    "--lengths=16,32 --length_mix=1": "length_mix=(1.0,) has 1 shares for lengths=(16, 32); write 2",
+    "--lengths=16,32 --length_mix=(1,1),(1,-1)": "(1.0, -1.0) are no shares; write 0 or more",
+    "--lengths=16,32 --length_mix=0,0": "are no shares; write 0 or more, not all 0",
+    "--lengths=16,32 --length_mix=(1,1),1": "length_mix must be tuple",
+    "--objective=mlm --span_longest=1,65": "end at 1 to 64; take 10",
     "--objective=contrastive --view_delete_rate=1": "0 < view_delete_rate < 1",
 }
 

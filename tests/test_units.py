@@ -13,7 +13,11 @@ from problem import Rows, Vocabulary
 V, MASK, EOD, STARTS = 600, 599, 598, 400  # of ids below 598 those below 400 begin a word
 VOCAB = Vocabulary(V, MASK, (EOD,), idf=torch.ones(V), starts=torch.arange(V) < STARTS)
 UNITS = {"word": "", "geometric": "geometric", "uniform": "uniform"}
-GEOMETRIC = [0.8**i * 0.2 / (1 - 0.8**10) for i in range(10)]  # P(1 ... 10 words)
+
+
+def geometric(longest):
+    """P(1 ... longest words)"""
+    return [0.8**i * 0.2 / (1 - 0.8**longest) for i in range(longest)]
 
 
 def text(rows, n, seed=0, eod=0.02, starts=0.7):
@@ -138,24 +142,51 @@ def test_counts_are_exact_and_no_place_is_hidden_more_often(unit, rate):
     assert unit == "uniform" or cut / 1e5 < (0.001 if rate < 0.5 else 0.1)  # while one-token words are left
 
 
-@pytest.mark.parametrize("span", ["geometric", "uniform"])
-def test_lengths_of_spans(span):
+@pytest.mark.parametrize("span, longest", [("geometric", n) for n in (2, 10, 24)] + [("uniform", n) for n in (4, 10)])
+def test_lengths_of_spans(span, longest):
     """As drawn, and as they are hidden: of 10^5 rows."""
-    lengths = span_lengths(span, Noise(1, 2, torch.arange(100_000)).bits(0, 4)).flatten()
-    expected = torch.tensor(GEOMETRIC if span == "geometric" else [0, 0] + [1 / 8] * 8, dtype=torch.float64)
+    lengths = span_lengths(span, Noise(1, 2, torch.arange(100_000)).bits(0, 4), longest).flatten()
+    expected = geometric(longest) if span == "geometric" else [0, 0] + [1 / (longest - 2)] * (longest - 2)
+    expected = torch.tensor(expected, dtype=torch.float64)
     assert expected.sum().item() == pytest.approx(1)
-    found = torch.bincount(lengths, minlength=11)[1:]
+    found = torch.bincount(lengths, minlength=longest + 1)[1:]
     keep = expected > 0
     assert stats.chisquare(found[keep].numpy(), (expected[keep] * len(lengths)).numpy()).pvalue > 1e-3
     assert found[~keep].sum() == 0
-    mean = sum(p * i for i, p in enumerate(GEOMETRIC, 1)) if span == "geometric" else 6.5
-    assert lengths.double().mean().item() == pytest.approx(mean, abs=0.01)
-    assert span == "uniform" or mean == pytest.approx(3.797, abs=1e-3)
+    mean = sum(p * i for i, p in enumerate(expected.tolist(), 1))
+    assert lengths.double().mean().item() == pytest.approx(mean, abs=0.02)
+    assert longest != 10 or mean == pytest.approx(6.5 if span == "uniform" else 3.797, abs=1e-3)
 
     words = torch.ones(10_000, 128, dtype=torch.bool)
-    units = torch.cat([Noise(7, i, torch.arange(10_000)).order_units(0, words, ~words, 64, span)[1] for i in range(10)])
+    rows = [Noise(7, i, torch.arange(10_000)) for i in range(10)]
+    units = torch.cat([noise.order_units(0, words, ~words, 64, span, longest)[1] for noise in rows])
     spans = torch.zeros_like(units).scatter_add(1, units[:, :64], torch.ones_like(units))
     assert spans.sum().item() / (spans > 0).sum().item() == pytest.approx(mean, rel=0.08)  # one of a row is cut
+
+
+def test_spans_grow_over_training():
+    """In six parts, and as long as they say: one word at first. Without a pair ten is the longest."""
+    config = ObjectiveConfig(objective="mlm", mask_unit="span", span_longest=(1, 10))
+    every = Objectives(config).plateaus()
+    assert [x.parts[0].config.span_longest for x in every] == [1, 3, 5, 6, 8, 10] and len(every) == 6
+    assert len(Objectives(ObjectiveConfig(objective="mlm", span_longest=(1, 10))).plateaus()) == 1  # no spans
+    ids = text(50, 64)
+    rows = [Rows(ids, Noise(5, 3, torch.arange(50)), VOCAB) for _ in range(3)]
+    first, last = (every[i].problems(rows[i])[0] for i in (0, -1))
+    plain = ObjectiveConfig(objective="mlm", mask_unit="span")
+    assert torch.equal(last.source, Objectives(plain).problems(rows[2])[0].source)
+    number, size = word_columns(ids)
+    words = torch.zeros_like(ids).scatter_add(1, number, hidden_of(first, ids).long())
+    runs = [((made.source == MASK).long().diff(dim=1) == 1).sum().item() for made in (first, last)]
+    assert runs[0] > 1.5 * runs[1] and (words.gather(1, number) == size)[hidden_of(first, ids)].float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "keys", [{"span_longest": 0}, {"span_longest": (1, 65)}, {"span_longest": 2, "span": "uniform"}]
+)
+def test_spans_that_are_none(keys):
+    with pytest.raises(ValueError, match="span_longest=.* end at [13] to 64; take 10"):
+        ObjectiveConfig(**keys)
 
 
 @pytest.mark.parametrize("unit", UNITS)

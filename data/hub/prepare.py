@@ -2,11 +2,17 @@
 A corpus of the Hugging Face hub as training data, streamed: nothing but the tokens is stored.
 
     python data/hub/prepare.py --name=minipile [--tokenizer=bpe:16384] [--local=DIR]
+    python data/hub/prepare.py --name=openwebtext_wikipedia
 
 Each parquet file becomes a part in data/.NAME.parts; after an interruption the same command goes on with the first part
-that is missing. --local reads the files from a folder with the hub's layout, without a network.
+that is missing. --local reads the files from a folder with the hub's layout, without a network: of a corpus of several
+repositories each is in DIR/OWNER/NAME.
+
+A repository without a validation split holds out every thousandth document or so, by a hash of its text: a document
+that stands in it twice, or in two repositories, is on one side.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,13 +30,16 @@ from lab.command import command
 from lab.configurator import UserError, show
 
 NAMES = ", ".join(dataset.HUB_CORPORA)
+HELD_OUT = 0.001  # of the documents, where the hub has no validation split
 
 
 @dataclass
 class Hub(prepare.Output):
     name: Annotated[str, f"the corpus: {NAMES}"] = ""
     tokenizer: Annotated[str, prepare.TOKENIZER] = "hub:answerdotai/ModernBERT-base"
-    local: Annotated[str, "folder that holds the corpus' parquet files as the hub does (data/train-*.parquet)"] = ""
+    local: Annotated[
+        str, "folder with the corpus' parquet files as on the hub (data/train-*.parquet); of several: OWNER/NAME/..."
+    ] = ""
 
     def __post_init__(self):
         if self.name not in dataset.HUB_CORPORA:
@@ -38,11 +47,11 @@ class Hub(prepare.Output):
 
 
 def find_shards(repository: str, train: str, val: str, local: str) -> list[tuple[str, str]]:
-    """(split, url) of the parquet files of a corpus, in order."""
+    """(split, url) of the parquet files of a repository, in order. split "": it has no val, some is held out."""
     if local:
         folder = Path(local)
         if not folder.is_dir():
-            raise UserError(f"--local={local} is no folder; name the one that holds {train}*.parquet")
+            raise UserError(f"{local} is no folder; name another --local, so that it holds {train}*.parquet")
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
         root = str(folder.resolve())
     else:
@@ -55,12 +64,18 @@ def find_shards(repository: str, train: str, val: str, local: str) -> list[tuple
             raise prepare.offline(repository, error, remedy) from None
         root = f"hf://datasets/{repository}"
     shards = []
-    for split, prefix in (("train", train), ("val", val)):
+    for split, prefix in (("train", train), ("val", val)) if val else (("", train),):
         own = sorted(name for name in names if name.startswith(prefix) and name.endswith(".parquet"))
         if not own:
             raise UserError(f"{local or repository} has no file {prefix}*.parquet; give --local=DIR that has them")
         shards += [(split, f"{root}/{name}") for name in own]
     return shards
+
+
+def drawn_split(text: str) -> str:
+    """Of a document of a repository without val."""
+    digest = hashlib.blake2b(prepare.clean(text).encode(), digest_size=8).digest()
+    return "val" if prepare.in_val(HELD_OUT, int.from_bytes(digest, "little")) else "train"
 
 
 class Rows(prepare.Source):
@@ -82,7 +97,7 @@ class Rows(prepare.Source):
                     text = row["text"] or ""
                     self.done += len(text)
                     if text.strip():
-                        yield prepare.Piece(split, text)
+                        yield prepare.Piece(split or drawn_split(text), text)
             except Exception as error:  # pyarrow's and the network's are of many kinds
                 reason = " ".join(str(error).split())[:160]
                 raise UserError(f"{url} cannot be read ({reason}); mend that, then run this again to go on") from None
@@ -122,17 +137,21 @@ def encode_parts(config: Hub, shards: list[tuple[str, str]], parts: Path):
 
 def main(argv):
     config = prepare.configure(argv, Hub, "data/hub/prepare.py", __doc__)
-    repository, *beginnings = dataset.HUB_CORPORA[config.name]
+    repositories = dataset.HUB_CORPORA[config.name]
     parts = config.folder.with_name(f".{config.name}.parts")
     with prepare.temporary_folder(config.folder) as temporary:
-        shards = find_shards(repository, *beginnings, config.local)
+        shards = []
+        for repository, *beginnings in repositories:
+            own = "" if len(repositories) == 1 else repository
+            shards += find_shards(repository, *beginnings, config.local and str(Path(config.local) / own))
         encode_parts(config, shards, parts)
         tokenizer = shutil.copy(parts / "tokenizer.json", temporary)
         with closing(prepare.Splits(temporary, tokenizer)) as splits:
             for path in sorted(parts.glob("?????/*.bin")):
                 text = dataset.TokenFile(path, f"delete {show(path.parent)} and run this again")
                 splits.writers[path.stem].copy(text, 0, text.count)
-            prepare.finish(splits, config, {"repository": repository, "shards": len(shards)})
+            about = {"repository": " + ".join(name for name, *_ in repositories), "shards": len(shards)}
+            prepare.finish(splits, config, about)
     shutil.rmtree(parts)
 
 
