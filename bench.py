@@ -226,7 +226,8 @@ def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
     by_length = []
     for rows, length in sorted(plan.shapes(), key=lambda shape: shape[1]):
         seconds = time_steps(arms, rows, length, config.repeats)
-        _, flops = cost(replace(plan, lengths=(length,), mixes=()), settings.model, settings.objectives, frozen)
+        alone = replace(plan, lengths=(length,), mixes=())
+        _, flops = cost(alone, settings.model, settings.objectives, frozen)
         speed = rows * length / seconds["ours"]
         row = {"length": length, "rows": rows, "tokens_per_s": speed, "flops_per_token": flops}
         row |= {"share_of_ceiling": speed * flops / best}

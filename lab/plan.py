@@ -137,9 +137,8 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives, frozen: bool = 
                 concept_model.loss(torch.zeros(len(problem.source), count, model.hidden), problem)
 
     total, turns, plateaus = 0, range(objectives.cycle), len(objectives.plateaus())
-    for (shape, now, often), turn, (share, options) in itertools.product(
-        plan.drawn(objectives), turns, model.variants()
-    ):
+    every = itertools.product(plan.drawn(objectives), turns, model.variants())
+    for (shape, now, often), turn, (share, options) in every:
         share *= often / (len(turns) * plateaus)
         try:
             parameters, modules = measure(model, partial(forward, shape, turn, options, now))

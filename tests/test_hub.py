@@ -1,0 +1,152 @@
+"""Corpora of the hub, from local files in its layout: interruption, held-out documents, mistakes."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lab import dataset
+from lab.dataset import Corpus
+from tests import test_prepare
+from tests.test_prepare import ROOT, all_tokens, documents, ids_of, script
+
+bpe, run = test_prepare.bpe, test_prepare.run  # fixtures
+
+
+@pytest.fixture
+def minipile(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder = tmp_path / "hub" / "data"
+    folder.mkdir(parents=True)
+    texts = {name: documents(60, seed) + [" "] for seed, name in enumerate(("train-0", "train-1", "validation-0"))}
+    for name, rows in texts.items():
+        table = pa.table({"text": rows, "meta": [1] * len(rows)})
+        parquet.write_table(table, folder / f"{name}0000-of-00002-0123abcd.parquet")
+    return folder.parent, {name: rows[:-1] for name, rows in texts.items()}
+
+
+def test_hub_goes_on_where_it_stopped(run, bpe, tmp_path, minipile, monkeypatch):
+    folder, texts = minipile
+    flags = ("--name=minipile", f"--local={folder}", f"--tokenizer={bpe}")
+    hub, encoded = script("hub"), []
+
+    def encode_part(*arguments, original=hub.encode_part):
+        if len(encoded) == 1:
+            encoded.append("interrupted")
+            raise KeyboardInterrupt
+        encoded.append(arguments)
+        original(*arguments)
+
+    monkeypatch.setattr(hub, "encode_part", encode_part)
+    code, _, err = run("hub", *flags, module=hub)
+    assert code == 130 and not (tmp_path / "data" / "minipile").exists(), err
+    assert (tmp_path / "data" / ".minipile.parts" / "00000" / "train.bin").exists()
+    code, out, err = run("hub", *flags, module=hub)
+    assert code == 0 and "1 of 3 parts" in err and len(encoded) == 4, err
+
+    tokenizer = dataset.load_tokenizer(bpe)
+    train, val = (Corpus(tmp_path / "data" / "minipile", split) for split in ("train", "val"))
+    assert train.tokens.tolist() == all_tokens(texts["train-0"] + texts["train-1"], tokenizer)
+    assert val.tokens.tolist() == all_tokens(texts["validation-0"], tokenizer)
+    assert train.tokens[train.documents[:-1]].tolist() == [
+        ids_of(text, tokenizer)[0] for text in texts["train-0"] + texts["train-1"]
+    ]
+    assert len(train.sentences) == sum(len(dataset.split_sentences(t)) for t in texts["train-0"] + texts["train-1"])
+    assert train.meta["counts"] == np.bincount(train.tokens, minlength=train.vocab_size).tolist()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["minipile"]
+
+
+@pytest.fixture
+def two_repositories(tmp_path):
+    """(folder, texts of each of three shards): a text of the first repository stands in the second again."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    shards = {
+        "Skylion007/openwebtext/plain_text/train-00000-of-00080.parquet": documents(80, 1),
+        "Skylion007/openwebtext/plain_text/train-00001-of-00080.parquet": documents(80, 2),
+        "wikimedia/wikipedia/20231101.en/train-00000-of-00041.parquet": documents(80, 3) + documents(80, 1)[:40],
+        "wikimedia/wikipedia/20231101.de/train-00000-of-00020.parquet": ["Ein anderer Text. Und noch einer."],
+    }
+    for name, texts in shards.items():
+        path = tmp_path / "hub" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = {"text": texts} | ({"id": texts, "url": texts, "title": texts} if "wiki" in name else {})
+        parquet.write_table(pa.table(columns), path)
+    return tmp_path / "hub", list(shards.values())[:3]
+
+
+def test_hub_of_two_repositories_holds_documents_out(run, bpe, tmp_path, two_repositories, monkeypatch):
+    """After an interruption, too: all documents in order, each on the side that its text says."""
+    folder, shards = two_repositories
+    flags = ("--name=openwebtext_wikipedia", f"--local={folder}", f"--tokenizer={bpe}")
+    hub, done = script("hub"), []
+    monkeypatch.setattr(hub, "HELD_OUT", 0.2)
+
+    def encode_part(*arguments, original=hub.encode_part):
+        done.append(arguments)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    monkeypatch.setattr(hub, "encode_part", encode_part)
+    code, _, err = run("hub", *flags, module=hub)
+    assert code == 130 and not (tmp_path / "data" / "openwebtext_wikipedia").exists(), err
+    code, out, err = run("hub", *flags, module=hub)
+    assert code == 0 and "2 of 3 parts" in err and len(done) == 4, err
+
+    tokenizer, sides = dataset.load_tokenizer(bpe), {"train": [], "val": []}
+    for text in sum(shards, []):
+        sides[hub.drawn_split(text)].append(text)
+    texts = {split: Corpus(tmp_path / "data" / "openwebtext_wikipedia", split) for split in sides}
+    for split, own in sides.items():
+        assert texts[split].tokens.tolist() == all_tokens(own, tokenizer)
+    assert not set(sides["train"]) & set(sides["val"]) and 30 < len(sides["val"]) < 90
+    again = [text for text in shards[0] if text in shards[2]]
+    assert len(again) == 40 and {hub.drawn_split(text) for text in again} == {"train", "val"}
+    meta = texts["train"].meta
+    assert meta["repository"] == "Skylion007/openwebtext + wikimedia/wikipedia" and meta["shards"] == 3
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["openwebtext_wikipedia"]
+
+    shutil.rmtree(folder / "wikimedia")
+    code, out, err = run("hub", *flags, "--overwrite")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("error: ") and "wikimedia/wikipedia is no folder; name another --local" in err
+    assert "20231101.en/train-*.parquet" in err and texts["train"].meta == Corpus(texts["train"].folder, "train").meta
+
+
+def test_about_a_thousandth_is_held_out():
+    hub = script("hub")
+    found = sum(hub.drawn_split(f"Document {i} of many.") == "val" for i in range(200_000))
+    assert hub.HELD_OUT == 0.001 and 150 < found < 250
+    assert hub.drawn_split("half a character \ud800") in ("train", "val")
+
+
+def test_mistakes_about_the_hub(run, tmp_path, minipile, bpe, monkeypatch):
+    folder, _ = minipile
+    local = f"--local={folder}"
+    for flags, words in {
+        ("--name=nope",): "write --name=NAME, one of minipile",
+        ("--name=../x",): "there is no corpus '../x'",
+        ("--name=minipile", "--local=/nowhere"): "is no folder",
+        ("--name=minipile", f"--local={tmp_path}"): "has no file data/train-*.parquet",
+        ("--name=minipile", local, "--tokenizer=hub:a b"): "names no repository",
+    }.items():
+        code, _, err = run("hub", *flags)
+        assert code == 2 and words in err and err.count("\n") == 1, err
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    command = [sys.executable, str(ROOT / "data/hub/prepare.py"), "--name=minipile", f"--data_dir={tmp_path / 'data'}"]
+    for flags, words in {
+        (): "give --local=DIR",
+        (local, "--tokenizer=hub:a/b"): "hub:a/b could not be downloaded",
+    }.items():
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=10)
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+    damaged = next(folder.rglob("train-1*.parquet"))
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    code, _, err = run("hub", "--name=minipile", local, f"--tokenizer={bpe}")
+    line = err.splitlines()[-1]
+    assert code == 2 and line.startswith("error: ") and damaged.name in line, err
+    assert (tmp_path / "data" / ".minipile.parts" / "00000").is_dir()
