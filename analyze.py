@@ -22,8 +22,7 @@ from torch import Tensor
 
 import geometry
 from lab import attention, command, probes, report, words
-from lab.analysis import Analysis, analyse, between, ended, judge_of, nearest, numbers_of, same_texts, samples
-from lab.capacity import capacity
+from lab.analysis import Analysis, analyse, between, capacity, judge_of, nearest, numbers_of, same_texts, samples
 from lab.command import say
 from lab.configurator import UserError, parse
 from lab.files import write_atomic
@@ -42,9 +41,7 @@ LIKELY = 0.05  # p below: a concept prefers a class of words
 class AnalyzeConfig(OneRun):
     quick: Annotated[bool, "only the health check: a line a finding, exit code 3 if there is one"] = False
     compare: Annotated[tuple[str, ...], "several run folders in place of --run, side by side on the same texts"] = ()
-    capacity: Annotated[bool, "also optimise concepts against the frozen decoder: the most that they could hold"] = (
-        False
-    )
+    capacity: Annotated[bool, "also optimise concepts against the frozen decoder: the most they could hold"] = False
     probes: Annotated[int, "texts of each linear probe; 0: no probes"] = 1000
     data_dir: Annotated[str, "where the prepared data are; empty: where the run had them"] = ""
 
@@ -62,10 +59,7 @@ class AnalyzeConfig(OneRun):
 # The health check
 
 ADVICE = (  # how a finding begins, what to try
-    (
-        "slots are static",
-        "another init (fan_in_positions), spectral tokens, or an objective that needs the text: tsdae",
-    ),
+    ("slots are static", "init=fan_in_positions, spectral tokens, or an objective that needs the text: tsdae"),
     ("slots are duplicates", "fewer concepts, or concept_position=learned"),
     ("one direction", "tsdae + bow in the place of contrastive or bow alone; whitening=0.25 when texts are compared"),
     ("decoder ignores", "a higher mask_rate or delete_rate, visible_only=True, spectral tokens, or decoder=posonly"),
@@ -228,8 +222,7 @@ class Page:
             if read is None:
                 self.note(f"{name}: its concepts do not attend to the tokens themselves, there is nothing to show.")
                 continue
-            classes = attention.class_numbers(one.run, read.ids)
-            own, mean, p = attention.specialisation(read.weights, classes, len(words.CLASSES))
+            own, mean, p = attention.preferences(one.run, read)
             self.record[name]["specialised"] = int((p < LIKELY).sum())
             self.record[name]["class_preference"] = 0.5 * (own - mean).abs().sum(1).mean().item()
             if name in self.trained:
@@ -297,7 +290,9 @@ class Page:
             "interval. What a bag of words or the untrained model tells as well was not learned in training."
         )
         embedders = {name: probes.concepts_of(one.run) for name, one in self.columns.items()}
-        rows, found = [], {name: {} for name in embedders}
+        rows = []
+        for record in self.record.values():
+            record["probes"] = {}
         for name, probe in probes.probes(self.texts.texts, count).items():
             if probe is None:
                 self.note(f"{name}: too few of the texts can answer it.")
@@ -305,13 +300,11 @@ class Page:
             scores = probes.judge(probe, embedders)
             majority, *others = scores.values()
             rows.append([f"{name}: {probe.about}", int(probe.test.sum()), (majority,), *others])
-            for column in found:
-                floors = {"majority": majority, "bag_of_words": scores["bag_of_words"]["value"]}
-                found[column][name] = floors | scores[column]
+            floors = {"majority": majority, "bag_of_words": scores["bag_of_words"]["value"]}
+            for column in embedders:
+                self.record[column]["probes"][name] = floors | scores[column]
         if rows:
             self.table(["question", "asked of", "commonest class", "bag of words", *embedders], rows)
-        for column, record in self.record.items():
-            record["probes"] = found[column]
 
     def room(self):
         self.section("What the concepts could hold")
@@ -338,7 +331,7 @@ class Page:
 def checked(run: LoadedRun, rows: Tensor, quick: bool) -> tuple[Analysis | None, list[str]]:
     """What is measured of a run (None where `quick` or where it is not finite), and what is wrong with it."""
     judge = judge_of(run, rows[: QUICK[0], : QUICK[1]], QUICK[0], QUICK[0] // 2) if quick else judge_of(run, rows)
-    whole = ended(judge.whole())
+    whole = judge.whole()
     if wrong := not_finite(run, whole):
         return None, wrong
     if quick:
@@ -375,7 +368,7 @@ def main(argv) -> int:
     if not config.compare:
         untrained = first.run.twin(first.run.config.get("seed", 0))
         judge = Judge(untrained.model, first.judge.objectives, first.judge.vocab, first.judge.world, first.judge.fixed)
-        twin = analyse(untrained, judge, ended(judge.whole()))
+        twin = analyse(untrained, judge, judge.whole())
     data = Path(config.data_dir or first.run.config["data_dir"] or ROOT / "data") / first.run.config["dataset"]
     page = Page(columns, twin, words.sentences(first.run, data, POOL), folder)
     text = page.html(found or ["healthy: nothing was found"], config.probes, config.capacity)

@@ -50,9 +50,7 @@ class BenchConfig:
     threads: Annotated[int, "CPU threads (0: torch's choice)"] = 0
     repeats: Annotated[int, "timed blocks of steps of each arm: one step on a CPU, ten on a GPU"] = 7
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], "number format of matrix products"] = "auto"
-    reference_dtype: Annotated[Literal["same", "float32"], "the reference's; float32: what our dtype gains too"] = (
-        "same"
-    )
+    reference_dtype: Annotated[Literal["same", "float32"], "the reference's; float32: what our dtype gains"] = "same"
     device: Annotated[str, "auto, cpu or cuda"] = "auto"
     compile: Annotated[bool | Literal["auto"], "compile our arm; auto: on a GPU only"] = "auto"
     lengths: Annotated[tuple[int, ...], "row lengths to measure, in the place of the preset's own"] = ()
@@ -244,17 +242,8 @@ def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
 
 
 def as_table(results: dict) -> str:
-    header = [
-        "preset",
-        "length",
-        "rows",
-        "tokens/s",
-        "MFLOP/token",
-        "% of ceiling",
-        "x reference",
-        "x dense",
-        "peak MB",
-    ]
+    header = ["preset", "length", "rows", "tokens/s", "MFLOP/token", "% of ceiling"]
+    header += ["x reference", "x dense", "peak MB"]
     rows = []
     for preset in results["presets"]:
         for row in preset["by_length"]:

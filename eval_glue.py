@@ -48,7 +48,7 @@ from lab.files import write_atomic
 from lab.finetune import RATES, RECIPES, FineTuning, check
 from lab.huggingface import is_reference, load_reference
 from lab.plan import encoding_flops
-from lab.report import dict_table, interval, over_seeds, score_rows, score_table, sweep_figure, verdicts
+from lab.report import dict_table, filled, interval, over_seeds, score_rows, sweep_figure, verdicts
 from lab.runs import LoadedRun, check_options, load_run
 from lab.tasks import Pairs
 from objectives import described
@@ -82,9 +82,7 @@ class EvalConfig:
     ] = ""
     max_length: Annotated[int, "fine_tune: tokens read of a row, the longest sentence is cut first; 0: the run's"] = 0
     interpolate: Annotated[bool, "fine_tune: stretch learned positions to a max_length beyond the run's"] = False
-    train_on: Annotated[Literal["train", "dev"], "fine_tune: the split to train on; dev where there is no train"] = (
-        "train"
-    )
+    train_on: Annotated[Literal["train", "dev"], "fine_tune: the split to train on; dev where none is"] = "train"
     seeds: Annotated[int, "fine_tune: seeds 0 ... N-1"] = 3
     against: Annotated[str, "another run folder, judged before in the same mode: the paired difference to it"] = ""
     data: Annotated[str, "folder of the task files, in their original layout"] = "data/glue"
@@ -301,15 +299,12 @@ def sweep(run: LoadedRun, loaded: list[Pairs], options: list[Options], folder: P
             split = "dev" if "dev" in record["splits"] else pairs.scored[0]
             judged = record["splits"][split]
             metric = [name for name in pairs.task.lifts if name != tasks.HEADLINE][-1]  # centred, if it is a score
-            row[f"{pairs.name} {split} {metric}"] = 100 * judged["metrics"][metric]
-            row["its twin, " + pairs.name] = 100 * judged["floors"]["untrained"][metric]
+            score, twins = 100 * judged["metrics"][metric], 100 * judged["floors"]["untrained"][metric]
+            row |= {f"{pairs.name} {split} {metric}": score, f"its twin, {pairs.name}": twins}
             if tasks.HEADLINE in judged["metrics"]:
                 row[f"{pairs.name} beyond words"] = 100 * judged["metrics"][tasks.HEADLINE]
-            for name, value in (
-                (pairs.name, judged["metrics"]),
-                (f"{pairs.name}, untrained", judged["floors"]["untrained"]),
-            ):
-                lines.setdefault(name, []).append((flops, 100 * value[metric]))
+            lines.setdefault(pairs.name, []).append((flops, score))
+            lines.setdefault(f"{pairs.name}, untrained", []).append((flops, twins))
         rows.append(row)
     sweep_figure(lines, folder / "sweep.png")
     return dict_table(rows)
@@ -373,7 +368,7 @@ def main(argv) -> int:
         records.append(record)
     how = "zero-shot" if zero else f"fine-tuned, head {config.head}, median (least..most) of {config.seeds} seeds"
     print(f"{run.config['run_id']}, ckpt_{run.step}, {how}, x100; [95 % intervals]\n")
-    print(score_table(rows))
+    print(dict_table(filled(rows)))
     print("\n" + "\n".join(f"{name}: {sentence}" for name, sentence in verdicts(rows).items()))
     if others:
         print()

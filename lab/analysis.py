@@ -1,7 +1,6 @@
 """What is measured of a run, and of its untrained twin: numbers, spectra, what each concept is worth to the decoder."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from lab import dataset
 from lab.configurator import UserError, fields_of
 from lab.distributed import World
 from lab.runs import LoadedRun
-from lab.validation import Batch, Judge
+from lab.validation import Batch, Judge, one_line
 from model import ConceptModel
 from objectives import ObjectiveConfig, Objectives
 from problem import Problem, Vocabulary
@@ -50,22 +49,12 @@ def judge_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int
 
 
 @torch.no_grad()
-def ended(steps: Iterator):
-    """What a generator returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
-@torch.no_grad()
 def numbers_of(judge: Judge, whole: Tensor, **sizes) -> dict:
     """As in metrics.jsonl; and how many dimensions of the pooled vectors hardly change with the text. whole: what
     `judge.whole` returned; sizes: of Judge.geometry."""
     variance = judge.model.pool(whole).double().var(0)
-    numbers = ended(judge.geometry(whole, **sizes))
-    return numbers | {"collapsed_dimensions": int((variance < COLLAPSED * variance.mean()).sum())}
+    collapsed = int((variance < COLLAPSED * variance.mean()).sum())
+    return judge.geometry(whole, **sizes) | {"collapsed_dimensions": collapsed}
 
 
 @torch.no_grad()
@@ -73,20 +62,19 @@ def use_of_concepts(judge: Judge) -> dict:
     """What the decoder makes of the concepts: {"knock_out": [C] loss rise when one of them becomes its mean over texts,
     "bits": that a concept carries on average (loss with all at their means less the loss, x scored tokens / (C ln 2)),
     "position": the first position of each bucket, "delta_...": [buckets] loss rise there}; empty without a decoder."""
-    part = judge.judged()
-    if part is None or part.predicts != "positions":
+    if (part := judge.decoded()) is None:
         return {}
     problems = [judge.problem(part, batch) for batch in judge.fixed]
-    concepts = ended(judge.concepts(problems))
-    own, mean = ended(judge.loss_from(problems, concepts)), concepts.mean(0)
+    concepts = judge.concepts(problems)
+    own, mean = judge.loss_from(problems, concepts), concepts.mean(0)
     C, rises = concepts.shape[1], []
     for c in range(C):
         other = concepts.clone()
         other[:, c] = mean[c]
-        rises.append(ended(judge.loss_from(problems, other)) - own)
+        rises.append(judge.loss_from(problems, other) - own)
     ablated = geometry.ablations(concepts)
     scored = problems[0].at_scored(problems[0].targets).numel() / len(problems[0].targets)
-    bits = (ended(judge.loss_from(problems, ablated["mean"])) - own) * scored / (C * math.log(2))
+    bits = (judge.loss_from(problems, ablated["mean"]) - own) * scored / (C * math.log(2))
     at, losses = losses_by_position(judge, problems, {"own": concepts} | ablated)
     deltas = {f"delta_{name}": (losses[name] - losses["own"]).tolist() for name in ablated}
     return {"knock_out": rises, "bits": bits, "position": at} | deltas
@@ -176,16 +164,12 @@ def written(model: ConceptModel, concepts: Tensor, ids: Tensor, temperature: flo
 @torch.no_grad()
 def samples(run: LoadedRun, judge: Judge, count: int = 6) -> tuple[list[list[str]], str]:
     """(rows of the table of reconstructions, a sentence with both accuracies); no rows without a decoder."""
-    part = judge.judged()
-    if part is None or part.predicts != "positions":
+    if (part := judge.decoded()) is None:
         return [], "There is no decoder, or what it predicts is another row, so there is no reconstruction."
     problem = judge.problem(part, judge.fixed[0])
     out = written(run.model, run.model.encode(problem.source, problem.source_pos), problem.targets)
     kinds = (problem.targets, problem.source, *out.values())
-    rows = [
-        [" ".join(run.tokenizer.decode(x[i].tolist(), skip_special_tokens=False).split()) for x in kinds]
-        for i in range(count)
-    ]
+    rows = [[one_line(run.tokenizer, x[i]) for x in kinds] for i in range(count)]
     right = [f"{name} {100 * (x == problem.targets).double().mean().item():.1f} %" for name, x in out.items()]
     same = " (This decoder sees no tokens: both are one.)" if torch.equal(*out.values()) else ""
     return rows, f"Right tokens of {len(problem.targets)} rows: {', '.join(right)}.{same}"
@@ -193,16 +177,11 @@ def samples(run: LoadedRun, judge: Judge, count: int = 6) -> tuple[list[list[str
 
 @torch.no_grad()
 def between(run: LoadedRun, judge: Judge, steps: int = 5) -> list[list[str]]:
-    """What is decoded on the straight line between the concepts of two texts; nothing without a decoder."""
-    if run.model.decoder is None:
-        return []
-    a, b = run.model.encode(judge.fixed[0].ids[:2].to(run.device))
-    texts = run.model.generate(
-        torch.stack([torch.lerp(a, b, i / (steps - 1)) for i in range(steps)]), judge.fixed[0].ids.shape[1]
-    )
-    return [
-        [f"{i / (steps - 1):.2f}", " ".join(run.tokenizer.decode(ids.tolist()).split())] for i, ids in enumerate(texts)
-    ]
+    """What is decoded on the straight line between the concepts of two texts."""
+    ids = judge.fixed[0].ids[:2].to(run.device)
+    ends, shares = run.model.encode(ids), [i / (steps - 1) for i in range(steps)]
+    texts = run.model.generate(torch.stack([torch.lerp(*ends, share) for share in shares]), ids.shape[1])
+    return [[f"{share:.2f}", one_line(run.tokenizer, text)] for share, text in zip(shares, texts, strict=True)]
 
 
 def nearest(vectors: Tensor, count: int) -> list[tuple[int, float]]:
@@ -212,3 +191,54 @@ def nearest(vectors: Tensor, count: int) -> list[tuple[int, float]]:
     cosines.fill_diagonal_(-2)
     values, index = cosines.max(1)
     return list(zip(index.tolist(), values.tolist(), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What C x H numbers could tell a decoder, and how much of it the encoder does
+#
+# Concepts of a text are optimised, each text's alone, against the frozen decoder until it writes the text as well as it
+# can: so much, at least, an encoder could give this decoder. (As prefixes and memory tokens are optimised to hold a
+# text: Kuratov et al. 2025, arXiv:2502.13063.)
+
+STEPS, RATE = 300, 0.05  # of Adam; the rate x the root-mean-square of the encoder's concepts
+
+
+@torch.no_grad()
+def worth(run: LoadedRun, concepts: Tensor, ids: Tensor) -> dict[str, float]:
+    """Of concepts [B, C, H] for ids [B, n]: the loss (nats a token), and the shares of right tokens."""
+    loss = run.model.loss(concepts, to_write(ids)).item()
+    right = {name: (x == ids).double().mean().item() for name, x in written(run.model, concepts, ids).items()}
+    return {"loss": loss} | right
+
+
+def capacity(run: LoadedRun, ids: Tensor, steps: int = STEPS) -> dict[str, dict[str, float]]:
+    """ids [B, n] -> {"mean": `worth` of the mean concepts, "encoder": of the encoder's, "free": of those optimised from
+    the encoder's on, "share": what of the way from mean to free the encoder goes, by each number}; with "bits", what a
+    concept saves of the loss with the mean ones."""
+    model = run.model
+    with torch.no_grad():
+        concepts = model.encode(ids)
+        mean = concepts.mean(0, keepdim=True).expand_as(concepts)
+    found = {"mean": worth(run, mean, ids), "encoder": worth(run, concepts, ids)}
+    free = concepts.clone().requires_grad_()
+    optimizer = torch.optim.Adam([free], lr=RATE * concepts.square().mean().sqrt().item(), betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    try:
+        model.requires_grad_(False)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (len(ids) * model.loss(free, to_write(ids))).backward()  # each text's own step, whatever their number
+            optimizer.step()
+            schedule.step()
+    finally:
+        model.requires_grad_(True)
+    found["free"] = worth(run, free.detach(), ids)
+    ways = {key: found["free"][key] - found["mean"][key] for key in found["free"]}
+    found["share"] = {
+        key: (found["encoder"][key] - found["mean"][key]) / way if abs(way) > 1e-6 else None
+        for key, way in ways.items()
+    }
+    for kind in ("mean", "encoder", "free"):  # that a concept carries
+        gain = found["mean"]["loss"] - found[kind]["loss"]
+        found[kind]["bits"] = gain * ids.shape[1] / (concepts.shape[1] * math.log(2))
+    return found

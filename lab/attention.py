@@ -109,6 +109,11 @@ def class_numbers(run: LoadedRun, ids: list[list[int]]) -> Tensor:
     return numbers
 
 
+def preferences(run: LoadedRun, read: Attention) -> tuple[Tensor, Tensor, Tensor]:
+    """The `specialisation` of a run's concepts for the CLASSES of words."""
+    return specialisation(read.weights, class_numbers(run, read.ids), len(CLASSES))
+
+
 def specialisation(weights: Tensor, classes: Tensor, kinds: int, rounds: int = ROUNDS, seed: int = 0):
     """
     weights [n, C, S], classes [n, S] below `kinds` or -1 -> share of its attention that each concept gives to each

@@ -132,11 +132,6 @@ def read_layers(path, root, _above=()):
     return [*layers, layer]
 
 
-def read_config(path, root):
-    """A config with its bases merged -> {name: (value, "file:line")}; helpers (_name) are left out."""
-    return {name: entry for layer in read_layers(path, root) for name, entry in layer.items() if name[0] != "_"}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Keys and their types: int, float, str, bool, None, Literal[...], tuple[x, ...], tuple[x, y] and unions of these
 

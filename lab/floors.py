@@ -108,9 +108,10 @@ def random_vectors(words, seed: int, width: int = RANDOM_WIDTH) -> np.ndarray:
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], 1)
 
 
-def majority(labels) -> dict[str, np.ndarray]:
-    """Always the commonest class of the split itself: what no constant answer can beat."""
-    return {"predictions": np.full((1, len(labels)), np.bincount(labels).argmax())}
+def majority(pairs: Pairs) -> dict[str, dict]:
+    """Split -> answers: always the commonest class of the split itself, what no constant answer can beat."""
+    labels = {split: pairs.labels[split] for split in pairs.scored}
+    return {split: {"predictions": np.full((1, len(x)), np.bincount(x).argmax())} for split, x in labels.items()}
 
 
 def each_idf(counts, pairs: Pairs) -> dict[str, np.ndarray]:
@@ -129,9 +130,7 @@ def answers(vectors, pairs: Pairs) -> dict[str, dict]:
 def text_floors(pairs: Pairs) -> dict[str, dict[str, dict]]:
     """Floor -> split -> answers: majority (of classes), word_tfidf, char_tfidf, random_vectors."""
     words, vocabulary = word_counts(pairs.sentences)
-    floors = {}
-    if pairs.task.kind != "score":
-        floors["majority"] = {split: majority(pairs.labels[split]) for split in pairs.scored}
+    floors = {} if pairs.task.kind == "score" else {"majority": majority(pairs)}
     for floor, counts in (("word_tfidf", words), ("char_tfidf", char_counts(words, vocabulary))):
         tfidf = {other: scale_columns(counts, weights) for other, weights in each_idf(counts, pairs).items()}
         floors[floor] = answers(tfidf, pairs)
@@ -271,12 +270,11 @@ def task_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dict[str
 def fine_tune_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dict[str, dict]]:
     """Floor -> split -> answers, for a head that is trained: the zero-shot ones of a question of similarity, majority,
     overlap_features."""
-    floors = {}
-    if pairs.task.kind != "classification":
+    if pairs.task.kind == "classification":
+        floors = {"majority": majority(pairs)}
+    else:
         floors = task_floors(run, pairs, cache)
         del floors["untrained"]  # the twin is trained, too
-    if pairs.task.kind != "score":
-        floors["majority"] = {split: majority(pairs.labels[split]) for split in pairs.scored}
     return floors | {"overlap_features": overlap_floor(pairs)}
 
 
@@ -392,17 +390,16 @@ def beyond_intervals(ours, labels, known) -> dict[str, dict[str, float]]:
         values = beyond_words(ours, labels, known, counts)
         return np.stack([np.median(values[metric], axis=1) for metric in BEYOND], 1)
 
-    columns = zip(BEYOND, *bootstrap(medians, len(labels)), strict=True)
-    return {metric: {"value": float(v), "low": float(a), "high": float(b)} for metric, v, a, b in columns}
+    return dict(zip(BEYOND, bootstrap(medians, len(labels)), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Lift: is the difference more than luck in the choice of items?
 
 
-def bootstrap(statistic, n: int, seed: int = 0, resamples: int = 2000):
-    """(value, low, high): of the n items as they are, and the 95 % percentile interval over paired resamples.
-    statistic: counts [R, n] of how often a resample holds an item -> [R, M]."""
+def bootstrap(statistic, n: int, seed: int = 0, resamples: int = 2000) -> list[dict[str, float]]:
+    """M times {"value", "low", "high"}: of the n items as they are, and the 95 % percentile interval over paired
+    resamples. statistic: counts [R, n] of how often a resample holds an item -> [R, M]."""
     chance = np.random.default_rng(seed)
     value = statistic(np.ones((1, n)))[0]
     drawn = []
@@ -410,7 +407,8 @@ def bootstrap(statistic, n: int, seed: int = 0, resamples: int = 2000):
         rows = min(100, resamples - at)
         items = chance.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
         drawn.append(statistic(np.bincount(items.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)))
-    return value, *np.percentile(np.concatenate(drawn), [2.5, 97.5], axis=0)
+    ends = np.percentile(np.concatenate(drawn), [2.5, 97.5], axis=0)
+    return [dict(zip(("value", "low", "high"), column.tolist(), strict=True)) for column in np.stack([value, *ends], 1)]
 
 
 def resampled(metric: str, answers, labels, counts, known=None) -> np.ndarray:
@@ -447,10 +445,8 @@ def lifts(metric: str, ours, others: dict, labels, known=None, middle=np.mean, o
         mine = own(metrics[:, : ends[0]], 1)
         return np.stack([mine - middle(metrics[:, a:b], 1) for a, b in zip(ends[:-1], ends[1:], strict=True)], 1)
 
-    value, low, high = bootstrap(differences, len(labels), **resampling)
-    verdict = ["above floor" if bound > 0 else "at floor" for bound in low]
-    columns = zip(others, value, low, high, verdict, strict=True)
-    return {name: {"value": float(v), "low": float(a), "high": float(b), "verdict": w} for name, v, a, b, w in columns}
+    found = dict(zip(others, bootstrap(differences, len(labels), **resampling), strict=True))
+    return {name: one | {"verdict": "above floor" if one["low"] > 0 else "at floor"} for name, one in found.items()}
 
 
 def read_answers(path: Path) -> tuple[dict, dict]:
@@ -497,7 +493,7 @@ def retrieval_pairs(corpus: Corpus, tokenizer, count: int = PAIRS) -> list[tuple
     Up to `count` (first sentence, rest of the document, without end-of-document), in a fixed pseudo-random order.
     No first sentence and no body comes twice, whatever its case and spaces: each query has one answer.
     """
-    chosen, seen = [], (set(), set())
+    chosen, seen = [], set()
     for document in np.random.default_rng(SEED).permutation(len(corpus.documents) - 1):
         if len(chosen) == count:
             break
@@ -510,11 +506,10 @@ def retrieval_pairs(corpus: Corpus, tokenizer, count: int = PAIRS) -> list[tuple
             continue
         ids = corpus.tokens[start:cut], corpus.tokens[cut:end]
         pair = [tokenizer.decode(x[:LONGEST].tolist(), skip_special_tokens=False).strip() for x in ids]
-        keys = [" ".join(text.lower().split()) for text in pair]
-        if not any(key in known or not key for key, known in zip(keys, seen, strict=True)):
+        keys = {(side, " ".join(text.lower().split())) for side, text in enumerate(pair)}
+        if all(key for _, key in keys) and not keys & seen:
             chosen.append(tuple(pair))
-            for key, known in zip(keys, seen, strict=True):
-                known.add(key)
+            seen |= keys
     return chosen
 
 

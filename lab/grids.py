@@ -16,7 +16,7 @@ from lab import floors, report, tasks
 from lab.command import say
 from lab.configurator import UserError, warn
 from lab.files import write_atomic
-from lab.report import HEADLINE, LIFTS, dict_table, over_seeds, score_rows, score_table, spread, verdicts
+from lab.report import HEADLINE, LIFTS, over_seeds, score_rows, spread, verdicts
 from lab.runs import RunFolder
 from objectives import ObjectiveConfig
 
@@ -177,17 +177,14 @@ def pictures(results: dict, folder: Path) -> list[Path]:
     for task in results["tasks"]:
         lifts = tasks.TASKS[task].lifts
         centred = lifts[[metric for metric in lifts if metric != HEADLINE][-1]]
-        wanted = {
-            "over_best_floor": ("over the best floor", lambda judged, key=centred: judged[key]["best_floor"]["value"]),
-            "over_untrained": (
-                "over the untrained twin",
-                lambda judged, key=centred: judged[key]["untrained"]["value"],
-            ),
-            "beyond_words": ("beyond words", lambda judged: judged["metrics"][HEADLINE]),
+        wanted = {  # file -> label, where the value stands among what is known of a split
+            "over_best_floor": ("over the best floor", centred, "best_floor", "value"),
+            "over_untrained": ("over the untrained twin", centred, "untrained", "value"),
+            "beyond_words": ("beyond words", "metrics", HEADLINE),
         }
-        for name, (label, read) in wanted.items():
+        for name, (label, *keys) in wanted.items():
             points = {
-                arm: [[point] for run in runs if (point := scored(run, task, read))] for arm, runs in by_arm.items()
+                arm: [[point] for run in runs if (point := scored(run, task, keys))] for arm, runs in by_arm.items()
             }
             drawn[f"{task}_{name}"] = f"{task} {label}, x100", points
     paths = []
@@ -198,10 +195,12 @@ def pictures(results: dict, folder: Path) -> list[Path]:
     return paths
 
 
-def scored(run: dict, task: str, read) -> tuple[float, float, float] | None:
-    """(FLOPs, seconds, 100 * what `read` finds in the split that is shown), if it is there."""
+def scored(run: dict, task: str, keys: list[str]) -> tuple[float, float, float] | None:
+    """(FLOPs, seconds, 100 * the value at these keys of the split that is shown), if it is there."""
     try:
-        value = read(run["tasks"][task][shown(run["tasks"][task])])
+        value = run["tasks"][task][shown(run["tasks"][task])]
+        for key in keys:
+            value = value[key]
         return run["numbers"]["flops"], run["numbers"]["seconds"], 100 * value
     except KeyError:
         return None
@@ -216,38 +215,26 @@ def write(folder: Path, results: dict, resolved: dict[str, dict], data: Path) ->
     results.json holds, without its "paired"; resolved: arm -> every key of training."""
     runs = list(results["runs"].values())
     scores = [row for arm in results["arms"] for task in results["tasks"] for row in score_lines(runs, arm, task)]
-    arms, about = arm_rows(results["arms"], scores), notes(results, resolved)
     results["paired"] = paired = paired_rows(results, data)
     save(folder, results)
     first = next(iter(results["arms"]))
     rule = f"An arm's score less {first}'s, means of their seeds, on the same pairs of texts: x100 [95 % interval over "
     rule += "resampled pairs]; undecided: it holds 0. It knows nothing of the luck of seeds: see their spread."
     sentences = [f"{name}: {sentence}" for name, sentence in verdicts(scores).items()]
-
-    text = f"{dict_table(arms)}\n\n{about}\n"
-    parts = [report.html_table(*report.columns(arms)), report.paragraphs([about])]
-    if paired:
-        text += f"\n## Paired with {first}\n\n{dict_table(paired)}\n\n{rule}\n"
-        parts += [report.heading(f"Paired with {first}"), report.html_table(*report.columns(paired))]
-        parts += [report.paragraphs([rule])]
-    if scores:
-        text += f"\n## Scores beside their floors\n\n{score_table(scores)}\n\n"
-        text += "".join(f"* {sentence}\n" for sentence in sentences)
-        parts += [report.heading("Scores beside their floors"), report.paragraphs(sentences)]
-        parts += [report.html_table(*report.columns(report.filled(scores)))]
+    sections = [("", arm_rows(results["arms"], scores), [notes(results, resolved)])]
+    sections += [(f"Paired with {first}", paired, [rule])] if paired else []
+    sections += [("Scores beside their floors", report.filled(scores), sentences)] if scores else []
+    text, parts = report.sections_text(sections), report.sections_html(sections)
     write_atomic(folder / "report.md", f"# {results['grid']}\n\n{text}")
     if images := pictures(results, folder):
-        parts += [report.heading("Against cost"), report.paragraphs([CAPTION]), *map(report.picture, images)]
+        caption = "Curves: a colour an arm, a thin line a seed. Points: the median of an arm's seeds, the bar from the "
+        caption += "least to the greatest; arms of the same cost stand side by side. Seconds are of training steps "
+        caption += "alone."
+        parts += [report.heading("Against cost"), report.paragraphs([caption]), *map(report.picture, images)]
     summary = f"{len(runs)} finished runs of {len(results['arms'])} arms on {results['base']}, seeds "
     summary += f"{', '.join(map(str, results['seeds']))}; the same numbers: report.md and results.json."
     write_atomic(folder / "report.html", report.page(f"{results['grid']}: a comparison", summary, parts))
     return text
-
-
-CAPTION = (
-    "Curves: a colour an arm, a thin line a seed. Points: the median of an arm's seeds, the bar from the least to the "
-)
-CAPTION += "greatest; arms of the same cost stand side by side. Seconds are of training steps alone."
 
 
 def save(folder: Path, results: dict):

@@ -35,9 +35,7 @@ class PMI:
     data_dir: Annotated[str, "where the prepared data are; empty: data/ beside the scripts"] = ""
     size: Annotated[int, "n-grams that are kept, at most"] = 800_000
     min_count: Annotated[int, "how often an n-gram must be there"] = 10
-    most: Annotated[int, "n-grams of a size whose counts are in memory (16 bytes each, and as much again to sort)"] = (
-        20_000_000
-    )
+    most: Annotated[int, "n-grams of a size whose counts are in memory (16 bytes each, 16 more to sort)"] = 20_000_000
 
     def __post_init__(self):
         for key, least in (("size", 8), ("min_count", 1), ("most", 1000)):

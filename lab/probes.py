@@ -12,6 +12,7 @@ from random import Random
 
 import numpy as np
 from scipy import sparse
+from scipy.stats import binomtest
 
 from lab.floors import word_counts
 from lab.runs import LoadedRun
@@ -60,9 +61,9 @@ def accuracy(features, probe: Probe) -> dict[str, float]:
     products = features[~probe.test] @ features.T
     products = np.asarray(products.todense() if sparse.issparse(products) else products)
     told = ridge(products[:, ~probe.test], products[:, probe.test].T, probe.labels[~probe.test])
-    share, n, z = float((told == probe.labels[probe.test]).mean()), len(told), 1.96
-    middle, half = share + z**2 / (2 * n), z * (share * (1 - share) / n + (z / (2 * n)) ** 2) ** 0.5
-    return {"value": share, "low": (middle - half) / (1 + z**2 / n), "high": (middle + half) / (1 + z**2 / n)}
+    right = told == probe.labels[probe.test]
+    low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    return {"value": float(right.mean()), "low": low, "high": high}
 
 
 def judge(probe: Probe, embedders: dict[str, Callable[[list[str]], np.ndarray]]) -> dict[str, dict | float]:

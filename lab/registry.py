@@ -5,7 +5,6 @@ Nothing is kept by hand but a run's NOTE.md, whose first paragraph is its conclu
 """
 
 import csv
-import io
 import re
 import statistics
 from collections.abc import Iterator
@@ -15,9 +14,9 @@ from pathlib import Path
 from lab import report
 from lab.command import say
 from lab.configurator import UserError, show, warn
-from lab.files import read_json, write_atomic
+from lab.files import read_json, replacing, write_atomic
 from lab.plan import HORIZONS
-from lab.report import dict_table, lift_text, score_rows, score_table
+from lab.report import lift_text, score_rows
 from lab.runs import RunFolder
 from lab.tasks import TASKS
 
@@ -105,11 +104,10 @@ def write_csv(path: Path, rows: list[dict]):
             return lift_text(value, "+.3f", 1) if "verdict" in value else value["value"]
         return value[0] if isinstance(value, tuple) else value
 
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: plain(value) for key, value in row.items()} for row in rows)
-    write_atomic(path, text.getvalue())
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: plain(value) for key, value in row.items()} for row in rows)
 
 
 def registry(out: Path) -> int:
@@ -122,12 +120,11 @@ def registry(out: Path) -> int:
     runs = sorted((row for row, _ in found), key=lambda row: (row["date"], row["run"]))
     evaluations = [line for _, lines in found for line in lines]
     primary = [row for row in evaluations if row["metric"] in TASKS[row["task"]].lifts]
-    print(f"## Training runs\n\n{dict_table(runs)}\n")
-    print(f"## Evaluations, x100\n\n{score_table(primary)}")
+    sections = [("Training runs", runs, []), ("Evaluations, x100", report.filled(primary), [])]
+    print(report.sections_text(sections), end="")
     write_csv(out / "registry_runs.csv", runs)
     write_csv(out / "registry_evals.csv", evaluations)
-    tables = {"Training runs": runs, "Evaluations, x100": report.filled(primary)}
-    parts = [report.heading(name) + report.html_table(*report.columns(rows)) for name, rows in tables.items() if rows]
+    parts = report.sections_html([section for section in sections if section[1]])
     about = f"{len(runs)} runs and {len(primary)} scores below {out}. A click on a title sorts by its column."
     write_atomic(out / "registry.html", report.page("All runs", about, [*parts, report.SORTING]))
     say(f"{out}: registry.html, registry_runs.csv, registry_evals.csv")

@@ -19,29 +19,22 @@ HEADLINE = "partial_lexical"  # of what a score knows beyond words (lab/floors.p
 
 
 @contextmanager
-def figure(path: Path, columns: int = 1, size: tuple[float, float] = (6, 4)):
-    """Axes of a picture, `columns` beside each other, which is written to `path` when the block ends."""
+def panels(path: Path, count: int, width: float, height: float):
+    """`count` axes of so many inches beside each other, a picture that is written to `path` when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    drawn, axes = plt.subplots(1, columns, figsize=size, constrained_layout=True, squeeze=False)
+    drawn, axes = plt.subplots(1, count, figsize=(count * width, height), constrained_layout=True, squeeze=False)
     try:
-        yield axes[0] if columns > 1 else axes[0, 0]
+        yield list(axes[0])
         for one in axes[0]:
             one.spines[["top", "right"]].set_visible(False)
         with replacing(path) as temporary:
             drawn.savefig(temporary, dpi=100, format="png")
     finally:
         plt.close(drawn)
-
-
-@contextmanager
-def panels(path: Path, count: int, width: float, height: float):
-    """A list of `count` axes of a picture, each so many inches wide."""
-    with figure(path, count, (count * width, height)) as axes:
-        yield [axes] if count == 1 else list(axes)
 
 
 def points(metrics: list[dict], key: str) -> tuple[list, list]:
@@ -140,7 +133,7 @@ def weight_curves(metrics: list[dict], path: Path):
 def sweep_figure(lines: dict[str, list[tuple[float, float]]], path: Path):
     """name -> (MFLOP a token, score x100) of one model run in several ways; "NAME, untrained" in the colour of NAME."""
     tasks = list(dict.fromkeys(name.partition(",")[0] for name in lines))
-    with figure(path) as axes:
+    with panels(path, 1, 6, 4) as (axes,):
         for name, points in lines.items():
             task, _, untrained = name.partition(",")
             style = {"ls": ":", "lw": 1} if untrained else {"marker": "."}
@@ -202,7 +195,7 @@ def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> P
 
 def spectra(lines: dict[str, list[float]], label: str, path: Path, places: list[int] | None = None) -> Path:
     """A line for each name, over its numbers 1 ... n or these places."""
-    with figure(path, size=(6, 3)) as axes:
+    with panels(path, 1, 6, 3) as (axes,):
         for name, values in lines.items():
             axes.plot(places or range(1, len(values) + 1), values, marker=".", label=name)
         axes.set(
@@ -214,11 +207,11 @@ def spectra(lines: dict[str, list[float]], label: str, path: Path, places: list[
 
 def heatmaps(matrices: dict[str, list[list[float]]], path: Path) -> Path:
     """Cosines, -1 to 1, a square for each name."""
-    with figure(path, len(matrices), (4 * len(matrices), 3.4)) as every:
+    with panels(path, len(matrices), 4, 3.4) as every:
         for axes, (name, values) in zip(every, matrices.items(), strict=True):
             image = axes.imshow(values, vmin=-1, vmax=1, cmap="RdBu_r")
             axes.set(title=name, xlabel="concept", ylabel="concept")
-        axes.figure.colorbar(image, ax=list(every), label="mean cosine")
+        axes.figure.colorbar(image, ax=every, label="mean cosine")
     return path
 
 
@@ -361,8 +354,25 @@ def filled(rows: list[dict]) -> list[dict]:
     return [{key: value for key, value in row.items() if key not in empty} for row in rows]
 
 
-def score_table(rows: list[dict]) -> str:
-    return dict_table(filled(rows))
+# ---------------------------------------------------------------------------------------------------------------------
+# Sections: (title, rows of a table, notes under it), as text and as HTML
+
+
+def sections_text(sections: list[tuple[str, list[dict], list[str]]]) -> str:
+    """In Markdown; several notes are a list."""
+    blocks = []
+    for title, rows, notes in sections:
+        blocks += [f"## {title}"] if title else []
+        blocks += [dict_table(rows), "\n".join(f"* {note}" for note in notes) if len(notes) > 1 else "".join(notes)]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def sections_html(sections: list[tuple[str, list[dict], list[str]]]) -> list[str]:
+    parts = []
+    for title, rows, notes in sections:
+        parts += [heading(title)] if title else []
+        parts += [html_table(*columns(rows)), paragraphs(notes)]
+    return parts
 
 
 # ---------------------------------------------------------------------------------------------------------------------

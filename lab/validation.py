@@ -5,7 +5,7 @@ Rows and noise come from a seed of their own, the same in every run, so that los
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -38,13 +38,23 @@ class Batch:
     documents: Tensor
 
 
+class Stopped(Exception):
+    """An evaluation was broken off."""
+
+
 class Judge:
-    """Fixed rows, and what a model makes of them."""
+    """Fixed rows, and what a model makes of them. `stop` is asked before each batch, by all ranks alike: an evaluation
+    ends as soon as it does not say 0."""
 
     def __init__(
         self, model: ConceptModel, objectives: Objectives, vocab: Vocabulary, world: World, fixed: list[Batch]
     ):
         self.model, self.objectives, self.vocab, self.world, self.fixed = model, objectives, vocab, world, fixed
+        self.stop = lambda: 0
+
+    def go_on(self):
+        if self.stop():
+            raise Stopped
 
     def problem(self, part: Objective, batch: Batch) -> Problem:
         rows, ids, documents = (x.to(self.world.device) for x in (batch.rows, batch.ids, batch.documents))
@@ -56,47 +66,51 @@ class Judge:
         kinds = {kind: [part for part in self.objectives.parts if part.predicts == kind] for kind in DECODED}
         return next((part for kind in DECODED for part in kinds[kind] if self.rows_of(part)), None)
 
+    def decoded(self) -> Objective | None:
+        """The part of which a decoder predicts positions."""
+        part = self.judged()
+        return part if part is not None and part.predicts == "positions" else None
+
     def rows_of(self, part: Objective) -> list[Batch]:
         """The fixed rows as a part needs them; none where it needs adjacent ones, which these are not."""
         return [] if part.pairs else self.fixed
 
-    # What follows yields before each batch, so that whoever asks for an evaluation may break it off.
-
-    def concepts(self, problems: list[Problem]) -> Iterator[None]:
-        """-> concepts [rows of all problems, C, H], without autocast: rounding must not look like content."""
+    @torch.no_grad()
+    def concepts(self, problems: list[Problem]) -> Tensor:
+        """Concepts [rows of all problems, C, H], without autocast: rounding must not look like content."""
         parts = []
         for problem in problems:
-            yield
+            self.go_on()
             with exact_matmul():
                 parts.append(self.model.encode(problem.source, problem.source_pos))
         return torch.cat(parts)
 
-    def whole(self) -> Iterator[None]:
-        """-> concepts of the fixed rows, read whole as `embed` reads them."""
-        return (yield from self.concepts([Problem(source=batch.ids.to(self.world.device)) for batch in self.fixed]))
+    def whole(self) -> Tensor:
+        """Concepts of the fixed rows, read whole as `embed` reads them."""
+        return self.concepts([Problem(source=batch.ids.to(self.world.device)) for batch in self.fixed])
 
-    def loss_from(self, problems: list[Problem], concepts: Tensor) -> Iterator[None]:
-        """-> mean loss of the problems' rows, predicted from these concepts [rows of all problems, C, H]."""
+    def loss_from(self, problems: list[Problem], concepts: Tensor) -> float:
+        """Mean loss of the problems' rows, predicted from these concepts [rows of all problems, C, H]."""
         total = 0.0
         for c, problem in zip(concepts.split(len(problems[0].source)), problems, strict=True):
-            yield
+            self.go_on()
             with self.world.autocast():
                 total += len(c) * self.model.loss(c, problem).item()
         return total / len(concepts)
 
-    def geometry(self, whole: Tensor, least: int = geometry.ROWS, batches: int | None = None) -> Iterator[None]:
+    def geometry(self, whole: Tensor, least: int = geometry.ROWS, batches: int | None = None) -> dict[str, float | str]:
         """
-        -> the numbers of what `whole` returned; what its own concepts are worth to the first part of the objective that
-        a decoder predicts (for bow alone: to the bag), on the first so many batches; and the verdict. All ranks have
-        the same rows: nothing is sent.
+        The numbers of what `whole` returned; what its own concepts are worth to the first part of the objective that a
+        decoder predicts (for bow alone: to the bag), on the first so many batches; and the verdict. All ranks have the
+        same rows: nothing is sent.
         """
         numbers = geometry.concept_geometry(whole, least, self.model.pool(whole))
         if (judged := self.judged()) is not None:
             problems = [self.problem(judged, batch) for batch in self.rows_of(judged)[:batches]]
-            concepts = yield from self.concepts(problems)
-            own = yield from self.loss_from(problems, concepts)
+            concepts = self.concepts(problems)
+            own = self.loss_from(problems, concepts)
             for name, other in geometry.ablations(concepts).items():
-                numbers[f"delta_{name}"] = (yield from self.loss_from(problems, other)) - own
+                numbers[f"delta_{name}"] = self.loss_from(problems, other) - own
         return numbers | {"verdict": geometry.verdict(numbers, whole.shape[1])}
 
 
@@ -152,15 +166,13 @@ class Validation(Judge):
         """The rows a part is judged on: those of its own rule, whatever else the sum is made of."""
         return self.batches[(part.one_document, part.pairs), n]
 
-    # What follows yields before each batch, so that whoever asks for an evaluation may break it off.
-
-    def loss(self, part: Objective, n: int) -> Iterator[None]:
-        """-> loss in nats of a part over the rows of length n. Batches are shared out over ranks, and summed with zeros
+    def loss(self, part: Objective, n: int) -> float:
+        """Loss in nats of a part over the rows of length n. Batches are shared out over ranks, and summed with zeros
         for the rest: the same bits on any number of ranks."""
         world, model, batches = self.world, self.model, self.batches_of(part, n)
         sums = torch.zeros(len(batches), dtype=torch.float64, device=world.device)
         for i, batch in enumerate(batches):
-            yield
+            self.go_on()
             if i % world.size == world.rank:
                 problem = self.problem(part, batch)
                 with world.autocast():
@@ -169,34 +181,27 @@ class Validation(Judge):
                 sums[i] = part.loss(predicted, concepts, problem).double()
         return world.all_sum(sums).mean().item()
 
-    def evaluate(self, numbers: dict) -> Iterator[None]:
-        """Fills `numbers` in."""
+    def evaluate(self) -> dict[str, float | str]:
+        """All numbers of one evaluation, by their names in metrics.jsonl."""
         objectives, longest = self.objectives, self.longest
-        losses = {}  # length -> the loss of each part
-        for n in self.lengths:
-            losses[n] = []
-            for part in objectives.parts:
-                losses[n].append((yield from self.loss(part, n)))
-        numbers["val_loss"] = objectives.total(losses[longest])
+        losses = {n: [self.loss(part, n) for part in objectives.parts] for n in self.lengths}
+        numbers = {"val_loss": objectives.total(losses[longest])}
         numbers |= {f"val_loss_{n}": objectives.total(parts) for n, parts in losses.items()}
         if len(objectives.parts) > 1:
             numbers |= {f"val_loss_{name}": x for name, x in zip(objectives.names, losses[longest], strict=True)}
         for part in objectives.parts:
-            for name, standard in part.reported().items():
-                numbers[f"val_loss_{name}"] = yield from self.loss(standard, longest)
-        numbers |= yield from self.geometry((yield from self.whole()))
+            numbers |= {f"val_loss_{name}": self.loss(own, longest) for name, own in part.reported().items()}
+        return numbers | self.geometry(self.whole())
 
     @torch.no_grad()
     def run(self, stop: Callable[[], int] = lambda: 0) -> dict[str, float | str] | None:
-        """All numbers of one evaluation, by their names in metrics.jsonl; None as soon as `stop()`, which is asked
-        before each batch by all ranks alike, is not 0."""
+        """`evaluate`, without dropout; None where `stop` broke it off."""
         self.model.eval()
+        self.stop = stop
         try:
-            numbers = {}
-            for _ in self.evaluate(numbers):
-                if stop():
-                    return None
-            return numbers
+            return self.evaluate()
+        except Stopped:
+            return None
         finally:
             self.model.train()
 
@@ -240,21 +245,23 @@ def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
     """Held-out rows of the shortest length: the text, what the encoder read of it, what the decoder predicted; nothing
     where the model has no decoder."""
     model, n = validation.model, validation.lengths[0]
-    part = next((part for part in validation.objectives.parts if part.predicts == "positions"), None)
-    if part is None:
+    if (part := validation.decoded()) is None:
         return ""
     problem = validation.problem(part, validation.batches_of(part, n)[0])
     model.eval()
     concepts = model.encode(problem.source, problem.source_pos)[:rows]
     predicted = model.generate(concepts, problem.targets.shape[1])  # [rows, T]
     model.train()
+    kinds = {"text": problem.targets, "read": problem.source, "predicted": predicted}
     lines = []
     for i in range(rows):
-        for name, row in (("text", problem.targets[i]), ("read", problem.source[i]), ("predicted", predicted[i])):
-            text = tokenizer.decode(row.tolist(), skip_special_tokens=False)
-            lines.append(f"  {name + ':':<11}{' '.join(text.split())}")
-        lines.append("")
+        lines += [f"  {name + ':':<11}{one_line(tokenizer, ids[i])}" for name, ids in kinds.items()] + [""]
     return "\n".join(lines)
+
+
+def one_line(tokenizer, ids: Tensor) -> str:
+    """ids [n] -> their text, special tokens too."""
+    return " ".join(tokenizer.decode(ids.tolist(), skip_special_tokens=False).split())
 
 
 def final_report(trainer, retrieval: bool) -> str:

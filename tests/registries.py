@@ -8,6 +8,7 @@ import torch
 
 from decoders import DECODERS
 from encoders import ENCODERS
+from lab.configurator import read_layers
 from model import ConceptModel, ModelConfig
 from noise import Noise
 from objectives import OBJECTIVES, ObjectiveConfig, Objectives
@@ -15,6 +16,11 @@ from problem import Problem, Rows, Vocabulary
 
 MASK = 3
 SMALL = dict(layers=2, hidden=16, heads=2, intermediate=24, concepts=6, max_length=12, vocab_size=40)
+
+
+def read_config(path, root):
+    """A config with its bases merged -> {name: (value, "file:line")}; helpers (_name) are left out."""
+    return {name: entry for layer in read_layers(path, root) for name, entry in layer.items() if name[0] != "_"}
 
 
 def is_share(kind):

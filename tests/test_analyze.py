@@ -11,11 +11,11 @@ from test_eval_glue import SMALL
 
 import analyze
 import geometry
-import train
 from lab import analysis
 from lab.configurator import UserError
 from lab.report import html_table, shaded
 from lab.runs import load_run
+from tests import training
 from tests.corpus import make_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ def fewer_texts(monkeypatch):
 def trained(place, name, *flags):
     where = [f"--data_dir={place / 'data'}", "--dataset=toy", f"--out_dir={place / name}", "--max_steps=2"]
     if not (place / name).exists():
-        assert train.main([str(ROOT / "config" / "quickstart.py"), *SMALL, *where, *flags]) == 0
+        assert training.main([str(ROOT / "config" / "quickstart.py"), *SMALL, *where, *flags]) == 0
     return place / name
 
 
@@ -51,12 +51,13 @@ def changed(run, **tensors):
 
 
 def look(run, *flags):
-    return analyze.main([f"--run={run}", "--device=cpu", *flags])
+    with training.unrendered():
+        return analyze.main([f"--run={run}", "--device=cpu", *flags])
 
 
 def test_numbers_and_page(place, capsys):
     run = trained(place, "run")
-    look(run)
+    analyze.main([f"--run={run}", "--device=cpu"])
     found = json.loads((run / "analysis" / "metrics.json").read_text())
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     names = {
@@ -94,7 +95,7 @@ def test_runs_side_by_side(place, tmp_path, capsys):
     run, bag = trained(place, "run"), trained(place, "bag", "--objective=bow", "--decoder=pooled")
     other = tmp_path / "other"
     assert (
-        train.main(
+        training.main(
             [
                 str(ROOT / "config" / "quickstart.py"),
                 *SMALL,
@@ -108,14 +109,15 @@ def test_runs_side_by_side(place, tmp_path, capsys):
         == 0
     )
     capsys.readouterr()
-    assert analyze.main(["--compare", str(run), str(bag), str(other), "--device=cpu", "--probes=100"]) == 0
+    with training.unrendered():
+        assert analyze.main(["--compare", str(run), str(bag), str(other), "--device=cpu", "--probes=100"]) == 0
     out = capsys.readouterr().out
     assert all(f"{name}: " in out for name in (run, bag, other))
     found = json.loads((run / "analysis" / "compare" / "metrics.json").read_text())
     assert all(entry.keys() == {str(run), str(bag), str(other)} for entry in found.values())
     loaded = load_run(run, device="cpu")
     judge = analysis.judge_of(loaded, loaded.rows[: analyze.ROWS, :10])
-    ranks = geometry.concept_geometry(analysis.ended(judge.whole()))
+    ranks = geometry.concept_geometry(judge.whole())
     assert found["rank_pooled"][str(run)] == pytest.approx(ranks["rank_pooled"])
     assert found["position"][str(run)] == found["position"][str(other)]
     assert (
@@ -200,7 +202,7 @@ def test_a_healthy_run_and_one_without_a_decoder(place, capsys):
     found = look(run, "--quick")
     lines = capsys.readouterr().out.splitlines()
     assert found == (0 if lines == ["healthy"] else 3)
-    look(run)
+    look(run, "--probes=0")
     page = (run / "analysis" / "report.html").read_text()
     assert "no decoder" in page and "no position is decoded" in page
 

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import io
 import json
 import os
 import re
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ import compare
 from lab import grids, registry, report
 from lab.configurator import UserError
 from lab.runs import RunFolder
+from tests import training
 from tests.corpus import make_corpus
 from tests.test_eval_glue import write_tasks
 
@@ -61,15 +65,21 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def place(files):
-    """The same, and a grid that was run to its end in whole/."""
-    here = files
-    done = subprocess.run(words(here, grid_file(here, more="seeds = (0, 1)\n"), "whole"), **CAPTURED, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (here / "stdout").write_text(done.stdout)
+    """The same, and a grid that was run to its end in whole/, all in this process."""
+    here, printed = files, io.StringIO()
+    grid = grid_file(here, more="seeds = (0, 1)\n")
+    with patch("compare.Children", InProcess), training.unrendered(), redirect_stdout(printed):
+        assert compare.main(arguments(here, grid, "whole")) == 0
+    (here / "stdout").write_text(printed.getvalue())
     return here
 
 
-CAPTURED = {"capture_output": True, "text": True, "cwd": ROOT}
+class InProcess:
+    """train.py without a process."""
+
+    def run(self, words, **options):
+        with redirect_stdout(sys.stderr), patch("signal.signal"):  # which is for the main thread alone
+            return training.main(words[1:])
 
 
 def arguments(place, grid, out):
@@ -162,13 +172,17 @@ def test_the_table(place):
 # ---- skipped, stopped, continued
 
 
-def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys):
+def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys, monkeypatch):
     shutil.copytree(place / "whole", place / "again")
     old = numbers(results(place, "again"))
-    assert compare.main(arguments(place, place / "toy.py", "again")) == 0
+    with training.unrendered():
+        assert compare.main(arguments(place, place / "toy.py", "again")) == 0
     assert started == [] and numbers(results(place, "again")) == old
     assert capsys.readouterr().out == (place / "stdout").read_text()
 
+    run = RunFolder(place / "again/compare/toy/wide_s0")
+    run.draw_geometry()
+    before = (run.path / "geometry.png").read_bytes()
     (place / "judged").mkdir()
     grid = grid_file(place / "judged", '{"wide": {"concepts": 6}}', more='seeds = 0\ntasks = "stsb"\n')
     assert compare.main(arguments(place, grid, "again")) == 0
@@ -197,13 +211,14 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
     assert (place / "again/compare/toy/report.md").read_text() == f"# toy\n\n{printed}"
     page = (place / "again/compare/toy/report.html").read_text()
     assert all(f">{cell}<" in page for cell in tables[2]) and page.count("<img") == 7
-    drawn = [(place / out / "compare/toy/wide_s0/geometry.png").read_bytes() for out in ("whole", "again")]
-    assert drawn[0] != drawn[1]  # what is known beyond words has come
+    assert (run.path / "geometry.png").read_bytes() != before  # what is known beyond words has come
 
-    assert compare.main(arguments(place, grid, "again")) == 0  # judged already
-    assert started == ["eval_glue.py"]
-    (place / "again/compare/toy/wide_s0/eval/zero_shot_stsb.json").write_text(json.dumps(record | {"version": 1}))
-    assert compare.main(arguments(place, grid, "again")) == 0  # by older definitions
+    monkeypatch.setattr(Started.__base__, "run", lambda *words, **options: 0)
+    with training.unrendered():
+        assert compare.main(arguments(place, grid, "again")) == 0  # judged already
+        assert started == ["eval_glue.py"]
+        (run.path / "eval/zero_shot_stsb.json").write_text(json.dumps(record | {"version": 1}))
+        assert compare.main(arguments(place, grid, "again")) == 0  # by older definitions
     assert started == ["eval_glue.py"] * 2
 
 
@@ -401,7 +416,8 @@ def test_mistakes_come_before_anything_runs(arms, more, place, started, tmp_path
 
 def test_a_mistake_is_one_line_and_exit_2(place, tmp_path):
     began = time.monotonic()
-    done = subprocess.run(words(place, grid_file(tmp_path, '{"a": {"hiden": 32}}'), "never"), **CAPTURED, timeout=60)
+    command = words(place, grid_file(tmp_path, '{"a": {"hiden": 32}}'), "never")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 2 and done.stdout == "" and time.monotonic() - began < 20
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "toy.py:2" in done.stderr
 

@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from registries import read_config
 
 from lab import configurator
-from lab.configurator import UserError, error_line, parse, read_config
+from lab.configurator import UserError, error_line, parse
 
 HORIZONS = ("max_steps", "max_tokens", "max_minutes")
 

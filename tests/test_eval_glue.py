@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,18 +15,18 @@ from scipy import stats
 from sklearn import metrics as sk
 
 import eval_glue
-import train
 from encoders import Options
 from lab import floors, tasks
 from lab.configurator import UserError
 from lab.runs import load_run
 from model import ConceptModel
+from tests import training
 from tests.corpus import make_corpus, sentence
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--hidden=64", "--heads=2", "--intermediate=64", "--layers=2", "--concepts=8", "--vocab_size=0"]
 SMALL += ["--lengths=16", "--max_length=64", "--batch_size=8", "--micro_batch=0", "--eval_tokens=256", "--device=cpu"]
-SMALL += ["--whitening=0"]  # embeddings as the model makes them
+SMALL += ["--whitening=0", "--final_report=losses"]  # embeddings as the model makes them
 
 
 def variant(text, chance):
@@ -66,6 +67,13 @@ def write_tasks(folder):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer_resamples():
+    """Of each interval, which tests/test_floors.py compares with loops."""
+    with patch.object(floors.bootstrap, "__defaults__", (0, 200)):
+        yield
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a run, out/run, and task files, glue."""
@@ -73,7 +81,7 @@ def place(tmp_path_factory):
     make_corpus(here / "data" / "toy")
     config = str(ROOT / "config" / "quickstart.py")
     where = [f"--data_dir={here / 'data'}", "--dataset=toy", f"--out_dir={here / 'out' / 'run'}"]
-    assert train.main([config, *SMALL, *where, "--max_steps=2"]) == 0
+    assert training.main([config, *SMALL, *where, "--max_steps=2"]) == 0
     write_tasks(here / "glue")
     return here
 
@@ -349,12 +357,14 @@ def test_mistakes(flags, message, place, monkeypatch):
         judge(place, *flags)
 
 
-def test_a_sweep_over_concepts_and_iterations(place, capsys):
+def test_a_sweep_over_concepts_and_iterations(place, capsys, monkeypatch):
     """Each point is what one call with it alone gives; the twin is run in the same way."""
+    for name in ("RANDOM_SEEDS", "UNTRAINED_SEEDS"):
+        monkeypatch.setattr(floors, name, 2)
     out = place / "out" / "sweep"
     where = [f"--data_dir={place / 'data'}", "--dataset=toy", f"--out_dir={out}", "--max_steps=2"]
     shape = ["--encoder=recursive", "--iterations=3", "--nested=True", "--whitening=0.25"]
-    assert train.main([str(ROOT / "config" / "quickstart.py"), *SMALL, *where, *shape]) == 0
+    assert training.main([str(ROOT / "config" / "quickstart.py"), *SMALL, *where, *shape]) == 0
     capsys.readouterr()
     assert judge(place, "--tasks=stsb,mrpc", "--concepts=1,8", "--iterations=1,2", run="sweep") == 0
     header, _, *rows = (line for line in capsys.readouterr().out.splitlines() if line.startswith("|"))

@@ -9,7 +9,6 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 import eval_glue
-import train
 from decoders import DECODERS
 from heads import HEADS
 from lab import finetune, floors, tasks
@@ -19,8 +18,9 @@ from lab.finetune import FineTuning, batches, loss_of, shorten, stretched
 from lab.runs import load_run
 from lab.tasks import Pairs
 from model import ConceptModel, ModelConfig
+from tests import training
 from tests.corpus import make_corpus
-from tests.test_eval_glue import ROOT, SMALL, write_tasks
+from tests.test_eval_glue import ROOT, SMALL, fewer_resamples, write_tasks  # noqa: F401
 
 SHAPE = {"layers": 1, "hidden": 32, "heads": 2, "intermediate": 32, "concepts": 4, "max_length": 12, "vocab_size": 50}
 PAIRED = [name for name, head in HEADS.items() if head.apart]
@@ -32,7 +32,7 @@ def place(tmp_path_factory):
     here = tmp_path_factory.mktemp("tune")
     make_corpus(here / "data" / "toy")
     where = [f"--data_dir={here / 'data'}", "--dataset=toy", f"--out_dir={here / 'out' / 'run'}", "--compile=False"]
-    assert train.main([str(ROOT / "config/quickstart.py"), *SMALL, *where, "--max_steps=2"]) == 0
+    assert training.main([str(ROOT / "config/quickstart.py"), *SMALL, *where, "--max_steps=2"]) == 0
     write_tasks(here / "glue")
     (here / "glue/CoLA").mkdir()
     for split, n in (("train", 60), ("dev", 30)):

@@ -11,13 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import real_data
-from registries import MASK, SMALL, STRUCTURES, build, masked_problem, name
+from registries import MASK, SMALL, STRUCTURES, build, masked_problem, name, read_config
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from decoders import DECODERS
 from encoders import ENCODERS
 from geometry import input_share, rank_slot_centred
-from lab.configurator import read_config
 from model import ConceptModel, ModelConfig
 from problem import Problem
 

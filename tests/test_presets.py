@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from registries import read_config
 
-from lab.configurator import read_config
 from model import ModelConfig, measure
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives

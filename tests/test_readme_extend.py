@@ -52,13 +52,28 @@ def test_they_are_short_and_named_in_help(fork):
     assert all(re.search(rf"\b{name}\b", text) for name in names.values())
 
 
-@pytest.mark.parametrize("base", ["Encoder", "Objective"])
-def test_they_train(fork, base):
+TRAIN = """
+import json, sys, train
+from unittest.mock import patch
+with patch("lab.report.curves"), patch("lab.report.geometry_curves"):  # which take longer than all the rest
+    for words in json.loads(sys.argv[1]):
+        train.main(words)
+"""
+
+
+@pytest.fixture(scope="module")
+def out(fork):
+    """The folder of both runs, each with its class by name."""
     folder, names = fork
-    flag = f"--{base.lower()}={names[base]}"
-    out = folder / "out" / base
-    text = python(folder, "train.py", "config/quickstart.py", flag, f"--out_dir={out}", *SMALL.split())
-    assert "unigram floor" in text
+    flags = [[f"--{base.lower()}={name}", f"--out_dir=out/{base}"] for base, name in names.items()]
+    text = python(folder, "-c", TRAIN, json.dumps([["config/quickstart.py", *own, *SMALL.split()] for own in flags]))
+    assert text.count("unigram floor") == 2
+    return folder / "out"
+
+
+@pytest.mark.parametrize("base", ["Encoder", "Objective"])
+def test_they_train(out, base):
+    out = out / base
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     before, after = (record["val_loss"] for record in records if "val_loss" in record)
     assert records[-1]["step"] == 5 and after < before

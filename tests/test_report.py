@@ -15,20 +15,19 @@ STEPS = (0, 10, 20)
 @pytest.fixture
 def drawn(monkeypatch):
     """What stands in the axes of each picture: file name -> panel title -> label of a line -> its y values."""
-    seen, figure = {}, report.figure
+    seen, panels = {}, report.panels
 
     @contextmanager
-    def kept(path, columns=1, *args, **keys):
-        with figure(path, columns, *args, **keys) as axes:
-            yield axes
-            every = axes if columns > 1 else [axes]
+    def kept(path, *args):
+        with panels(path, *args) as every:
+            yield every
             seen[path.name] = {
                 one.get_title(): {line.get_label(): list(line.get_ydata()) for line in one.lines}
                 for one in every
                 if one.get_visible()
             }
 
-    monkeypatch.setattr(report, "figure", kept)
+    monkeypatch.setattr(report, "panels", kept)
     return seen
 
 

@@ -69,7 +69,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_back_to_a_checkpoint_and_on(kind, data, tmp_path):
     """As after a kill at step 5, of which everything later is forgotten; the learning rate falls all the while."""
-    more = ["--max_steps=10", "--log_interval=1", "--warmup=2", "--ckpt_steps=4", "--eval_interval=3", *KINDS[kind]]
+    more = ["--max_steps=10", "--log_interval=1", "--warmup=2", "--ckpt_steps=4", "--eval_interval=6", *KINDS[kind]]
     run(data, tmp_path / "whole", *more)
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     (tmp_path / "again/latest").write_text("ckpt_4\n")

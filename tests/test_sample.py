@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import sample
-import train
 from lab.configurator import UserError
 from lab.runs import load_run
+from tests import training
 from tests.corpus import make_corpus
 from tests.test_eval_glue import SMALL
 
@@ -21,7 +21,7 @@ def run(tmp_path_factory):
     here = tmp_path_factory.mktemp("sample")
     make_corpus(here / "data" / "toy")
     where = [f"--data_dir={here / 'data'}", "--dataset=toy", f"--out_dir={here / 'run'}"]
-    assert train.main([str(ROOT / "config" / "quickstart.py"), *SMALL, *where, "--max_steps=2"]) == 0
+    assert training.main([str(ROOT / "config" / "quickstart.py"), *SMALL, *where, "--max_steps=2"]) == 0
     return here / "run"
 
 
@@ -75,8 +75,8 @@ def others(tmp_path_factory):
     }.items():
         runs[name] = here / name
         where = [f"--data_dir={here / 'data'}", "--dataset=toy", f"--out_dir={runs[name]}", "--max_steps=2"]
-        flags = [str(ROOT / "config" / "quickstart.py"), *SMALL, *where, *flags, "--final_report=losses"]
-        assert train.main(flags) == 0
+        flags = [str(ROOT / "config" / "quickstart.py"), *SMALL, *where, *flags]
+        assert training.main(flags) == 0
     return runs
 
 

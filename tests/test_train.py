@@ -10,13 +10,14 @@ import time
 import pytest
 import torch
 from corpus import make_corpus
+from registries import read_config
 from safetensors.torch import load_file
 
 import sample
 import train
 from lab import distributed, optim
 from lab.command import NonFinite
-from lab.configurator import UserError, read_config
+from lab.configurator import UserError
 from lab.runs import RunFolder, load_run
 from model import ConceptModel
 from objectives import ObjectiveConfig, Objectives

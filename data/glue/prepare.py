@@ -41,11 +41,7 @@ OFFICIAL = {
     "rte": {"train": (1241, 1249), "dev": (131, 146)},
     "wnli": {"train": (323, 312), "dev": (40, 31)},
     "qnli": {"train": (52377, 52366), "dev": (2761, 2702)},
-    "mnli": {
-        "train": (130899, 130900, 130903),
-        "dev": (3479, 3123, 3213),
-        "dev_mismatched": (3463, 3129, 3240),
-    },
+    "mnli": {"train": (130899, 130900, 130903), "dev": (3479, 3123, 3213), "dev_mismatched": (3463, 3129, 3240)},
 }
 
 
@@ -73,17 +69,13 @@ def plain_pair(number, row, label):
     return number, row["sentence1"], row["sentence2"], label
 
 
-def sick(number, row, label):
-    return number, row["sentence_A"], row["sentence_B"], row["relatedness_score"], label.upper()
-
-
 HUB = {
     "stsb": Hub(GLUE, "stsb", TWO, lambda i, r, _: ("-", "-", "-", i, r["label"], r["sentence1"], r["sentence2"])),
     "sick": Hub(
         "RobZamp/sick",
         "default",
         THREE,
-        sick,
+        lambda i, r, label: (i, r["sentence_A"], r["sentence_B"], r["relatedness_score"], label.upper()),
         ("pair_ID", "sentence_A", "sentence_B", "relatedness_score", "entailment_judgment"),
         NLI,
     ),
@@ -195,12 +187,8 @@ def find(hub: Hub, split: str, folder: Path | None) -> list[Path]:
     raise UserError(f"{hub.repository} has no {hub.config} {split}, neither on {PARQUET} nor on main; give --from=DIR")
 
 
-def parquet_rows(hub: Hub, split: str, folder: Path | None) -> list[dict]:
-    """The rows of a split, each with the name of its label; none where the local folder has no such file."""
-    return [row for path in find(hub, split, folder) for row in rows_of(hub, path)]
-
-
 def rows_of(hub: Hub, path: Path) -> list[dict]:
+    """The rows of a file, each with the name of its label."""
     import pyarrow.parquet as pq
 
     try:
@@ -242,7 +230,8 @@ def lines(hub: Hub, rows: list[dict], quoted: bool) -> str:
 def from_parquet(name: str, folder: Path | None, to: Path) -> bool:
     """Writes the files of a task; False where the local folder has none of its splits."""
     hub, task = HUB[name], tasks.TASKS["sick_r" if name == "sick" else name]
-    found = {split: rows for split in hub.splits if (rows := parquet_rows(hub, split, folder))}
+    found = {split: [row for path in find(hub, split, folder) for row in rows_of(hub, path)] for split in hub.splits}
+    found = {split: rows for split, rows in found.items() if rows}
     if name == "mrpc" and len(found.keys() & {"train", "dev"}) == 1:
         warn("mrpc: train and dev are one file in the original layout, and one of them is missing; both are left out")
         found = {split: rows for split, rows in found.items() if split == "test"}
