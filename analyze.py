@@ -180,7 +180,7 @@ class Page:
         self.section("Singular values of a text's concepts")
         about = "slot-centred, mean over texts"
         self.picture("spectrum", report.spectra, lists("spectrum"), about)
-        self.section("Singular values of the mean concepts")
+        self.section("Singular values of the pooled concepts")
         self.picture("pooled", report.spectra, lists("pooled"), "over texts, centred")
         self.section("Which concepts resemble each other")
         for name in [name for name, one in self.columns.items() if len(one.shape["similarity"]) == 1]:
@@ -260,7 +260,9 @@ class Page:
         self.section("Texts in two dimensions, by topic")
         texts = self.texts.texts[:PLOTTED]
         topic, names = words.topics(self.texts.texts, self.texts.documents)
-        self.note("The two largest principal components of the mean concepts; topics: k-means of the documents' words.")
+        self.note(
+            "The two largest principal components of the pooled concepts; topics: k-means of the documents' words."
+        )
         points, near = {}, {}
         for name, one in self.columns.items():
             vectors = one.run.embed(texts).double()

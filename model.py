@@ -35,8 +35,8 @@ class ModelConfig:
     encoder: Annotated[Literal[tuple(ENCODERS)], f"how tokens become concepts. {described(ENCODERS)}"] = "perceiver"
     decoder: Annotated[
         Literal[(*DECODERS, "pooled", "none")],
-        f"how concepts become tokens. {described(DECODERS)}; pooled: The concepts' mean predicts all words (bow "
-        "alone); none: Nothing is predicted (contrastive alone)",
+        f"how concepts become tokens. {described(DECODERS)}; pooled: The pooled concepts predict all words (bow "
+        "alone); none: No token is predicted (contrastive, nextconcept)",
     ] = "posonly"
     layers: Annotated[int, "encoder layers"] = 6
     iterations: Annotated[int, "recursive: how often the shared layer is applied"] = 6
@@ -62,8 +62,8 @@ class ModelConfig:
     registers: Annotated[int, "latents besides the concepts, which no decoder sees"] = 0
     pooling: Annotated[
         Literal["mean", "attention"],
-        "how concepts become one vector of a text: their mean, or that weighted by a learned query (it needs bow, "
-        "contrastive or nextconcept, which train the query)",
+        "how concepts become one vector of a text: their mean, or that weighted by a learned query, which bow, "
+        "contrastive (view_similarity=mean) or nextconcept (next_target=spectral) must train",
     ] = "mean"
     predictor: Annotated[
         Literal["none", "concepts", "vectors"], "what is built to predict the next span; it follows from the objective"

@@ -92,7 +92,7 @@ class ObjectiveConfig:
     view_delete_rate: Annotated[float, "contrastive: share of a view's tokens deleted (deletion, both, unshared)"] = 0.4
     view_similarity: Annotated[
         Literal["mean", "maxsim"],
-        "contrastive: cosine of the mean concepts, or mean over concepts of the best cosine with one of the other's",
+        "contrastive: cosine of the pooled concepts, or mean over concepts of the best cosine with one of the other's",
     ] = "mean"
     temperature: Annotated[float, "contrastive: what cosines are divided by"] = 0.05
     diffusion_source: Annotated[
@@ -181,6 +181,7 @@ class Objective:
     one_document = False  # a row holds text of one document
     pairs = False  # rows 2i and 2i + 1 are adjacent spans of one document
     negatives = False  # the other rows of a forward, over all ranks, are its negatives
+    centres = False  # its targets less their mean over a forward
     by_idf = False  # tokens count by their idf
     by_words = False  # it needs to know which tokens begin a word
     by_phrases = False  # it needs to know the collocations
@@ -467,13 +468,14 @@ class NextConcept(Objective):
     flows (as in SimSiam, Chen & He 2021, arXiv:2011.10566).
     spectral: a linear of the pooled concepts against the idf-weighted mean of the next span's token vectors, which are
     those of lab/spectral.py and never change.
-    The loss of both is losses.centred_cosine, over the rows of one forward. With `concepts` alone the encoder may
+    The loss of both is losses.centred_cosine, over the rows of one forward (another cut into micro-batches gives
+    another loss). With `concepts` alone the encoder may
     collapse: to say little that is easily foretold. The loss then falls while rank_slot_centred, rank_pooled and
     input_share fall with it; hence it is meant in a sum, such as bow + 2*nextconcept.
     """
 
     predicts = "concepts"
-    group, one_document, pairs = 2, True, True
+    group, one_document, pairs, centres = 2, True, True, True
     floor_name, unit = "chance", "1 - cosine"
     uses = {"next_target"}
 
@@ -526,6 +528,8 @@ class Objectives:
         self.one_document = any(part.one_document for part in self.parts)
         self.pairs = any(part.pairs for part in self.parts)
         self.negatives = any(part.negatives for part in self.parts)
+        self.centres = any(part.centres for part in self.parts)
+        self.unit = " + ".join(dict.fromkeys(part.unit for part in self.parts))
         self.by_idf = any(part.by_idf for part in self.parts)
         self.by_words = any(part.by_words for part in self.parts)
         self.by_phrases = any(part.by_phrases for part in self.parts)

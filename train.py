@@ -166,6 +166,8 @@ class Settings:
             raise UserError(
                 f"objective={objectives.text!r} trains no pooling; write pooling='mean', or add '+ 0.1*bow'"
             )
+        if config.frozen_decoder and objectives.predicts != "positions":
+            raise UserError(f"objective={objectives.text!r} trains through no decoder, so none is frozen; add 'tsdae'")
         if config.frozen_decoder:
             shape.token_init = "random"  # the table is the other run's
         for text in settings.regulariser.warnings(shape.concepts, shape.hidden):
@@ -452,7 +454,7 @@ class Trainer:
         if self.world.rank == 0:
             self.out.log(step=self.step, **numbers)
             floors = self.validation.floors(self.train_text, self.val_text)
-            report.curves(self.out.metrics(), floors, self.out.path / "curves.png")
+            report.curves(self.out.metrics(), floors, self.out.path / "curves.png", self.objectives.unit)
             self.out.draw_geometry()
             report.weight_curves(self.out.metrics(), self.out.path / "weights.png")
         shown = ", ".join(f"{k} {v:.4g}" if k != "verdict" else v for k, v in numbers.items())
@@ -565,6 +567,8 @@ def main(argv) -> int:
     make_plan(config, settings.objectives, world.size)
     out = RunFolder(config.out_dir or Path("out") / settings.preset)
     there = world.on_rank0(lambda: out.look(config.resume, config.init_from or config.frozen_decoder))
+    if config.frozen_decoder and there["fresh"]:
+        world.on_rank0(lambda: runs.check_frozen(config.frozen_decoder, settings.model))
     if there["config"] and config.dtype == "auto":
         world = replace(world, dtype=there["config"]["dtype"])  # decided once, when the run began
     signals = Signals(world)

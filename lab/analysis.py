@@ -223,6 +223,7 @@ def capacity(run: LoadedRun, ids: Tensor, steps: int = STEPS) -> dict[str, dict[
     free = concepts.clone().requires_grad_()
     optimizer = torch.optim.Adam([free], lr=RATE * concepts.square().mean().sqrt().item(), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.requires_grad_(False)
         for _ in range(steps):
@@ -231,7 +232,8 @@ def capacity(run: LoadedRun, ids: Tensor, steps: int = STEPS) -> dict[str, dict[
             optimizer.step()
             schedule.step()
     finally:
-        model.requires_grad_(True)
+        for parameter in trained:
+            parameter.requires_grad_(True)
     found["free"] = worth(run, free.detach(), ids)
     ways = {key: found["free"][key] - found["mean"][key] for key in found["free"]}
     found["share"] = {

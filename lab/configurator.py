@@ -241,7 +241,8 @@ def unknown_key(key, where, keys):
 def wrong_type(key, value, where, field):
     choices = [choice for kind in field.kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     near = nearest(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else None
-    hint = f"did you mean {near}?" if near else f"write a value like {field.default!r}"
+    like = "see --help" if field.default == () else f"write a value like {field.default!r}"
+    hint = f"did you mean {near}?" if near else like
     return UserError(f"{where}: {key} must be {describe(field.kinds)}, not {reprlib.repr(value)}; {hint}")
 
 

@@ -46,13 +46,16 @@ class Plan:
         return self.mixes[part_of(step, horizon, len(self.mixes))] if self.mixes else ()
 
     def drawn(self, objectives: Objectives) -> list[tuple[tuple[int, int], Objectives, float]]:
-        """(shape, what is trained, how often: 1 on average) of each length in each part of training that draws it."""
+        """(shape, what is trained, how often: 1 a part of training on average) of each length at each rate it is drawn
+        with: as many static shapes."""
         plateaus, L = objectives.plateaus(), len(self.lengths)
         often = L * np.array(self.mixes or [[1 / L] * L])
         often = np.broadcast_to(often, (PLATEAUS, L)).reshape(len(plateaus), -1, L).mean(1)
-        every = itertools.product(enumerate(self.shapes()), enumerate(plateaus))
-        cells = [(shape, now, float(often[j, i])) for (i, shape), (j, now) in every]
-        return [cell for cell in cells if cell[2] > 0]
+        cells = {}
+        for (i, shape), (j, now) in itertools.product(enumerate(self.shapes()), enumerate(plateaus)):
+            key = shape, *(getattr(now.config, rate) for rate in RATES if rate in objectives.uses)
+            cells[key] = shape, now, cells.get(key, (0, 0, 0.0))[2] + float(often[j, i])
+        return [cell for cell in cells.values() if cell[2] > 0]
 
 
 def part_of(step: int, horizon: int, parts: int) -> int:
@@ -98,6 +101,11 @@ def make_plan(config, objectives: Objectives, ranks: int) -> Plan:
             raise UserError(
                 f"objective={objectives.text!r} needs rows in groups of {objectives.group}, but a rank has {rows} rows "
                 f"of length {n}; write a batch_size of which every rank has a multiple"
+            )
+        if objectives.centres and rows < 2 * objectives.group:
+            raise UserError(
+                f"objective={objectives.text!r} tells the next spans of a forward apart, but a rank has {rows} rows of "
+                f"length {n}; write a batch_size and micro_batch of which it has {2 * objectives.group}"
             )
     if objectives.negatives and share > micro:
         raise UserError(f"{objectives.text} tells a row from all others of one forward; write micro_batch=0")
@@ -147,22 +155,22 @@ def cost(plan: Plan, model: ModelConfig, objectives: Objectives, frozen: bool = 
                 raise
             raise UserError("a tensor of this model would have more than 2^63 bytes; write smaller sizes") from None
         total += 3 * share * modules["Global"]
-        if objectives.predictor == "concepts":
-            total -= 2 * share * measure(model, partial(targets, shape, turn, options, now))[1]["Global"]
+        last = model.backprop_iterations if "iterations" in ENCODERS[model.encoder].uses else 0
+        learnt = options._replace(iterations=last) if 0 < last < (options.iterations or model.iterations) else options
+        if learnt != options:
+            with_gradient = measure(model, partial(forward, shape, turn, learnt, now))[1]
+            total -= 2 * share * (modules["Global"] - with_gradient["Global"])
+        if objectives.predictor == "concepts":  # what the line above has left of them
+            total -= 2 * share * measure(model, partial(targets, shape, turn, learnt, now))[1]["Global"]
         if frozen:
             modules_after = measure(model, partial(after_concepts, shape, turn, options, now))[1]
             total -= share * (modules_after["Global"] - modules_after.get("pooling", 0))
-        last = model.backprop_iterations if "iterations" in ENCODERS[model.encoder].uses else 0
-        if 0 < last < (options.iterations or model.iterations):
-            _, with_gradient = measure(model, partial(forward, shape, turn, options._replace(iterations=last), now))
-            total -= 2 * share * (modules["Global"] - with_gradient["Global"])
     return parameters, total / (plan.micro_tokens * len(plan.lengths))
 
 
 def count_shapes(plan: Plan, model: ModelConfig, objectives: Objectives) -> int:
     """How many a run compiles."""
-    there = {(shape, *(getattr(now.config, key) for key in RATES)) for shape, now, _ in plan.drawn(objectives)}
-    return len(there) * len(model.variants()) * objectives.cycle
+    return len(plan.drawn(objectives)) * len(model.variants()) * objectives.cycle
 
 
 def encoding_flops(model: ModelConfig, length: int, options: Options = AS_CONFIGURED) -> float:

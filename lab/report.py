@@ -50,7 +50,7 @@ def legend(axes):
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, frameon=False, fontsize="small")
 
 
-def curves(metrics: list[dict], floors: dict[str, float], path: Path):
+def curves(metrics: list[dict], floors: dict[str, float], path: Path, unit: str = "nats"):
     """metrics.jsonl's records -> curves.png: losses over steps, of several lengths and kinds, and what the concepts add
     to them; nothing where there are none. floors: key -> the loss of guessing without the text, a dashed line in the
     colour of its curve."""
@@ -68,7 +68,7 @@ def curves(metrics: list[dict], floors: dict[str, float], path: Path):
         return
     with panels(path, len(wanted), 5.5, 4.4) as every:
         for axes, (title, (drawn, bounded)) in zip(every, wanted.items(), strict=True):
-            axes.set(xlabel="step", ylabel="nats per scored token", title=title)
+            axes.set(xlabel="step", ylabel=f"{unit} per scored token" if unit == "nats" else unit, title=title)
             if title == "loss" and trained[0]:
                 axes.plot(*trained, label="training", color="0.75", lw=1)
             for i, key in enumerate(drawn):

@@ -314,28 +314,32 @@ def load_part(model: ConceptModel, theirs: dict[str, Tensor], part: str, run: st
     }
 
 
-def frozen_weights(run: str, model: ModelConfig, tokenizer_hash: str, out: RunFolder) -> dict[str, Tensor] | None:
-    """All tensors of a run's latest checkpoint, for ConceptModel.freeze_decoder; None where no run is named, or `out`
-    has a checkpoint of its own. UserError where its decoder is not of this configuration."""
-    if not run or out.pointer("latest") is not None:
-        return None
-    if model.predicts != "positions":
-        raise UserError(f"frozen_decoder={run}: the objective trains through no decoder; write one, such as tsdae")
+def check_frozen(run: str, model: ModelConfig):
+    """UserError where a run's decoder is not of this configuration, whatever the text."""
     theirs = RunFolder(run).config()
-    if theirs.get("tokenizer_hash") != tokenizer_hash:
-        raise UserError(f"frozen_decoder={run} has another tokenizer; write --dataset={theirs.get('dataset')}")
-    same = {"decoder", "hidden", "token_dim", "vocab_size", "max_length", "tied", "init", "seeds_faithful"}
+    same = {"decoder", "hidden", "token_dim", "max_length", "tied", "init", "seeds_faithful"}
     for key in sorted(same | DECODERS[model.decoder].uses - {"word_dropout", "concept_position"}):
         if theirs.get(key) != getattr(model, key):
             what = f"{key}={theirs.get(key)}, this run {getattr(model, key)}"
             raise UserError(f"frozen_decoder={run} has {what}; write --{key}={theirs.get(key)}, or take another run")
+
+
+def frozen_weights(run: str, model: ModelConfig, tokenizer_hash: str, out: RunFolder) -> dict[str, Tensor] | None:
+    """Tensors of a run's latest checkpoint, for ConceptModel.freeze_decoder; None where no run is named, or `out` has a
+    checkpoint of its own. UserError where they do not fit."""
+    if not run or out.pointer("latest") is not None:
+        return None
+    check_frozen(run, model)
+    theirs = RunFolder(run).config()
+    if theirs.get("tokenizer_hash") != tokenizer_hash:
+        raise UserError(f"frozen_decoder={run} has another tokenizer; write --dataset={theirs.get('dataset')}")
     weights = load_tensors(warm_start_file(run))
     with FakeTensorMode():
         ours = ConceptModel(model).state_dict()
     kept = {k for k in ours.keys() | weights.keys() if k.startswith(AFTER_CONCEPTS)}
     if wrong := sorted(k for k in kept if k not in ours or k not in weights or ours[k].shape != weights[k].shape):
         raise UserError(f"frozen_decoder={run}: its {wrong[0]} does not fit this model; take a run of the same decoder")
-    return weights
+    return {k: weights[k] for k in kept}
 
 
 def run_id(preset: str, model: ModelConfig) -> str:

@@ -237,7 +237,7 @@ def final_table(numbers: dict[str, float], validation: Validation, train: datase
     if "delta_shuffle" in numbers:
         rows.append(["added by another row's concepts, longest rows", numbers["delta_shuffle"], 0.0])
     kinds = dict.fromkeys(part.floor_name for part in objectives.parts)
-    return table(["nats", "loss", ", ".join(kinds)], rows)
+    return table([objectives.unit, "loss", ", ".join(kinds)], rows)
 
 
 @torch.no_grad()

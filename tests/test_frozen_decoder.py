@@ -141,7 +141,7 @@ MISTAKES = {
     "--hidden=32": "has hidden=64, this run 32; write --hidden=64",
     "--tied=False": "has tied=True, this run False; write --tied=True",
     "--dataset=other": "has another tokenizer; write --dataset=toy",
-    "--objective=bow": "the objective trains through no decoder; write one, such as tsdae",
+    "--objective=bow": "trains through no decoder, so none is frozen; add 'tsdae'",
     "--concept_position=cope": "does not fit this model; take a run of the same decoder",
 }
 

@@ -11,11 +11,13 @@ from torch.utils.flop_counter import flop_registry
 import losses
 from encoders import Options
 from lab import dataset, spectral
-from lab.plan import Plan, cost
+from lab.configurator import UserError
+from lab.plan import Plan, cost, make_plan
 from lab.runs import TOKEN_VECTORS, RunFolder, load_run
 from model import ModelConfig
 from objectives import ObjectiveConfig, Objectives
 from tests.training import BRIEF, arguments, assert_same_checkpoint, assert_same_run, run, run_ranks
+from train import TrainConfig
 
 SPECTRAL = dict(objective="nextconcept", next_target="spectral")
 CONCEPTS = dict(objective="nextconcept")
@@ -130,14 +132,31 @@ def test_targets_cost_one_forward():
     """What a counter sees in a real step: nothing is derived through the targets."""
     B, N = 4, 12
     keys = dict(layers=2, hidden=16, heads=2, intermediate=24, concepts=6, max_length=N, vocab_size=40)
-    for given in CONCEPTS, SPECTRAL, dict(objective="0.5*tsdae + nextconcept"):
+    deep = dict(encoder="recursive", iterations=4, backprop_iterations=2)
+    for given, also in (
+        (CONCEPTS, {}),
+        (SPECTRAL, {}),
+        (dict(objective="0.5*tsdae + nextconcept"), {}),
+        (CONCEPTS, deep),
+    ):
         objectives, problems = make_problems(B=B, N=N, **given)
-        model = build(**built_for(objectives))
+        model = build(**built_for(objectives), **also)
         with sdpa_kernel(SDPBackend.MATH), Counter() as counter:
             objectives.total(objectives.losses(*model(*problems), problems)).backward()
-        shape = ModelConfig(**keys, **built_for(objectives))
+        shape = ModelConfig(**keys, **built_for(objectives), **also)
         parameters, flops = cost(Plan((N,), B * N, B * N, 1), shape, objectives)
-        assert flops * B * N == counter.total and parameters == model.num_parameters()
+        assert (
+            flops * B * N == pytest.approx(counter.total, rel=0.02 if also else 0)
+            and parameters == model.num_parameters()
+        )
+
+
+def test_one_pair_a_forward_is_refused():
+    """Less its mean, its one target is nothing."""
+    objectives = make_problems(B=4, N=12, **CONCEPTS)[0]
+    with pytest.raises(UserError, match="write a batch_size and micro_batch of which it has 4"):
+        make_plan(TrainConfig(lengths=(16,), batch_size=4, micro_batch=2, max_steps=1), objectives, 1)
+    assert make_plan(TrainConfig(lengths=(16,), batch_size=4, max_steps=1), objectives, 1).tokens == 64
 
 
 # ---- in train.py

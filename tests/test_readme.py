@@ -87,6 +87,28 @@ def test_the_file_table_is_the_tree():
     assert {path.name for path in there} - {"__init__.py"} == named
 
 
+def test_files_import_files_above_them():
+    """In the table of the mathematics and in that of the lab; a row's files may import each other."""
+    for folder, prefix in ((ROOT, ""), (ROOT / "lab", "lab.")):
+        rows = [re.findall(r"`(\w+)\.py`", row.split("|")[1]) for row in README.splitlines() if row.startswith("| `")]
+        above = set()
+        for row in rows:
+            row = [name for name in row if (folder / f"{name}.py").is_file()]
+            above |= set(row)
+            for name in row:
+                text = (folder / f"{name}.py").read_text()
+                found = re.findall(
+                    rf"^from {re.escape(prefix)}(\w+) import|^import {re.escape(prefix)}(\w+)", text, re.M
+                )
+                found += [
+                    (x.strip(), "")
+                    for names in re.findall(r"^from lab import (.*)", text, re.M)
+                    for x in names.split(",")
+                ]
+                own = {a or b for a, b in found if (folder / f"{a or b}.py").is_file()}
+                assert own <= above, (name, own - above)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "config")))
 def test_every_config_loads(path):
     """As train.py reads it, or compare.py each arm of a grid; it begins with what it is for."""

@@ -1,5 +1,6 @@
 """
-Many narrow concepts or few wide ones? (E6) C times H^2 is about the same for all arms, and so are their FLOPs.
+Many narrow concepts or few wide ones? (E6) C times H^2 is about the same for all arms, and their FLOPs a token lie
+within 40 %; the budget is equal.
 
 Predicted, without a source: the reconstruction is best at C = N/4 to N/2 (16 and 32 of 64 tokens), STS-B is flat beyond
 C = 8; nested concepts cost little. Tokens are 64 wide in every arm, so that the vocabulary head costs the same. Ten

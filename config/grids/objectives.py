@@ -27,6 +27,8 @@ arms = {
     "prefix": {"objective": "prefix"},
     "prefix_next": {"objective": "prefix", "prefix_source": "next"},
     "bow": {"objective": "bow", "bow_source": "row", "decoder": "pooled"},
+    "bow_next": {"objective": "bow", "bow_source": "row", "bow_target": "next", "decoder": "pooled"},
+    "bow_both": {"objective": "bow", "bow_source": "row", "bow_target": "both", "decoder": "pooled"},
     "contrastive": {"objective": "contrastive", "decoder": "none"},
     "tsdae_bow_contrastive": {"objective": "tsdae + bow + 0.1*contrastive"},
     "bow_attention": {"objective": "bow", "bow_source": "row", "decoder": "pooled", "pooling": "attention"},
