@@ -5,6 +5,7 @@ import math
 import random
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -295,9 +296,10 @@ def test_majorities_of_the_real_tasks(real_data):
         ("mnli", "dev", 35.4),
         ("rte", "dev", 52.7),
     ]:
-        pairs = tasks.Pairs(name, tasks.load_task(name, real_data("glue")))
+        labels = tasks.load_task(name, real_data("glue"))[split].labels
+        pairs = SimpleNamespace(scored=[split], labels={split: labels})  # of some tasks no other split is there
         predictions = floors.majority(pairs)[split]["predictions"][0]
-        assert 100 * tasks.accuracy(predictions, pairs.labels[split]) == pytest.approx(share, abs=0.06)
+        assert 100 * tasks.accuracy(predictions, labels) == pytest.approx(share, abs=0.06)
 
 
 # ---- retrieval

@@ -89,8 +89,9 @@ def test_embed_does_not_depend_on_padding_or_batch(base, capsys):
 def test_every_preset_trains_shrunk(path, data, tmp_path):
     """H 64, N 64: two steps, after which AdamW has seen a gradient for every parameter."""
     lengths = ["--lengths=64", "--delete_rate=0.3", "--max_steps=2", "--eval_interval=0", "--warmup=0", "--init_from="]
-    if read_config(path, ROOT).get("token_dim", (0,))[0]:
-        lengths.append("--token_dim=16")
+    given = read_config(path, ROOT)
+    lengths += ["--token_dim=16"] if given.get("token_dim", (0,))[0] else []
+    lengths += ["--length_mix=1"] if "length_mix" in given else []
     assert run(data, tmp_path / "run", *lengths, preset=path.stem) == 0
     optimizer = torch.load(tmp_path / "run/ckpt_2/optim.pt", weights_only=True)
     shape = json.loads((tmp_path / "run/config.json").read_text())
