@@ -366,7 +366,7 @@ class Contrastive(Objective):
         ids, documents, views, rate = rows.ids, rows.documents, self.config.views, self.config.view_delete_rate
         first, second, group = ids, ids, documents
         if views == "adjacent":
-            first, second, group = ids[0::2], ids[1::2], documents[0::2]
+            (first, second), group = rows.spans(), documents[0::2]
         if views == "disjoint":
             first, second = ids[:, : ids.shape[1] // 2], ids[:, -(ids.shape[1] // 2) :]
         if views == "unshared":

@@ -149,8 +149,8 @@ def interpolate(run, config, part, *texts):
 
 def swap(run, config, part, *texts):
     ids = [run.read(text) for text in texts]
-    concepts, half = [run.model.encode(x) for x in ids], run.model.encode(ids[0]).shape[1] // 2
-    records = []
+    concepts = [run.model.encode(x) for x in ids]
+    half, records = concepts[0].shape[1] // 2, []
     for i in (0, 1):  # as long as the text that gives the first half
         mixed = torch.cat([concepts[i][:, :half], concepts[1 - i][:, half:]], 1)
         predicted = run.model.generate(mixed, ids[i].shape[1], config.temperature)

@@ -166,9 +166,10 @@ class Settings:
             raise UserError(
                 f"objective={objectives.text!r} trains no pooling; write pooling='mean', or add '+ 0.1*bow'"
             )
-        if config.frozen_decoder and objectives.predicts != "positions":
-            raise UserError(f"objective={objectives.text!r} trains through no decoder, so none is frozen; add 'tsdae'")
         if config.frozen_decoder:
+            if objectives.predicts != "positions":
+                what = f"objective={objectives.text!r} trains through no decoder, so none is frozen"
+                raise UserError(f"{what}; add 'tsdae'")
             shape.token_init = "random"  # the table is the other run's
         for text in settings.regulariser.warnings(shape.concepts, shape.hidden):
             warn(text)

@@ -1,5 +1,5 @@
 """
-Masked LM on OpenWebText and Wikipedia for two cores: perceiver_mlm_cpu on the text of owtwiki_mlm_l6.
+Masked LM on OpenWebText and Wikipedia for two cores: perceiver_mlm_cpu on the text that the seeds planned (their B1).
 
 One shard of each is plenty. Put them into DIR as they lie on the hub (DIR/Skylion007/openwebtext/plain_text/ and
 DIR/wikimedia/wikipedia/20231101.en/), or leave --local out and have all 33 GB streamed. bpe: is trained on the first

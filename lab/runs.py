@@ -314,14 +314,15 @@ def load_part(model: ConceptModel, theirs: dict[str, Tensor], part: str, run: st
     }
 
 
-def check_frozen(run: str, model: ModelConfig):
-    """UserError where a run's decoder is not of this configuration, whatever the text."""
+def check_frozen(run: str, model: ModelConfig) -> dict:
+    """The config of a run; UserError where its decoder is not of this configuration, whatever the text."""
     theirs = RunFolder(run).config()
     same = {"decoder", "hidden", "token_dim", "max_length", "tied", "init", "seeds_faithful"}
     for key in sorted(same | DECODERS[model.decoder].uses - {"word_dropout", "concept_position"}):
         if theirs.get(key) != getattr(model, key):
             what = f"{key}={theirs.get(key)}, this run {getattr(model, key)}"
             raise UserError(f"frozen_decoder={run} has {what}; write --{key}={theirs.get(key)}, or take another run")
+    return theirs
 
 
 def frozen_weights(run: str, model: ModelConfig, tokenizer_hash: str, out: RunFolder) -> dict[str, Tensor] | None:
@@ -329,8 +330,7 @@ def frozen_weights(run: str, model: ModelConfig, tokenizer_hash: str, out: RunFo
     checkpoint of its own. UserError where they do not fit."""
     if not run or out.pointer("latest") is not None:
         return None
-    check_frozen(run, model)
-    theirs = RunFolder(run).config()
+    theirs = check_frozen(run, model)
     if theirs.get("tokenizer_hash") != tokenizer_hash:
         raise UserError(f"frozen_decoder={run} has another tokenizer; write --dataset={theirs.get('dataset')}")
     weights = load_tensors(warm_start_file(run))

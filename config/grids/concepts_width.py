@@ -4,7 +4,7 @@ within 40 %; the budget is equal.
 
 Predicted, without a source: the reconstruction is best at C = N/4 to N/2 (16 and 32 of 64 tokens), STS-B is flat beyond
 C = 8; nested concepts cost little. Tokens are 64 wide in every arm, so that the vocabulary head costs the same. Ten
-runs, about three minutes of one thread each.
+runs, about three minutes of one thread each by estimate.
 
     python compare.py config/grids/concepts_width.py --data=DIR     # DIR holds STS-B/ and SICK/
 """

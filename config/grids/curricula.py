@@ -3,7 +3,7 @@ Curricula: does it help to begin with few hidden tokens, short spans or short ro
 
 Predicted (the seeds): from 15 % in short spans to 40 % in long ones beats both ends. Nothing measured says so: masked
 LM at a constant 40 % is as good as at 15 % (Wettig et al. 2023, arXiv:2202.08005). The arms' losses are those of other
-rates: compare val_loss_mlm15 and the tasks. Fourteen runs, two to three minutes of one thread each.
+rates: compare val_loss_mlm15 and the tasks. Fourteen runs, two to three minutes of one thread each by estimate.
 
     python compare.py config/grids/curricula.py --data=DIR     # DIR holds STS-B/ and SICK/
 """

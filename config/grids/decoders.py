@@ -4,7 +4,7 @@ Does a strong decoder make poor concepts? (E10) One, two and four layers of posi
 Predicted, after TSDAE (Wang et al. 2021, arXiv:2104.06979): with strength the loss falls, and so do STS-B and what
 another row's concepts cost (delta_shuffle); half of the words before dropped (Bowman et al. 2016, arXiv:1511.06349)
 brings both back. Losses of the two kinds do not compare: a causal decoder sees the words before. Eighteen runs of a few
-hundred steps (every position is scored), four to five minutes of one thread each.
+hundred steps (every position is scored), four to five minutes of one thread each by estimate.
 
     python compare.py config/grids/decoders.py --data=DIR     # DIR holds STS-B/ and SICK/
 """

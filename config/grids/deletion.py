@@ -3,7 +3,7 @@ How much to delete, and do survivors keep their places? (E9) TSDAE at four rates
 
 Predicted, after TSDAE (Wang et al. 2021, arXiv:2104.06979: 0.6): 0.6 is best where survivors close up; after SpanBERT
 (arXiv:1907.10529): masked spans are worth a point over masked tokens. Survivors in place tell the decoder where the
-gaps are: lower losses, worse similarity. Twenty runs, two to three minutes of one thread each.
+gaps are: lower losses, worse similarity. Twenty runs, two to three minutes of one thread each by estimate.
 
     python compare.py config/grids/deletion.py --data=DIR     # DIR holds STS-B/ and SICK/
 """

@@ -4,7 +4,8 @@ and 2,048 tokens: reconstruction at equal FLOPs beside the dense control, the se
 
 Predicted, from FLOPs of deep models: dense is cheaper below N = 1,000 or so, dearer above. Counted here, at two layers:
 its FLOPs a token are 1.6 times the perceiver's at 512 and 2.0 times at 2,048. Not here: 16,384 tokens, and finding a
-passkey in them. Ten runs, about five minutes of one thread each; tokens/s and memory alone, up to 8,192, by bench.py:
+passkey in them. Ten runs, about five minutes of one thread each by estimate; tokens/s and memory alone, up to 8,192, by
+bench.py:
 
     python compare.py config/grids/long_rows.py     # needs no task files
     python bench.py config/bixt_cpu.py --lengths=512,2048,8192 --batch=1
