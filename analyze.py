@@ -12,7 +12,7 @@ validation text where the prepared data are, else those rows too.
 """
 
 import json
-import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -24,9 +24,9 @@ import geometry
 from lab import attention, command, probes, report, words
 from lab.analysis import Analysis, analyse, between, capacity, judge_of, nearest, numbers_of, same_texts, samples
 from lab.command import say
-from lab.configurator import UserError, parse
-from lab.files import write_atomic
-from lab.runs import LoadedRun, OneRun, RunFolder
+from lab.configurator import parse
+from lab.files import locked, write_atomic
+from lab.runs import LoadedRun, OneRun
 from lab.validation import Judge
 
 ROOT = Path(__file__).resolve().parent
@@ -342,22 +342,17 @@ def checked(run: LoadedRun, rows: Tensor, quick: bool) -> tuple[Analysis | None,
     return one, findings(run, one.numbers)
 
 
-def folder_of(config: AnalyzeConfig) -> Path:
-    """Where the report goes; it can be written."""
-    folder = RunFolder(config.run).path / "analysis" / ("compare" if config.compare else "")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); make room for it in the run folder") from None
-
-
 def main(argv) -> int:
     parsed = parse(argv, AnalyzeConfig, prog="analyze.py", doc=__doc__, root=ROOT, positional=False)
     config = parsed.make(AnalyzeConfig)
     runs = {path: config.load(path) for path in config.compare} or {"trained": config.load()}
-    folder = None if config.quick else folder_of(config)
+    folder = Path(config.run) / "analysis" / ("compare" if config.compare else "")
+    with nullcontext() if config.quick else locked(folder, "analyse a copy of the run folder"):
+        return report_on(config, runs, folder)
+
+
+def report_on(config: AnalyzeConfig, runs: dict[str, LoadedRun], folder: Path) -> int:
+    """Measures runs, prints what is found and, unless it is a quick check, writes all; returns the exit code."""
     columns, found = {}, []
     for (name, run), rows in zip(runs.items(), same_texts([*runs.values()], ROWS), strict=True):
         columns[name], wrong = checked(run, rows, config.quick)

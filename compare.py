@@ -16,7 +16,6 @@ Medians of the seeds with their spread; scores beside their floors; and for each
 arm on the dev sets, "better", "worse" or "undecided" by a bootstrap over the pairs of texts.
 """
 
-import fcntl
 import io
 import os
 import re
@@ -35,10 +34,10 @@ import torch
 from lab import command, dataset, floors, grids, tasks
 from lab.command import say
 from lab.configurator import UserError, parse, read_layers, show
-from lab.files import read_json
+from lab.files import locked, read_json
 from lab.plan import HORIZONS
 from lab.registry import registry, run_numbers
-from lab.runs import RunFolder
+from lab.runs import RunFolder, completed
 
 ROOT = Path(__file__).resolve().parent
 
@@ -197,16 +196,6 @@ class Children:
         return 128 + self.received if self.received else code
 
 
-def take_lock(lock):
-    """A compare.py that was killed outright may have left a process that still trains; two would spoil the run. The
-    lock is let go when we and the last of our processes have ended."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        say(f"{show(lock.name)} is in use, perhaps by a run of a killed compare.py; waiting for its end")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-
-
 DERIVED = {"parameters", "train_flops_per_token", "tokens_per_step", "shapes", "vocab_size", "out_dir", "seed"}
 
 
@@ -218,15 +207,7 @@ class Comparison:
         self.folder = Path(config.out) / "compare" / grid.name
         self.names = check_tasks(grid, data)
         self.resolved = check_arms(grid, config.data_dir)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.folder / ".lock", "w")
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({error.strerror}); give another --out") from None
-        take_lock(self.lock)
         self.runs, self.failed, self.trained = {}, {}, {}
-        with suppress(LookupError, TypeError, ValueError):  # not there, or damaged: train.py sees what is done
-            self.trained = dict(read_json(self.folder / "results.json", "the results")["trained"])
         self.children, self.results_lock = Children(), threading.Lock()
         self.ended = 0  # an exit code: nothing new is begun
         self.text = ""  # the report, where it is of all that is done
@@ -234,7 +215,7 @@ class Comparison:
     def start(self, device: str, *words) -> int:
         """A command of ours; what it prints is progress here, and goes to standard error."""
         environ = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
-        return self.children.run(words, stdout=2, pass_fds=[self.lock.fileno()], env=environ)
+        return self.children.run(words, stdout=2, env=environ)
 
     def do(self, run: str, arm: str, seed: int, device: str) -> int:
         """Trains and judges one run as far as that is not done; returns the exit code of what failed, or 0."""
@@ -295,7 +276,9 @@ class Comparison:
                     self.failed[run], self.text = code, ""
 
     def run_all(self) -> int:
-        """Returns the exit code."""
+        """Returns the exit code. The folder is locked; so does each run with its own, whoever started it."""
+        with suppress(LookupError, TypeError, ValueError):  # not there, or damaged: train.py sees what is done
+            self.trained = dict(read_json(self.folder / "results.json", "the results")["trained"])
         self.queue, free = enumerate(self.grid.runs(), 1), devices(self.resolved)
         data = {keys["data_dir"] or ROOT / "data" for keys in self.resolved.values() if keys["dataset"] == "pydocs"}
         for folder in data if len(free) > 1 else ():  # once, before each of the first runs would make them
@@ -318,7 +301,7 @@ def evaluation(out: RunFolder, name: str) -> dict:
 def judged(out: RunFolder, name: str) -> bool:
     """The latest checkpoint has scores and answers in eval/, by present definitions, embedded as its config says."""
     with suppress(UserError, KeyError):
-        record, config = evaluation(out, name), out.config()
+        record, config = evaluation(out, name), completed(out.config(), out.path)
         present = [config["run_id"], f"ckpt_{out.pointer('latest')}", floors.VERSION]
         present += [config["remove_directions"], config["whitening"]]
         found = [record[key] for key in ("run_id", "checkpoint", "version")]
@@ -353,7 +336,7 @@ def main(argv) -> int:
         return registry(Path(config.out))
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
     comparison = Comparison(read_grid(parsed.configs[0]), config, data)
-    with comparison.lock:
+    with locked(comparison.folder, "give another --out"):
         return comparison.run_all()
 
 

@@ -44,7 +44,7 @@ from lab import command, dataset, floors, tasks
 from lab.command import say
 from lab.configurator import UserError, parse, warn
 from lab.contamination import contamination
-from lab.files import write_atomic
+from lab.files import locked, write_atomic
 from lab.finetune import RATES, RECIPES, FineTuning, check
 from lab.huggingface import is_reference, load_reference
 from lab.plan import encoding_flops
@@ -351,8 +351,14 @@ def main(argv) -> int:
         parsed.unused(POSTPROCESSING, "by mode = 'fine_tune'")
         for pairs in loaded:
             check(run, pairs, config)
+    with locked(Path(config.run) / "eval", "judge a copy of the run folder"):
+        return evaluate(config, run, loaded, others)
+
+
+def evaluate(config: EvalConfig, run: LoadedRun, loaded: list[Pairs], others: dict) -> int:
+    """Judges a run by these tasks and prints what it found; returns the exit code. others: task -> see `difference`."""
+    zero = config.mode == "zero_shot"
     folder, cache = Path(config.run) / "eval", Path(config.run).resolve().parent / ".floors"
-    folder.mkdir(exist_ok=True)
     if len(config.options) > 1:
         print(f"{run.config['run_id']}, ckpt_{run.step}, zero-shot on dev, x100; encoding {run.max_length} tokens\n")
         print(sweep(run, loaded, config.options, folder, cache))

@@ -206,6 +206,12 @@ class Settings:
         del values["print_config"]
         return values
 
+    def defaults(self) -> dict:
+        """Of every key whose value is not found out when a run begins: what a run of older code had without the key."""
+        groups = {key: field.default for group in self.GROUPS for key, field in fields_of(group).items()}
+        found_out = {"print_config", "dtype", "compile", "vocab_size"}
+        return json.loads(json.dumps({key: value for key, value in groups.items() if key not in found_out}))
+
     def resolved(self) -> dict:
         """What --print_config prints: JSON values, and what follows from them; null where the vocabulary is unknown."""
         plan = make_plan(self.train, self.objectives, 1)
@@ -519,7 +525,7 @@ def resolve(trainer: Trainer, old: dict | None, compiled: bool) -> dict:
 def begin(trainer: Trainer, there: dict):
     """Puts the run that is there, or a new one, in place: weights, folder, horizon."""
     config, world, out, old = trainer.config, trainer.world, trainer.out, there["config"]
-    wanted = old["compile"] if old and config.compile == "auto" else config.compile
+    wanted = old.get("compile", "auto") if old and config.compile == "auto" else config.compile
     flops = trainer.find_horizon() * trainer.plan.tokens * trainer.flops_per_token / world.size
     compiled = decide_compile(wanted, world, trainer.shapes, flops, config.max_minutes)
     if compiled and trainer.shapes > 32:
@@ -567,10 +573,17 @@ def main(argv) -> int:
     world = distributed.start(config.device, config.dtype, config.deterministic)
     make_plan(config, settings.objectives, world.size)
     out = RunFolder(config.out_dir or Path("out") / settings.preset)
-    there = world.on_rank0(lambda: out.look(config.resume, config.init_from or config.frozen_decoder))
+    with out.lock:
+        return run(settings, world, out)
+
+
+def run(settings: Settings, world: World, out: RunFolder) -> int:
+    """Begins or goes on with what `out` holds, and trains to the end; returns the exit code."""
+    config, taken = settings.train, settings.train.init_from or settings.train.frozen_decoder
+    there = world.on_rank0(lambda: out.look(config.resume, taken, settings.defaults()))
     if config.frozen_decoder and there["fresh"]:
         world.on_rank0(lambda: runs.check_frozen(config.frozen_decoder, settings.model))
-    if there["config"] and config.dtype == "auto":
+    if there["config"] and config.dtype == "auto" and "dtype" in there["config"]:
         world = replace(world, dtype=there["config"]["dtype"])  # decided once, when the run began
     signals = Signals(world)
     if stopped := dataset.prepare(settings.data, world, signals):

@@ -50,8 +50,12 @@ class Unbreakable:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
-class NonFinite(RuntimeError):
-    """A loss or gradient stopped being finite: exit 1, nothing of it saved."""
+class Failure(RuntimeError):
+    """What ends a command with exit 1 and this sentence."""
+
+
+class NonFinite(Failure):
+    """A loss or gradient stopped being finite; nothing of it is saved."""
 
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -71,7 +75,7 @@ def command(main):
         code = main(sys.argv[1:]) or 0
     except UserError as error:
         code = 2 if getattr(error, "told", False) else fail(str(error), 2)
-    except NonFinite as error:
+    except Failure as error:
         code = fail(str(error), 1)
     except KeyboardInterrupt as stop:
         say("stopped; what is finished is kept")

@@ -42,6 +42,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from lab.command import say
 from lab.configurator import UserError, show
+from lab.files import reading
 
 MAGIC, VERSION = b"NCONCEPT", 1
 HEADER = struct.Struct("<8s6I3Q8x32s32x")  # the 128 bytes above
@@ -107,10 +108,11 @@ def load_tokenizer(path) -> Tokenizer:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{show(path)} does not exist; name a tokenizer.json, or prepare the data again")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise UserError(f"{show(path)} is not a tokenizer ({error}); name a tokenizer.json") from None
+    with reading(path, "name a tokenizer.json"):
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{show(path)} is not a tokenizer ({error}); name a tokenizer.json") from None
     tokenizer.encode_special_tokens = True  # not saved in the file
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -238,13 +240,11 @@ def load_meta(folder) -> dict:
     path = Path(folder) / "meta.json"
     if not path.is_file():
         raise UserError(f"{show(folder)} holds no prepared data; run {prepare_command(folder)}")
-    try:
+    with reading(path, again(folder)):
         meta = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(meta, dict) and isinstance(meta.get("vocab_size"), int) and meta["vocab_size"] > 0:
-            return meta
-    except ValueError:
-        pass
-    raise UserError(f"{show(path)} is damaged; {again(folder)}")
+        if not isinstance(meta["vocab_size"], int) or meta["vocab_size"] < 1:
+            raise ValueError(f"vocab_size = {meta['vocab_size']}")
+    return meta
 
 
 def prepare(data: Path, world, signals) -> int:
@@ -263,7 +263,7 @@ def prepare(data: Path, world, signals) -> int:
         if signals.received:
             process.terminate()  # it tidies up
             process.wait()
-        elif process.returncode:
+        elif process.returncode and not (data / "meta.json").is_file():  # another node may have made it meanwhile
             raise UserError(f"preparing {data} failed (see above); run {prepare_command(data)} by itself")
     world.barrier()
     stopped = world.on_rank0(lambda: signals.received)
@@ -292,7 +292,7 @@ class TokenFile:
         if not self.path.is_file():
             raise self.error("is missing")
         size = self.path.stat().st_size
-        with open(self.path, "rb") as file:
+        with reading(self.path, remedy), open(self.path, "rb") as file:
             packed = file.read(HEADER.size)
         if packed[:8] != MAGIC:
             raise self.error("is not a token file of this project")

@@ -23,7 +23,7 @@ from lab import command, dataset, floors, optim, tasks
 from lab.command import NonFinite
 from lab.configurator import UserError, warn
 from lab.distributed import World, exact_matmul, pick_dtype
-from lab.files import replacing
+from lab.files import reading, replacing
 from lab.runs import LoadedRun
 from lab.tasks import Pairs
 from model import ConceptModel
@@ -195,9 +195,9 @@ class FineTuning:
         world = World(0, 1, self.run.device, self.protocol["dtype"])
         try:
             start, best, kept = self.restore(saved, module, optimizer)
-        except Exception as error:  # a damaged file fails in many ways
-            warn(f"{saved} is damaged ({type(error).__name__}); this seed begins anew")
-            saved.unlink()
+        except UserError as error:
+            warn(error)
+            saved.unlink(missing_ok=True)
             return self.fit(begun, seed, rate, what, saved)
         began, step = time.monotonic(), start * math.ceil(len(texts) / size)
         first = step
@@ -241,10 +241,11 @@ class FineTuning:
         """(epoch to go on with, best held-out score, outputs of it)."""
         if not saved.is_file():
             return 0, None, {}
-        state = torch.load(saved, map_location=self.run.device, weights_only=True)
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        return state["epoch"], state["best"], {k: v.cpu().numpy() for k, v in state["kept"].items()}
+        with reading(saved, "this seed begins anew"):
+            state = torch.load(saved, map_location=self.run.device, weights_only=True)
+            module.load_state_dict(state["module"])
+            optimizer.load_state_dict(state["optimizer"])
+            return state["epoch"], state["best"], {k: v.cpu().numpy() for k, v in state["kept"].items()}
 
     def padded(self, rows: list, numbers) -> list[tuple]:
         """The one or two texts of these rows, each as (ids [B, S], mask [B, S])."""

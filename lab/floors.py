@@ -16,7 +16,7 @@ that one's own sentences do, without their labels.
 import hashlib
 import json
 import re
-import zipfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from lab import tasks
 from lab.command import say
 from lab.configurator import UserError, warn
 from lab.dataset import Corpus
-from lab.files import read_json, replacing
+from lab.files import read_json, reading, replacing
 from lab.report import interval, spread, table
 from lab.runs import LoadedRun
 from lab.tasks import HEADLINE, Pairs, answer, dot, stack, standardised
@@ -279,12 +279,16 @@ def fine_tune_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dic
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `save_arrays` wrote; nothing where it is absent or damaged."""
-    try:
-        with open(path, "rb") as file, np.load(file) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return {}
+    """What `save_arrays` wrote; nothing where it cannot be read: it is computed anew then."""
+    with suppress(UserError):
+        return read_arrays(path)
+    return {}
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `save_arrays` wrote, or a UserError."""
+    with reading(path, "judge that run again"), open(path, "rb") as file, np.load(file) as arrays:
+        return dict(arrays)
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]):
@@ -453,9 +457,7 @@ def read_answers(path: Path) -> tuple[dict, dict]:
     """MODE_TASK.json of eval_glue.py -> the record, and the answers beside it: "SPLIT/KIND" -> [S, n]."""
     if not path.is_file():
         raise UserError(f"{path} is missing; judge that run first, with the same --mode and --tasks")
-    if not (arrays := load_arrays(path.with_suffix(".npz"))):
-        raise UserError(f"{path.with_suffix('.npz')} is missing or damaged; judge that run again")
-    return read_json(path, "an evaluation"), arrays
+    return read_json(path, "an evaluation"), read_arrays(path.with_suffix(".npz"))
 
 
 def paired(metric: str, split: str, ours: list[dict], others: dict[str, list[dict]], middle, known=None):

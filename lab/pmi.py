@@ -10,7 +10,6 @@ In training a row is cut into the longest of them from left to right, and single
 overlap).
 """
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +20,7 @@ import torch
 from lab import dataset
 from lab.command import command, say
 from lab.configurator import UserError, parse, show
-from lab.files import replacing
+from lab.files import reading, replacing
 from noise import LONGEST_PHRASE, phrase_hashes
 
 FILE = "pmi.npz"  # beside train.bin: the hashes of what is kept, int64 [M], sorted
@@ -136,13 +135,10 @@ def load(text: dataset.Corpus) -> np.ndarray:
     path, remedy = text.folder / FILE, f"run python -m lab.pmi --dataset={text.folder.name}"
     if not path.is_file():
         raise UserError(f"{show(path)} does not exist; {remedy}")
-    try:
-        with np.load(path) as kept:
-            if str(kept["tokenizer_hash"]) == text.tokenizer_hash:
-                return kept["hashes"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        pass
-    raise UserError(f"{show(path)} is damaged, or of another tokenizer; {remedy}")
+    with reading(path, remedy), open(path, "rb") as file, np.load(file) as kept:
+        if str(kept["tokenizer_hash"]) != text.tokenizer_hash:
+            raise UserError(f"{show(path)} is of another tokenizer; {remedy}")
+        return kept["hashes"]
 
 
 if __name__ == "__main__":

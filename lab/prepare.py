@@ -5,7 +5,8 @@ What the prepare scripts share: documents in, a finished data folder out (its fi
     build(config, Files)  # Files: a Source of pieces of text, made of config
 
 `build` makes the tokenizer and encodes on all cores, in constant memory and in the order of the source. All files grow
-in a temporary folder and are moved at the end, meta.json last: a killed preparation leaves nothing that looks finished.
+in a hidden folder inside the data folder, so on its file system whatever is linked or mounted there, and are moved at
+the end, meta.json last: a killed preparation leaves nothing that looks finished. One process at a time does so.
 """
 
 import json
@@ -42,6 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAINING_TEXT = 100_000_000  # characters a tokenizer is trained on, at most
 BATCH = 1_000_000  # characters that a process encodes in one go
 PIECE = 1 << 20  # characters of a document that are read in one go
+FILES = ("tokenizer.json", "train.bin", "val.bin", "meta.json")  # of a finished folder, in the order they are moved
 TOKENIZER = "bpe:SIZE is trained on the text; or tiktoken:NAME, hub:OWNER/NAME, or a tokenizer.json"
 
 
@@ -66,10 +68,18 @@ def configure(argv: list[str], kind: type[Output], script: str, doc: str):
     if not config.name:
         raise UserError("the dataset has no name; add --name=NAME")
     dataset.check_name(config.name)
-    if (config.folder / "meta.json").exists() and not config.overwrite:
-        raise UserError(f"{show(config.folder)} is prepared already; add --overwrite, or take another name")
+    check_free(config)
     check_spec(config.tokenizer)
     return config
+
+
+def check_free(config: Output):
+    """Refuses a folder that must not or cannot take the finished files."""
+    if (config.folder / "meta.json").exists() and not config.overwrite:
+        raise UserError(f"{show(config.folder)} is prepared already; add --overwrite, or take another name")
+    for name in FILES:
+        if (config.folder / name).is_dir():
+            raise UserError(f"{show(config.folder / name)} is a folder; remove it, or take another name")
 
 
 class Piece(NamedTuple):
@@ -378,26 +388,31 @@ def count_tokens(size: int, part: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 
 
 @contextmanager
-def temporary_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that goes away however this ends; what dead processes left is removed first."""
-    stem = f".{folder.name}.tmp-"
-    temporary = folder.with_name(f"{stem}{os.getpid()}")
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """An empty folder, inside one that is locked, which goes away however this ends."""
+    shutil.rmtree(path, ignore_errors=True)  # what a killed process left
+    path.mkdir()
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        where = show(folder.parent)
-        raise UserError(f"{where} cannot be written to ({error.strerror}); name another --data_dir") from None
-    try:
-        for left in folder.parent.glob(f"{stem}*"):
-            try:
-                os.kill(int(left.name.removeprefix(stem)), 0)
-            except ProcessLookupError:
-                shutil.rmtree(left, ignore_errors=True)
-            except (ValueError, PermissionError):  # another dataset's; another user's
-                pass
-        yield temporary
+        yield path
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def command_line() -> str:
+    return shlex.join([show(sys.argv[0]), *sys.argv[1:]])
+
+
+def make(config: Output, work):
+    """Calls work(temporary folder), which ends with `finish`, while the data folder is locked. Where another process
+    has made it meanwhile by the same command, as nodes that share a disk do, it is left as it is."""
+    folder = config.folder
+    with files.locked(folder, "name another --data_dir", wait=True) as waited:
+        if waited and (folder / "meta.json").exists() and dataset.load_meta(folder).get("command") == command_line():
+            print(f"{show(folder)}: prepared meanwhile by the same command", file=sys.stderr)
+            return
+        check_free(config)
+        with temporary_folder(folder / ".making") as temporary:
+            work(temporary)
 
 
 def finish(splits: Splits, config: Output, more: dict):
@@ -412,7 +427,7 @@ def finish(splits: Splits, config: Output, more: dict):
         "tokenizer": config.tokenizer,
         "tokenizer_hash": text.tokenizer_hash,
         "lowercase": config.lowercase,
-        "command": shlex.join([show(sys.argv[0]), *sys.argv[1:]]),
+        "command": command_line(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
     made = []
@@ -426,20 +441,24 @@ def finish(splits: Splits, config: Output, more: dict):
     (splits.folder / "meta.json").write_text(json.dumps(meta) + "\n", encoding="utf-8")
 
     folder = config.folder
-    folder.mkdir(exist_ok=True)
-    (folder / "meta.json").unlink(missing_ok=True)
-    for name in ("tokenizer.json", "train.bin", "val.bin", "meta.json"):
+    for name in FILES:
         files.sync(splits.folder / name)
+    (folder / "meta.json").unlink(missing_ok=True)
+    for name in FILES:
         os.replace(splits.folder / name, folder / name)
+    files.sync(folder)
     print(f"{show(folder)}: {', '.join(made)}; vocabulary {text.vocab_size:,}")
 
 
 def build(config: Output, source_kind):
     """The whole preparation of the source `source_kind(config)`, which is read for the tokenizer, and to encode it."""
-    with temporary_folder(config.folder) as temporary:
+
+    def work(temporary):
         source = source_kind(config)
         tokenizer = temporary / "tokenizer.json"
         make_tokenizer(config.tokenizer, source, config.lowercase, tokenizer)
         with closing(Splits(temporary, tokenizer)) as splits:
             splits.encode(source)
             finish(splits, config, source.meta)
+
+    make(config, work)

@@ -17,7 +17,7 @@ from lab.configurator import UserError, show, warn
 from lab.files import read_json, replacing, write_atomic
 from lab.plan import HORIZONS
 from lab.report import lift_text, score_rows
-from lab.runs import RunFolder
+from lab.runs import RunFolder, completed
 from lab.tasks import TASKS
 
 LOGGED = ("seconds", "loss", "val_loss", "val_loss_mlm15", "rank_slot_centred", "rank_raw", "rank_pooled")
@@ -40,7 +40,7 @@ def run_numbers(out: RunFolder) -> dict:
 def run_rows(folder: Path) -> tuple[dict, list[dict]]:
     """A run folder -> its row of the table of runs, and its rows of the table of evaluations."""
     out = RunFolder(folder)
-    config, numbers = out.config(), run_numbers(out)
+    config, numbers = completed(out.config(), folder), run_numbers(out)
     stamp = datetime.strptime(config["run_id"][-15:], "%Y%m%d_%H%M%S")
     try:
         state = read_json(out.checkpoint("latest", ("state.json",)) / "state.json", "the state of training")
@@ -86,7 +86,7 @@ def read_all(paths: list[Path], read, what: str) -> Iterator:
             yield read(path)
         except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
             reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            warn(f"{show(path)} is damaged or no {what} ({reason}); it is left out")
+            warn(f"{show(path)} is no {what} that can be read ({reason}); it is left out")
 
 
 def conclusion(path: Path) -> str | None:

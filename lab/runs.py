@@ -5,8 +5,7 @@ import math
 import re
 import shutil
 import subprocess
-import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,10 +21,10 @@ import geometry
 from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
 from lab import dataset, report
-from lab.command import AT_EXIT
-from lab.configurator import UserError, convert, fields_of, warn
+from lab.command import AT_EXIT, Failure
+from lab.configurator import UserError, convert, fields_of, show, warn
 from lab.distributed import exact_matmul, pick_device
-from lab.files import read_json, replacing, sync, write_atomic
+from lab.files import locked, read_json, reading, replacing, sync, write_atomic
 from model import AFTER_CONCEPTS, ConceptModel, ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,12 +41,28 @@ FREE = {"eval_interval", "ckpt_interval", "log_interval", "device", "resume", "o
 FREE |= {"keep", "ckpt_steps", "final_report", "wandb", "remove_directions", "whitening"}
 INEXACT = {"micro_batch", "compile", "dtype", "machine", "ranks"}
 
+# What commands read of a run besides its model, as it is where older code had no such key
+OLDER = {"remove_directions": 0, "whitening": 0.0, "dataset": "pydocs", "data_dir": "", "tag": "", "frozen_decoder": ""}
+OLDER |= {key: field.default for key, field in fields_of(ModelConfig).items()}
+
+
+def completed(config: dict, path, defaults: dict = OLDER) -> dict:
+    """The config of the run in `path`, with the defaults of the keys that it lacks: they reproduce what older code did,
+    which had none of them. A warning names them."""
+    absent = {key: value for key, value in defaults.items() if key not in config}
+    if absent:
+        what = ", ".join(f"{key} = {value!r}" for key, value in absent.items())
+        warn(f"{show(path)}/config.json is of older code; what it lacks is taken to be {what}")
+    return config | absent
+
 
 class RunFolder:
     """out/NAME: config.json, tokenizer.json, metrics.jsonl, ckpt_<step>/, `latest` and `best` naming one of them."""
 
     def __init__(self, path):
         self.path = Path(path)
+        self.lock = ExitStack()  # what `look` locked; leave it to let that go
+        self.run_id = None  # of the config that this process wrote
         self.saved = None  # the step whose folder this process wrote
         self.mirror = None
 
@@ -70,30 +85,34 @@ class RunFolder:
         path = self.path / name
         return load_tensors(path).get("data") if path.is_file() else None
 
-    def check_writable(self):
-        """Makes the folder; UserError where nothing could be written into it."""
+    def check_there(self):
+        """Failure where this is no longer the folder of the run that this process trains."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        except OSError as error:
-            raise UserError(f"out_dir {self.path} cannot be made ({error.strerror}); give another --out_dir") from None
+            found = json.loads((self.path / "config.json").read_text(encoding="utf-8")).get("run_id")
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        except (OSError, ValueError, AttributeError):  # being edited; a disk that does not answer at the moment
+            return
+        if self.run_id and found != self.run_id:
+            what = "was deleted or moved" if found is None else f"has become that of another run ({found})"
+            raise Failure(f"{self.path} {what} while {self.run_id} went on; start that again with another --out_dir")
 
-    def look(self, resume: str, init_from: str) -> dict:
-        """What is there for a training run: {"config": its config.json or None, "fresh": no checkpoint to go on from}.
+    def look(self, resume: str, init_from: str, defaults: dict) -> dict:
+        """Locks the folder; what is there for a training run: {"config": its config.json, with `defaults` for what that
+        lacks, or None, "fresh": no checkpoint to go on from}.
         resume: "auto", "must" or "never"; init_from: a run to take weights from, or ""."""
         there = self.exists()
         if resume == "must" and not there:
             raise UserError(f"resume='must', but {self.path} holds no run; leave it out to start one")
         if resume == "never" and there:
             raise UserError(f"resume='never', but {self.path} holds a run; give another --out_dir")
-        self.check_writable()
+        self.lock.enter_context(locked(self.path, "give another --out_dir"))
         fresh = self.pointer("latest") is None
         if fresh and init_from:
             warm_start_file(init_from)
-        config = self.config() if there else None
-        if there and (missing := {"run_id", "dtype", "compile"} - config.keys()):
-            raise UserError(f"{self.path}/config.json lacks {min(missing)}; was it edited, or by older code?")
+        config = completed(self.config(), self.path, defaults) if there else None
+        if there and "run_id" not in config:
+            raise UserError(f"{self.path}/config.json lacks run_id; put the run's own file back")
         return {"config": config, "fresh": fresh}
 
     def check_same(self, old: dict, new: dict, horizons: tuple[str, ...]):
@@ -113,6 +132,7 @@ class RunFolder:
         return read_json(self.path / "config.json", "the run's configuration")
 
     def write_config(self, config: dict):
+        self.run_id = config["run_id"]
         write_atomic(self.path / "config.json", json.dumps(config, indent=1) + "\n")
 
     def steps(self) -> list[int]:
@@ -154,31 +174,30 @@ class RunFolder:
     def read(self, which: str = "latest") -> dict:
         """A whole checkpoint: {"folder", "weights", "optimizer", "state"}."""
         folder = self.checkpoint(which)
-        path = folder / "optim.pt"
-        try:
-            optimizer = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file fails in many ways, all of them the file's fault
-            raise UserError(f"{path} is damaged ({type(error).__name__}); take another checkpoint") from None
+        with reading(folder / "optim.pt", "take another checkpoint"):
+            optimizer = torch.load(folder / "optim.pt", map_location="cpu", weights_only=True)
         weights = load_tensors(folder / "model.safetensors")
         state = read_json(folder / "state.json", "the state of training")
         return {"folder": folder, "weights": weights, "optimizer": optimizer, "state": state}
 
     def save(self, step: int, model: ConceptModel, optimizer, state: dict, keep: int, keep_steps=(), best=False):
         """Writes ckpt_<step> as a whole or not at all: a temporary name, everything on disk, then the rename."""
+        self.check_there()
         folder, temporary = self.path / f"ckpt_{step}", self.path / f".ckpt_{step}"
-        for rest in self.path.glob(".ckpt_*"):  # of a process that was killed
+        for rest in self.path.glob(".ckpt_*"):  # of a process that was killed: the folder is locked
             shutil.rmtree(rest)
         if step != self.saved:
             temporary.mkdir()
             try:
-                save_file(model.state_dict(), temporary / "model.safetensors")
-                torch.save(optimizer.state_dict(), temporary / "optim.pt")
+                with replacing(temporary / "model.safetensors") as path:
+                    save_file(model.state_dict(), path)
+                with replacing(temporary / "optim.pt") as path:
+                    torch.save(optimizer.state_dict(), path)
             except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
                 reason = str(error).splitlines()[0]
                 raise UserError(f"{temporary} cannot be written ({reason}); make room, then go on") from None
             write_atomic(temporary / "state.json", json.dumps(state, indent=1) + "\n")
-            for name in FILES:
-                sync(temporary / name)
+            sync(temporary)
             if folder.exists():  # left there by a process that was killed, or damaged
                 folder.rename(self.path / f".ckpt_{step}_old")
             temporary.rename(folder)
@@ -219,6 +238,7 @@ class RunFolder:
         AT_EXIT.append(lambda code: run.finish(exit_code=code))
 
     def log(self, **numbers):
+        self.check_there()
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps({k: rounded(v) for k, v in numbers.items()}) + "\n")
         if self.mirror:
@@ -270,10 +290,8 @@ def rounded(value):
 
 
 def load_tensors(path: Path, device="cpu") -> dict[str, Tensor]:
-    try:
+    with reading(path, "take another checkpoint"):
         return load_file(path, device=str(device))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); take another checkpoint") from None
 
 
 def load_weights(model: ConceptModel, tensors: dict[str, Tensor], path: Path):
@@ -316,7 +334,7 @@ def load_part(model: ConceptModel, theirs: dict[str, Tensor], part: str, run: st
 
 def check_frozen(run: str, model: ModelConfig) -> dict:
     """The config of a run; UserError where its decoder is not of this configuration, whatever the text."""
-    theirs = RunFolder(run).config()
+    theirs = completed(RunFolder(run).config(), run)
     same = {"decoder", "hidden", "token_dim", "max_length", "tied", "init", "seeds_faithful"}
     for key in sorted(same | DECODERS[model.decoder].uses - {"word_dropout", "concept_position"}):
         if theirs.get(key) != getattr(model, key):
@@ -491,7 +509,7 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
     damaged or of another model.
     """
     run = RunFolder(path)
-    config = run.config()
+    config = completed(run.config(), path)
     folder = run.checkpoint(str(ckpt), needs=("model.safetensors",))
     try:
         kinds = {key: field.kinds for key, field in fields_of(ModelConfig).items()}

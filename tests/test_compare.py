@@ -1,7 +1,6 @@
 """Grids as their users meet them: trained by real processes, skipped when done, stopped and continued; the registry."""
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -22,6 +21,7 @@ import pytest
 import compare
 from lab import grids, registry, report
 from lab.configurator import UserError
+from lab.files import locked
 from lab.runs import RunFolder
 from tests import training
 from tests.corpus import make_corpus
@@ -355,15 +355,12 @@ def test_runs_on_the_cpu_go_one_by_one(two_gpus, monkeypatch):
     assert compare.devices({"a": {"device": "cuda"}}) == [""]
 
 
-def test_two_never_train_in_one_folder(tmp_path, capsys):
-    """The lock is held by a process that was started, even when the compare.py that started it is gone."""
-    with open(tmp_path / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=[lock.fileno()])
-    with open(tmp_path / ".lock", "w") as lock:
-        compare.take_lock(lock)
-        assert orphan.wait(1) == 0
-    assert "is in use" in capsys.readouterr().err
+def test_one_grid_in_two_processes(files, tmp_path):
+    grid = grid_file(tmp_path)
+    folder = tmp_path / "out/compare/toy"
+    with locked(folder, "wait"), pytest.raises(UserError, match="another process works in .*; wait for its end, or"):
+        compare.main([*arguments(files, grid, "."), f"--out={tmp_path / 'out'}"])
+    assert not folder.exists()  # nothing of it stays
 
 
 def test_a_failed_arm_does_not_end_the_others(place, monkeypatch, tmp_path, capsys):

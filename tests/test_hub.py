@@ -13,6 +13,7 @@ from tests import test_prepare
 from tests.test_prepare import ROOT, all_tokens, documents, ids_of, script
 
 bpe, run = test_prepare.bpe, test_prepare.run  # fixtures
+FINISHED = ["meta.json", "tokenizer.json", "train.bin", "val.bin"]
 
 
 @pytest.fixture
@@ -41,8 +42,8 @@ def test_hub_goes_on_where_it_stopped(run, bpe, tmp_path, minipile, monkeypatch)
 
     monkeypatch.setattr(hub, "encode_part", encode_part)
     code, _, err = run("hub", *flags, module=hub)
-    assert code == 130 and not (tmp_path / "data" / "minipile").exists(), err
-    assert (tmp_path / "data" / ".minipile.parts" / "00000" / "train.bin").exists()
+    assert code == 130 and [path.name for path in (tmp_path / "data/minipile").iterdir()] == [".parts"], err
+    assert (tmp_path / "data/minipile/.parts/00000/train.bin").exists()
     code, out, err = run("hub", *flags, module=hub)
     assert code == 0 and "1 of 3 parts" in err and len(encoded) == 4, err
 
@@ -55,7 +56,7 @@ def test_hub_goes_on_where_it_stopped(run, bpe, tmp_path, minipile, monkeypatch)
     ]
     assert len(train.sentences) == sum(len(dataset.split_sentences(t)) for t in texts["train-0"] + texts["train-1"])
     assert train.meta["counts"] == np.bincount(train.tokens, minlength=train.vocab_size).tolist()
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["minipile"]
+    assert sorted(path.name for path in train.folder.iterdir()) == FINISHED
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_hub_of_two_repositories_holds_documents_out(run, bpe, tmp_path, two_rep
 
     monkeypatch.setattr(hub, "encode_part", encode_part)
     code, _, err = run("hub", *flags, module=hub)
-    assert code == 130 and not (tmp_path / "data" / "openwebtext_wikipedia").exists(), err
+    assert code == 130 and not (tmp_path / "data/openwebtext_wikipedia/meta.json").exists(), err
     code, out, err = run("hub", *flags, module=hub)
     assert code == 0 and "2 of 3 parts" in err and len(done) == 4, err
 
@@ -106,7 +107,7 @@ def test_hub_of_two_repositories_holds_documents_out(run, bpe, tmp_path, two_rep
     assert len(again) == 40 and {hub.drawn_split(text) for text in again} == {"train", "val"}
     meta = texts["train"].meta
     assert meta["repository"] == "Skylion007/openwebtext + wikimedia/wikipedia" and meta["shards"] == 3
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["openwebtext_wikipedia"]
+    assert sorted(path.name for path in (tmp_path / "data/openwebtext_wikipedia").iterdir()) == FINISHED
 
     shutil.rmtree(folder / "wikimedia")
     code, out, err = run("hub", *flags, "--overwrite")
@@ -149,4 +150,4 @@ def test_mistakes_about_the_hub(run, tmp_path, minipile, bpe, monkeypatch):
     code, _, err = run("hub", "--name=minipile", local, f"--tokenizer={bpe}")
     line = err.splitlines()[-1]
     assert code == 2 and line.startswith("error: ") and damaged.name in line, err
-    assert (tmp_path / "data" / ".minipile.parts" / "00000").is_dir()
+    assert (tmp_path / "data/minipile/.parts/00000").is_dir()

@@ -308,11 +308,11 @@ def large(tmp_path_factory):
 def test_killed_it_leaves_nothing_that_looks_finished(large, bpe, tmp_path):
     flags = ("--name=a", "--files", large, f"--tokenizer={bpe}", f"--data_dir={tmp_path}")
     process = start("text", *flags)
-    wait_for(lambda: list(tmp_path.glob(".a.tmp-*/train.bin")) and children(process.pid))
+    wait_for(lambda: (tmp_path / "a/.making/train.bin").exists() and children(process.pid))
     workers = children(process.pid)
     process.kill()
     process.communicate()
-    assert not (tmp_path / "a").exists() and list(tmp_path.glob(".a.tmp-*"))
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".lock", ".making"]
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}/status") for pid in workers))
 
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
@@ -324,12 +324,12 @@ def test_killed_it_leaves_nothing_that_looks_finished(large, bpe, tmp_path):
             process.send_signal(number)
         _, err = process.communicate(timeout=20)
         assert process.returncode == code and "Traceback" not in err, err
-        assert list(tmp_path.iterdir()) == []  # what the killed one left is gone too
+        assert list((tmp_path / "a").iterdir()) == []  # what the killed one left is gone too
 
     process = start("text", *flags)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(prepare.FILES)
     several = (tmp_path / "a" / "train.bin").read_bytes()
     process = start("text", *flags, "--overwrite", cores={min(os.sched_getaffinity(0))})
     _, err = process.communicate(timeout=60)

@@ -206,9 +206,9 @@ OLD = {  # what older code wrote -> what is said when the run should go on, and 
         r"decoder \(bag there, posonly now\)",
         "describes no model .decoder = 'bag'",
     ),
-    "no dtype": ({"dtype": None}, "config.json", None),
-    "no compile": ({"compile": None}, "config.json", None),
-    "no layers": ({"layers": None}, None, "describes no model"),
+    "another value than the default, which was in force": ({"lr": None}, r"lr \(0.001 there, 0.003 now\)", None),
+    "no run_id": ({"run_id": None}, "config.json lacks run_id", "describes no model"),
+    "no layers": ({"layers": None}, r"layers \(6 there, 1 now\)", "of another model, or of older code"),
     "no lengths": ({"lengths": None}, None, "describes no model"),
     "other shape": ({"layers": 3}, r"layers \(3 there, 1 now\)", "of another model, or of older code"),
 }

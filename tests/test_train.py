@@ -369,7 +369,7 @@ MISTAKES = {
     "--device=tpu": "device='tpu'",
     "--init_from=nowhere": "no run folder",
     "--remove_directions=3": "must be one of [0, 1], not '3'",
-    "--out_dir=/dev/null/x": "cannot be made",
+    "--out_dir=/dev/null/x": "cannot be written to",
     "--mask_rate=0": "mask_rate",
 }
 

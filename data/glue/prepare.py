@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lab import prepare, tasks
 from lab.command import command, say
 from lab.configurator import UserError, parse, show, warn
-from lab.files import replacing, write_atomic
+from lab.files import locked, replacing, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 PARQUET = "refs/convert/parquet"
@@ -293,9 +293,15 @@ def main(argv):
     folder = Path(config.from_) if config.from_ else None
     if folder and not folder.is_dir():
         raise UserError(f"--from={config.from_} is no folder; name the one with the task files")
-    to, done = Path(config.data_dir or ROOT / "data") / "glue", []
-    everything = "all" in config.tasks
-    for name in HUB if everything else config.tasks:
+    to = Path(config.data_dir or ROOT / "data") / "glue"
+    with locked(to, "name another --data_dir", wait=True):
+        return make(config.tasks, folder, to)
+
+
+def make(names: tuple[str, ...], folder: Path | None, to: Path) -> int:
+    """Makes the files of these tasks and says how they differ from the official ones; returns the exit code."""
+    everything, done = "all" in names, []
+    for name in HUB if everything else names:
         try:
             if not ((folder and copy_files(name, folder, to)) or from_parquet(name, folder, to)):
                 raise UserError(f"{name} is not in {show(folder)}, neither in its original layout nor as parquet")

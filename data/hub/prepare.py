@@ -4,7 +4,7 @@ A corpus of the Hugging Face hub as training data, streamed: nothing but the tok
     python data/hub/prepare.py --name=minipile [--tokenizer=bpe:16384] [--local=DIR]
     python data/hub/prepare.py --name=openwebtext_wikipedia
 
-Each parquet file becomes a part in data/.NAME.parts; after an interruption the same command goes on with the first part
+Each parquet file becomes a part in data/NAME/.parts; after an interruption the same command goes on with the first part
 that is missing. --local reads the files from a folder with the hub's layout, without a network: of a corpus of several
 repositories each is in DIR/OWNER/NAME.
 
@@ -105,7 +105,7 @@ class Rows(prepare.Source):
 
 def encode_part(source: Rows, part: Path, tokenizer: Path, about: str):
     """One shard -> a folder with train.bin and val.bin, where there is text for them; in place when complete."""
-    with prepare.temporary_folder(part) as temporary:
+    with prepare.temporary_folder(part.with_name(".making")) as temporary:
         with closing(prepare.Splits(temporary, tokenizer)) as splits:
             splits.encode(source, about)
             for writer in splits.writers.values():
@@ -137,9 +137,9 @@ def encode_parts(config: Hub, shards: list[tuple[str, str]], parts: Path):
 
 def main(argv):
     config = prepare.configure(argv, Hub, "data/hub/prepare.py", __doc__)
-    repositories = dataset.HUB_CORPORA[config.name]
-    parts = config.folder.with_name(f".{config.name}.parts")
-    with prepare.temporary_folder(config.folder) as temporary:
+    repositories, parts = dataset.HUB_CORPORA[config.name], config.folder / ".parts"
+
+    def work(temporary):
         shards = []
         for repository, *beginnings in repositories:
             own = "" if len(repositories) == 1 else repository
@@ -152,7 +152,9 @@ def main(argv):
                 splits.writers[path.stem].copy(text, 0, text.count)
             about = {"repository": " + ".join(name for name, *_ in repositories), "shards": len(shards)}
             prepare.finish(splits, config, about)
-    shutil.rmtree(parts)
+        shutil.rmtree(parts)
+
+    prepare.make(config, work)
 
 
 if __name__ == "__main__":
