@@ -22,6 +22,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, suppress
@@ -32,7 +33,7 @@ from typing import Annotated
 import torch
 
 from lab import command, dataset, floors, grids, tasks
-from lab.command import say
+from lab.command import CODES, STOPS, on_stop, optional, say
 from lab.configurator import UserError, parse, read_layers, show
 from lab.files import locked, read_json
 from lab.plan import HORIZONS
@@ -172,12 +173,11 @@ def devices(resolved: dict[str, dict]) -> list[str]:
 
 
 class Children:
-    """Runs processes. Ctrl-C and SIGTERM are passed on to all of them: they save and end, and then so do we."""
+    """Runs processes. Ctrl-C, SIGTERM and their like are passed on to all: they save and end, and then so do we."""
 
     def __init__(self):
         self.received, self.alive = 0, []
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle)
+        on_stop(self.handle)
 
     def handle(self, number, frame):
         self.received = self.received or number
@@ -212,20 +212,29 @@ class Comparison:
         self.ended = 0  # an exit code: nothing new is begun
         self.text = ""  # the report, where it is of all that is done
 
-    def start(self, device: str, *words) -> int:
-        """A command of ours; what it prints is progress here, and goes to standard error."""
-        environ = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
-        return self.children.run(words, stdout=2, env=environ)
+    def start(self, device: str, *words) -> dict | None:
+        """A command of ours; what it prints is progress here, and goes to standard error. Returns None, or the exit
+        "code" of what failed and its "reason"."""
+        with tempfile.TemporaryDirectory() as folder:
+            said = Path(folder) / "reason"
+            environ = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+            environ["NANOCONCEPT_REASON"] = str(said)
+            code = self.children.run(words, stdout=2, env=environ)
+            reason = said.read_text(encoding="utf-8") if said.is_file() else ""
+        if code < 0 and not reason:
+            name = signal.Signals(-code).name
+            reason = f"killed by {name}{', as where memory is short' if name == 'SIGKILL' else ''}"
+        return {"code": code, "reason": reason} if code else None
 
-    def do(self, run: str, arm: str, seed: int, device: str) -> int:
-        """Trains and judges one run as far as that is not done; returns the exit code of what failed, or 0."""
+    def do(self, run: str, arm: str, seed: int, device: str) -> dict | None:
+        """Trains and judges one run as far as that is not done; returns what `start` does."""
         out, new = RunFolder(self.folder / run), False
         wanted = {key: value for key, value in self.resolved[arm].items() if key not in DERIVED}
         if self.trained.get(run) != [wanted, out.pointer("latest")]:
             say(f"{run}: training")
             words = [*self.grid.arguments(arm, self.config.data_dir), f"--seed={seed}", f"--out_dir={out.path}"]
-            if code := self.start(device, ROOT / "train.py", *words, "--resume=auto"):
-                return code
+            if failure := self.start(device, ROOT / "train.py", *words, "--resume=auto"):
+                return failure
             with self.results_lock:
                 self.trained[run], new = [wanted, out.pointer("latest")], True
                 grids.save(self.folder, self.results())
@@ -233,15 +242,16 @@ class Comparison:
         if missing:
             say(f"{run}: {', '.join(missing)}")
             words = [f"--run={out.path}", f"--tasks={','.join(missing)}", f"--data={self.data}"]
-            if code := self.start(device, ROOT / "eval_glue.py", *words, f"--device={wanted['device']}"):
-                return code
+            if failure := self.start(device, ROOT / "eval_glue.py", *words, f"--device={wanted['device']}"):
+                return failure
         with self.results_lock:  # and matplotlib draws in one thread at a time
             self.runs[run], self.text = {"arm": arm, "seed": seed} | collect(out, self.names), ""
             if missing:
                 out.draw_geometry()  # with what is known beyond words
             if new or missing:
-                self.text = self.write()
-        return 0
+                with optional("the report so far"):
+                    self.text = self.write()
+        return None
 
     def results(self) -> dict:
         """What results.json holds."""
@@ -263,17 +273,26 @@ class Comparison:
                 return
             say(f"[{number}/{len(self.grid.runs())}] {self.folder / run}{device and f' on GPU {device}'}")
             try:
-                code = self.do(run, arm, seed, device)
+                self.note(run, self.do(run, arm, seed, device))
+            except UserError as error:  # its folder is damaged
+                self.note(run, {"code": 2, "reason": str(error)})
             except BaseException:
                 self.ended = 1
                 raise
-            if code in (2, 130, 143):  # a mistake that needs its user, or a stop
-                say(f"compare.py ends with {run}; what is done is kept, the same command goes on")
-                self.ended = self.ended or code
-            elif code:
-                say(f"{run} failed with exit code {code}; the others go on")
-                with self.results_lock:
-                    self.failed[run], self.text = code, ""
+
+    def note(self, run: str, failure: dict | None):
+        """A stop ends the grid; of a run that failed the reason is kept, and the others go on."""
+        if not failure:
+            return
+        code = failure["code"]
+        if code in CODES or -code in STOPS:
+            say(f"compare.py ends with {run}; what is done is kept, the same command goes on")
+            self.ended = self.ended or (code if code > 0 else 128 - code)
+            return
+        say(f"{run} failed with exit code {code}; the others go on")
+        with self.results_lock:
+            self.failed[run], self.text = failure, ""
+            grids.save(self.folder, self.results())
 
     def run_all(self) -> int:
         """Returns the exit code. The folder is locked; so does each run with its own, whoever started it."""
@@ -283,8 +302,8 @@ class Comparison:
         data = {keys["data_dir"] or ROOT / "data" for keys in self.resolved.values() if keys["dataset"] == "pydocs"}
         for folder in data if len(free) > 1 else ():  # once, before each of the first runs would make them
             if not (Path(folder) / "pydocs" / "meta.json").is_file():
-                if code := self.start("", ROOT / "data/pydocs/prepare.py", f"--data_dir={folder}"):
-                    return code
+                if failure := self.start("", ROOT / "data/pydocs/prepare.py", f"--data_dir={folder}"):
+                    return failure["code"]
         with ThreadPoolExecutor(len(free)) as pool:  # signals come to this thread, which only waits
             list(pool.map(self.work, free))
         if self.ended:

@@ -6,13 +6,14 @@ Trains a concept encoder on one device, on several, or on several nodes.
     torchrun --nproc_per_node=8 train.py config/tsdae_l6.py
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py config/tsdae_l6.py
 
-Ctrl-C or SIGTERM saves and stops; the same command goes on where it stopped, bit for bit.
+Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 saves and stops; the same command goes on where it stopped, bit for bit.
 """
 
 import gc
 import json
 import math
 import os
+import signal
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from lab import command, dataset, distributed, optim, report, runs
 from lab.command import NonFinite, say
 from lab.configurator import Parsed, UserError, convert, fields_of, parse, show, warn
 from lab.distributed import Signals, World
-from lab.plan import HORIZONS, Clock, cost, count_shapes, decide_compile, drawn_options, make_plan, part_of
+from lab.plan import HORIZONS, Clock, cost, count_shapes, decide_compile, drawn_options, make_plan, part_of, rehearse
 from lab.runs import RunFolder
 from lab.validation import Validation, final_report
 from lab.vocabulary import make_vocabulary, token_vectors
@@ -278,7 +279,8 @@ class Trainer:
         self.model = ConceptModel(shape, text.mask, config.seed, begins).to(world.device)
         if config.frozen_decoder:
             self.model.freeze_decoder(frozen)
-        self.forward: nn.Module = self.model
+        self.forward: nn.Module = self.model  # what trains, compiled or not
+        self.wrapped, self.rehearsed = self.model, set()  # the same uncompiled; kinds of steps
         self.plateaus = self.objectives.plateaus()
         self.shapes = count_shapes(self.plan, shape, self.objectives)
         self.parameters, self.flops_per_token = cost(self.plan, shape, self.objectives, bool(config.frozen_decoder))
@@ -340,10 +342,11 @@ class Trainer:
         """Wraps the model for its ranks and compiles it; what compiles is exactly what trains."""
         if self.world.size > 1:
             ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-            self.forward = DistributedDataParallel(self.model, ids, gradient_as_bucket_view=True)
+            self.wrapped = DistributedDataParallel(self.model, ids, gradient_as_bucket_view=True)
+        self.forward = self.wrapped
         if compiled:
             torch._dynamo.config.cache_size_limit = max(8, self.shapes + 1)
-            self.forward = torch.compile(self.forward, dynamic=False)
+            self.forward = torch.compile(self.wrapped, dynamic=False)
 
     def train_step(self, batches) -> tuple[Tensor, Tensor, Tensor]:
         """Takes this step's micro-batches from `batches`; returns (losses of the parts, loss, gradient norm), all on
@@ -359,8 +362,10 @@ class Trainer:
             step, numbers, ids, documents = next(batches)
             assert step == self.step
             rows = Rows(ids, Noise(config.seed, step, numbers), self.vocab, documents)
+            if i == 0:
+                rehearse(self, objectives, rows, options)
             waits = world.size > 1 and i < plan.parts - 1  # gradients are reduced once, after the last part
-            with getattr(self.forward, "_orig_mod", self.forward).no_sync() if waits else nullcontext():
+            with self.wrapped.no_sync() if waits else nullcontext():
                 what = (objectives, rows, world, plan.parts, options, self.balance)
                 parts += optim.add_gradients(self.forward, *what)
         world.all_sum(parts).div_(world.size)
@@ -429,11 +434,9 @@ class Trainer:
                 return self.signals.stopped
             try:
                 result = self.train_step(batches)
-            except RuntimeError:  # Ctrl-C ends the processes that compile, too; nothing of the step is done
-                if not self.signals.received or self.world.size > 1:
-                    raise
+            except KeyboardInterrupt:  # of what compiles, on all ranks; nothing of the step is done
                 clock.pause()
-                return self.signals.received
+                return self.signals.received or signal.SIGINT
             clock.stepped()
             last = self.step == self.horizon
             if self.step % config.log_interval == 0 or last:
@@ -527,7 +530,7 @@ def begin(trainer: Trainer, there: dict):
     config, world, out, old = trainer.config, trainer.world, trainer.out, there["config"]
     wanted = old.get("compile", "auto") if old and config.compile == "auto" else config.compile
     flops = trainer.find_horizon() * trainer.plan.tokens * trainer.flops_per_token / world.size
-    compiled = decide_compile(wanted, world, trainer.shapes, flops, config.max_minutes)
+    compiled = decide_compile(wanted, world, trainer.shapes, flops, config.max_minutes, trainer.signals)
     if compiled and trainer.shapes > 32:
         raise UserError(
             f"{trainer.shapes} shapes (lengths x plateaus x what a step may run with) to compile; write compile=False"

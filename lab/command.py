@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from lab.configurator import UserError, error_line, warn
 
@@ -28,11 +29,16 @@ def say(*words, end: str = "\n"):
         print(clear + " ".join(map(str, words)), end=end, file=sys.stderr, flush=True)
 
 
-class Unbreakable:
-    """Standard error that outlives its reader: Ctrl-C ends the `tee` of a pipe too, and the save must go on."""
+class ReaderGone(BrokenPipeError):
+    """Nobody reads standard output any more: `| head` has read enough, or the terminal is closed."""
 
-    def __init__(self, stream):
-        self.stream = stream
+
+class Stream:
+    """A standard stream whose reader may go: Ctrl-C ends the `tee` of a pipe too, and the save must go on. What cannot
+    be written is lost; where the output is `wanted`, ReaderGone ends the command."""
+
+    def __init__(self, stream, wanted: bool):
+        self.stream, self.wanted = stream, wanted
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -46,8 +52,32 @@ class Unbreakable:
     def attempt(self, function, *arguments):
         try:
             return function(*arguments)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        except OSError as error:
+            gone = error.errno in (errno.EPIPE, errno.EIO)
+            if gone:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if self.wanted:
+                raise (ReaderGone() if gone else error) from None
+
+
+TOLD = set()  # optional outputs whose failure has been told
+
+
+@contextmanager
+def optional(what: str):
+    """Around what is not the work itself (pictures, pages, mirrors), or as a decorator: whatever goes wrong in it costs
+    a warning, once for each `what`, and the work goes on."""
+    try:
+        yield
+    except Exception as error:  # of libraries, services and disks: any
+        if what not in TOLD:
+            TOLD.add(what)
+            warn(f"{what} failed ({reason(error)}); going on without")
+
+
+def reason(error: BaseException) -> str:
+    """An error in some words of one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 class Failure(RuntimeError):
@@ -58,55 +88,78 @@ class NonFinite(Failure):
     """A loss or gradient stopped being finite; nothing of it is saved."""
 
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
 AT_EXIT = []  # called with the exit code: what must not be cut off by an early end
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+CODES = {128 + number for number in STOPS}  # exit codes of what they ended
+
+
+def on_stop(handler, numbers=STOPS):
+    """Installs the handler of the signals that ask for an end. (Windows has two of them.)"""
+    for number in numbers:
+        # `nohup` asks us to outlive the terminal: SIGHUP stays ignored. torchrun, though, passes on the one that it
+        # gets, under nohup too, and kills after 30 s what has not ended.
+        nohup = number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
+        if not nohup or "TORCHELASTIC_RUN_ID" in os.environ:
+            signal.signal(number, handler)
 
 
 def interrupt(number, frame):
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
 def command(main):
     """Runs `main(argv) -> exit code`; a user's mistake ends in exit 2 and one line, printed once over all ranks.
-    SIGTERM ends a command as Ctrl-C does, tidily (train.py has its own way)."""
-    sys.stderr = Unbreakable(sys.stderr)
-    signal.signal(signal.SIGTERM, interrupt)
+    SIGTERM and its like end a command as Ctrl-C does, tidily (train.py has its own way)."""
+    sys.stdout, sys.stderr = Stream(sys.stdout, True), Stream(sys.stderr, False)
+    on_stop(interrupt, STOPS[1:])
+    code = 0
     try:
         code = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
     except UserError as error:
         code = 2 if getattr(error, "told", False) else fail(str(error), 2)
     except Failure as error:
         code = fail(str(error), 1)
     except KeyboardInterrupt as stop:
         say("stopped; what is finished is kept")
-        code = 143 if str(stop) == "SIGTERM" else 130
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        what = f"{error.filename or 'a file'} cannot be used ({error.strerror})"
-        code = fail(f"{what}; check its permissions and the free space, then go on", 2)
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY):
+        code = 128 + signal.Signals.__members__.get(str(stop), signal.SIGINT)
+    except ReaderGone:
+        pass
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            what = f"{error.filename or 'a file'} cannot be used ({error.strerror})"
+            code = fail(f"{what}; check its permissions and the free space, then go on", 2)
+        elif out_of_memory(error):
             code = fail("out of memory; take fewer rows at a time (train.py: a smaller --micro_batch)", 2)
         else:
             wait_for_rank0()  # whose end may be why this rank failed
             traceback.print_exc()
+            leave(reason(error))
             code = 1
     for finish in AT_EXIT:
         try:
             finish(code)
         except Exception as error:
             warn(f"at the end: {error}")
-    with suppress(BrokenPipeError):
+    with suppress(OSError):
         sys.stdout.flush()
     sys.stderr.flush()
     dist = sys.modules.get("torch.distributed")
     if (dist and dist.is_initialized()) or threading.active_count() > 1:
         os._exit(code)  # no waiting for collectives or threads that will never end
     sys.exit(code)
+
+
+def leave(message: str):
+    """Tells a command that started this one why it failed: in the file that it named."""
+    if path := os.environ.get("NANOCONCEPT_REASON"):
+        with suppress(OSError):
+            Path(path).write_text(message, encoding="utf-8")
 
 
 def wait_for_rank0():
@@ -119,4 +172,5 @@ def wait_for_rank0():
 def fail(message: str, code: int) -> int:
     wait_for_rank0()
     print(error_line(message), file=sys.stderr, flush=True)
+    leave(message)
     return code

@@ -17,10 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lab.command import on_stop
 from lab.configurator import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
 # devices and ranks
+
+TIMEOUT = timedelta(hours=1)  # of all that ranks do together: rank 0 may prepare data while others wait
 
 
 @dataclass
@@ -99,6 +102,8 @@ def pick_device(name: str) -> torch.device:
     index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
     if index >= there:
         raise UserError(f"there is no GPU {index}, only {there}; start as many ranks as GPUs")
+    # cuDNN's attention makes a plan for each new shape, and some versions refuse queries that are expanded
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device("cuda", index)
 
 
@@ -126,7 +131,7 @@ def start(device: str = "auto", dtype: str = "auto", deterministic: bool = False
         torch.use_deterministic_algorithms(True)
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(hours=1))  # rank 0 may prepare data while others wait
+        dist.init_process_group(backend, timeout=TIMEOUT)
     world = World(rank, size, device, "float32")
     return replace(world, dtype=world.on_rank0(lambda: pick_dtype(dtype, device)))
 
@@ -168,17 +173,17 @@ def cpu_name() -> str:
 
 class Signals:
     """
-    The first Ctrl-C or SIGTERM only sets a flag; a second Ctrl-C ends at once. `agreed()` is asked once a step: the
-    flags are all-reduced, the answer is a step old, so every rank stops at the same step and none waits for it.
+    The first of command.STOPS (Ctrl-C, SIGTERM ...) only sets a flag; a second Ctrl-C ends at once. `agreed()` is asked
+    once a step: the flags are all-reduced, the answer is a step old, so every rank stops at the same step and none
+    waits for it.
     """
 
     def __init__(self, world: World):
         self.received, self.since, self.work = 0, 0.0, None
         self.stopped = 0  # what `agreed` said last
-        self.group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self.group = dist.new_group(backend="gloo", timeout=TIMEOUT) if world.size > 1 else None
         self.flag = torch.zeros(1, dtype=torch.int64)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle)
+        on_stop(self.handle)
 
     def handle(self, number, frame):
         now = time.monotonic()

@@ -92,7 +92,9 @@ def notes(results: dict, resolved: dict[str, dict]) -> str:
     if len(commits) > 1:
         lines.append(f"Trained at different commits ({', '.join(commits)}): compare with care.")
     if results["failed"]:
-        lines.append(f"Failed: {', '.join(f'{run} (exit {code})' for run, code in results['failed'].items())}.")
+        failures = results["failed"].items()
+        failed = (f"{run} (exit {one['code']}{one['reason'] and ': '}{one['reason']})" for run, one in failures)
+        lines.append(f"Failed: {', '.join(failed)}.")
     return "\n".join(lines)
 
 

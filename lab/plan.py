@@ -1,17 +1,25 @@
 """How a step is cut into rows over ranks and micro-batches, what it costs, and whether compiling it pays."""
 
+import functools
+import gc
 import itertools
 import math
+import os
+import shutil
+import signal
+import tempfile
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 
 from encoders import AS_CONFIGURED, ENCODERS, Options
-from lab import dataset
-from lab.command import say
+from lab import dataset, optim
+from lab.command import AT_EXIT, out_of_memory, reason, say
 from lab.configurator import UserError, warn
 from lab.distributed import World
 from model import ModelConfig, measure
@@ -193,7 +201,7 @@ def drawn_options(model: ModelConfig, seed: int, step: int) -> Options:
 COMPILE_SECONDS, COMPILE_SAVES, EAGER_FLOPS = 40.0, 0.35, 100e9
 
 
-def decide_compile(wanted, world: World, shapes: int, flops: float, minutes: float) -> bool:
+def decide_compile(wanted, world: World, shapes: int, flops: float, minutes: float, signals=None) -> bool:
     """Compiled or not, the same on all ranks: `wanted` True, False or "auto", which on a CPU goes by a rank's FLOPs (or
     minutes) in the whole run, so that the same run decides the same again. False, with a warning, where torch.compile
     does not work on some rank."""
@@ -204,20 +212,87 @@ def decide_compile(wanted, world: World, shapes: int, flops: float, minutes: flo
         say(f"compile={wanted}: about {gain:.0f} s to gain, {price:.0f} s to compile {shapes} shapes")
     if wanted is False:
         return False
-    reason = ""
-    try:
-        torch.compile(lambda x: x + 1)(torch.zeros(2, device=world.device))
-    except Exception as error:  # no compiler, no Triton: many ways to fail, one way on
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-    failed = world.all_sum(torch.tensor(float(bool(reason)), device=world.device))
-    if failed > 0:
-        warn(f"torch.compile does not work ({reason or 'on another rank'}); training goes on uncompiled")
-    return not failed
+    why = compiles(world, lambda: torch.compile(lambda x: x + 1)(torch.zeros(2, device=world.device)), signals)
+    if why:
+        warn(f"torch.compile does not work ({why}); training goes on uncompiled")
+    return not why
+
+
+def compiles(world: World, attempt, signals=None) -> str:
+    """
+    Calls attempt(), which compiles something, on every rank; where that fails on any, all try once more with an empty
+    cache: torch's may hold libraries whose compiler was killed. Returns why it failed again, or "". KeyboardInterrupt,
+    on all ranks, where it failed after a signal: Ctrl-C reaches the processes that compile, too.
+    """
+    first = ""
+    for again in (True, False):
+        why = ""
+        try:
+            attempt()
+        except Exception as error:  # no compiler, no Triton, damaged files: many ways to fail, one way on
+            if out_of_memory(error):
+                raise
+            why = reason(error)
+        number = signals.received if why and signals else 0
+        failed, stopped = world.all_sum(torch.tensor([bool(why), bool(number)]).float().to(world.device)).tolist()
+        if stopped:
+            raise KeyboardInterrupt(signal.Signals(number or signal.SIGINT).name)
+        if not failed:
+            if first:
+                warn(f"{place} is damaged: delete it when no run uses it. torch.compile failed by it ({first})")
+            return ""
+        why = why or "on another rank"
+        if again:
+            first, place = why, os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torch's cache of what is compiled")
+            empty_cache()
+    return why
+
+
+def empty_cache():
+    """From here on torch compiles all anew, into a folder that goes when the command ends."""
+    folder = tempfile.mkdtemp(prefix="torchinductor_")
+    AT_EXIT.append(lambda code: shutil.rmtree(folder, ignore_errors=True))
+    os.environ.update(TORCHINDUCTOR_CACHE_DIR=folder, TRITON_CACHE_DIR=os.path.join(folder, "triton"))
+    import torch._inductor.utils
+
+    torch._inductor.config.cpp_cache_precompile_headers = False  # these are kept elsewhere
+    torch._dynamo.reset()
+    torch._inductor.utils.clear_caches()
+    gc.unfreeze()  # else what is frozen is not listed
+    for found in gc.get_objects():  # what torch has learnt from the damaged files, such as what vectors the CPU has
+        if type(found) is type(functools.cache(id)) and str(found.__module__).startswith("torch._inductor"):
+            found.cache_clear()
+    gc.freeze()
+
+
+def rehearse(trainer, objectives: Objectives, rows: Rows, options: Options):
+    """Forward and backward of a kind of step before the first of it counts, by each rank alone: it compiles on all of
+    them, or from here on none is compiled."""
+    kind = objectives, options, rows.ids.shape, trainer.step % objectives.cycle
+    if trainer.forward is trainer.wrapped or kind in trainer.rehearsed:
+        return
+    trainer.rehearsed.add(kind)
+    world, alone = trainer.world, replace(trainer.world, rank=0, size=1)
+
+    def attempt():
+        devices = [world.device] if world.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), trainer.wrapped.no_sync() if world.size > 1 else nullcontext():
+            balance = deepcopy(trainer.balance)
+            optim.add_gradients(trainer.forward, objectives, rows, alone, trainer.plan.parts, options, balance)
+
+    why = compiles(world, attempt, trainer.signals)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    if why:
+        warn(f"torch.compile does not work ({why}); training goes on uncompiled, and no longer bit for bit")
+        trainer.forward = trainer.wrapped
+        if world.rank == 0:
+            trainer.out.write_config(trainer.out.config() | {"compile": False})
 
 
 class Clock:
     """Seconds of training, evaluations and checkpoints apart; and a horizon in minutes, turned into steps: each
-    shape's first step (allocation, compilation) is left out, then 20 steps are timed."""
+    shape's first step (allocation, compilation) is left out, then 20 steps are timed. Only what is read waits for the
+    device."""
 
     def __init__(self, trainer):
         self.trainer, self.began = trainer, time.monotonic()
@@ -229,7 +304,9 @@ class Clock:
         self.began = time.monotonic()
 
     def pause(self):
-        """Adds the seconds since the last start, step or pause."""
+        """Adds the seconds since the last start or pause, in which the device has finished what it was given."""
+        if self.trainer.world.device.type == "cuda":
+            torch.cuda.synchronize(self.trainer.world.device)
         now = time.monotonic()
         self.trainer.seconds += now - self.began
         self.began = now
@@ -237,10 +314,7 @@ class Clock:
     def stepped(self):
         trainer = self.trainer
         if not self.timing:
-            self.pause()
             return
-        if trainer.world.device.type == "cuda":
-            torch.cuda.synchronize()
         before = trainer.seconds
         self.pause()
         length = trainer.length(trainer.step - 1), trainer.step % trainer.objectives.cycle
@@ -261,6 +335,7 @@ class Clock:
 
     def speed(self) -> float:
         """Tokens a second since it was asked last."""
+        self.pause()
         (step, seconds), trainer = self.logged, self.trainer
         self.logged = (trainer.step, trainer.seconds)
         return (trainer.step - step) * trainer.plan.tokens / max(trainer.seconds - seconds, 1e-9)

@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -37,6 +38,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tqdm import tqdm
 
 from lab import dataset, files
+from lab.command import STOPS
 from lab.configurator import UserError, parse, show
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,8 +132,10 @@ def ordered_map(function, items: Iterable) -> Iterator:
         return
     # "spawn": a fork of a process whose tokenizer library has threads may hang
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
-    # A thread starts the workers: there Ctrl-C cannot strike half-way, and the workers inherit that it is blocked.
-    starter = ThreadPoolExecutor(1, "", signal.pthread_sigmask, (signal.SIG_BLOCK, {signal.SIGINT}))
+    # A thread starts the workers: there Ctrl-C cannot strike half-way, and the workers inherit that it is blocked,
+    # as are its like (but SIGTERM, by which the pool ends them): they end with us.
+    blocked = {*STOPS} - {signal.SIGTERM}
+    starter = ThreadPoolExecutor(1, "", signal.pthread_sigmask, (signal.SIG_BLOCK, blocked))
     pending = deque()
     try:
         for item in chain(head, items):
@@ -140,6 +144,9 @@ def ordered_map(function, items: Iterable) -> Iterator:
                 yield pending.popleft().result().result()
         while pending:
             yield pending.popleft().result().result()
+    except BrokenProcessPool:
+        what = "a process of the preparation was killed, most likely because the machine is out of memory"
+        raise UserError(f"{what}; free some, or use fewer cores (taskset -c 0,1 python ...)") from None
     finally:
         starter.shutdown()
         pool.shutdown(cancel_futures=True)  # waits for what is under way, a second at the most

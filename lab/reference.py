@@ -14,11 +14,12 @@ def attend(module, query, tokens, padding=None):
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, H, heads, inner):
+    def __init__(self, H, heads, inner, dropout):
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(H), nn.LayerNorm(H), nn.LayerNorm(H)
-        self.cross = nn.MultiheadAttention(H, heads, batch_first=True)
-        self.self_attention = nn.MultiheadAttention(H, heads, batch_first=True)
+        self.cross = nn.MultiheadAttention(H, heads, dropout, batch_first=True)
+        self.self_attention = nn.MultiheadAttention(H, heads, dropout, batch_first=True)
         self.wi, self.wo = nn.Linear(H, 2 * inner), nn.Linear(inner, H)
 
     def forward(self, z, x, padding):
@@ -26,19 +27,20 @@ class EncoderLayer(nn.Module):
         y = self.norm2(z)
         z = z + attend(self.self_attention, y, y)
         a, g = self.wi(self.norm3(z)).chunk(2, -1)
-        return z + self.wo(F.gelu(a) * g)
+        return z + self.wo(self.dropout(F.gelu(a) * g))
 
 
 class ReferenceMLM(nn.Module):
     def __init__(self, config):
         super().__init__()
         H, V, inner, N = config.hidden, config.vocab_size, config.intermediate, config.max_length
-        self.config = config
+        sizes = H, config.heads, inner, config.dropout
+        self.config, self.dropout = config, nn.Dropout(config.dropout)
         self.tokens, self.positions = nn.Embedding(V, config.token_width), nn.Embedding(N, config.token_width)
         thin = config.token_width != H
         self.project = nn.Linear(config.token_width, H) if thin else nn.Identity()
         self.slots = nn.Parameter(torch.randn(config.concepts, H))
-        self.layers = nn.ModuleList([EncoderLayer(H, config.heads, inner) for _ in range(config.layers)])
+        self.layers = nn.ModuleList([EncoderLayer(*sizes) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(H)
         if config.decoder == "weighted":
             self.mixture = nn.Parameter(torch.randn(N, config.concepts))
@@ -48,7 +50,7 @@ class ReferenceMLM(nn.Module):
             if config.decoder == "input":
                 self.query_project = nn.Linear(config.token_width, H) if thin else nn.Identity()
             self.norm_a, self.norm_b = nn.LayerNorm(H), nn.LayerNorm(H)
-            self.read = nn.MultiheadAttention(H, config.heads, batch_first=True)
+            self.read = nn.MultiheadAttention(H, config.heads, config.dropout, batch_first=True)
             self.w1, self.w2 = nn.Linear(H, inner), nn.Linear(inner, H)
         self.head = nn.Linear(H, V, bias=False)
         if config.tied:
@@ -57,7 +59,7 @@ class ReferenceMLM(nn.Module):
     def encode(self, ids, keep):
         """ids [B, N], keep [B, N] (True: a token, False: padding) -> concepts [B, C, H]."""
         pos = torch.arange(ids.shape[1], device=ids.device)
-        x = self.project(self.tokens(ids) + self.positions(pos))
+        x = self.project(self.dropout(self.tokens(ids) + self.positions(pos)))
         z = self.slots.expand(ids.shape[0], -1, -1)
         for layer in self.layers:
             z = layer(z, x, ~keep)
@@ -68,12 +70,12 @@ class ReferenceMLM(nn.Module):
         pos = torch.arange(ids.shape[1], device=ids.device)
         if self.config.decoder == "weighted":
             x = self.mixture[pos].softmax(-1) @ concepts
-            return F.gelu(self.dense(self.mixture_norm(x)))
+            return self.dropout(F.gelu(self.dense(self.mixture_norm(x))))
         x = self.query_positions(pos).expand(ids.shape[0], -1, -1)
         if self.config.decoder == "input":
             x = x + self.query_project(self.tokens(ids))
         x = x + attend(self.read, self.norm_a(x), concepts)
-        return x + self.w2(F.gelu(self.w1(self.norm_b(x))))
+        return x + self.w2(self.dropout(F.gelu(self.w1(self.norm_b(x)))))
 
     def head_logits(self, x):
         x = F.layer_norm(x, x.shape[-1:])

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
+from lab.command import optional
 from lab.files import replacing
 
 FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "overlap_features", "untrained")
 LIFTS = ("best_floor", "token_idf", "untrained")
 HEADLINE = "partial_lexical"  # of what a score knows beyond words (lab/floors.py)
+optional_picture = optional("a picture")  # a picture that fails is None, and costs nothing else
 
 
 @contextmanager
@@ -50,6 +52,7 @@ def legend(axes):
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, frameon=False, fontsize="small")
 
 
+@optional_picture
 def curves(metrics: list[dict], floors: dict[str, float], path: Path, unit: str = "nats"):
     """metrics.jsonl's records -> curves.png: losses over steps, of several lengths and kinds, and what the concepts add
     to them; nothing where there are none. floors: key -> the loss of guessing without the text, a dashed line in the
@@ -87,6 +90,7 @@ GEOMETRY = {"rank_slot_centred": "slot-centred rank", "rank_pooled": "rank of po
 GEOMETRY |= {"input_share": "input share (of the variance)"}
 
 
+@optional_picture
 def geometry_curves(metrics: list[dict], beyond: dict[str, tuple[int, float]], path: Path):
     """metrics.jsonl's records -> geometry.png: ranks and input share over steps. beyond: task -> the step at which it
     was judged and what its dev score knows beyond words. Nothing where there are none."""
@@ -106,6 +110,7 @@ def geometry_curves(metrics: list[dict], beyond: dict[str, tuple[int, float]], p
             legend(every[-1])
 
 
+@optional_picture
 def weight_curves(metrics: list[dict], path: Path):
     """metrics.jsonl's records -> weights.png: over steps the weights of the task and of each concept loss, beside
     kendall_gal's closed form 1/(2L), dashed (of what is above 0); and the norms of their gradients at the concepts.
@@ -130,6 +135,7 @@ def weight_curves(metrics: list[dict], path: Path):
             legend(axes)
 
 
+@optional_picture
 def sweep_figure(lines: dict[str, list[tuple[float, float]]], path: Path):
     """name -> (MFLOP a token, score x100) of one model run in several ways; "NAME, untrained" in the colour of NAME."""
     tasks = list(dict.fromkeys(name.partition(",")[0] for name in lines))
@@ -157,6 +163,7 @@ def beside(places: list[float]) -> list[float]:
     return moved
 
 
+@optional_picture
 def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> Path:
     """
     Against training FLOPs and seconds: arms, name -> for each seed its points (FLOPs, seconds, value); one without any
@@ -193,6 +200,7 @@ def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> P
     return path
 
 
+@optional_picture
 def spectra(lines: dict[str, list[float]], label: str, path: Path, places: list[int] | None = None) -> Path:
     """A line for each name, over its numbers 1 ... n or these places."""
     with panels(path, 1, 6, 3) as (axes,):
@@ -205,6 +213,7 @@ def spectra(lines: dict[str, list[float]], label: str, path: Path, places: list[
     return path
 
 
+@optional_picture
 def heatmaps(matrices: dict[str, list[list[float]]], path: Path) -> Path:
     """Cosines, -1 to 1, a square for each name."""
     with panels(path, len(matrices), 4, 3.4) as every:
@@ -215,6 +224,7 @@ def heatmaps(matrices: dict[str, list[list[float]]], path: Path) -> Path:
     return path
 
 
+@optional_picture
 def bars(values: dict[str, list[float]], label: str, path: Path) -> Path:
     """A panel for each name."""
     with panels(path, len(values), 4.5, 3) as every:
@@ -224,6 +234,7 @@ def bars(values: dict[str, list[float]], label: str, path: Path) -> Path:
     return path
 
 
+@optional_picture
 def scatter(points: dict[str, list], labels: list[int], names: list[str], path: Path) -> Path:
     """A panel for each name, of points (x, y) coloured by their label."""
     with panels(path, len(points), 4.5, 4.5) as every:
@@ -435,6 +446,8 @@ for (const table of document.querySelectorAll("table")) [...table.rows[0].cells]
 </script>"""
 
 
-def picture(path: Path) -> str:
+def picture(path: Path | None) -> str:
+    if path is None:
+        return paragraphs(["This picture could not be made."])
     data = base64.b64encode(path.read_bytes()).decode()
     return f"<img alt='{escape(path.stem)}' src='data:image/png;base64,{data}'>"

@@ -21,7 +21,7 @@ import geometry
 from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
 from lab import dataset, report
-from lab.command import AT_EXIT, Failure
+from lab.command import AT_EXIT, Failure, optional
 from lab.configurator import UserError, convert, fields_of, show, warn
 from lab.distributed import exact_matmul, pick_device
 from lab.files import locked, read_json, reading, replacing, sync, write_atomic
@@ -219,8 +219,10 @@ class RunFolder:
         config = self.config()
         try:
             import wandb
-
-            run = wandb.init(
+        except ImportError:
+            raise UserError("wandb is not installed; pip install wandb, or leave --wandb out") from None
+        with optional("Weights & Biases"):  # no key, no network, a service that is gone
+            self.mirror = wandb.init(
                 project="nanoconcept",
                 name=config["run_id"],
                 id=config.get("wandb_id"),
@@ -228,21 +230,19 @@ class RunFolder:
                 dir=str(self.path),
                 config=config,
             )
-        except ImportError:
-            raise UserError("wandb is not installed; pip install wandb, or leave --wandb out") from None
-        except Exception as error:  # no key, no network: many classes
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(f"wandb cannot start ({reason}); set WANDB_MODE=offline, or leave --wandb out") from None
-        self.write_config(config | {"wandb_id": run.id, "wandb_url": run.url})
-        self.mirror = run.log
-        AT_EXIT.append(lambda code: run.finish(exit_code=code))
+            config |= {"wandb_id": self.mirror.id, "wandb_url": self.mirror.url}
+        self.write_config(config)
+        AT_EXIT.append(lambda code: self.mirror and self.mirror.finish(exit_code=code))
 
     def log(self, **numbers):
         self.check_there()
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps({k: rounded(v) for k, v in numbers.items()}) + "\n")
-        if self.mirror:
-            self.mirror(numbers, step=numbers["step"])
+        mirror, self.mirror = self.mirror, None  # one that has failed is left alone
+        if mirror:
+            with optional("Weights & Biases"):
+                mirror.log(numbers, step=numbers["step"])
+                self.mirror = mirror
 
     def metrics(self) -> list[dict]:
         path = self.path / "metrics.jsonl"

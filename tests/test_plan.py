@@ -315,5 +315,5 @@ def test_where_compiling_fails_training_goes_on_without(monkeypatch, capsys):
     monkeypatch.setattr(plan.torch, "compile", broken)
     assert not decide_compile(True, HERE, 1, 1e30, 0)
     assert capsys.readouterr().err == (
-        "warning: torch.compile does not work (no C++ compiler); training goes on uncompiled\n"
+        "warning: torch.compile does not work (RuntimeError: no C++ compiler was found); training goes on uncompiled\n"
     )
