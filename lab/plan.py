@@ -224,7 +224,7 @@ def compiles(world: World, attempt, signals=None) -> str:
     cache: torch's may hold libraries whose compiler was killed. Returns why it failed again, or "". KeyboardInterrupt,
     on all ranks, where it failed after a signal: Ctrl-C reaches the processes that compile, too.
     """
-    first = ""
+    first = place = ""
     for again in (True, False):
         why = ""
         try:

@@ -20,6 +20,7 @@ import pytest
 
 import compare
 from lab import grids, registry, report
+from lab.command import STOPS
 from lab.configurator import UserError
 from lab.files import locked
 from lab.runs import RunFolder
@@ -276,9 +277,9 @@ def test_a_stopped_grid_continues_to_the_same_results(place, started, tmp_path):
     assert numbers(results(place, "stopped")) == {"wide_s0": numbers(results(place, "whole"))["wide_s0"]}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_reach_the_child(number, tmp_path):
-    old = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    old = {n: signal.getsignal(n) for n in STOPS}
     try:
         children = compare.Children()
         threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
@@ -297,7 +298,7 @@ def two_gpus(files, monkeypatch, tmp_path):
     """A grid of two arms and two seeds as if there were two GPUs, with a script in the place of each run -> its exit
     code, from main; RUN is the script's first argument."""
     monkeypatch.setattr(compare.torch.cuda, "device_count", lambda: 2)
-    old = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    old = {n: signal.getsignal(n) for n in STOPS}
     grid = grid_file(tmp_path, '{"a": {}, "b": {}}', "seeds = (0, 1)\n")
     grid.write_text(grid.read_text().replace('device = "cpu"', 'device = "auto"'))
 
@@ -332,7 +333,8 @@ def test_a_run_on_each_gpu_at_a_time(given, gpus, two_gpus, monkeypatch, tmp_pat
     assert {(tmp_path / run).read_text() for run in ("a_s0", "b_s0")} == gpus
     assert {(tmp_path / run).read_text() for run in ("a_s1", "b_s1")} <= gpus  # they went on after the failure
     assert "Failed: b_s0 (exit 1)." in capsys.readouterr().out
-    assert json.loads((tmp_path / "out/compare/toy/results.json").read_text())["failed"] == {"b_s0": 1}
+    found = json.loads((tmp_path / "out/compare/toy/results.json").read_text())
+    assert found["failed"] == {"b_s0": {"code": 1, "reason": ""}}
 
 
 def test_a_signal_reaches_the_runs_of_all_gpus(two_gpus, tmp_path):
@@ -364,19 +366,49 @@ def test_one_grid_in_two_processes(files, tmp_path):
 
 
 def test_a_failed_arm_does_not_end_the_others(place, monkeypatch, tmp_path, capsys):
+    """Out of memory, as the command says it or as the system does; a folder that is damaged; a report that fails."""
+
     class Failing(Started):
         def run(self, words, **options):
-            if "--seed=1" in words:
-                return 1
-            return super().run(words, **options)
+            if "--seed=3" in words:
+                raise AssertionError("not reached: its folder is damaged")
+            if "--seed=2" in words:
+                Path(options["env"]["NANOCONCEPT_REASON"]).write_text("out of memory; take fewer rows")
+            return {"--seed=0": 0, "--seed=1": -9, "--seed=2": 2}[words[-3]]
 
     monkeypatch.setattr(compare, "Children", Failing)
-    grid = grid_file(tmp_path, arms='{"wide": {"concepts": 6}}', more="seeds = (1, 0)\n")
+    write = grids.write
+
+    def failing(*results):
+        monkeypatch.setattr(grids, "write", write)
+        raise ValueError("of pictures")
+
+    monkeypatch.setattr(grids, "write", failing)
+    grid = grid_file(tmp_path, arms='{"wide": {"concepts": 6}}', more="seeds = (1, 2, 3, 0)\n")
     shutil.copytree(place / "whole", tmp_path / "out")
     shutil.rmtree(tmp_path / "out/compare/toy/wide_s1")
+    (tmp_path / "out/compare/toy/wide_s3").mkdir()
+    (tmp_path / "out/compare/toy/wide_s3/latest").write_text("nothing")
+    (tmp_path / "out/compare/toy/results.json").unlink()  # what is trained is looked at anew
+    with training.unrendered():
+        assert compare.main([*arguments(place, grid, "."), f"--out={tmp_path / 'out'}"]) == 1
+    (printed, told), found = capsys.readouterr(), results(tmp_path, "out")
+    assert "warning: the report so far failed (ValueError: of pictures); going on without" in told
+    assert "Failed: wide_s1 (exit -9: killed by SIGKILL, as where memory is short), wide_s2 (exit 2: out of" in printed
+    assert found["failed"]["wide_s2"] == {"code": 2, "reason": "out of memory; take fewer rows"}
+    assert "names no checkpoint" in found["failed"]["wide_s3"]["reason"] and set(found["runs"]) == {"wide_s0"}
+
+
+def test_a_killed_evaluation_does_not_end_the_others(place, monkeypatch, tmp_path, capsys):
+    """No run is left, and the report says so."""
+    shutil.copytree(place / "whole", tmp_path / "out")
+    grid = grid_file(tmp_path, arms='{"wide": {"concepts": 6}}', more='seeds = (0, 1)\ntasks = "stsb"\n')
+    monkeypatch.setattr(compare, "Children", Started)
+    monkeypatch.setattr(Started.__base__, "run", lambda self, words, **options: -9)
     assert compare.main([*arguments(place, grid, "."), f"--out={tmp_path / 'out'}"]) == 1
-    assert "Failed: wide_s1 (exit 1)." in capsys.readouterr().out
-    assert results(tmp_path, "out")["failed"] == {"wide_s1": 1}
+    assert "wide_s1 (exit -9: killed by SIGKILL" in capsys.readouterr().out
+    found = results(tmp_path, "out")
+    assert found["failed"].keys() == {"wide_s0", "wide_s1"} and not found["runs"]
 
 
 # ---- mistakes

@@ -166,7 +166,7 @@ def test_the_launcher_says_a_mistake_once(data, tmp_path):
     assert "exitcode  : 2" in done.stderr  # of rank 0, as the launcher reports it
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, code", [(signal.SIGUSR1, 138), (signal.SIGINT, 130)])
 def test_a_signal_to_one_rank_stops_both_at_one_step(number, code, data, tmp_path):
     out = tmp_path / "run"
     with start_ranks(both(data, out, *ENDLESS), tmp_path / "logs") as ranks:
@@ -191,14 +191,15 @@ def test_the_launcher_trains_and_goes_on(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_launcher_saves(data, tmp_path):
+@pytest.mark.parametrize("number, before", [(signal.SIGTERM, []), (signal.SIGHUP, ["nohup"])])
+def test_a_signal_to_the_launcher_saves(number, before, data, tmp_path):
     out = tmp_path / "run"
-    words = [*TORCHRUN, *arguments(data, out, *ENDLESS)]
+    words = [*before, *TORCHRUN, *arguments(data, out, *ENDLESS)]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
     while not losses(out):
         assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=40)
+    process.send_signal(number)
+    process.communicate(timeout=25)  # it kills after 30 s
     assert process.returncode != 0  # the launcher's own
     assert RunFolder(out).pointer("latest") == losses(out)[-1][0]
 

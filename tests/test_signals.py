@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, at good and at bad moments: what is trained is saved, and the same command goes on."""
+"""Ctrl-C, SIGTERM and their like, at good and bad moments: what is trained is saved, and the same command goes on."""
 
 import json
 import os
@@ -10,7 +10,9 @@ import time
 import pytest
 from corpus import make_corpus
 
+import train
 from lab.distributed import Signals, World
+from lab.plan import compiles
 from lab.runs import RunFolder
 from lab.validation import Validation
 from tests.training import (
@@ -28,6 +30,7 @@ from tests.training import (
 from train import Trainer
 
 CODES = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+ALL = [*CODES, (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +55,32 @@ def test_a_signal_saves_and_stops(number, code, data, tmp_path):
     assert_same_run(out, tmp_path / "whole", step + 5)
 
 
-def test_that_ends_the_compiler_too(data, tmp_path, monkeypatch):
-    """Ctrl-C reaches the processes that compile, which then fail in a step: the run stops as it should."""
+@pytest.mark.parametrize("number, code", ALL[2:])
+def test_what_a_closed_terminal_and_slurm_send_saves_too(number, code, data, tmp_path, monkeypatch):
     step = Trainer.train_step
 
-    def failing(self, batches):
-        if self.step == 3:
-            signal.raise_signal(signal.SIGINT)
-            raise RuntimeError("the compiler was killed")
+    def struck(self, batches):
+        if self.step == 2:
+            signal.raise_signal(number)
         return step(self, batches)
 
-    monkeypatch.setattr(Trainer, "train_step", failing)
+    monkeypatch.setattr(Trainer, "train_step", struck)
+    assert run(data, tmp_path / "run", *BRIEF, "--max_steps=9") == code
+    assert RunFolder(tmp_path / "run").pointer("latest") == 3
+
+
+def test_that_ends_the_compiler_too(data, tmp_path, monkeypatch):
+    """Ctrl-C reaches the processes that compile, which then fail before a step: the run stops as it should."""
+
+    def rehearse(trainer, *_):
+        def attempt():
+            if trainer.step == 3:
+                signal.raise_signal(signal.SIGINT)
+                raise RuntimeError("the compiler was killed")
+
+        assert not compiles(trainer.world, attempt, trainer.signals)
+
+    monkeypatch.setattr(train, "rehearse", rehearse)
     assert run(data, tmp_path / "run", *BRIEF, "--max_steps=5") == 130
     assert RunFolder(tmp_path / "run").pointer("latest") == 3
     monkeypatch.undo()
@@ -134,16 +152,68 @@ def endless_save():
     RunFolder.save = lambda *_, **__: [time.sleep(0.1) for _ in range(600)]
 
 
-@pytest.mark.parametrize("number, code", CODES)
+@pytest.mark.parametrize("number, code", ALL)
 def test_a_command_ends_tidily(number, code):
     """eval_glue.py and the others end by their exit code and one line."""
-    script = f"from lab import command; import signal; command.command(lambda argv: signal.raise_signal({int(number)}))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = in_command(f"signal.raise_signal({int(number)})")
     assert done.returncode == code and done.stderr == "stopped; what is finished is kept\n"
 
 
+def in_command(body, **options):
+    """command.command of a main with this body, in a process of its own."""
+    script = "import errno, os, signal, sys\nfrom lab import command\nfrom lab.configurator import UserError\n"
+    script += f"def main(argv):\n    {body}\ncommand.command(main)"
+    options = {"capture_output": True, "text": True, "timeout": 60, "cwd": ROOT} | options
+    return subprocess.run([sys.executable, "-c", script], **options)
+
+
+def test_nohup_is_obeyed_but_under_torchrun():
+    """Which passes SIGHUP on all the same, and kills what has not ended 30 s later."""
+    try:
+        old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert in_command("signal.raise_signal(signal.SIGHUP)").returncode == 0
+        environ = os.environ | {"TORCHELASTIC_RUN_ID": "x"}
+        assert in_command("signal.raise_signal(signal.SIGHUP)", env=environ).returncode == 129
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+def test_only_a_broken_standard_output_is_the_end_of_reading(tmp_path):
+    """`| head` has read enough, exit 0; any other pipe or socket that breaks is a failure."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    body = "print('x' * 100_000); raise SystemError('nobody stopped us')"
+    done = in_command(body, capture_output=False, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = in_command("raise BrokenPipeError(errno.EPIPE, 'of a socket')")
+    assert done.returncode == 1 and "BrokenPipeError" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full disk to write to")
+def test_what_cannot_be_written(tmp_path):
+    """Progress that is lost costs nothing, a result does."""
+    with open("/dev/full", "w") as full:
+        keys = {"capture_output": False, "stdout": subprocess.PIPE, "stderr": full}
+        done = in_command("command.say('progress' * 2000); print('result'); return 3", **keys)
+        assert (done.returncode, done.stdout) == (3, "result\n")
+        done = in_command("print('result')", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 2 and done.stderr.startswith("error: a file cannot be used (No space left")
+
+
+def test_a_command_tells_its_starter_why_it_failed(tmp_path):
+    environ = os.environ | {"NANOCONCEPT_REASON": str(tmp_path / "reason")}
+    for body, code, reason in (
+        ("raise UserError('no such thing; take another')", 2, "no such thing; take another"),
+        ("raise RuntimeError('CUDA out of memory. Tried')", 2, "out of memory; take fewer rows at a time"),
+        ("raise ValueError('one\\ntwo')", 1, "ValueError: one two"),
+    ):
+        assert in_command(body, env=environ).returncode == code
+        assert (tmp_path / "reason").read_text().startswith(reason)
+
+
 def test_the_first_signal_is_the_one_that_counts(monkeypatch):
-    old = [signal.getsignal(number) for number, _ in CODES]
+    old = [signal.getsignal(number) for number, _ in ALL]
     try:
         signals = Signals(World(0, 1, None, "float32"))
         assert signals.agreed() == 0
@@ -151,5 +221,5 @@ def test_the_first_signal_is_the_one_that_counts(monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.agreed() == signals.received == signal.SIGTERM
     finally:
-        for (number, _), handler in zip(CODES, old, strict=True):
+        for (number, _), handler in zip(ALL, old, strict=True):
             signal.signal(number, handler)
