@@ -17,7 +17,8 @@ from noise import Noise, count, phrase_starts
 class Vocabulary:
     """Size V of the vocabulary, the id of [MASK], all ids that are no text (chosen last by every noise), and on the
     device, for the objectives that ask for it: how much each token tells, idf [V] float32; starts [V] bool, the tokens
-    that begin a word; phrases [M], sorted hashes of collocations; vectors [V, T] float32, of lab/spectral.py."""
+    that begin a word; phrases [M], sorted hashes of collocations; vectors [V, T] float32, of lab/spectral.py; ends [V]
+    bool, tokens behind which a word begins (None: none)."""
 
     size: int
     mask_id: int
@@ -26,6 +27,7 @@ class Vocabulary:
     starts: Tensor | None = field(default=None, compare=False)
     phrases: Tensor | None = field(default=None, compare=False)
     vectors: Tensor | None = field(default=None, compare=False)
+    ends: Tensor | None = field(default=None, compare=False)
 
     def is_special(self, ids: Tensor) -> Tensor:
         """[B, N] ids -> [B, N] bool. Compared with plain numbers: no tensor to send."""
@@ -81,7 +83,8 @@ class Rows:
         if unit == "token":
             return self.noise.order(call, special), None
         starts = self.vocab.starts[self.ids] | special
-        starts = torch.cat([torch.ones_like(special[:, :1]), starts[:, 1:] | special[:, :-1]], dim=1)
+        ends = special if self.vocab.ends is None else self.vocab.ends[self.ids] | special
+        starts = torch.cat([torch.ones_like(special[:, :1]), starts[:, 1:] | ends[:, :-1]], dim=1)
         units = phrase_starts(self.ids, starts, special, self.vocab.phrases) if unit == "pmi" else None
         span = span if unit == "span" else ""
         return self.noise.order_units(call, starts, special, take, span, longest, units)

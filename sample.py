@@ -27,7 +27,7 @@ from typing import Annotated, Literal
 import torch
 from torch.nn.functional import normalize
 
-from lab import command, dataset, runs
+from lab import command, dataset, runs, text_files
 from lab.analysis import written
 from lab.configurator import UserError, fields_of, parse, warn
 from noise import count
@@ -44,7 +44,9 @@ class SampleConfig(runs.OneRun):
         "what to do with each text, or with each two",
     ] = "reconstruct"
     text: Annotated[str, "the text; several lines are several texts"] = ""
-    file: Annotated[str, "in place of text: a file with a text a line; a line a text comes out"] = ""
+    file: Annotated[
+        str, 'in place of text: a file with a text, or JSON with a "text", a line; a line a text comes out'
+    ] = ""
     temperature: Annotated[
         float, "of all that is predicted: tokens are drawn from softmax(logits / temperature); 0: the likeliest"
     ] = 0.0
@@ -71,11 +73,14 @@ class SampleConfig(runs.OneRun):
 
     def texts(self) -> list[str]:
         if not self.file:
-            return self.text.splitlines()
+            return dataset.clean(self.text).splitlines()
         try:
-            return Path(self.file).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.file} cannot be read as text ({error}); write the path of a UTF-8 file") from None
+            with open(self.file, "rb") as file:
+                return [dataset.clean(text) for text in text_files.lines(file)]
+        except OSError as error:
+            raise UserError(
+                f"{self.file} cannot be read ({error.strerror}); write the path of a file of text"
+            ) from None
 
 
 def neighbours(run: runs.LoadedRun, words: list[str]) -> list[dict]:

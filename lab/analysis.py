@@ -39,8 +39,8 @@ def judge_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int
         keys["mask_unit"] = "word"  # a run does not keep the collocations
     objectives = Objectives(ObjectiveConfig(**keys))
     V, special = run.model.config.vocab_size, tuple(dataset.special_ids(run.tokenizer).values())
-    starts = torch.from_numpy(dataset.word_starts(run.tokenizer)).to(run.device) if objectives.by_words else None
-    vocab = Vocabulary(V, run.model.mask_id, special, torch.ones(V, device=run.device), starts)
+    starts, ends = (torch.from_numpy(f(run.tokenizer)).to(run.device) for f in (dataset.word_starts, dataset.word_ends))
+    vocab = Vocabulary(V, run.model.mask_id, special, torch.ones(V, device=run.device), starts, ends=ends)
     if len(rows) < least:
         raise UserError(f"{len(rows)} rows of text are too few, {least} are needed; train on more text")
     ids, numbers = rows.long(), torch.arange(len(rows))

@@ -39,6 +39,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
 
 from lab.command import say
 from lab.configurator import UserError, show
@@ -95,12 +96,40 @@ def vocab_size(tokenizer: Tokenizer) -> int:
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
+def subword_marks(tokenizer: Tokenizer) -> tuple[str, str]:
+    """(before a token that continues a word, such as ##; behind one that ends a word, such as </w>); "": none."""
+    keys = "continuing_subword_prefix", "end_of_word_suffix"
+    return tuple(getattr(tokenizer.model, key, None) or "" for key in keys)
+
+
+def space_mark(tokenizer: Tokenizer) -> str:
+    """What the space before a word is in its first token: Ġ (byte-level), ▁ (SentencePiece), itself; "": not kept."""
+    text = tokenizer.normalizer.normalize_str("a b") if tokenizer.normalizer else "a b"
+    if tokenizer.pre_tokenizer:
+        text = "".join(piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+    mark = text[-2:-1].replace("a", "")
+    if mark == " " and tokenizer.decoder:  # which alone may tell
+        return next((m for m in ("Ġ", "▁") if tokenizer.decoder.decode(["a", f"{m}b"]) == "a b"), mark)
+    return mark
+
+
 def word_starts(tokenizer: Tokenizer) -> np.ndarray:
-    """[V] bool: tokens that begin a word. Byte-level BPE, metaspace: those that bring a space with them; WordPiece:
-    those without ##; where neither is used: all."""
+    """[V] bool: tokens that begin a word, by the kind of the tokenizer: those without the mark of a continued word
+    (WordPiece: ##); none where only ends are marked (see `word_ends`); else those with the space before it. All, where
+    tokens are whole words or keep no spaces."""
     tokens = [tokenizer.id_to_token(i) or "" for i in range(vocab_size(tokenizer))]
-    spaced = np.array([token[:1] in ("Ġ", "▁", " ") for token in tokens])
-    return spaced if spaced.any() else np.array([token[:2] != "##" for token in tokens])
+    (prefix, suffix), mark = subword_marks(tokenizer), space_mark(tokenizer)
+    if prefix or suffix:
+        return np.array([bool(prefix) and not token.startswith(prefix) for token in tokens])
+    whole = isinstance(tokenizer.model, WordLevel) or not mark
+    return np.array([whole or token.startswith((mark, " ")) for token in tokens])  # added tokens keep their space
+
+
+def word_ends(tokenizer: Tokenizer) -> np.ndarray:
+    """[V] bool: tokens behind which a word begins, where ends of words are marked (</w>); else none."""
+    _, suffix = subword_marks(tokenizer)
+    tokens = [tokenizer.id_to_token(i) or "" for i in range(vocab_size(tokenizer))]
+    return np.array([bool(suffix) and token.endswith(suffix) for token in tokens])
 
 
 def load_tokenizer(path) -> Tokenizer:
@@ -127,17 +156,41 @@ def tokenizer_hash(path) -> str:
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[\r\n]+")
 
 
+def clean(text: str) -> str:
+    """The text with ? for half characters (written as \\ud800, or bytes that are no UTF-8), which have no bytes."""
+    if not isinstance(text, str):
+        raise UserError(f"a text is a str, not {type(text).__name__} ({text!r:.40}); leave it out, or make it one")
+    return text.encode("utf-8", "replace").decode()
+
+
 def split_sentences(text: str) -> list[str]:
-    """Text -> its sentences as they are encoded: stripped, one space in front; empty ones are dropped."""
-    return [" " + stripped for part in SENTENCE_END.split(text) if (stripped := part.strip())]
+    """Text -> its sentences as they are encoded: clean, stripped, one space in front; empty ones are dropped."""
+    return [" " + stripped for part in SENTENCE_END.split(clean(text)) if (stripped := part.strip())]
+
+
+PASSED_ON = KeyboardInterrupt, SystemExit, MemoryError  # errors that are not of the text
+
+
+def encode_sentences(tokenizer: Tokenizer, sentences: list[str]) -> list[list[int]]:
+    """Sentences -> ids of each. UserError that names the one that the tokenizer cannot encode."""
+    try:
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(sentences, add_special_tokens=False)]
+    except PASSED_ON:
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
+        if len(sentences) > 1:
+            return [encode_sentences(tokenizer, [sentence])[0] for sentence in sentences]
+        reason, (text,) = " ".join(str(error).split())[:100], sentences
+        what = f"the tokenizer cannot encode {text.strip()[:60]!r} ({len(text):,} characters: {reason})"
+        raise UserError(f"{what}; leave that text out, or take another tokenizer") from None
 
 
 def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """Texts -> ids of each, exactly as in the training files. A text without any token is one separator."""
     sentences = [split_sentences(text) for text in texts]
     flat = [sentence for own in sentences for sentence in own]
-    encodings = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
-    rows = [[i for encoding in islice(encodings, len(own)) for i in encoding.ids] for own in sentences]
+    encoded = iter(encode_sentences(tokenizer, flat))
+    rows = [[i for ids in islice(encoded, len(own)) for i in ids] for own in sentences]
     return [row or [special_ids(tokenizer)["sep"]] for row in rows]
 
 

@@ -13,8 +13,9 @@ from torch import nn
 from encoders import AS_CONFIGURED
 from heads import mean_over
 from lab.configurator import UserError
+from lab.dataset import clean
 from lab.distributed import pick_device
-from lab.runs import LoadedRun
+from lab.runs import LoadedRun, one_or_many
 from model import ModelConfig
 
 
@@ -67,8 +68,10 @@ class ReferenceRun(LoadedRun):
 
     added = 2, 3
 
+    @one_or_many
     def encode_texts(self, texts):
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        texts = [clean(text) for text in texts]
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
     def wrap(self, a, b=None):
         begin, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id

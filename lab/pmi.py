@@ -65,13 +65,13 @@ class Counts:
         return np.where(known, np.log(self.counts[at] / self.total), -np.inf)
 
 
-def phrases(tokens: np.ndarray, starts: np.ndarray, special: np.ndarray) -> list[np.ndarray]:
+def phrases(tokens: np.ndarray, starts: np.ndarray, special: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
     """Hashes of the n-grams at each word of a piece of text [W - n + 1] for n = 1 ... 5; 0 where one holds a special
-    token. starts, special [V] bool."""
+    token. starts, special, ends [V] bool: tokens that begin a word, that are one, behind which one begins."""
     ids = tokens.astype(np.int64)
     apart = special[ids]
     begins = starts[ids] | apart
-    begins[1:] |= apart[:-1]
+    begins[1:] |= apart[:-1] | ends[ids[:-1]]
     begins[0] = True
     edges = np.append(np.flatnonzero(begins), len(ids))
     before = np.concatenate([[0], np.cumsum(apart)])
@@ -95,17 +95,18 @@ def scores(shares: list[np.ndarray]) -> list[np.ndarray]:
     return found
 
 
-def collocations(text: dataset.Corpus, starts: np.ndarray, config: PMI) -> np.ndarray:
+def collocations(text: dataset.Corpus, starts: np.ndarray, config: PMI, ends: np.ndarray | None = None) -> np.ndarray:
     """The hashes of what is kept, int64 [M], sorted. Two passes over the training text: counts, then scores."""
     special = np.isin(np.arange(text.vocab_size), text.special_ids)
+    ends = special if ends is None else ends
     counts = [Counts(config.most) for _ in range(LONGEST_PHRASE)]
     for tokens, _ in text.pieces(text.count):
-        for n, hashes in enumerate(phrases(tokens, starts, special)):
+        for n, hashes in enumerate(phrases(tokens, starts, special, ends)):
             counts[n].add(hashes[hashes != 0])
     known = [{} for _ in SHARES]
     frequent = [c.hashes[c.counts >= config.min_count] for c in counts]
     for tokens, _ in text.pieces(text.count):
-        hashes = phrases(tokens, starts, special)
+        hashes = phrases(tokens, starts, special, ends)
         found = scores([c.log_share(h) for c, h in zip(counts, hashes, strict=True)])
         for table, own, score, often in zip(known, hashes[1:], found, frequent[1:], strict=True):
             unique, first = np.unique(own, return_index=True)
@@ -121,7 +122,8 @@ def main(argv) -> int:
     config = parse(argv, PMI, prog="-m lab.pmi", doc=__doc__, root=ROOT, positional=False).make(PMI)
     folder = Path(config.data_dir or ROOT / "data") / dataset.check_name(config.dataset)
     text = dataset.Corpus(folder, "train")
-    kept = collocations(text, dataset.word_starts(dataset.load_tokenizer(folder / "tokenizer.json")), config)
+    tokenizer = dataset.load_tokenizer(folder / "tokenizer.json")
+    kept = collocations(text, dataset.word_starts(tokenizer), config, dataset.word_ends(tokenizer))
     if not len(kept):
         raise UserError(f"{show(text.path)} has no collocation; write a smaller --min_count, or use more text")
     with replacing(folder / FILE) as path, open(path, "wb") as file:

@@ -44,8 +44,8 @@ from lab.configurator import UserError, parse, show
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING_TEXT = 100_000_000  # characters a tokenizer is trained on, at most
 BATCH = 1_000_000  # characters that a process encodes in one go
-PIECE = 1 << 20  # characters of a document that are read in one go
 FILES = ("tokenizer.json", "train.bin", "val.bin", "meta.json")  # of a finished folder, in the order they are moved
+LONG = 100_000  # characters of a sentence that tiktoken is not given: it fails on a million spaces
 TOKENIZER = "bpe:SIZE is trained on the text; or tiktoken:NAME, hub:OWNER/NAME, or a tokenizer.json"
 
 
@@ -98,11 +98,6 @@ class Source:
 
     total, done, unit = None, 0, "B"  # `done` of `total` is what the bar shows
     meta = {}  # what meta.json says of the source
-
-
-def clean(text: str) -> str:
-    """The text with ? for half characters (written as \\ud800), which have no bytes in UTF-8."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def in_val(fraction: float, *keys: int) -> bool:
@@ -287,21 +282,34 @@ class Encoder:
         self.ordinary = re.compile("|".join(ordinary)) if ordinary else None
 
     def slow(self, sentences: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(sentences, add_special_tokens=False)]
+        return dataset.encode_sentences(self.tokenizer, sentences)
 
     def __call__(self, sentences: list[str]) -> list[list[int]]:
-        if self.twin is None:
+        try:
+            return self.fast(sentences) if self.twin else self.slow(sentences)
+        except dataset.PASSED_ON:
+            raise
+        except BaseException:  # a panic of tiktoken's is no Exception
             return self.slow(sentences)
+
+    def fast(self, sentences: list[str]) -> list[list[int]]:
+        """By tiktoken, but where it cannot be trusted, or differs on a sample."""
         texts, normalizer = sentences, self.tokenizer.normalizer
         if normalizer:
             texts = [normalizer.normalize_str(sentence) for sentence in sentences]
-        ids = [self.twin.encode_ordinary(text) for text in texts]
-        if has := self.ordinary and self.ordinary.search:
-            odd = [i for i, text in enumerate(texts) if has(text) or has(sentences[i])]
-            for i, own in zip(odd, self.slow([sentences[i] for i in odd]), strict=True):
-                ids[i] = own
-        step = max(len(sentences) // 50, 1)
-        return ids if ids[::step] == self.slow(sentences[::step]) else self.slow(sentences)
+        ids, easy = [None] * len(texts), []
+        has = self.ordinary.search if self.ordinary else lambda text: False
+        for i, text in enumerate(texts):
+            if len(text) < LONG and not has(text) and not has(sentences[i]):
+                easy.append(i)
+                ids[i] = self.twin.encode_ordinary(text)
+        sample = easy[:: max(len(easy) // 50, 1)]
+        if [ids[i] for i in sample] != self.slow([sentences[i] for i in sample]):
+            return self.slow(sentences)
+        hard = [i for i, own in enumerate(ids) if own is None]
+        for i, own in zip(hard, self.slow([sentences[i] for i in hard]), strict=True):
+            ids[i] = own
+        return ids
 
 
 encoder = lru_cache(1)(Encoder)  # of this process

@@ -8,6 +8,7 @@ import subprocess
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
 from typing import Annotated
 
@@ -379,6 +380,18 @@ def commit() -> str | None:
 # from a run folder back to a model
 
 
+def one_or_many(method):
+    """A method of a list of texts, for one text as well: a str gives the one result."""
+
+    @wraps(method)
+    def either(self, texts, *arguments, **options):
+        if isinstance(texts, str):
+            return method(self, [texts], *arguments, **options)[0]
+        return method(self, list(texts), *arguments, **options)
+
+    return either
+
+
 class LoadedRun:
     """A trained model with its tokenizer; `embed` is the one path from text to vectors."""
 
@@ -390,6 +403,7 @@ class LoadedRun:
         self.warned = False
         self.fit = None  # (settings, what `fitted` made of them)
 
+    @one_or_many
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, as training encoded it; never empty."""
         return dataset.encode_texts(self.tokenizer, texts)
@@ -400,10 +414,12 @@ class LoadedRun:
         """The ids of a text, or of a pair that is read as one text, as the model reads them."""
         return a if b is None else [*a, dataset.special_ids(self.tokenizer)["sep"], *b]
 
+    @one_or_many
     @torch.no_grad()
     def embed(self, texts: list[str], batch_tokens: int = 16384) -> Tensor:
         """
-        list of n strings -> float32 [n, hidden] on the CPU: each text's concepts pooled. A text longer than
+        list of n strings -> float32 [n, hidden] on the CPU: each text's concepts pooled; one string -> [hidden]. A text
+        longer than
         max(lengths) is cut into chunks, its vector is their token-weighted mean. Where config has remove_directions or
         whitening, geometry.isotropic is applied, fitted on the training corpus's validation rows.
         """
@@ -450,9 +466,11 @@ class LoadedRun:
         twin.warned = True  # of texts in chunks: the run itself says it
         return twin
 
+    @one_or_many
     @torch.no_grad()
     def concepts(self, texts: list[str]) -> Tensor:
-        """list of n strings -> float32 [n, C, hidden]; of a longer text the first max(lengths) tokens."""
+        """list of n strings -> float32 [n, C, hidden], one string -> [C, hidden]; of a longer text the first
+        max(lengths) tokens."""
         rows = [self.wrap(ids[: self.max_length - self.added[0]]) for ids in self.encode_texts(texts)]
         ids, mask = (torch.from_numpy(x).to(self.device) for x in dataset.pad_batch(rows, self.config["pad_id"]))
         with exact_matmul():

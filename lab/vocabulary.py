@@ -12,14 +12,15 @@ from problem import Vocabulary
 def make_vocabulary(text: dataset.Corpus, objectives: Objectives, vectors: Tensor | None, device) -> Vocabulary:
     """vectors [V, T]: of lab/spectral.py, where they are asked for."""
     idf = torch.from_numpy(text.idf()).to(device) if objectives.by_idf else None
-    starts = phrases = None
+    starts = phrases = ends = None
     if objectives.by_words:
         tokenizer = dataset.load_tokenizer(text.folder / "tokenizer.json")
         starts = torch.from_numpy(dataset.word_starts(tokenizer)).to(device)
+        ends = torch.from_numpy(dataset.word_ends(tokenizer)).to(device)
     if objectives.by_phrases:
         phrases = torch.from_numpy(pmi.load(text)).to(device)
     vectors = vectors.to(device) if objectives.by_vectors else None
-    return Vocabulary(text.vocab_size, text.mask, tuple(text.special_ids), idf, starts, phrases, vectors)
+    return Vocabulary(text.vocab_size, text.mask, tuple(text.special_ids), idf, starts, phrases, vectors, ends)
 
 
 def token_vectors(trainer) -> tuple[Tensor | None, float]:

@@ -57,18 +57,19 @@ class Words:
     """Token ids -> the words that they write."""
 
     def __init__(self, tokenizer):
-        self.starts = dataset.word_starts(tokenizer)
+        self.starts, self.ends = dataset.word_starts(tokenizer), dataset.word_ends(tokenizer)
+        prefix, suffix = dataset.subword_marks(tokenizer)
         pieces = (tokenizer.decode([i], skip_special_tokens=False) for i in range(len(self.starts)))
-        self.pieces = [piece.strip().removeprefix("##") for piece in pieces]
+        self.pieces = [piece.strip().removeprefix(prefix).removesuffix(suffix) for piece in pieces]
 
     def __call__(self, ids: list[int]) -> tuple[list[str], list[int]]:
         """The words, and of which of them each token is a part. Letters and digits on one side and signs on the other
         are different words."""
         words, numbers = [], []
-        for i in ids:
+        for before, i in zip([None, *ids], ids, strict=False):
             piece = self.pieces[i]
             changes = bool(words) and bool(piece) and words[-1][-1:].isalnum() != piece[:1].isalnum()
-            if not words or self.starts[i] or changes:
+            if not words or self.starts[i] or self.ends[before] or changes:
                 words.append("")
             words[-1] += piece
             numbers.append(len(words) - 1)

@@ -10,15 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import tiktoken
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from lab import dataset, prepare
+from lab import dataset, prepare, text_files
 from lab.command import command
+from lab.configurator import UserError
 from lab.dataset import Corpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,6 +147,52 @@ def test_an_encoder_falls_back_where_tiktoken_differs(bpe):
     assert encoder(sentences) == encoder.slow(sentences)
 
 
+class Panic(BaseException):
+    """As the panics of Rust libraries are no Exception."""
+
+
+def test_a_fast_encoder_that_fails_falls_back(bpe, monkeypatch):
+    encoder, sentences = prepare.Encoder(bpe), [" One.", " x" + " " * 1_000_000 + "y", " Last."]
+    for run in (" ", "\t", "\u00a0", "a", "1", "🤗", "-"):
+        long = " x" + run * (1_000_000 if run.isspace() else 150_000) + "y"
+        assert encoder([" One.", long, " Last."]) == encoder.slow([" One.", long, " Last."])
+    for error in (Panic("stack overflow"), ValueError("of tiktoken"), RecursionError()):
+        twin = types.SimpleNamespace(encode_ordinary=Mock(side_effect=error))
+        monkeypatch.setattr(encoder, "twin", twin)
+        assert encoder(sentences) == encoder.slow(sentences) and twin.encode_ordinary.called
+    twin.encode_ordinary.side_effect = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        encoder(sentences)
+
+
+def test_a_text_that_no_encoder_can_read_is_named(run, tmp_path):
+    texts = documents(40)
+    words = sorted({word for text in texts for s in dataset.split_sentences(text) for word in s.split()})
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="none"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    dataset.add_special_tokens(tokenizer)
+    tokenizer.save(str(tmp_path / "t.json"))
+    texts[25] += " Unheard-of words."
+    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+    code, _, err = run("text", "--name=a", "--files", tmp_path / "a.txt", f"--tokenizer={tmp_path / 't.json'}")
+    line = err.splitlines()[-1]
+    assert code == 2 and line.startswith("error: the tokenizer cannot encode 'Unheard-of words.' (18 characters: "), err
+    assert "; leave that text out, or take another tokenizer" in line
+
+    broken = types.SimpleNamespace(encode_batch_fast=Mock(side_effect=Panic("stack overflow")))
+    with pytest.raises(UserError, match="cannot encode 'One.' .5 characters: stack overflow"):
+        dataset.encode_texts(broken, ["One. Two."])
+
+
+def test_a_million_spaces_are_prepared(run, bpe, tmp_path):
+    text = "One.\n\nx" + " " * 1_000_000 + "y\n\nLast.\n"
+    (tmp_path / "a.txt").write_text(text)
+    code, _, err = run("text", "--name=a", "--files", tmp_path / "a.txt", f"--tokenizer={bpe}")
+    assert code == 0 and "panicked" not in err, err
+    tokens = [Corpus(tmp_path / "data" / "a", split).tokens.tolist() for split in ("train", "val")]
+    assert sum(tokens, []) == all_tokens(text.strip().split("\n\n"), dataset.load_tokenizer(bpe))
+
+
 def test_added_tokens_that_are_ordinary_text_are_kept(bpe, tmp_path):
     tokenizer = Tokenizer.from_file(str(bpe))
     tokenizer.add_tokens([AddedToken("   "), AddedToken("|||EMAIL|||", normalized=False)])
@@ -249,7 +298,7 @@ def test_validation_documents_are_a_seeded_share(run, bpe, tmp_path):
 
 
 def test_one_long_document_streams_and_is_split_at_a_sentence(run, bpe, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "PIECE", 5000)  # read, and put out, in many pieces
+    monkeypatch.setattr(text_files, "PIECE", 5000)  # read, and put out, in many pieces
     text = "\n".join(documents(300)) + "\n" + " ".join(["Word."] * 9000) + "\n" + "nothing ends here " * 300
     (tmp_path / "a.txt").write_text(text)
     assert run("text", "--name=a", "--files", tmp_path / "a.txt", f"--tokenizer={bpe}")[0] == 0
@@ -441,7 +490,11 @@ MISTAKES = {
     "only one sentence": bad_file("a.txt", b"Just this."),
     "a.jsonl:2 is no JSON": bad_file("a.jsonl", b'{"text": "a. b."}\n{"txt": 1}\n'),
     "a.jsonl:1 is no JSON": bad_file("a.jsonl", b"[1]\n"),
-    'a.jsonl:1 is no JSON object with a "text" in UTF-8': bad_file("a.jsonl", b'{"text": "\xff"}\n'),
+    "a.jsonl is not UTF-8 at byte 10;": bad_file("a.jsonl", b'{"text": "\xff"}\n'),
+    "a.parquet is a parquet file": lambda folder: [
+        *good()(folder),
+        *bad_file("a.parquet", b"PAR1\x15\x04")(folder)[2:],
+    ],
     "a.txt.xz is damaged": bad_file("a.txt.xz", lzma.compress(os.urandom(9999))[:-900]),
     "b.xz is damaged": bad_file("b.xz", b"no archive"),
     "a.txt.gz is damaged": bad_file("a.txt.gz", gzip.compress(b"a. " * 9999)[:-9]),

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from lab import words
+from lab import dataset, pmi, words
+from noise import Noise
+from problem import Rows, Vocabulary
 
 # word/tag; noun n, name N, verb v, adjective a, adverb r, determiner d, pronoun p, preposition i, conjunction c,
 # auxiliary x, number m, punctuation . Written and tagged when the rules stood, and the rules
@@ -58,6 +61,126 @@ def test_words_of_tokens_in_both_kinds_of_tokenizer():
     pieces = Tokenizer(models.WordPiece({"the": 0, "un": 1, "##seen": 2, ",": 3, "cat": 4, "##s": 5}, unk_token=","))
     pieces.decoder = decoders.WordPiece()
     assert words.Words(pieces)([0, 1, 2, 3, 4, 5])[0] == ["the", "unseen", ",", "cats"]
+
+
+def of(model, pre=None, normalizer=None, decoder=None):
+    tokenizer = Tokenizer(model)
+    for name, part in (("pre_tokenizer", pre), ("normalizer", normalizer), ("decoder", decoder)):
+        if part:
+            setattr(tokenizer, name, part)
+    tokenizer.add_special_tokens(["[MASK]"])
+    return tokenizer
+
+
+def bpe(*tokens, **about):
+    """Each token is merged from left to right."""
+    marks = about.get("continuing_subword_prefix", "")
+    vocab, merges = {}, []
+    for token in tokens:
+        suffix = about.get("end_of_word_suffix", "") if token.endswith("</w>") else ""
+        parts = [*token.removesuffix("</w>").removeprefix(marks)]
+        parts[-1] += suffix
+        parts[0] = marks * token.startswith(marks) + parts[0]
+        for part in parts:
+            vocab.setdefault(part, len(vocab))
+        for i in range(1, len(parts)):
+            pair = "".join(parts[:i]), marks + parts[i] if marks and not parts[i].startswith(marks) else parts[i]
+            vocab.setdefault(pair[1], len(vocab))
+            vocab.setdefault(pair[0] + pair[1].removeprefix(marks), len(vocab))
+            merges.append(pair)
+    return models.BPE(vocab, list(dict.fromkeys(merges)), **about)
+
+
+def pieces(*tokens, **about):
+    return models.WordPiece(vocab={token: i for i, token in enumerate(tokens)}, **about)
+
+
+PLAIN = {"▁": -9.0, "▁the": -1.0, "▁un": -2.0, "seen": -2.0, "▁cat": -2.0, "s": -3.0, ",": -3.0, "Ġun": -3.0, "?": -9.0}
+SUFFIXED = {"end_of_word_suffix": "</w>"}
+BYTES = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+REPLACE = normalizers.Replace(" ", "▁")
+KINDS = {
+    "cased WordPiece with Maltese": of(
+        pieces("the", "un", "##seen", ",", "cat", "##s", "Ġan", "▁", "?", unk_token="?"),
+        pre_tokenizers.BertPreTokenizer(),
+        decoder=decoders.WordPiece(),
+    ),
+    "WordPiece with another mark": of(
+        pieces("the", "un", "@@seen", ",", "cat", "@@s", "##", unk_token=",", continuing_subword_prefix="@@"),
+        pre_tokenizers.BertPreTokenizer(),
+        decoder=decoders.WordPiece("@@"),
+    ),
+    "BPE with ##": of(
+        bpe("the", "un", "##seen", "cat", "##s", ",", continuing_subword_prefix="##"), pre_tokenizers.BertPreTokenizer()
+    ),
+    "Unigram with Metaspace": of(
+        models.Unigram([*PLAIN.items()], 8), pre_tokenizers.Metaspace(), decoder=decoders.Metaspace()
+    ),
+    "Unigram with another mark": of(
+        models.Unigram([(token.replace("▁", "_"), p) for token, p in PLAIN.items()] + [("▁un", -9.0)], 8),
+        pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace("_")]),
+        decoder=decoders.Metaspace("_"),
+    ),
+    "Unigram with its normalizer": of(models.Unigram([*PLAIN.items()], 8), None, REPLACE, BYTES),
+    "BPE with Ġ": of(
+        bpe("Ġthe", "Ġun", "seen", "Ġcat", "s", ",", "▁x", "##"),
+        pre_tokenizers.ByteLevel(False),
+        None,
+        decoders.ByteLevel(),
+    ),
+    "BPE with Ġ of the normalizer": of(
+        bpe("Ġthe", "Ġun", "seen", "Ġcat", "s", ",", "▁x"), None, normalizers.ByteLevel(), decoders.ByteLevel()
+    ),
+    "BPE with spaces": of(
+        bpe(" the", " un", "seen", " cat", "s", ",", "Ġx"), pre_tokenizers.Split(" ", "merged_with_next")
+    ),
+    "BPE with </w>": of(
+        bpe("the</w>", "un", "seen</w>", "cat", "s</w>", "un</w>", ",</w>", "Ġx", **SUFFIXED),
+        pre_tokenizers.BertPreTokenizer(),
+        decoder=decoders.BPEDecoder(),
+    ),
+    "CLIP": of(
+        bpe("the</w>", "un", "seen</w>", "cat", "s</w>", ",</w>", **SUFFIXED),
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(r"\w+|[^\w\s]+"), "removed", True), pre_tokenizers.ByteLevel(False)]
+        ),
+        decoder=decoders.ByteLevel(),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_begin_where_the_kind_of_tokenizer_says(kind, tmp_path):
+    """Not where some entry of the vocabulary looks like a mark. In every reader of it: words, noise, collocations."""
+    KINDS[kind].save(str(tmp_path / "t.json"))
+    tokenizer = dataset.load_tokenizer(tmp_path / "t.json")
+    (ids,) = dataset.encode_texts(tokenizer, ["the unseen cats, the cats"])
+    found, numbers = words.Words(tokenizer)(ids)
+    assert found == ["the", "unseen", "cats", ",", "the", "cats"], tokenizer.encode(" the unseen cats").tokens
+    assert len(ids) > len(found) == numbers[-1] + 1
+
+    mask = tokenizer.token_to_id("[MASK]")
+    starts, ends = (f(tokenizer) for f in (dataset.word_starts, dataset.word_ends))
+    size, row = len(starts), torch.tensor([*ids, mask, *ids])
+    vocab = Vocabulary(size, mask, (), None, torch.from_numpy(starts), ends=torch.from_numpy(ends))
+    apart = "##" in kind or "WordPiece" in kind or "</w>" in kind or kind == "CLIP"  # the comma is a word of its own
+    words_of = [["the"], ["un", "seen"], ["cat", "s"] + [","] * (not apart)] + [[","]] * apart + [["the"], ["cat", "s"]]
+    sizes = [*map(len, words_of), 1, *map(len, words_of)]
+    assert sum(sizes) == len(row)
+    _, units = Rows(row[None], Noise(0, 0, torch.arange(1)), vocab).order(0, 4, "word")
+    assert sorted(units[0].unique(return_counts=True)[1].tolist()) == sorted(sizes)
+    hashes = pmi.phrases(row.numpy(), starts, np.arange(size) == mask, ends)[0]
+    assert len(hashes) == len(sizes) and hashes[len(words_of)] == 0
+
+
+def test_where_no_word_is_marked_every_token_is_one():
+    level = models.WordLevel({"the": 0, "Ġun": 1, "▁a": 2}, "the")
+    for tokenizer in (
+        of(level),
+        of(level, pre_tokenizers.ByteLevel()),
+        of(bpe("the", "Ġx"), pre_tokenizers.Whitespace()),
+    ):
+        assert dataset.word_starts(tokenizer).all() and not dataset.word_ends(tokenizer).any()
 
 
 def test_topics_find_planted_ones():

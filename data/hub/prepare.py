@@ -74,8 +74,20 @@ def find_shards(repository: str, train: str, val: str, local: str) -> list[tuple
 
 def drawn_split(text: str) -> str:
     """Of a document of a repository without val."""
-    digest = hashlib.blake2b(prepare.clean(text).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(dataset.clean(text).encode(), digest_size=8).digest()
     return "val" if prepare.in_val(HELD_OUT, int.from_bytes(digest, "little")) else "train"
+
+
+def text_of(value, where: str) -> str:
+    """What stands in the column `text`: a string, the bytes of one, or nothing."""
+    try:
+        text = value.decode() if isinstance(value, bytes) else "" if value is None else value
+        if isinstance(text, str):
+            return text
+        reason = f"is of the type {type(value).__name__}, not text"
+    except UnicodeDecodeError as error:
+        reason = f"is not UTF-8 at byte {error.start:,}"
+    raise UserError(f"{where} {reason}; write this column as strings, then run this again to go on")
 
 
 class Rows(prepare.Source):
@@ -87,17 +99,26 @@ class Rows(prepare.Source):
         self.shards = shards
 
     def __iter__(self) -> Iterator[prepare.Piece]:
-        from datasets import load_dataset
+        from datasets import load_dataset, logging
 
+        logging.set_verbosity(logging.CRITICAL)  # what is wrong is said below, once
         self.done = 0
         for split, url in self.shards:
             try:
-                rows = load_dataset("parquet", data_files=[url], split="train", streaming=True)
-                for row in rows.select_columns(["text"]):
-                    text = row["text"] or ""
+                about = {"data_files": [url], "split": "train", "streaming": True}
+                rows = load_dataset(
+                    "parquet", batch_size=1000, **about
+                )  # by itself the first row group's, which may be 0
+                if "text" not in rows.features:
+                    what = f"{url} has no column text (but {', '.join(rows.features)})"
+                    raise UserError(f"{what}; rename the one that holds the text, then run this again to go on")
+                for number, row in enumerate(rows.select_columns(["text"])):
+                    text = text_of(row["text"], f"{url}: text of row {number}")
                     self.done += len(text)
                     if text.strip():
                         yield prepare.Piece(split or drawn_split(text), text)
+            except UserError:
+                raise
             except Exception as error:  # pyarrow's and the network's are of many kinds
                 reason = " ".join(str(error).split())[:160]
                 raise UserError(f"{url} cannot be read ({reason}); mend that, then run this again to go on") from None

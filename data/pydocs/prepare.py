@@ -26,7 +26,7 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lab import prepare
+from lab import dataset, prepare
 from lab.command import command
 from lab.configurator import UserError
 
@@ -145,7 +145,7 @@ class Docstrings(prepare.Source):
                 key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
                 split = "val" if prepare.in_val(VAL_FRACTION, key) else "train"
                 for text in texts:
-                    text = prepare.clean(text)
+                    text = dataset.clean(text)
                     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
                     if digest in seen:
                         duplicates += 1
