@@ -148,15 +148,13 @@ def check_arms(grid: Grid, data_dir: str) -> dict[str, dict]:
     return resolved
 
 
-def check_tasks(grid: Grid, data: Path) -> list[str]:
-    """Names of the tasks, whose files have all been read once."""
+def check_tasks(grid: Grid, data: Path) -> dict[str, str]:
+    """Name -> the present version of its records; the files of all tasks have been read once."""
     try:
         names = tasks.task_names(grid.tasks, data, zero_shot=True)
-        for name in names:
-            tasks.load_task(name, data)
+        return {name: floors.version(tasks.Pairs(name, tasks.load_task(name, data))) for name in names}
     except UserError as error:
         raise UserError(f"{grid.tasks_where}: {error}") from None
-    return names
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -238,7 +236,7 @@ class Comparison:
             with self.results_lock:
                 self.trained[run], new = [wanted, out.pointer("latest")], True
                 grids.save(self.folder, self.results())
-        missing = [name for name in self.names if not judged(out, name)]
+        missing = [name for name, version in self.names.items() if not judged(out, name, version)]
         if missing:
             say(f"{run}: {', '.join(missing)}")
             words = [f"--run={out.path}", f"--tasks={','.join(missing)}", f"--data={self.data}"]
@@ -259,7 +257,7 @@ class Comparison:
         arms = {}
         for arm, keys in self.grid.arms.items():
             arms[arm] = {"keys": keys} | grids.summary([run for run in runs.values() if run["arm"] == arm])
-        about = {"grid": self.grid.name, "base": show(self.grid.base), "seeds": self.grid.seeds, "tasks": self.names}
+        about = {"grid": self.grid.name, "base": show(self.grid.base), "seeds": self.grid.seeds, "tasks": [*self.names]}
         return about | {"arms": arms, "runs": runs, "failed": self.failed, "trained": self.trained}
 
     def write(self) -> str:
@@ -317,11 +315,11 @@ def evaluation(out: RunFolder, name: str) -> dict:
     return read_json(grids.record_path(out.path, name), "an evaluation")
 
 
-def judged(out: RunFolder, name: str) -> bool:
-    """The latest checkpoint has scores and answers in eval/, by present definitions, embedded as its config says."""
+def judged(out: RunFolder, name: str, version: str) -> bool:
+    """The latest checkpoint has scores and answers in eval/, by this version, embedded as its config says."""
     with suppress(UserError, KeyError):
         record, config = evaluation(out, name), completed(out.config(), out.path)
-        present = [config["run_id"], f"ckpt_{out.pointer('latest')}", floors.VERSION]
+        present = [config["run_id"], f"ckpt_{out.pointer('latest')}", version]
         present += [config["remove_directions"], config["whitening"]]
         found = [record[key] for key in ("run_id", "checkpoint", "version")]
         found += [record["protocol"][key] for key in ("remove_directions", "whitening")]
@@ -329,7 +327,7 @@ def judged(out: RunFolder, name: str) -> bool:
     return False
 
 
-def collect(out: RunFolder, names: list[str]) -> dict:
+def collect(out: RunFolder, names) -> dict:
     """What is known of a finished run; all that is a number stands flat in `numbers`."""
     config, known = out.config(), run_numbers(out)
     if "val_loss" not in known:

@@ -24,7 +24,7 @@ their monotone copies); partial_char_tfidf and partial_token_idf are given that 
 spearman_low_overlap, _mid_ and _high_ are inside thirds of the rows by the share of words that both sentences have.
 
 Floors do not depend on the training, so their answers are kept in `.floors/` beside the run folder, under a hash of
-the architecture, the tokenizer and the task's rows: runs that share those compute it once.
+the architecture, the tokenizer, the task's rows and the code that makes them: runs that share those compute it once.
 """
 
 import json
@@ -215,7 +215,7 @@ def write_record(run, pairs: Pairs, mode: str, splits: dict, each: dict, protoco
         "mode": mode,
         "run_id": run.config["run_id"],
         "checkpoint": f"ckpt_{run.step}",
-        "version": floors.VERSION,
+        "version": floors.version(pairs),
         "splits": splits,
         "protocol": protocol,
         "seeds": list(seeds),
@@ -277,6 +277,7 @@ def difference(record: dict, path: Path, other: dict, theirs: dict) -> list[str]
         for key in ("head", "epochs", "batch", "recipe")
         if record["protocol"].get(key) != other["protocol"].get(key)
     ]
+    differs += ["code or rows"] if record["version"] != other.get("version") else []
     warning = f" (another {', '.join(differs)})" if differs else ""
     for split in record["splits"]:
         metric = task.primary + ("_centred" if f"{split}/centred" in ours else "")

@@ -424,6 +424,10 @@ class Corpus(TokenFile):
         if self.meta["vocab_size"] != self.vocab_size:
             raise self.error(f"has another vocabulary than {show(self.folder / 'meta.json')} says")
 
+    def digest(self) -> str:
+        """Hash of meta.json: of these data, made at this time, with these counts of every token."""
+        return hashlib.sha256(json.dumps(self.meta).encode()).hexdigest()
+
     def counts(self, kind: str = "counts") -> list[int]:
         """How often each token stands in the training text ("document_counts": in how many sentences): [V]."""
         counts = self.meta.get(kind)

@@ -25,6 +25,7 @@ from lab.configurator import UserError, warn
 from lab.distributed import World, exact_matmul, pick_dtype
 from lab.files import reading, replacing
 from lab.runs import LoadedRun
+from lab.sources import sources
 from lab.tasks import Pairs
 from model import ConceptModel
 
@@ -35,7 +36,6 @@ RECIPES = {  # warmup: steps, or a share of all
     "seeds": {"epochs": 3, "lr": 1e-5, "batch": 96, "warmup": 100},  # epochs: of the tasks that LONG does not name
 }
 HELD_OUT = 0.1, 2000  # share of the training rows that chooses the epoch, and the most of them
-FINE_TUNE_VERSION = 1  # raise it by hand when the training below changes: outputs that were kept are then made anew
 
 
 def shorten(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
@@ -145,7 +145,8 @@ class FineTuning:
         order = chance.permutation(len(self.rows[pairs.trained_on]))
         held = max(1, min(int(HELD_OUT[0] * len(order)), HELD_OUT[1]))
         self.held, self.train = order[:held], order[held:]
-        self.key = floors.cache_key(run, pairs)
+        self.key = [sources("lab/finetune.py", self.new_head(run.model, 0)), floors.cache_key(run, pairs)]
+        self.weights = floors.weights_digest(run.model)
 
     def about(self) -> str:
         """What is trained, on what."""
@@ -161,9 +162,8 @@ class FineTuning:
 
     def answers(self, seed: int, rate: float, twin: bool = False) -> dict[str, np.ndarray]:
         """Outputs [n, K] of every split and of the held-out rows of one training, at its best epoch."""
-        identity = ["untrained"] if twin else [self.run.config["run_id"], self.run.step]
-        settings = [FINE_TUNE_VERSION, *identity, seed, self.protocol | {"lr": rate}, HELD_OUT]
-        settings += [self.pairs.trained_on, self.key]
+        begun = "untrained" if twin else self.weights
+        settings = [*self.key, begun, seed, self.protocol | {"lr": rate}]
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         path = self.cache / f"fine_tune_{self.pairs.name}_{digest}.npz"
         if kept := floors.load_arrays(path):

@@ -32,10 +32,10 @@ from lab.dataset import Corpus
 from lab.files import read_json, reading, replacing
 from lab.report import interval, spread, table
 from lab.runs import LoadedRun
+from lab.sources import sources
 from lab.tasks import HEADLINE, Pairs, answer, dot, stack, standardised
 from model import AFTER_CONCEPTS
 
-VERSION = 3  # raise it by hand when a definition below changes: floors and records that were kept are then made anew
 WORD = re.compile(r"[a-z0-9']+")
 RANDOM_WIDTH, RANDOM_SEEDS, UNTRAINED_SEEDS = 256, 8, 5
 
@@ -229,23 +229,32 @@ def model_floors(run: LoadedRun, pairs: Pairs) -> dict[str, dict[str, dict]]:
 
 
 def cache_key(run: LoadedRun, pairs: Pairs) -> str:
-    """Hash of all that the floors of a task depend on."""
+    """Hash of all that the floors of a task depend on, code too."""
     model = asdict(run.model.config) | {"mask_id": run.model.mask_id, "chunk": run.max_length}
     model |= run.model.options._asdict()
-    settings = [VERSION, RANDOM_SEEDS, UNTRAINED_SEEDS, model, run.config["tokenizer_hash"]]
+    settings = [sources("lab/floors.py", run.model), model, run.config["tokenizer_hash"], pairs.digest()]
     if run.config["remove_directions"] or run.config["whitening"]:
         settings += [run.config["remove_directions"], run.config["whitening"], run.rows.tolist()]
-    digest = hashlib.sha256(json.dumps([settings, pairs.name, pairs.sentences]).encode())
+    digest = hashlib.sha256(json.dumps(settings).encode())
     if run.model.token_vectors is not None:  # untrained twins begin with them
         digest.update(run.model.token_vectors.cpu().numpy().tobytes())
     if run.model.frozen:  # and with these
-        for path, weight in run.model.state_dict().items():
-            if path.startswith(AFTER_CONCEPTS):
-                digest.update(weight.cpu().numpy().tobytes())
-    digest.update(" ".join(pairs.scored).encode())
-    for split, index in pairs.index.items():
-        digest.update(split.encode() + index.tobytes() + pairs.labels[split].tobytes())
+        digest.update(weights_digest(run.model, AFTER_CONCEPTS).encode())
     return digest.hexdigest()[:16]
+
+
+def weights_digest(model, prefix="") -> str:
+    """Hash of the model's tensors whose names begin with `prefix`, one or several."""
+    digest = hashlib.sha256()
+    for path, weight in model.state_dict().items():
+        if path.startswith(prefix):
+            digest.update(path.encode() + weight.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def version(pairs: Pairs) -> str:
+    """What a record is of, besides its run: the code and the rows."""
+    return f"{sources('eval_glue.py')[:16]}_{pairs.digest()}"
 
 
 def task_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dict[str, dict]]:

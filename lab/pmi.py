@@ -127,7 +127,7 @@ def main(argv) -> int:
     if not len(kept):
         raise UserError(f"{show(text.path)} has no collocation; write a smaller --min_count, or use more text")
     with replacing(folder / FILE) as path, open(path, "wb") as file:
-        np.savez(file, hashes=kept, tokenizer_hash=text.tokenizer_hash)
+        np.savez(file, hashes=kept, text=text.digest())
     say(f"{len(kept):,} collocations in {show(folder / FILE)}; train with --objective=mlm --mask_unit=pmi")
     return 0
 
@@ -138,8 +138,8 @@ def load(text: dataset.Corpus) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{show(path)} does not exist; {remedy}")
     with reading(path, remedy), open(path, "rb") as file, np.load(file) as kept:
-        if str(kept["tokenizer_hash"]) != text.tokenizer_hash:
-            raise UserError(f"{show(path)} is of another tokenizer; {remedy}")
+        if str(kept["text"]) != text.digest():
+            raise UserError(f"{show(path)} is of other text; {remedy}")
         return kept["hashes"]
 
 

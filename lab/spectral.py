@@ -24,8 +24,8 @@ from lab.command import say
 from lab.configurator import warn
 from lab.dataset import Corpus
 from lab.files import replacing
+from lab.sources import sources
 
-VERSION = 2  # of the definition: part of the cache's name
 WINDOW = 8  # tokens to either side
 SMOOTHING = 0.75  # power of the context counts
 POWER = 0.25  # of the singular values
@@ -106,8 +106,7 @@ def make_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> torch
 
 def token_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> tuple[torch.Tensor, float]:
     """(`make_vectors`, the seconds they took), kept beside the data under a hash of all that they depend on."""
-    settings = [VERSION, WINDOW, SMOOTHING, POWER, FEWEST, OVERSAMPLED, ITERATIONS, DENSE, width]
-    settings += [min(most, corpus.count), corpus.count, corpus.documents.size, corpus.tokenizer_hash]
+    settings = [sources("lab/spectral.py"), width, min(most, corpus.count), corpus.digest()]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     path = Path(corpus.folder) / f"spectral_{digest}.safetensors"
     try:

@@ -13,6 +13,8 @@ To add a task is one row of TASKS, and a reader where its files are of a new lay
 """
 
 import csv
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -350,6 +352,14 @@ class Pairs:
         if "train" in self.index:
             return "has a train split: idf, centring and threshold come from it"
         return "has no train split: idf, centring and threshold come from the other labelled split"
+
+    def digest(self) -> str:
+        """Hash of the rows of all splits, their labels and sets, and of what is judged."""
+        whole = hashlib.sha256(json.dumps([self.name, self.sentences, self.scored, self.trained_on]).encode())
+        for split, index in self.index.items():
+            sets = "" if self.sets[split] is None else "\n".join(self.sets[split])
+            whole.update(f"{split} {index.shape} {sets}".encode() + index.tobytes() + self.labels[split].tobytes())
+        return whole.hexdigest()[:16]
 
     def needed(self) -> np.ndarray:
         """Numbers of the sentences whose vectors `answer` looks at."""

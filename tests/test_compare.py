@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import compare
-from lab import grids, registry, report
+from lab import grids, registry, report, tasks
 from lab.command import STOPS
 from lab.configurator import UserError
 from lab.files import locked
@@ -221,6 +221,12 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
         (run.path / "eval/zero_shot_stsb.json").write_text(json.dumps(record | {"version": 1}))
         assert compare.main(arguments(place, grid, "again")) == 0  # by older definitions
     assert started == ["eval_glue.py"] * 2
+    (run.path / "eval/zero_shot_stsb.json").write_text(json.dumps(record))
+    present = compare.check_tasks(compare.read_grid(grid), place / "glue")["stsb"]
+    assert compare.judged(run, "stsb", present)
+    monkeypatch.setattr(tasks.Pairs, "digest", lambda self: "other rows")
+    assert compare.check_tasks(compare.read_grid(grid), place / "glue")["stsb"] != present
+    assert not compare.judged(run, "stsb", "another")
 
 
 def test_several_seeds_in_a_cell():

@@ -270,6 +270,24 @@ def test_killed_and_gone_on(place, tmp_path, monkeypatch):
     assert all(np.array_equal(v, whole[k]) for k, v in work.answers(0, 1e-3).items())
 
 
+def test_what_is_kept_is_of_these_weights_and_this_code(place, tmp_path, monkeypatch):
+    """Two runs may be of one second, and so of one run_id."""
+    run, config = load_run(place / "out/run", device="cpu"), eval_glue.EvalConfig(run="x", mode="fine_tune", seeds=1)
+    monkeypatch.setattr(FineTuning, "fit", lambda *more: {"dev": np.zeros(1)})
+
+    def made():
+        work = FineTuning(run, mrpc(place), config, tmp_path)
+        work.answers(0, 1e-3), work.answers(0, 1e-3, twin=True)
+        return len(list(tmp_path.iterdir()))
+
+    assert made() == made() == 2
+    with torch.no_grad():
+        run.model.tokens.weight.add_(1e-3)
+    assert made() == 3  # the twin's is the same
+    monkeypatch.setattr(finetune, "sources", lambda *more: "edited")
+    assert made() == 5
+
+
 def test_a_loss_that_is_not_finite_ends_it(place, tmp_path, monkeypatch):
     """In one step of the first epoch; nothing is kept."""
     run, pairs = load_run(place / "out/run", device="cpu"), mrpc(place)

@@ -1,6 +1,7 @@
 """Collocations: their scores against a plain loop over all cuts, the phrases of a row against a plain greedy search."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -131,6 +132,10 @@ def test_a_run_with_collocations(data, tmp_path):
         run(data, tmp_path / "run", *words)
     assert pmi.main(["--dataset=toy", f"--data_dir={data}", "--size=100"]) == 0
     assert run(data, tmp_path / "run", *words) == 0
+    meta = data / "toy" / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"created": "later"}))
+    with pytest.raises(UserError, match="of other text; run python -m lab.pmi --dataset=toy"):
+        run(data, tmp_path / "other", *words)
     (data / "toy" / pmi.FILE).write_bytes(b"nothing")
     with pytest.raises(UserError, match="damaged"):
         run(data, tmp_path / "other", *words)

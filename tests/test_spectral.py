@@ -48,7 +48,7 @@ def test_factors_equal_the_svd_but_for_signs_and_rotations(corpus, dense, monkey
     assert torch.equal(vectors, spectral.factors(matrix, width))  # the same bits when repeated
 
 
-def test_vectors_are_kept_and_made_again_when_damaged(corpus, capsys):
+def test_vectors_are_kept_and_made_again_when_damaged(corpus, capsys, monkeypatch):
     torch.manual_seed(5)
     first, seconds = spectral.token_vectors(corpus, 16, 10**9)
     (path,) = corpus.folder.glob("spectral_*.safetensors")
@@ -61,4 +61,11 @@ def test_vectors_are_kept_and_made_again_when_damaged(corpus, capsys):
     assert torch.equal(again, first) and min(seconds, longer) > 0
     assert spectral.token_vectors(corpus, 16, 10**9)[1] == pytest.approx(longer)  # of the making, not of the reading
     assert "few for spectral" in capsys.readouterr().err
-    path.unlink()
+    assert len(list(corpus.folder.glob("spectral_*"))) == 1
+    monkeypatch.setattr(spectral, "sources", lambda *more: "edited")
+    spectral.token_vectors(corpus, 16, 10**9)
+    monkeypatch.setitem(corpus.meta, "created", "later")  # other text with the same tokenizer, as long
+    spectral.token_vectors(corpus, 16, 10**9)
+    assert len(made := list(corpus.folder.glob("spectral_*"))) == 3
+    for path in made:
+        path.unlink()

@@ -1,0 +1,55 @@
+"""What code a number depends on: a part of the key under which it is kept, so that no old number outlives new code."""
+
+import ast
+import hashlib
+import sys
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = "numpy", "scipy", "tokenizers", "torch"
+INSTALLED = {"site-packages", "dist-packages"}  # of such files the version is enough
+
+
+def sources(start: str, *models) -> str:
+    """Hash of the file `start` (its path below the root), of all files of this project that it imports, directly or
+    not, of those that define the classes of `models`, wherever they lie, and of the versions of PACKAGES."""
+    names = {type(module).__module__ for model in models for module in model.modules()}
+    files = {Path(file) for name in names if (file := getattr(sys.modules.get(name), "__file__", None))}
+    return digest(ROOT / start, *sorted(file for file in files if not INSTALLED & set(file.parts)))
+
+
+@cache
+def digest(*starts: Path) -> str:
+    found, waiting = {}, list(starts)
+    while waiting:
+        path = waiting.pop().resolve()
+        if path not in found and path.is_file():
+            found[path] = path.read_bytes()
+            waiting += imported(path, found[path])
+    whole = hashlib.sha256(" ".join(f"{name} {version(name)}" for name in PACKAGES).encode())
+    for path in sorted(found):
+        whole.update(path.name.encode() + hashlib.sha256(found[path]).digest())
+    return whole.hexdigest()
+
+
+@cache
+def imported(path: Path, code: bytes) -> list[Path]:
+    """Where the modules that a file imports would lie if they were of this project: `from lab import x` may mean a name
+    of lab/__init__.py or lab/x.py. Late imports count too."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            base, names = ROOT, [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = path.parents[node.level - 1] if node.level else ROOT
+            names = [f"{node.module}.{alias.name}" if node.module else alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            for end in range(1, len(parts) + 1):
+                place = base.joinpath(*parts[:end])
+                found += [place.with_suffix(".py"), place / "__init__.py"]
+    return found
