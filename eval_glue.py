@@ -7,7 +7,8 @@ Judges a run on sentence tasks, next to the floors it must beat.
 zero_shot: nothing is trained. A sentence's vector is the mean of its concepts; similarity is the cosine, raw and
 centred (less the mean over the task's first 2,000 train sentences); yes/no questions are answered by a threshold fitted
 on the train split. Beside them, of scores: vectors whitened on the same train sentences, the first concept alone,
-MaxSim over all concepts, and the correlation inside each genre or set that the task's files name.
+MaxSim over all concepts, and the correlation inside each genre or set that the task's files name. f1 is of the positive
+class of two; of three classes (MNLI, SICK-E) it is the mean over them, macro-F1.
 
 fine_tune: a head, and the encoder with it, is trained on the train split less a held-out tenth, which chooses the
 epoch (and with --grid=lr the learning rate); dev and test are only read. The untrained twin is trained in the same way,

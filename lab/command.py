@@ -1,6 +1,7 @@
 """The frame of every command: progress on standard error, and how a command ends: its exit code, its one error line."""
 
 import errno
+import math
 import os
 import shutil
 import signal
@@ -85,7 +86,14 @@ class Failure(RuntimeError):
 
 
 class NonFinite(Failure):
-    """A loss or gradient stopped being finite; nothing of it is saved."""
+    """A loss or gradient stopped being finite, or a text's vector is not; nothing of it is saved."""
+
+
+def check_finite(values, texts, what: str = "vector", remedy: str = "take another checkpoint (--ckpt)"):
+    """values [n, ...], a tensor or an array, of n texts: NonFinite names the first text whose values are not finite."""
+    for number, total in enumerate(values.reshape(len(values), -1).sum(1).tolist()):
+        if not math.isfinite(total):
+            raise NonFinite(f"the {what} of {texts[number][:100]!r} is not finite; {remedy}, or leave that text out")
 
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")

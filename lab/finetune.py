@@ -25,7 +25,7 @@ from lab.configurator import UserError, warn
 from lab.distributed import World, exact_matmul, pick_dtype
 from lab.files import reading, replacing
 from lab.runs import LoadedRun
-from lab.sources import sources
+from lab.sources import sources, weights
 from lab.tasks import Pairs
 from model import ConceptModel
 
@@ -146,7 +146,7 @@ class FineTuning:
         held = max(1, min(int(HELD_OUT[0] * len(order)), HELD_OUT[1]))
         self.held, self.train = order[:held], order[held:]
         self.key = [sources("lab/finetune.py", self.new_head(run.model, 0)), floors.cache_key(run, pairs)]
-        self.weights = floors.weights_digest(run.model)
+        self.weights = weights(run.model)
 
     def about(self) -> str:
         """What is trained, on what."""
@@ -221,9 +221,12 @@ class FineTuning:
             if bad:
                 raise NonFinite(f"{what}: loss or gradient is not finite; take a smaller --lr")
             held = self.outputs(model, head, [self.rows[self.pairs.trained_on][i] for i in self.held])
+            self.check_finite(held, self.pairs.index[self.pairs.trained_on][self.held])
             score = self.held_out_score(held)
             if best is None or score > best:
                 others = {split: self.outputs(model, head, self.rows[split]) for split in self.pairs.scored}
+                for split, made in others.items():
+                    self.check_finite(made, self.pairs.index[split])
                 best, kept = score, others | {"held_out": held}
             if epoch + 1 < epochs:
                 state = {
@@ -264,6 +267,10 @@ class FineTuning:
         ordered[np.concatenate(parts)] = made
         return ordered
 
+    def check_finite(self, outputs: np.ndarray, index: np.ndarray):
+        texts = [" / ".join(self.pairs.sentences[i] for i in row) for row in index]
+        command.check_finite(outputs, texts, "answer", "take a smaller --lr")
+
     def answer(self, outputs: np.ndarray, held: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs [n, K] as an answer of one run [1, n]; a cosine says yes above the threshold of the held-out rows."""
         if self.kind == "score":
@@ -271,7 +278,7 @@ class FineTuning:
         if self.head.linear:
             return {"predictions": outputs.argmax(1)[None]}
         threshold = tasks.best_threshold(held[:, 0], self.pairs.labels[self.pairs.trained_on][self.held])
-        return {"predictions": (outputs[:, 0] >= threshold).astype(np.int64)[None]}
+        return {"predictions": (outputs[:, 0].astype(np.float64) >= threshold).astype(np.int64)[None]}
 
     def held_out_score(self, outputs: np.ndarray) -> float:
         labels = self.pairs.labels[self.pairs.trained_on][self.held]

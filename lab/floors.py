@@ -32,7 +32,7 @@ from lab.dataset import Corpus
 from lab.files import read_json, reading, replacing
 from lab.report import interval, spread, table
 from lab.runs import LoadedRun
-from lab.sources import sources
+from lab.sources import sources, weights
 from lab.tasks import HEADLINE, Pairs, answer, dot, stack, standardised
 from model import AFTER_CONCEPTS
 
@@ -239,17 +239,8 @@ def cache_key(run: LoadedRun, pairs: Pairs) -> str:
     if run.model.token_vectors is not None:  # untrained twins begin with them
         digest.update(run.model.token_vectors.cpu().numpy().tobytes())
     if run.model.frozen:  # and with these
-        digest.update(weights_digest(run.model, AFTER_CONCEPTS).encode())
+        digest.update(weights(run.model, AFTER_CONCEPTS).encode())
     return digest.hexdigest()[:16]
-
-
-def weights_digest(model, prefix="") -> str:
-    """Hash of the model's tensors whose names begin with `prefix`, one or several."""
-    digest = hashlib.sha256()
-    for path, weight in model.state_dict().items():
-        if path.startswith(prefix):
-            digest.update(path.encode() + weight.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def version(pairs: Pairs) -> str:

@@ -22,7 +22,7 @@ import geometry
 from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
 from lab import dataset, report
-from lab.command import AT_EXIT, Failure, optional
+from lab.command import AT_EXIT, Failure, check_finite, optional
 from lab.configurator import UserError, convert, fields_of, show, warn
 from lab.distributed import exact_matmul, pick_device
 from lab.files import locked, read_json, reading, replacing, sync, write_atomic
@@ -445,6 +445,7 @@ class LoadedRun:
             total.index_add_(0, index, vectors * weight)
             tokens.index_add_(0, index, weight)
         vectors = total / tokens
+        check_finite(vectors, texts)
         if self.config["remove_directions"] or self.config["whitening"]:
             mean, matrix = self.fitted()
             vectors = (vectors - mean) @ matrix
@@ -456,7 +457,9 @@ class LoadedRun:
         if self.fit is None or self.fit[0] != (settings, self.model.options):
             with exact_matmul():
                 parts = [self.model.embed(ids.to(self.device)) for ids in self.rows.long().split(256)]
-            found = geometry.isotropic(torch.cat(parts).double().cpu(), *settings)
+            vectors = torch.cat(parts).double().cpu()
+            check_finite(vectors, [f"validation row {i}" for i in range(len(vectors))])
+            found = geometry.isotropic(vectors, *settings)
             self.fit = (settings, self.model.options), found
         return self.fit[1]
 
@@ -474,7 +477,9 @@ class LoadedRun:
         rows = [self.wrap(ids[: self.max_length - self.added[0]]) for ids in self.encode_texts(texts)]
         ids, mask = (torch.from_numpy(x).to(self.device) for x in dataset.pad_batch(rows, self.config["pad_id"]))
         with exact_matmul():
-            return self.model.encode(ids, mask=mask).float().cpu()
+            concepts = self.model.encode(ids, mask=mask).float().cpu()
+        check_finite(concepts, texts)
+        return concepts
 
     def read(self, text: str) -> Tensor:
         """Text -> ids [1, n] of at most max(lengths) tokens, the first."""

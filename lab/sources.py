@@ -1,4 +1,4 @@
-"""What code a number depends on: a part of the key under which it is kept, so that no old number outlives new code."""
+"""What code and which weights a number depends on: parts of the key under which it is kept."""
 
 import ast
 import hashlib
@@ -53,3 +53,12 @@ def imported(path: Path, code: bytes) -> list[Path]:
                 place = base.joinpath(*parts[:end])
                 found += [place.with_suffix(".py"), place / "__init__.py"]
     return found
+
+
+def weights(model, prefix="") -> str:
+    """Hash of the model's weights whose names begin with `prefix`, one or several."""
+    whole = hashlib.sha256()
+    for path, weight in model.state_dict().items():
+        if path.startswith(prefix):
+            whole.update(path.encode() + weight.cpu().numpy().tobytes())
+    return whole.hexdigest()

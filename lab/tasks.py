@@ -25,6 +25,7 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import rankdata
 
+from lab.command import check_finite
 from lab.configurator import UserError, nearest, show, warn
 from lab.report import HEADLINE
 
@@ -242,12 +243,12 @@ def load_task(name: str, folder) -> dict[str, Split]:
 
 
 def pearson(x, y) -> float:
-    """Correlation of x [n] and y [n]; 0 where one of them is constant."""
+    """Correlation of x [n] and y [n]; 0 where one of them is constant. ValueError for what is not finite."""
     return float(np.mean(standardised(x) * standardised(y)))
 
 
 def standardised(x):
-    x = np.asarray(x, np.float64)
+    x = finite(x)
     deviation = x - x.mean()
     scale = np.sqrt(np.mean(deviation**2))
     return deviation / scale if scale > 1e-13 * np.abs(x).max() else np.zeros_like(x)
@@ -255,17 +256,30 @@ def standardised(x):
 
 def spearman(x, y) -> float:
     """Pearson of the ranks; ties share their average rank."""
-    return pearson(rankdata(x), rankdata(y))
+    return pearson(rankdata(finite(x)), rankdata(finite(y)))
+
+
+def finite(x) -> np.ndarray:
+    """x [n] as float64."""
+    x = np.asarray(x, np.float64)
+    if not np.isfinite(x).all():
+        raise ValueError(f"value {np.isfinite(x).argmin()} of {len(x)} is not finite: it has no correlation")
+    return x
 
 
 def accuracy(predicted, labels) -> float:
     return float(np.mean(predicted == labels))
 
 
-def f1(predicted, labels) -> float:
-    """Of class 1; 0 where it is neither predicted nor there."""
-    both = (predicted == 1).sum() + (labels == 1).sum()
-    return float(2 * ((predicted == 1) & (labels == 1)).sum() / both) if both else 0.0
+def f1(predicted, labels, positive: int = 1) -> float:
+    """Of the class `positive`; 0 where it is neither predicted nor there."""
+    both = (predicted == positive).sum() + (labels == positive).sum()
+    return float(2 * ((predicted == positive) & (labels == positive)).sum() / both) if both else 0.0
+
+
+def macro_f1(predicted, labels) -> float:
+    """The mean of the F1 of each class that is predicted or there."""
+    return float(np.mean([f1(predicted, labels, number) for number in np.union1d(predicted, labels)]))
 
 
 def mcc(predicted, labels) -> float:
@@ -292,9 +306,12 @@ METRICS = {  # name -> (function, the answers it judges)
 
 
 def scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.ndarray]:
-    """Every metric of the task -> [F], one for each run of the method. Of a task made of sets [n], such as genres, also
-    the Pearson correlation inside each, and their mean."""
+    """Every metric of the task -> [F], one for each run of the method; f1 is that of the positive class of two, of more
+    classes the mean over them (macro). Of a task made of sets [n], such as genres, also the Pearson correlation inside
+    each, and their mean."""
     functions = {metric: METRICS[metric] for metric in task.metrics if METRICS[metric][1] in answers}
+    if task.kind != "score" and len(task.labels) > 2 and "f1" in functions:
+        functions["f1"] = macro_f1, "predictions"
     if sets is not None and len(np.unique(sets)) > 1:
 
         def inside(name):
@@ -385,12 +402,13 @@ def cosine(vectors, index, mean=None):
     if mean is not None and sparse.issparse(vectors):  # the difference would be dense
         xm, ym, mm = x @ mean, y @ mean, mean @ mean
         xy, xx, yy = xy - xm - ym + mm, xx - 2 * xm + mm, yy - 2 * ym + mm
-    scale = np.sqrt(xx * yy)
-    return np.divide(xy, scale, out=np.zeros_like(xy), where=scale > 0)
+    scale = np.sqrt(np.maximum(xx, 0) * np.maximum(yy, 0))
+    return np.divide(xy, scale, out=np.zeros_like(xy), where=scale != 0)  # not "> 0": a NaN stays one
 
 
 def best_threshold(x, labels) -> float:
-    """The lowest t for which "1 where x >= t" is right most often: half-way between two values of x, or infinite."""
+    """The lowest t for which "1 where x >= t" is right most often: half-way between two values of x (the upper one
+    where no number lies between), or infinite."""
     order = np.argsort(x, kind="stable")
     x, labels = np.asarray(x, np.float64)[order], np.asarray(labels)[order]
     # gained[i]: right answers if the i lowest are 0 and the others 1, less those if all are 1
@@ -398,17 +416,25 @@ def best_threshold(x, labels) -> float:
     gained[1:-1][x[1:] == x[:-1]] = -len(x) - 1  # equal values cannot be parted
     cut = gained.argmax()
     ends = [-np.inf, *x, np.inf]
-    return float(ends[cut] + ends[cut + 1]) / 2
+    middle = (ends[cut] + ends[cut + 1]) / 2
+    return float(ends[cut + 1] if middle == ends[cut] > -np.inf else middle)
 
 
 def answer(vectors, pairs: Pairs, split: str) -> dict[str, np.ndarray]:
     """What vectors [U, D] of pairs.sentences answer to the rows of a split, [1, n]: cosines, and centred ones or, for
-    paraphrases, predictions by the threshold that is best on the split's fitting split."""
-    cosines, other = cosine(vectors, pairs.index[split])[None], pairs.fitted_on[split]
+    paraphrases, predictions by the threshold that is best on the split's fitting split. NonFinite names a sentence
+    whose vector is not finite."""
+    other = pairs.fitted_on[split]
+    centre = pairs.index[other].ravel()
+    if other != split and pairs.task.kind != "paraphrase":
+        centre = centre[:CENTRED_ON]
+    if not sparse.issparse(vectors):
+        used = np.union1d(pairs.index[split], centre)
+        check_finite(vectors.sum(1)[used], [pairs.sentences[i] for i in used])
+    cosines = cosine(vectors, pairs.index[split])[None]
     if pairs.task.kind == "paraphrase":
         threshold = best_threshold(cosine(vectors, pairs.index[other]), pairs.labels[other])
         return {"cosines": cosines, "predictions": (cosines >= threshold).astype(np.int64)}
-    centre = pairs.index[other].ravel()[: None if other == split else CENTRED_ON]
     mean = np.asarray(vectors[centre].mean(0, dtype=np.float64)).ravel()
     return {"cosines": cosines, "centred": cosine(vectors, pairs.index[split], mean)[None]}
 

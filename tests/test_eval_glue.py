@@ -17,6 +17,7 @@ from sklearn import metrics as sk
 import eval_glue
 from encoders import Options
 from lab import floors, sources, tasks
+from lab.command import NonFinite
 from lab.configurator import UserError
 from lab.runs import load_run
 from model import ConceptModel
@@ -301,6 +302,25 @@ def test_the_table_and_the_floors_kept_beside_the_run(place, records, capsys, mo
 
     judge(place, "--tasks=paws")
     assert "paws has no train split" in capsys.readouterr().out
+
+
+def test_a_text_whose_vector_is_not_finite_is_named(place, tmp_path):
+    run = load_run(place / "out/run", device="cpu")
+    good, bad = "the red ship", "a dog loses the tree"
+    (only,) = ids = list(set(run.encode_texts([bad])[0]) - set(run.encode_texts([good])[0]))[:1]
+    with torch.no_grad():
+        run.model.tokens.weight[only] = float("nan")
+    assert ids and run.embed([good]).isfinite().all()
+    named = "the vector of 'a dog loses the tree' is not finite; take another checkpoint"
+    for read in (run.embed, run.concepts):
+        with pytest.raises(NonFinite, match=named):
+            read([good, bad, good])
+    with pytest.raises(NonFinite, match=named):
+        floors.retrieval_hits(run, [good, good + ".", bad, good + "!"])
+    run.rows = torch.tensor([[only] * 4, [2] * 4])
+    run.config["whitening"] = 0.5
+    with pytest.raises(NonFinite, match="validation row 0"):
+        run.embed([good])
 
 
 def test_damaged_or_other_floors_are_computed_anew(place, records, monkeypatch):

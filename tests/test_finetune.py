@@ -1,6 +1,7 @@
 """Heads and fine-tuning: shapes, padding, losses against loops, selection that sees no test label, kill and go on."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -301,6 +302,21 @@ def test_a_loss_that_is_not_finite_ends_it(place, tmp_path, monkeypatch):
     with pytest.raises(NonFinite, match="mrpc, run, .*not finite"):
         FineTuning(run, pairs, config, tmp_path / "cache").answers(0, 1e-3)
     assert len(steps) > 2 and not list((tmp_path / "cache").iterdir())
+
+
+def test_an_answer_that_is_not_finite_is_named(place, tmp_path, monkeypatch):
+    run, pairs, old = load_run(place / "out/run", device="cpu"), mrpc(place), FineTuning.outputs
+
+    def one(self, model, head, rows, *more):
+        made = old(self, model, head, rows, *more)
+        made[4, 0] = np.nan if rows is self.rows["test"] else made[4, 0]
+        return made
+
+    monkeypatch.setattr(FineTuning, "outputs", one)
+    config = eval_glue.EvalConfig(run="x", mode="fine_tune", epochs=1, seeds=1)
+    named = " / ".join(pairs.sentences[i] for i in pairs.index["test"][4])[:100]
+    with pytest.raises(NonFinite, match=f"the answer of '{re.escape(named)}' is not finite; take a smaller --lr"):
+        FineTuning(run, pairs, config, tmp_path).answers(0, 1e-3)
 
 
 def test_all_leaves_out_what_cannot_be_trained(place, capsys):

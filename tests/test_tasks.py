@@ -9,6 +9,7 @@ from scipy import sparse, stats
 from sklearn import metrics as sk
 
 from lab import tasks
+from lab.command import NonFinite
 from lab.configurator import UserError
 
 # ---- metrics
@@ -30,6 +31,40 @@ def test_metrics_equal_scipy_and_scikit_learn(seed):
     assert tasks.mcc(a, b) == pytest.approx(sk.matthews_corrcoef(b, a), abs=1e-12)
 
 
+@pytest.mark.parametrize("present", [(0, 1, 2), (0, 1), (1, 2)])
+def test_f1_of_three_classes_is_the_mean_over_them(present):
+    chance = np.random.default_rng(0)
+    a, b = chance.choice(present, (2, 100))
+    for task in ("mnli", "sick_e"):
+        found = tasks.scores(tasks.TASKS[task], {"predictions": a[None]}, b)
+        assert found["f1"] == pytest.approx(sk.f1_score(b, a, average="macro"), abs=1e-12)
+        assert found["mcc"] == pytest.approx(sk.matthews_corrcoef(b, a), abs=1e-12)
+    a, b = chance.integers(0, 2, (2, 100))
+    assert tasks.scores(tasks.TASKS["rte"], {"predictions": a[None]}, b)["f1"] == pytest.approx(sk.f1_score(b, a))
+
+
+def test_what_is_not_finite_has_no_correlation():
+    x, y = np.arange(4.0), np.array([1.0, 3, 2, 4])
+    for bad in (np.nan, np.inf, -np.inf):
+        for a, b in ((np.array([1, 2, bad, 3]), y), (x, np.array([1, 2, bad, 3]))):
+            for metric in (tasks.pearson, tasks.spearman):
+                with pytest.raises(ValueError, match="value 2 of 4 is not finite"):
+                    metric(a, b)
+
+
+def test_a_vector_that_is_not_finite_is_named():
+    for name in ("stsb", "mrpc"):
+        splits, pairs = make_pairs(name)
+        vectors = np.random.default_rng(0).normal(size=(len(pairs.sentences), 8)).astype(np.float32)
+        for bad, split in ((np.nan, "dev"), (np.inf, "dev"), (np.nan, "train")):
+            text, damaged = splits[split].rows[3][1], vectors.copy()
+            damaged[pairs.sentences.index(text), 2] = bad
+            with pytest.raises(NonFinite, match=f"the vector of '{text}' is not finite; take another checkpoint"):
+                tasks.answer(damaged, pairs, "dev")
+        answers = tasks.answer(vectors * 0, pairs, "dev")  # a constant answer is one
+        assert not answers["cosines"].any() and "nan" not in str(answers)
+
+
 def test_a_constant_answer_scores_zero():
     labels = np.array([0, 1, 1, 0, 1])
     for constant in (np.zeros(5), np.full(5, 0.1), np.full(5, 1 / 3)):
@@ -49,6 +84,9 @@ def test_thresholds_are_the_best_of_all():
             assert tasks.accuracy(x >= t, labels) == max(tasks.accuracy(x >= other, labels) for other in every)
     assert tasks.best_threshold([0.1, 0.2, 0.6, 0.8], [0, 0, 1, 1]) == pytest.approx(0.4)
     assert tasks.best_threshold([0.5, 0.5], [0, 1]) == -math.inf  # equal values cannot be parted
+    for low in (0.7, 0.1, 0.9999999999999999):  # no number lies between
+        x = np.array([low, np.nextafter(low, 2)])
+        assert (x >= tasks.best_threshold(x, [0, 1])).tolist() == [False, True]
 
 
 # ---- vectors
