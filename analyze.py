@@ -11,6 +11,7 @@ that of the untrained twin: the same model as it began. Attention, topics, neigh
 validation text where the prepared data are, else those rows too.
 """
 
+from lab import command  # isort: skip  (first: it tells an older Python)
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ import torch
 from torch import Tensor
 
 import geometry
-from lab import attention, command, probes, report, words
+from lab import attention, probes, report, words
 from lab.analysis import Analysis, analyse, between, capacity, judge_of, nearest, numbers_of, same_texts, samples
 from lab.command import say
-from lab.configurator import parse
+from lab.configurator import PATH, parse
 from lab.files import locked, write_atomic
 from lab.runs import LoadedRun, OneRun
 from lab.validation import Judge
@@ -40,10 +41,12 @@ LIKELY = 0.05  # p below: a concept prefers a class of words
 @dataclass
 class AnalyzeConfig(OneRun):
     quick: Annotated[bool, "only the health check: a line a finding, exit code 3 if there is one"] = False
-    compare: Annotated[tuple[str, ...], "several run folders in place of --run, side by side on the same texts"] = ()
+    compare: Annotated[
+        tuple[str, ...], "several run folders in place of --run, side by side on the same texts", PATH
+    ] = ()
     capacity: Annotated[bool, "also optimise concepts against the frozen decoder: the most they could hold"] = False
     probes: Annotated[int, "texts of each linear probe; 0: no probes"] = 1000
-    data_dir: Annotated[str, "where the prepared data are; empty: where the run had them"] = ""
+    data_dir: Annotated[str, "where the prepared data are; empty: where the run had them", PATH] = ""
 
     def __post_init__(self):
         if self.compare:

@@ -13,6 +13,7 @@ what an allocator keeps. Tokens are random; dropout is off on a CPU, and on a GP
 which attention runs there (the reference drops as much, drawn otherwise). Compilation is never the reference's.
 """
 
+from lab import command  # isort: skip  (first: it tells an older Python)
 import gc
 import json
 import multiprocessing
@@ -31,8 +32,8 @@ import torch
 from torch.utils.benchmark import Timer, timer
 
 from encoders import ENCODERS
-from lab import command, distributed, files, optim, runs
-from lab.configurator import UserError, parse
+from lab import distributed, files, optim, runs
+from lab.configurator import PATH, UserError, parse
 from lab.distributed import World
 from lab.plan import cost, encoding_flops, make_plan
 from lab.reference import ReferenceMLM, copy_weights, reference_inputs
@@ -47,7 +48,7 @@ ROOT = Path(__file__).resolve().parent
 
 @dataclass
 class BenchConfig:
-    json: Annotated[str, "file for the results; empty: none"] = ""
+    json: Annotated[str, "file for the results; empty: none", PATH] = ""
     batch: Annotated[int, "rows of the longest length in a step; shorter ones get as many tokens"] = 16
     threads: Annotated[int, "CPU threads (0: torch's choice)"] = 0
     repeats: Annotated[int, "timed blocks of steps of each arm: one step on a CPU, ten on a GPU"] = 7

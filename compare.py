@@ -16,6 +16,7 @@ Medians of the seeds with their spread; scores beside their floors; and for each
 arm on the dev sets, "better", "worse" or "undecided" by a bootstrap over the pairs of texts.
 """
 
+from lab import command  # isort: skip  (first: it tells an older Python)
 import io
 import os
 import re
@@ -32,9 +33,9 @@ from typing import Annotated
 
 import torch
 
-from lab import command, dataset, floors, grids, tasks
+from lab import dataset, floors, grids, tasks
 from lab.command import CODES, STOPS, on_stop, optional, say
-from lab.configurator import UserError, parse, read_layers, show
+from lab.configurator import PATH, UserError, parse, read_layers, show
 from lab.files import locked, read_json
 from lab.plan import HORIZONS
 from lab.registry import registry, run_numbers
@@ -45,9 +46,11 @@ ROOT = Path(__file__).resolve().parent
 
 @dataclass
 class CompareConfig:
-    out: Annotated[str, "folder of the runs: a grid's are in OUT/compare/GRID"] = "out"
-    data: Annotated[str, "folder of the task files, in their original layout"] = "data/glue"
-    data_dir: Annotated[str, "where the prepared data are; empty: data/ beside this script, or what the grid says"] = ""
+    out: Annotated[str, "folder of the runs: a grid's are in OUT/compare/GRID", PATH] = "out"
+    data: Annotated[str, "folder of the task files, in their original layout", PATH] = "data/glue"
+    data_dir: Annotated[
+        str, "where the prepared data are; empty: data/ beside this script, or what the grid says", PATH
+    ] = ""
     registry: Annotated[bool, "no grid: list every run and evaluation below OUT, also as OUT/registry*"] = False
 
 
@@ -203,8 +206,8 @@ class Comparison:
     def __init__(self, grid: Grid, config: CompareConfig, data: Path):
         self.grid, self.config, self.data = grid, config, data
         self.folder = Path(config.out) / "compare" / grid.name
-        self.names = check_tasks(grid, data)
         self.resolved = check_arms(grid, config.data_dir)
+        self.names = check_tasks(grid, data)
         self.runs, self.failed, self.trained = {}, {}, {}
         self.children, self.results_lock = Children(), threading.Lock()
         self.ended = 0  # an exit code: nothing new is begun
@@ -345,7 +348,9 @@ def collect(out: RunFolder, names) -> dict:
 
 
 def main(argv) -> int:
-    parsed = parse(argv, CompareConfig, prog="compare.py", doc=__doc__, root=ROOT, positional="many")
+    parsed = parse(
+        argv, CompareConfig, prog="compare.py", doc=__doc__, root=ROOT, positional="many", configs="config/grids"
+    )
     config = parsed.make(CompareConfig)
     if len(parsed.configs) != (0 if config.registry else 1):
         raise UserError("give one grid, or --registry alone; try: python compare.py config/grids/smoke.py")

@@ -28,6 +28,7 @@ Floors do not depend on the training, so their answers are kept in `.floors/` be
 the architecture, the tokenizer, the task's rows and the code that makes them: runs that share those compute it once.
 """
 
+from lab import command  # isort: skip  (first: it tells an older Python)
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +42,9 @@ import geometry
 import losses
 from encoders import Options
 from heads import HEADS
-from lab import command, dataset, floors, tasks
+from lab import dataset, floors, tasks
 from lab.command import say
-from lab.configurator import UserError, parse, warn
+from lab.configurator import PATH, UserError, parse, warn
 from lab.contamination import contamination
 from lab.files import locked, write_atomic
 from lab.finetune import RATES, RECIPES, FineTuning, check
@@ -60,11 +61,11 @@ POSTPROCESSING = "remove_directions", "whitening"
 
 @dataclass
 class EvalConfig:
-    run: Annotated[str, "run folder that train.py wrote; or a local folder with a Hugging Face encoder"] = ""
+    run: Annotated[str, "run folder that train.py wrote; or a local folder with a Hugging Face encoder", PATH] = ""
     contamination: Annotated[
         str, "no run: count and list the tasks' sentences that stand in this prepared corpus, such as pydocs"
     ] = ""
-    data_dir: Annotated[str, "contamination: where the prepared data are; empty: data/ beside this script"] = ""
+    data_dir: Annotated[str, "contamination: where the prepared data are; empty: data/ beside this script", PATH] = ""
     tasks: Annotated[
         tuple[str, ...],
         "concept: stsb, sick_r, mrpc, paws; seeds: mrpc, qqp, stsb, mnli; sts: STS12 ... STS16; all: what is there",
@@ -85,8 +86,10 @@ class EvalConfig:
     interpolate: Annotated[bool, "fine_tune: stretch learned positions to a max_length beyond the run's"] = False
     train_on: Annotated[Literal["train", "dev"], "fine_tune: the split to train on; dev where none is"] = "train"
     seeds: Annotated[int, "fine_tune: seeds 0 ... N-1"] = 3
-    against: Annotated[str, "another run folder, judged before in the same mode: the paired difference to it"] = ""
-    data: Annotated[str, "folder of the task files, in their original layout"] = "data/glue"
+    against: Annotated[
+        str, "another run folder, judged in the same mode before: the paired difference to it is said", PATH
+    ] = ""
+    data: Annotated[str, "folder of the task files, in their original layout", PATH] = "data/glue"
     remove_directions: Annotated[Literal[-1, 0, 1], "as for train.py; -1: what the run says"] = -1
     whitening: Annotated[float, "as for train.py; -1: what the run says"] = -1.0
     concepts: Annotated[
@@ -101,6 +104,7 @@ class EvalConfig:
             raise ValueError("give a run, --run=out/quickstart, or --contamination=DATASET")
         if not self.tasks:
             raise ValueError("no task is given; write --tasks=concept")
+        tasks.check_names(self.tasks, self.mode == "zero_shot" and not self.contamination)
         if self.whitening != -1 and not 0 <= self.whitening <= 1:
             raise ValueError(f"whitening = {self.whitening} is no power to scale by; write --whitening=0.25 or so")
         if self.seeds < 1:
@@ -312,6 +316,20 @@ def sweep(run: LoadedRun, loaded: list[Pairs], options: list[Options], folder: P
     return dict_table(rows)
 
 
+def open_run(parsed, config: EvalConfig) -> LoadedRun:
+    """The run that is judged; before the tasks, so that what is wrong with it is said first."""
+    if is_reference(config.run):
+        run = load_reference(config.run, config.device)
+        parsed.unused([*POSTPROCESSING, "ckpt", "concepts", "iterations"], "for a Hugging Face encoder")
+        config.concepts = config.iterations = ()
+    else:
+        run = load_run(config.run, config.ckpt, config.device, config.options[0])
+        for options in config.options[1:]:
+            check_options(run.model.config, options)
+        run.config |= {key: value for key in POSTPROCESSING if (value := getattr(config, key)) != -1}
+    return run
+
+
 def main(argv) -> int:
     parsed = parse(argv, EvalConfig, prog="eval_glue.py", doc=__doc__, root=ROOT, positional=False)
     config = parsed.make(EvalConfig)
@@ -319,10 +337,11 @@ def main(argv) -> int:
     if zero or config.contamination:
         keys = ["head", "recipe", "epochs", "lr", "batch", "grid", "max_length", "interpolate", "train_on", "seeds"]
         parsed.unused(keys, "by mode = 'zero_shot', in which nothing is trained")
+    run = open_run(parsed, config) if config.run else None
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
     names = tasks.task_names(config.tasks, data, zero_shot=zero and not config.contamination)
     if not names:
-        raise UserError(f"no task that can be judged lies below {data}; give --data=DIR with the task files")
+        raise UserError(f"no task that can be judged lies below {data}; give another --data=DIR, or {tasks.FETCH}")
     if config.contamination:
         folder = Path(config.data_dir or ROOT / "data") / dataset.check_name(config.contamination)
         corpus = dataset.Corpus(folder, "train")
@@ -339,15 +358,6 @@ def main(argv) -> int:
     others = {}
     if config.against:
         others = {name: floors.read_answers(config.record(config.against, name)) for name in names}
-    if is_reference(config.run):
-        run = load_reference(config.run, config.device)
-        parsed.unused([*POSTPROCESSING, "ckpt", "concepts", "iterations"], "for a Hugging Face encoder")
-        config.concepts = config.iterations = ()
-    else:
-        run = load_run(config.run, config.ckpt, config.device, config.options[0])
-        for options in config.options[1:]:
-            check_options(run.model.config, options)
-        run.config |= {key: value for key in POSTPROCESSING if (value := getattr(config, key)) != -1}
     if not zero:
         run.config |= dict.fromkeys(POSTPROCESSING, 0)  # heads read the concepts as they are
         parsed.unused(POSTPROCESSING, "by mode = 'fine_tune'")

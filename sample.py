@@ -19,6 +19,7 @@ ones, where the decoder sees any, and free-running, after its own. --file=FILE t
 text, the prediction alone; --json=True prints an object a prediction.
 """
 
+from lab import command  # isort: skip  (first: it tells an older Python)
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,9 @@ from typing import Annotated, Literal
 import torch
 from torch.nn.functional import normalize
 
-from lab import command, dataset, runs, text_files
+from lab import dataset, runs, text_files
 from lab.analysis import written
-from lab.configurator import UserError, fields_of, parse, warn
+from lab.configurator import PATH, UserError, fields_of, parse, warn
 from noise import count
 from objectives import ObjectiveConfig, Objectives
 
@@ -45,7 +46,9 @@ class SampleConfig(runs.OneRun):
     ] = "reconstruct"
     text: Annotated[str, "the text; several lines are several texts"] = ""
     file: Annotated[
-        str, 'in place of text: a file with a text, or JSON with a "text", a line; a line a text comes out'
+        str,
+        'in place of text: a file with a text, or JSON with a "text", a line; a line a text comes out',
+        PATH,
     ] = ""
     temperature: Annotated[
         float, "of all that is predicted: tokens are drawn from softmax(logits / temperature); 0: the likeliest"

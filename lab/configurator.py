@@ -3,6 +3,7 @@
     @dataclass
     class Train:
         lr: Annotated[float, "peak learning rate"] = 1e-3
+        out_dir: Annotated[str, "run folder", PATH] = "out"  # PATH: a leading ~ is the home folder
 
     config = parse(sys.argv[1:], Train, prog="train.py", doc=__doc__, root=ROOT).make(Train)
 
@@ -95,10 +96,20 @@ def compute(function, *numbers):
     return function(*numbers)
 
 
-def missing_file(path):
-    """The sentence for a config that is not there, with the nearest file of its folder."""
-    near = nearest(path.stem, [file.stem for file in path.parent.glob("*.py")], 0.6)
-    hint = f"did you mean {show(path.parent / near)}.py?" if near else f"look into {show(path.parent)}"
+def find_config(word, folder):
+    """The config file that a person means: as it is written, or in `folder`, both with .py or without; UserError."""
+    path = Path(word).expanduser()
+    for found in (path, folder / path, folder / f"{path}.py", Path(f"{path}.py")):
+        if os.path.isfile(found):
+            return found
+    raise UserError(missing_file(path, folder))
+
+
+def missing_file(path, *folders):
+    """The sentence for a config that is not there, with the nearest file of its own folder and these."""
+    there = {file.stem: file for folder in (*folders, path.parent) for file in folder.glob("*.py")}
+    near = nearest(path.stem, there, 0.6)
+    hint = f"did you mean {show(there[near])}?" if near else f"look into {show(path.parent)}"
     return f"config {show(path)} does not exist; {hint}"
 
 
@@ -123,7 +134,7 @@ def read_layers(path, root, _above=()):
             elif layer or layers or not isinstance(value, str):
                 raise UserError('base must stand first, and name a file; write base = "config/x.py" at the top')
             else:
-                layers = read_layers(Path(root) / value, root, (*_above, path.resolve()))
+                layers = read_layers(Path(root) / os.path.expanduser(value), root, (*_above, path.resolve()))
                 names = {name: value for below in layers for name, (value, _) in below.items()}
     except UNREADABLE as error:
         line = getattr(error, "lineno", None) or line
@@ -135,18 +146,24 @@ def read_layers(path, root, _above=()):
 # ---------------------------------------------------------------------------------------------------------------------
 # Keys and their types: int, float, str, bool, None, Literal[...], tuple[x, ...], tuple[x, y] and unions of these
 
-Field = namedtuple("Field", "kinds help default")  # kinds: the types of a union, or the only one
+PATH = "path"  # behind the help line of a key that names files or folders
+Field = namedtuple("Field", "kinds help default path")  # kinds: the types of a union, or the only one
 
 
 def fields_of(group):
     """A dataclass, of which every field has a help line and a default -> {key: Field}."""
     found, hints = {}, get_type_hints(group, include_extras=True)
     for field in fields(group):
-        kind, about = get_args(hints[field.name])
+        kind, about, *marks = get_args(hints[field.name])
         kinds = (kind,) if get_origin(kind) in (None, tuple, Literal) else get_args(kind)
         # a help line may be a function: of what is known only once all files are read
-        found[field.name] = Field(kinds, about() if callable(about) else about, field.default)
+        found[field.name] = Field(kinds, about() if callable(about) else about, field.default, PATH in marks)
     return found
+
+
+def expand(value):
+    """A path, or a tuple of them, with the home folder for a leading ~."""
+    return tuple(map(expand, value)) if isinstance(value, tuple) else os.path.expanduser(value)
 
 
 def describe(kinds):
@@ -199,7 +216,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
         for group in groups:
             section = self.add_argument_group(group.__name__)
-            for key, (kinds, about, default) in fields_of(group).items():
+            for key, (kinds, about, default, _) in fields_of(group).items():
                 origins = [get_origin(kind) for kind in kinds]
                 section.add_argument(
                     f"--{key.rstrip('_')}",  # from_ is --from
@@ -214,28 +231,78 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; write --key=value")
 
 
-def read_flags(parser, argv, keys, positional):
+def read_flags(parser, argv, keys, positional, folder):
     """argv -> ({key: (words, "--key")}, paths of configs). The words are still text."""
     switches = [f"--{key}" for key, field in keys.items() if bool in field.kinds]
     argv = [f"{word}=True" if word in switches else word for word in argv]  # the next word is not its value
-    found, paths = parser.parse_known_args(argv)
-    for number, word in enumerate(paths):
+    found, words = parser.parse_known_args(argv)
+    paths = []
+    for word in words:
         key = word.lstrip("-").partition("=")[0]
         if key in keys:
             raise UserError(f"{word} is no flag; write --{word.lstrip('-')}")
         if word.startswith("-"):
             raise unknown_key(key, f"--{key}", keys)
-        if not positional or (positional != "many" and number > 0):
+        if not positional or (positional != "many" and paths):
             raise UserError(f"{word} is one word too many; write --key=value")
-        if not os.path.isfile(word):
-            raise UserError(missing_file(Path(word)))
-    flags = {key: ([] if words is None else words, f"--{key}") for key, words in vars(found).items()}
-    return flags, [Path(path) for path in paths]
+        paths.append(find_config(word, folder))
+    return {key: ([] if words is None else words, f"--{key}") for key, words in vars(found).items()}, paths
+
+
+ELSEWHERE = {  # a key -> what nanoGPT and Hugging Face call it; used where a command has the key, the first one first
+    "lr": "learning_rate",
+    "lr_end": "min_lr",
+    "schedule": "lr_scheduler_type decay_lr",
+    "warmup": "warmup_iters warmup_steps warmup_ratio",
+    "clip": "grad_clip max_grad_norm",
+    "beta1": "adam_beta1",
+    "beta2": "adam_beta2",
+    "max_steps": "max_iters lr_decay_iters",
+    "max_epochs": "epochs num_epochs num_train_epochs",
+    "epochs": "num_epochs num_train_epochs max_epochs max_iters max_steps",
+    "micro_batch": "per_device_train_batch_size gradient_accumulation_steps device_batch_size",
+    "batch": "batch_size per_device_train_batch_size",
+    "lengths": "block_size max_seq_length seq_len context_length",
+    "max_length": "block_size max_seq_length max_position_embeddings n_positions",
+    "layers": "n_layer num_layers num_hidden_layers",
+    "heads": "n_head num_heads num_attention_heads",
+    "hidden": "n_embd hidden_size d_model d_latents",
+    "intermediate": "intermediate_size d_ff ffn_dim",
+    "concepts": "num_latents",
+    "dropout": "hidden_dropout_prob attention_probs_dropout_prob",
+    "tied": "tie_word_embeddings",
+    "vocab_size": "vocab n_vocab",
+    "mask_rate": "mlm_probability",
+    "eval_tokens": "eval_iters per_device_eval_batch_size",
+    "eval_interval": "eval_steps",
+    "log_interval": "logging_steps",
+    "ckpt_interval": "save_steps always_save_checkpoint",
+    "keep": "save_total_limit",
+    "resume": "resume_from_checkpoint",
+    "init_from": "model_name_or_path",
+    "run": "model_name_or_path out_dir",
+    "out_dir": "output_dir",
+    "out": "output_dir out_dir",
+    "tag": "run_name wandb_run_name",
+    "wandb": "wandb_log report_to",
+    "dtype": "bf16 fp16 torch_dtype",
+    "compile": "torch_compile",
+    "dataset": "dataset_name",
+    "tasks": "task_name",
+    "text": "start prompt",
+    "length": "max_new_tokens",
+    "files": "train_file",
+}
 
 
 def unknown_key(key, where, keys):
-    near = nearest(key, keys)
-    return UserError(f"{where}: unknown key {key}; " + (f"did you mean {near}? " if near else "") + "--help lists all")
+    theirs = {name: own for own, names in reversed(ELSEWHERE.items()) if own in keys for name in names.split()}
+    meant = nearest(key, theirs.keys() - keys.keys(), 0.85)
+    near = nearest(key, [*keys, *([meant] if meant else [])])
+    hint = f"did you mean {near}? " if near else ""
+    if near and near == meant:
+        hint = f"here it is {theirs[near]} ({keys[theirs[near]].help}); "
+    return UserError(f"{where}: unknown key {key}; {hint}--help lists all")
 
 
 def wrong_type(key, value, where, field):
@@ -268,21 +335,23 @@ class Parsed:
             warn(f"{self.given[name]}: {name} is not used {why}")
 
 
-def parse(argv, *groups, prog, doc, root, exclusive=(), positional=True):
+def parse(argv, *groups, prog, doc, root, exclusive=(), positional=True, configs="config"):
     """Defaults of `groups`, then the config file, then the flags of `argv` -> Parsed; UserError for a mistake.
 
     exclusive: tuples of keys of which one source sets at most one; setting one clears the others (to 0 of their type).
     positional: True: at most one CONFIG, which is read; "many": paths for `configs`, only looked up; False: none.
+    configs: folder below `root` whose files may be named without it.
     """
     keys = {key: field for group in groups for key, field in fields_of(group).items()}
-    flags, configs = read_flags(Parser(groups, prog, doc, positional), argv, keys, positional)
+    flags, paths = read_flags(Parser(groups, prog, doc, positional), argv, keys, positional, Path(root) / configs)
     values, given = {key: field.default for key, field in keys.items()}, {}
-    layers = [(layer, convert) for path in configs if positional is True for layer in read_layers(path, root)]
+    layers = [(layer, convert) for path in paths if positional is True for layer in read_layers(path, root)]
     for layer, read in [*layers, (flags, from_words)]:
         for key, (value, where) in layer.items():
             if key in keys:
                 try:
-                    values[key], given[key] = read(value, keys[key].kinds), where
+                    value = read(value, keys[key].kinds)
+                    values[key], given[key] = expand(value) if keys[key].path else value, where
                 except ValueError:
                     raise wrong_type(key, value, where, keys[key]) from None
             elif not key.startswith("_"):
@@ -295,4 +364,4 @@ def parse(argv, *groups, prog, doc, root, exclusive=(), positional=True):
                 if chosen and key != chosen[0]:
                     values[key] = type(values[key])()
                     given.pop(key, None)
-    return Parsed(values, given, configs[0] if configs else None, configs)
+    return Parsed(values, given, paths[0] if paths else None, paths)

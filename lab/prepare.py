@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from lab import dataset, files
 from lab.command import STOPS
-from lab.configurator import UserError, parse, show
+from lab.configurator import PATH, UserError, parse, show
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING_TEXT = 100_000_000  # characters a tokenizer is trained on, at most
@@ -54,9 +54,9 @@ class Output:
     """Keys that every prepare script has."""
 
     name: Annotated[str, "name of the dataset: its folder in data_dir"] = ""
-    tokenizer: Annotated[str, TOKENIZER] = "bpe:8192"
+    tokenizer: Annotated[str, TOKENIZER, PATH] = "bpe:8192"
     lowercase: Annotated[bool, "lower-case all text (stands in tokenizer.json, so it holds later too)"] = False
-    data_dir: Annotated[str, "folder that holds the data folders"] = str(ROOT / "data")
+    data_dir: Annotated[str, "folder that holds the data folders", PATH] = str(ROOT / "data")
     overwrite: Annotated[bool, "replace a finished data folder of this name"] = False
 
     @property
@@ -151,6 +151,7 @@ def ordered_map(function, items: Iterable) -> Iterator:
 # tokenizers
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+REPOSITORY = r"[\w-][\w.-]*(/[\w.-]+)?"  # of the hub
 TIKTOKEN = "gpt2", "r50k_base", "p50k_base", "p50k_edit"  # of this pattern; all others are too large for the format
 CHARS = sorted(pre_tokenizers.ByteLevel.alphabet())  # byte-level BPE writes some bytes as themselves, then the others
 BYTE_OF = dict(zip(CHARS, sorted(range(256), key=lambda byte: chr(byte) not in CHARS), strict=True))
@@ -168,8 +169,11 @@ def check_spec(spec: str):
         if rest not in TIKTOKEN:
             raise UserError(f"tiktoken has no encoding {rest!r} of 16-bit ids; take one of {', '.join(TIKTOKEN)}")
     elif kind == "hub":
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", rest):
+        if not re.fullmatch(REPOSITORY, rest):
             raise UserError(f"--tokenizer={spec} names no repository; write hub:owner/name")
+    elif not Path(spec).exists() and re.fullmatch(REPOSITORY, spec) and not spec.endswith(".json"):
+        kind = "bpe" if spec.isdigit() else "tiktoken" if spec in TIKTOKEN else "hub"
+        raise UserError(f"--tokenizer={spec} is no file; write --tokenizer={kind}:{spec}, or name a tokenizer.json")
     else:
         dataset.load_tokenizer(spec)
 

@@ -193,6 +193,20 @@ TASKS = {
 }
 SEEDS = ("mrpc", "qqp", "stsb", "mnli")  # what `--tasks=seeds` means
 CONCEPT = ("stsb", "sick_r", "mrpc", "paws")  # what `--tasks=concept` means
+GROUPS = ("concept", "seeds", "sts", "all")
+FETCH = "fetch them: python data/glue/prepare.py"
+
+
+def check_names(wanted, zero_shot: bool = False):
+    """UserError for what is no name of a task or group, or has no zero-shot score."""
+    for name in wanted:
+        if name not in TASKS and name not in GROUPS:
+            near = nearest(name, TASKS) or nearest(name, GROUPS)
+            hint = f"did you mean {near}?" if near else f"there are: {', '.join([*TASKS, *GROUPS])}"
+            raise UserError(f"--tasks={name} is no task; {hint}")
+        if zero_shot and name in TASKS and TASKS[name].kind == "classification":
+            able = [name for name, task in TASKS.items() if task.kind != "classification"]
+            raise UserError(f"{name} has no zero-shot score, it needs a trained head; take of {', '.join(able)}")
 
 
 def task_names(wanted, folder, zero_shot: bool = False) -> list[str]:
@@ -203,13 +217,8 @@ def task_names(wanted, folder, zero_shot: bool = False) -> list[str]:
     groups = {"concept": CONCEPT, "seeds": [name for name in SEEDS if name in able], "all": there}
     groups["sts"] = [name for name in there if TASKS[name].reader is read_sts]
     names = []
+    check_names(wanted, zero_shot)
     for name in wanted:
-        if name not in TASKS and name not in groups:
-            near = nearest(name, TASKS) or nearest(name, groups)
-            hint = f"did you mean {near}?" if near else f"there are: {', '.join([*TASKS, *groups])}"
-            raise UserError(f"--tasks={name} is no task; {hint}")
-        if name in TASKS and name not in able:
-            raise UserError(f"{name} has no zero-shot score, it needs a trained head; take of {', '.join(able)}")
         if name == "sts" and not groups[name]:
             raise UserError(f"none of STS12 ... STS16 lies below {show(Path(folder))}; give --data=DIR that has some")
         names += groups.get(name, [name])
@@ -227,7 +236,7 @@ def load_task(name: str, folder) -> dict[str, Split]:
     """The splits of a task whose files lie below `folder` in their original layout: some of train, dev, test."""
     task, folder = TASKS[name], Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no folder {show(folder)}; give --data=DIR with the task files below it")
+        raise UserError(f"no folder {show(folder)}; give --data=DIR with the task files below it, or {FETCH}")
     splits = {}
     for split, file in task.files.items():
         path = folder / task.folder / file
@@ -238,7 +247,8 @@ def load_task(name: str, folder) -> dict[str, Split]:
             splits[split] = Split(sentences, np.array(labels, np.float64 if task.kind == "score" else np.int64), sets)
     if not splits:
         files = task.layout or ", ".join(dict.fromkeys(task.files.values()))
-        raise UserError(f"{name} has no files in {show(folder / task.folder)}; put there: {files}")
+        also = "" if task.reader is read_sts else f"; or {FETCH}"
+        raise UserError(f"{name} has no files in {show(folder / task.folder)}; put there: {files}{also}")
     return splits
 
 

@@ -16,13 +16,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from lab.command import command, say  # isort: skip  (first: it tells an older Python)
+from typing import Annotated
+
 from lab import prepare, tasks
-from lab.command import command, say
-from lab.configurator import UserError, parse, show, warn
+from lab.configurator import PATH, UserError, parse, show, warn
 from lab.files import locked, replacing, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,8 +144,10 @@ HUB = {
 @dataclass
 class Glue:
     tasks: Annotated[tuple[str, ...], f"which of {', '.join(HUB)}; all: those that can be had"] = ("all",)
-    from_: Annotated[str, "local folder, in the original layouts or with the hub's parquet files; empty: the hub"] = ""
-    data_dir: Annotated[str, "the files go into its folder glue; empty: data/ beside the scripts"] = ""
+    from_: Annotated[
+        str, "local folder, in the original layouts or with the hub's parquet files; empty: the hub", PATH
+    ] = ""
+    data_dir: Annotated[str, "the files go into its folder glue; empty: data/ beside the scripts", PATH] = ""
 
     def __post_init__(self):
         for name in self.tasks:

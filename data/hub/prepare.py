@@ -21,13 +21,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from lab.command import command  # isort: skip  (first: it tells an older Python)
+from typing import Annotated
+
 from lab import dataset, files, prepare
-from lab.command import command
-from lab.configurator import UserError, show
+from lab.configurator import PATH, UserError, show
 
 NAMES = ", ".join(dataset.HUB_CORPORA)
 HELD_OUT = 0.001  # of the documents, where the hub has no validation split
@@ -36,9 +37,11 @@ HELD_OUT = 0.001  # of the documents, where the hub has no validation split
 @dataclass
 class Hub(prepare.Output):
     name: Annotated[str, f"the corpus: {NAMES}"] = ""
-    tokenizer: Annotated[str, prepare.TOKENIZER] = "hub:answerdotai/ModernBERT-base"
+    tokenizer: Annotated[str, prepare.TOKENIZER, PATH] = "hub:answerdotai/ModernBERT-base"
     local: Annotated[
-        str, "folder with the corpus' parquet files as on the hub (data/train-*.parquet); of several: OWNER/NAME/..."
+        str,
+        "folder with the corpus' parquet files as on the hub (data/train-*.parquet); of several: OWNER/NAME/...",
+        PATH,
     ] = ""
 
     def __post_init__(self):

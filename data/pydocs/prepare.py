@@ -22,13 +22,14 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from lab.command import command  # isort: skip  (first: it tells an older Python)
+from typing import Annotated
+
 from lab import dataset, prepare
-from lab.command import command
-from lab.configurator import UserError
+from lab.configurator import PATH, UserError
 
 VAL_FRACTION = 0.05  # of the files
 SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}
@@ -38,7 +39,7 @@ FILES = 32  # that a process reads in one go
 @dataclass
 class Pydocs(prepare.Output):
     name: Annotated[str, "name of the dataset: its folder in data_dir"] = "pydocs"
-    tokenizer: Annotated[str, prepare.TOKENIZER] = "bpe:4096"
+    tokenizer: Annotated[str, prepare.TOKENIZER, PATH] = "bpe:4096"
     max_mb: Annotated[float, "stop after this many million characters; 0: read all"] = 0.0
 
 

@@ -12,18 +12,19 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from lab.command import command  # isort: skip  (first: it tells an older Python)
+from typing import Annotated
+
 from lab import prepare, text_files
-from lab.command import command
-from lab.configurator import UserError, show
+from lab.configurator import PATH, UserError, show
 
 
 @dataclass
 class Text(prepare.Output):
-    files: Annotated[tuple[str, ...], "files of plain text or JSON lines, packed or not"] = ()
+    files: Annotated[tuple[str, ...], "files of plain text or JSON lines, packed or not", PATH] = ()
     val_fraction: Annotated[float, "share of the documents kept for validation (at least one)"] = 0.01
 
     def __post_init__(self):
