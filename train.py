@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lab import dataset, distributed, optim, report, runs
+from lab import dataset, distributed, optim, plan, report, runs
 from lab.command import NonFinite, say
 from lab.configurator import PATH, Parsed, UserError, convert, fields_of, parse, show, warn
 from lab.distributed import Signals, World
@@ -261,6 +261,7 @@ class Trainer:
         self.train_text, self.val_text = (dataset.Corpus(settings.data, split) for split in ("train", "val"))
         text = self.train_text
         text.counts()  # found wanting now, not at the end
+        dataset.warn_of_vocabulary(text)
         files = [(x.tokenizer_hash, x.count, x.documents.size, x.sentences.size) for x in (text, self.val_text)]
         differs = torch.tensor(files != world.on_rank0(lambda: files), dtype=torch.int32, device=world.device)
         if count := int(world.all_sum(differs)):
@@ -558,6 +559,8 @@ def begin(trainer: Trainer, there: dict):
     if horizon and trainer.horizon not in (0, horizon):
         warn(f"the horizon moves from {trainer.horizon} to {horizon} steps; the schedule is computed anew")
     trainer.horizon = horizon
+    if world.rank == 0 and horizon > trainer.step:
+        plan.warn_of_horizon(trainer)
     trainer.wrap(compiled)
     say(
         f"{trainer.settings.preset}: {trainer.parameters:,} parameters, {trainer.flops_per_token / 1e6:.2f} MFLOP a "

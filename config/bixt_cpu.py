@@ -5,8 +5,8 @@ BiXT, Hiller et al. 2024, arXiv:2402.12138. Never trained at this size (H 256). 
 of encoders at 9 TFLOP (docs/RESULTS.md; centred Pearson, two seeds): STS-B dev 71.4 and 72.2, SICK dev 68.4 and 68.4;
 with tokens of 128 71.5 and 71.5, 68.4 and 68.3. The perceiver there: 72.2 and 72.4, 69.2 and 68.5.
 
-    python train.py config/bixt_cpu.py                                   # Python's docstrings
-    python train.py config/bixt_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/bixt_cpu.py                    # Python's docstrings
+    python train.py config/bixt_cpu.py --dataset=wiki     # text you have prepared
 """
 
 base = "config/concepts_cpu.py"

@@ -5,8 +5,8 @@ A decoder that goes from left to right is that of TSDAE's paper (Wang et al. 202
 of the words before: word dropout is added here (Bowman et al. 2016, arXiv:1511.06349). Never trained at this size:
 there is no number to expect.
 
-    python train.py config/causal_cpu.py                                   # Python's docstrings
-    python train.py config/causal_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/causal_cpu.py                    # Python's docstrings
+    python train.py config/causal_cpu.py --dataset=wiki     # text you have prepared
 """
 
 base = "config/concepts_cpu.py"

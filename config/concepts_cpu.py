@@ -6,8 +6,8 @@ arXiv:2104.06979) and the mean of the concepts its words, rare ones counting mor
 of lower-cased Wikipedia with bpe:16384, a centred Pearson of 75.7 on STS-B dev and 69.5 on SICK dev (character TF-IDF
 77.9 and 64.7): docs/RESULTS.md.
 
-    python train.py config/concepts_cpu.py                                   # Python's docstrings
-    python train.py config/concepts_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/concepts_cpu.py                    # Python's docstrings
+    python train.py config/concepts_cpu.py --dataset=wiki     # text you have prepared
 """
 
 base = "config/tsdae_cpu.py"  # a perceiver of 8 concepts and 2 layers, rows of 16 and 32 tokens

@@ -6,8 +6,8 @@ trained at this size (H 256). At H 128, in the grid of encoders at 9 TFLOP (docs
 seeds): STS-B dev 71.1 and 70.4, SICK dev 67.5 and 67.7, and the worst TSDAE loss. The perceiver there: 72.2 and 72.4,
 69.2 and 68.5.
 
-    python train.py config/dense_cpu.py                                   # Python's docstrings
-    python train.py config/dense_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/dense_cpu.py                    # Python's docstrings
+    python train.py config/dense_cpu.py --dataset=wiki     # text you have prepared
 """
 
 base = "config/concepts_cpu.py"

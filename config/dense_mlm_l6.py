@@ -11,4 +11,5 @@ base = "config/perceiver_mlm_l6.py"
 
 encoder = "dense"
 seeds_faithful = False
+vocab_size = 0
 token_position = "rope"

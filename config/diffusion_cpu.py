@@ -6,8 +6,8 @@ The seeds' decoder with AdaLN-Zero (arXiv:2212.09748) and a local window, which 
 (docs/LOG.md, "mlm, visible 60 % + bow, spectral": H 128, 9 TFLOP, three seeds): STS-B dev 72.2 to 73.7, SICK dev 67.9
 to 68.4.
 
-    python train.py config/diffusion_cpu.py                                   # Python's docstrings
-    python train.py config/diffusion_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/diffusion_cpu.py                    # Python's docstrings
+    python train.py config/diffusion_cpu.py --dataset=wiki     # text you have prepared
 """
 
 base = "config/concepts_cpu.py"

@@ -7,8 +7,8 @@ the seeds' that did so had an STS-B of 0.17. `--diffusion_source=next` takes the
 Never trained at this size; diffusion alone, at width 128 and 4.5 TFLOP (docs/LOG.md), had 63.9 on STS-B dev (untrained
 60.9) and 62.9 on SICK dev.
 
-    python train.py config/diffusion_elbo_cpu.py                                   # Python's docstrings
-    python train.py config/diffusion_elbo_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/diffusion_elbo_cpu.py                    # Python's docstrings
+    python train.py config/diffusion_elbo_cpu.py --dataset=wiki     # text you have prepared
     python sample.py --run=out/diffusion_elbo_cpu --mode=unmask --text="Return the [MASK] of items in the list."
 """
 

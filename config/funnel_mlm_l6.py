@@ -10,4 +10,5 @@ base = "config/perceiver_mlm_l6.py"
 
 encoder = "funnel"
 seeds_faithful = False
+vocab_size = 0
 concept_position = "rope"

@@ -11,6 +11,7 @@ parameters. Never trained at this size.
 base = "config/perceiver_mlm_l6.py"
 
 seeds_faithful = False
+vocab_size = 0
 token_dim = 32
 hidden = 1024
 heads = 16

@@ -7,8 +7,8 @@ Other arms: --concept_loss=vicreg, uniformity, orthogonality, --concept_loss_axi
 size; at width 128 and 4.5 TFLOP (docs/LOG.md) 70.9 and 71.5 on STS-B dev, 66.8 and 67.0 on SICK dev; 70.9, 71.0 and
 67.3, 67.3 without it, and 71.4, 71.9 and 67.1, 67.2 with vicreg.
 
-    python train.py config/losses_cpu.py                                   # Python's docstrings
-    python train.py config/losses_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/losses_cpu.py                    # Python's docstrings
+    python train.py config/losses_cpu.py --dataset=wiki     # text you have prepared
 """
 
 base = "config/concepts_cpu.py"

@@ -6,8 +6,8 @@ grid of encoders at 9 TFLOP (docs/RESULTS.md; centred Pearson, two seeds): STS-B
 68.0; the perceiver that is not nested: 72.2 and 72.4, 69.2 and 68.5. One concept alone (docs/LOG.md, first seed): 71.9
 and 67.7.
 
-    python train.py config/nested_cpu.py                                   # Python's docstrings
-    python train.py config/nested_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/nested_cpu.py                    # Python's docstrings
+    python train.py config/nested_cpu.py --dataset=wiki     # text you have prepared
 """
 
 base = "config/concepts_cpu.py"

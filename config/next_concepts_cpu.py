@@ -7,8 +7,8 @@ arXiv:2011.10566). `--next_target=spectral` foretells the mean of its frozen tok
 the start the gradient of 1 - cosine is about a tenth of that of a loss in nats. Never trained at this size: there is no
 number to expect. A loss near 0 with a falling pooled rank is a collapse.
 
-    python train.py config/next_concepts_cpu.py                                   # Python's docstrings
-    python train.py config/next_concepts_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/next_concepts_cpu.py                    # Python's docstrings
+    python train.py config/next_concepts_cpu.py --dataset=wiki     # text you have prepared
 """
 
 base = "config/concepts_cpu.py"

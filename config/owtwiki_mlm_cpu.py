@@ -12,4 +12,3 @@ DIR/wikimedia/wikipedia/20231101.en/), or leave --local out and have all 33 GB s
 base = "config/perceiver_mlm_cpu.py"
 
 dataset = "openwebtext_wikipedia"
-vocab_size = 16384

@@ -6,12 +6,11 @@ Expect, on 200 MB of Wikipedia with bpe:16384 after four million tokens, 6.76 na
 1.1 nats more from another row's concepts. With random token embeddings it stays at the floor, and its decoder ignores
 the concepts (docs/LOG.md).
 
-    python train.py config/perceiver_mlm_cpu.py                                   # Python's docstrings
-    python train.py config/perceiver_mlm_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/perceiver_mlm_cpu.py                    # Python's docstrings
+    python train.py config/perceiver_mlm_cpu.py --dataset=wiki     # text you have prepared
 """
 
 dataset = "pydocs"
-vocab_size = 4096
 
 objective = "mlm"
 mask_rate = 0.3

@@ -7,8 +7,8 @@ Skip-Thought, Kiros et al. 2015, arXiv:1506.06726). Half of the words before are
 width 128 and 4.5 TFLOP with position queries (docs/LOG.md) 52.8 on STS-B dev, below the untrained 60.9. A causal
 decoder of the seeds' gave an STS-B of 0.70 after 9.6 M documents.
 
-    python train.py config/prefix_cpu.py                                   # Python's docstrings
-    python train.py config/prefix_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/prefix_cpu.py                    # Python's docstrings
+    python train.py config/prefix_cpu.py --dataset=wiki     # text you have prepared
     python sample.py --run=out/prefix_cpu --mode=continue --text="Return the number of"
 """
 

@@ -14,7 +14,6 @@ word vectors (22 %), about as often as by word TF-IDF (45 %; centred 37 % agains
 """
 
 dataset = "pydocs"
-vocab_size = 4096
 
 objective = "tsdae + bow"
 delete_rate = 0.3

@@ -6,8 +6,8 @@ this size (H 256). At H 128 with 1 to 4 times, in the grid of encoders at 9 TFLO
 seeds): STS-B dev 70.9 and 71.6, SICK dev 67.4 and 67.6; the perceiver 72.2 and 72.4, 69.2 and 68.5. From the second
 time on STS-B is flat there (70.8 at 2, 70.9 at 4, 70.7 at 12: docs/LOG.md).
 
-    python train.py config/recursive_cpu.py                                   # Python's docstrings
-    python train.py config/recursive_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/recursive_cpu.py                    # Python's docstrings
+    python train.py config/recursive_cpu.py --dataset=wiki     # text you have prepared
 """
 
 base = "config/concepts_cpu.py"

@@ -10,3 +10,4 @@ base = "config/perceiver_mlm_l6.py"
 
 encoder = "slot"
 seeds_faithful = False
+vocab_size = 0

@@ -6,8 +6,8 @@ trained at this size; at 40 %, read without [MASK]s, width 128 and 4.5 TFLOP (do
 8.09), STS-B dev 58.5 (61.5), SICK dev 58.7 (63.9). In rows of 16 and 32 tokens the budget is one or two spans, of
 which one is cut.
 
-    python train.py config/span_mlm_cpu.py                                   # Python's docstrings
-    python train.py config/span_mlm_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/span_mlm_cpu.py                    # Python's docstrings
+    python train.py config/span_mlm_cpu.py --dataset=wiki     # text you have prepared
 """
 
 base = "config/perceiver_mlm_cpu.py"

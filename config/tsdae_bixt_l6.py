@@ -11,6 +11,7 @@ base = "config/tsdae_l6.py"
 
 encoder = "bixt"
 seeds_faithful = False
+vocab_size = 0
 tied = True
 token_dim = 128
 heads = 16  # of width 32

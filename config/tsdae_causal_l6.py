@@ -11,6 +11,7 @@ this size: 88,879,104 parameters.
 base = "config/tsdae_l6.py"
 
 seeds_faithful = False
+vocab_size = 0
 positions = "compact"
 decoder = "causal"
 word_dropout = 0.3

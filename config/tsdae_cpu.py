@@ -5,8 +5,8 @@ Wang et al. 2021, arXiv:2104.06979, with a decoder of position queries (Perceive
 MB of Wikipedia with bpe:16384 after two million tokens, 2.4 nats a token on rows of 16 and 4.2 on rows of 32, against a
 unigram floor of 7.5; another row's concepts add 8.8 (docs/LOG.md; measured with init="fan_in").
 
-    python train.py config/tsdae_cpu.py                                   # Python's docstrings
-    python train.py config/tsdae_cpu.py --dataset=wiki --vocab_size=0     # text you have prepared
+    python train.py config/tsdae_cpu.py                    # Python's docstrings
+    python train.py config/tsdae_cpu.py --dataset=wiki     # text you have prepared
 """
 
 base = "config/quickstart.py"

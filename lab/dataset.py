@@ -42,13 +42,14 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 
 from lab.command import say
-from lab.configurator import UserError, show
+from lab.configurator import UserError, show, warn
 from lab.files import reading
 
 MAGIC, VERSION = b"NCONCEPT", 1
 HEADER = struct.Struct("<8s6I3Q8x32s32x")  # the 128 bytes above
 MAX_VOCAB = 1 << 16  # ids are uint16
 MIN_WINDOWS = 1000  # fewer rows of a length than this would be learned by heart
+ENTRY_TOKENS = 50  # of training text for each entry of the vocabulary, at the least
 CHUNK = 1 << 22  # items of a file that are looked at in one go
 CHECKED = 1 << 27  # bytes at either end of tokens and tables that are checked when a file is opened: 0.1 s
 
@@ -452,6 +453,17 @@ class Corpus(TokenFile):
         return idf.astype(np.float32)
 
 
+def warn_of_vocabulary(text: TokenFile):
+    """Where the training text is too little for its vocabulary."""
+    if text.count < ENTRY_TOKENS * text.vocab_size:
+        fit = max(256 + len(SPECIAL_NAMES), 1 << (text.count // ENTRY_TOKENS).bit_length() >> 1)
+        warn(
+            f"the {text.count:,} tokens of training text are {text.count / text.vocab_size:.0f} for each of the "
+            f"{text.vocab_size:,} entries of the vocabulary, too few to learn them; prepare more text, or with "
+            f"--tokenizer=bpe:{fit}"
+        )
+
+
 def unigram_floor(counts, tokens, eod: int, weights=None) -> float:
     """Cross-entropy (nats) of tokens under add-one-smoothed training counts [V], both without end-of-document: the loss
     of knowing only how common tokens are. weights [V]: of each token (the best guess is as weight times count)."""
@@ -568,6 +580,15 @@ class Sampler:
             if count >= MIN_WINDOWS:
                 return MIN_WINDOWS
         return count
+
+    def reach(self, n: int) -> int:
+        """How many tokens of the corpus rows of n can hold, about: by at most 131,072 sentences, evenly spread."""
+        size, span = self.corpus.sentences.size, 2 * n if self.pairs else n
+        sentences = np.linspace(0, size - 1, min(size, 1 << 17)).astype(np.int64)
+        start, end = self.corpus.sentence_spans(sentences)
+        first, next_ = (self.places(n, np.minimum(sentences + i, size - 1))[1] > 0 for i in (0, 1))
+        held = first * np.where(next_ & (sentences < size - 1), end - start, np.maximum(end - start, span))
+        return int(np.clip(held.mean() * size, MIN_WINDOWS, self.corpus.count))
 
     def batch(self, step: int, n: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Global row numbers [R] -> ids int64 [R, n] and the document each row starts in, int64 [R]: sentences are

@@ -289,6 +289,29 @@ def rehearse(trainer, objectives: Objectives, rows: Rows, options: Options):
             trainer.out.write_config(trainer.out.config() | {"compile": False})
 
 
+EPOCHS = 50  # the same text seen more often is learned by heart
+
+
+def warn_of_horizon(trainer):
+    """Of a warm-up that takes most of the steps, and of text that is drawn too often, now that both are known."""
+    config, plan, steps = trainer.config, trainer.plan, trainer.horizon
+    if config.warmup >= steps / 2 > 0 and config.warmup:
+        share = min(1, steps / config.warmup)
+        warn(
+            f"warmup={config.warmup} of {steps} steps: the learning rate rises to {share:.0%} of lr={config.lr:g} and "
+            f"{'never' if share < 1 else 'hardly'} falls; write --warmup={steps // 10}"
+        )
+    shares = np.mean(plan.mixes, 0) if plan.mixes else np.full(len(plan.lengths), 1 / len(plan.lengths))
+    reach = {n: trainer.sampler.reach(n) for n in plan.lengths}
+    epochs = {n: share * steps * plan.tokens / reach[n] for n, share in zip(plan.lengths, shares, strict=True)}
+    if (total := sum(epochs.values())) > EPOCHS:
+        each = ", ".join(f"rows of {n} {epochs[n]:,.0f} of {reach[n]:,} tokens" for n in plan.lengths)
+        warn(
+            f"the text is drawn for {total:,.0f} epochs ({each}), and may be learned by heart; write "
+            f"--max_steps={max(1, int(steps * EPOCHS / total))} or so, other --lengths, or prepare more text"
+        )
+
+
 class Clock:
     """Seconds of training, evaluations and checkpoints apart; and a horizon in minutes, turned into steps: each
     shape's first step (allocation, compilation) is left out, then 20 steps are timed. Only what is read waits for the
@@ -327,6 +350,8 @@ class Clock:
             self.timing = False
             trainer.seconds_per_step = trainer.world.on_rank0(lambda: sum(self.timed) / len(self.timed))
             trainer.horizon = trainer.find_horizon()
+            if trainer.world.rank == 0:
+                warn_of_horizon(trainer)
             say(
                 f"{trainer.config.max_minutes:g} minutes are {trainer.horizon} steps of "
                 f"{trainer.seconds_per_step:.3f} s ({self.excluded:.1f} s of first steps are left out, and so are "

@@ -438,6 +438,7 @@ def finish(splits: Splits, config: Output, more: dict):
     """Completes the files and moves them into place: the old meta.json goes first, the new one, with `more`, last."""
     splits.complete()
     text = dataset.TokenFile(splits.folder / "train.bin", "prepare it again")
+    dataset.warn_of_vocabulary(text)
     counts = sum(ordered_map(partial(count_tokens, text.vocab_size), text.pieces(text.count)))
     counts[:, text.eod] = len(text.documents) - 1, 0
     meta = {

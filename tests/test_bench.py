@@ -122,8 +122,8 @@ def test_what_has_no_reference_is_measured_alone(tiny):
 
 def test_mistakes(tiny):
     tiny.write_text(TINY.replace("vocab_size = 300", ""))
-    with pytest.raises(UserError, match="leaves vocab_size to the data"):
-        bench.main([str(tiny)])
+    (tiny.parent / "more.py").write_text(tiny.read_text() + f"dataset = 'minipile'\ndata_dir = '{tiny.parent}'\n")
+    assert bench.read_preset(tiny.parent / "more.py", 4).model.vocab_size == 50_368  # as prepared by default
     with pytest.raises(UserError, match="batch"):
         bench.main(["--batch=0"])
     with pytest.raises(UserError, match="folder does not exist"):

@@ -29,7 +29,6 @@ seeds = (0, 1)
 tasks = "stsb,sick_r"
 
 dataset = "wiki"
-vocab_size = 0
 hidden = 128
 intermediate = 256
 whitening = 0.0

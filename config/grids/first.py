@@ -33,7 +33,6 @@ seeds = (0, 1)
 tasks = "stsb,sick_r"
 
 dataset = "wiki"
-vocab_size = 0
 batch_size = 64
 eval_interval = 0  # only before and after
 max_flops = 9e12  # 0.9 million tokens (tsdae_contrastive) to 5.7 (bow)

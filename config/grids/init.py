@@ -22,5 +22,4 @@ seeds = (0,)
 tasks = "stsb"
 
 dataset = "wiki"
-vocab_size = 0
 max_flops = 6e12  # 0.7 million tokens at 8 concepts and 2 layers, 0.3 at 32 and 6

@@ -20,6 +20,5 @@ seeds = (0, 1)
 tasks = "stsb,sick_r"
 
 dataset = "wiki"
-vocab_size = 0
 eval_interval = 0  # only before and after
 max_flops = 9e12

@@ -28,7 +28,6 @@ seeds = (0, 1, 2)
 tasks = "stsb,sick_r"
 
 dataset = "wiki"
-vocab_size = 0
 hidden = 128
 intermediate = 256
 spectral_share = 0.85
