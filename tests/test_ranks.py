@@ -21,6 +21,7 @@ from tests.training import (
     losses,
     run,
     run_ranks,
+    small_buckets,
     start_ranks,
 )
 
@@ -60,9 +61,11 @@ def test_two_ranks_equal_one_rank_with_two_micro_batches(data, tmp_path):
 
 
 def test_accumulation_on_two_ranks_equals_one_rank_with_as_many_parts(data, tmp_path):
-    """Gradients are reduced once a step; the order of the sums differs, so nearly."""
+    """Gradients are reduced once a step, in several buckets; the order of the sums differs, so nearly."""
     more = [*BRIEF, "--max_steps=4", "--dtype=float32", "--micro_batch=2"]
-    assert [r.code for r in run_ranks(both(data, tmp_path / "two", *more), tmp_path)] == [0, 0]
+    before = functools.partial(small_buckets, tmp_path / "buckets")
+    assert [r.code for r in run_ranks(both(data, tmp_path / "two", *more), tmp_path, before=before)] == [0, 0]
+    assert len((tmp_path / "buckets").read_text().split()) > 2
     run(data, tmp_path / "one", *more)
     two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
     assert [x for _, x in two] == pytest.approx([x for _, x in one], rel=1e-5)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from lab import command
+from lab import command, optim
 from lab.plan import cost
 from lab.runs import RunFolder
 
@@ -133,6 +133,23 @@ def start_ranks(words_of_each, logs: Path, **keys):
 def run_ranks(words_of_each, logs: Path, timeout=60, **keys) -> list[SimpleNamespace]:
     with start_ranks(words_of_each, logs, **keys) as ranks:
         return [rank.wait(timeout) for rank in ranks]
+
+
+def small_buckets(sizes: Path):
+    """Called before training: DDP reduces in buckets of 50 kB, as large models have several; `sizes` says how large."""
+    wrap, step, wrapped = train.DistributedDataParallel, optim.clipped_step, []
+    torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 50_000
+
+    def small(*args, **keys):
+        wrapped.append(wrap(*args, bucket_cap_mb=0.05, **keys))
+        return wrapped[0]
+
+    def clipped_step(*args):
+        if wrapped:
+            sizes.write_text(wrapped[0]._get_ddp_logging_data().get("rebuilt_bucket_sizes", "").replace(",", " "))
+        return step(*args)
+
+    train.DistributedDataParallel, optim.clipped_step = small, clipped_step
 
 
 # ---------------------------------------------------------------------------------------------------------------------
