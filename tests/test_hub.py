@@ -123,6 +123,52 @@ def test_about_a_thousandth_is_held_out():
     assert hub.drawn_split("half a character \ud800") in ("train", "val")
 
 
+def shards_of(tables, folder):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for number, groups in enumerate(tables):
+        path = folder / "data" / f"train-{number:05d}.parquet"
+        groups = groups if isinstance(groups, list) else [groups]
+        with parquet.ParquetWriter(path, groups[0].schema) as writer:
+            for group in groups:
+                writer.write_table(group)
+    parquet.write_table(pa.table({"text": ["Held out. Text."]}), folder / "data" / "validation-0.parquet")
+
+
+def test_shards_and_row_groups_without_rows_and_text_in_bytes(run, bpe, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    texts = documents(30)
+
+    def table(rows, kind=None):
+        return pa.table({"id": pa.array(range(len(rows)), pa.int64()), "text": pa.array(rows, kind or pa.string())})
+
+    none, null = table([]), table([None, ""])
+    shards = [none, table(texts[:10]), null, [none, table(texts[10:20]), none, null], pa.table({"text": pa.nulls(2)})]
+    shards += [table([text.encode() for text in texts[20:]] + [None], pa.binary()), pa.table({"text": pa.nulls(0)})]
+    shards_of(shards, tmp_path / "hub")
+    code, _, err = run("hub", "--name=minipile", f"--local={tmp_path / 'hub'}", f"--tokenizer={bpe}")
+    assert code == 0, err
+    tokenizer = dataset.load_tokenizer(bpe)
+    assert Corpus(tmp_path / "data/minipile", "train").tokens.tolist() == all_tokens(texts, tokenizer)
+    assert Corpus(tmp_path / "data/minipile", "val").tokens.tolist() == all_tokens(["Held out. Text."], tokenizer)
+
+
+def test_columns_that_hold_no_text_are_said(run, bpe, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    for table, words in {
+        "train-00000.parquet has no column text (but content, id); rename": {"content": ["One."], "id": [1]},
+        "text of row 1 is not UTF-8 at byte 3; write this column as strings": {"text": [b"One.", b"caf\xe9"]},
+        "text of row 0 is of the type int, not text; ": {"text": [0, 3]},
+        "text of row 0 is of the type list, not text; ": {"text": [["One."]]},
+    }.items():
+        table, words = pa.table(words), table
+        shards_of([table], tmp_path / "hub")
+        code, out, err = run("hub", "--name=minipile", f"--local={tmp_path / 'hub'}", f"--tokenizer={bpe}")
+        lines = [line for line in err.splitlines() if line and "part 1/" not in line]
+        assert code == 2 and out == "" and len(lines) == 1, err
+        assert lines[0].startswith("error: ") and words in lines[0], err
+
+
 def test_mistakes_about_the_hub(run, tmp_path, minipile, bpe, monkeypatch):
     folder, _ = minipile
     local = f"--local={folder}"

@@ -43,6 +43,9 @@ def test_embeddings_are_the_mean_over_tokens(place):
     for text, vector in zip(texts, run.embed(texts), strict=True):
         states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state
         assert torch.allclose(states[0].mean(0), vector, atol=1e-5)
+    assert torch.allclose(run.embed(texts[1]), run.embed(texts)[1], atol=1e-6) and run.embed("a ship").ndim == 1
+    assert run.concepts("a ship").shape == (1, 32) and run.encode_texts("a ship") == run.encode_texts(["a ship"])[0]
+    assert torch.equal(run.embed(["a \ud83d ship"]), run.embed(["a ? ship"]))
     a, b = run.encode_texts(["a ship", "the house"])
     assert run.wrap(a, b) == tokenizer("a ship", "the house")["input_ids"]
     pairs = Pairs("mrpc", tasks.load_task("mrpc", place / "glue"), "train")

@@ -1,8 +1,11 @@
 """What a run makes of text, as it is printed."""
 
+import bz2
+import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -147,6 +150,57 @@ def test_a_file_in_and_a_line_a_text_out(run, capsys, tmp_path):
     assert len(printed(run, capsys, f"--file={path}", "--mode=embed")) == 3
     assert records(run, capsys, f"--file={path}", "--mode=embed")[0].keys() == {"text", "vector"}
     assert records(run, capsys, "--text=river", "--mode=neighbours")[0]["word"] == "river"
+
+
+def test_a_file_is_read_as_preparation_reads_it(run, capsys, tmp_path):
+    texts = ["The old dog.", "A café", "half"]
+    lines = printed(run, capsys, "--mode=embed", "--text=" + "\n".join(texts))
+    plain = "\ufeff" + "".join(f"{text}\r\n" for text in texts)
+    objects = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    for data in (
+        plain.encode(),
+        plain.encode("utf-16-le"),
+        gzip.compress(plain.encode()),
+        bz2.compress(objects.encode()),
+    ):
+        (tmp_path / "a.csv").write_bytes(data)
+        assert printed(run, capsys, "--mode=embed", f"--file={tmp_path / 'a.csv'}") == lines
+    for data, words in (b"caf\xe9", "not UTF-8 at byte 3"), (gzip.compress(b"a" * 99)[:-9], "is damaged"):
+        (tmp_path / "a").write_bytes(data)
+        with pytest.raises(UserError, match=words):
+            sample.main([f"--run={run}", f"--file={tmp_path / 'a'}"])
+    (tmp_path / "a").write_bytes(b"")
+    assert printed(run, capsys, f"--file={tmp_path / 'a'}") == []
+
+
+def test_half_characters_are_cleaned_as_in_preparation(run, capsys, tmp_path):
+    loaded = load_run(run, device="cpu")
+    clean, dirty = ["half ?", "caf? and ?", "whole"], ["half \ud83d", "caf\udce9 and \udc00", "whole"]
+    assert loaded.encode_texts(dirty) == loaded.encode_texts(clean)
+    assert torch.equal(loaded.embed(dirty), loaded.embed(clean))
+    assert torch.equal(loaded.concepts(dirty), loaded.concepts(clean))
+    for flags in (), ("--mode=embed",), ("--mode=neighbours",):
+        assert printed(run, capsys, f"--text={dirty[1]}", *flags) == printed(run, capsys, f"--text={clean[1]}", *flags)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": dirty[0]}))
+    assert records(run, capsys, f"--file={tmp_path / 'a.jsonl'}") == records(run, capsys, f"--text={clean[0]}")
+    for wrong in (None, 3, b"bytes", float("nan")):
+        with pytest.raises(UserError, match="a text is a str, not "):
+            loaded.embed(["good", wrong])
+
+
+def test_one_text_gives_one_vector(run):
+    loaded = load_run(run, device="cpu")
+    texts = ["hello", "The old dog."]
+    vectors, concepts = loaded.embed(texts), loaded.concepts(texts)
+    for i, text in enumerate(texts):
+        assert (
+            torch.allclose(loaded.embed(text), vectors[i], atol=1e-6) and loaded.embed(text).shape == vectors[i].shape
+        )
+        assert torch.allclose(loaded.concepts(np.str_(text)), concepts[i], atol=1e-6)
+        assert loaded.encode_texts(text) == loaded.encode_texts(texts)[i]
+    for many in (tuple(texts), iter(texts), np.array(texts)):
+        assert torch.equal(loaded.embed(many), vectors)
+    assert loaded.embed([]).shape == (0, vectors.shape[1]) and loaded.embed("").shape == vectors[0].shape
 
 
 WRONG = {  # (run, flags): what the error says
