@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import eval_glue
 from lab import tasks
@@ -46,14 +47,87 @@ def test_embeddings_are_the_mean_over_tokens(place):
     assert torch.allclose(run.embed(texts[1]), run.embed(texts)[1], atol=1e-6) and run.embed("a ship").ndim == 1
     assert run.concepts("a ship").shape == (1, 32) and run.encode_texts("a ship") == run.encode_texts(["a ship"])[0]
     assert torch.equal(run.embed(["a \ud83d ship"]), run.embed(["a ? ship"]))
-    a, b = run.encode_texts(["a ship", "the house"])
-    assert run.wrap(a, b) == tokenizer("a ship", "the house")["input_ids"]
     pairs = Pairs("mrpc", tasks.load_task("mrpc", place / "glue"), "train")
     rows, cut = token_rows(run, pairs, apart=False, most=9)
     end = tokenizer.sep_token_id
-    assert cut > 0 and all(len(row[0]) <= 9 and (row[0] == end).sum() == 2 and row[0][-1] == end for row in rows["dev"])
+    dev = [row[0] % run.model.tokens.num_embeddings for row in rows["dev"]]
+    assert cut > 0 and all(len(row) <= 9 and (row == end).sum() == 2 and row[-1] == end for row in dev)
     twins = [run.twin(seed).embed(texts) for seed in (0, 0, 1)]
     assert torch.equal(twins[0], twins[1]) and not torch.allclose(twins[0], twins[2])
+
+
+# What stands around texts, by the tokenizers library: template of one text, of a pair (":1": the second segment)
+TEMPLATES = {
+    "bert": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+    "roberta": ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
+    "modernbert": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]"),
+    "gpt2": ("$A", "$A $B"),
+    "xlnet": ("$A <sep> <cls>:2", "$A <sep> $B:1 <sep>:1 <cls>:2"),
+}
+
+
+def tiny(kind, folder):
+    """A random model of this kind and a fast tokenizer of words, saved in `folder`."""
+    words = "a b the red ship sees old house".split()
+    special = sorted({piece.split(":")[0] for template in TEMPLATES[kind] for piece in template.split()} - {"$A", "$B"})
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *special, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    single, pair = TEMPLATES[kind]
+    known = [(token, vocabulary[token]) for token in special]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=known)
+    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (kind in ("bert", "xlnet"))
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", model_input_names=names
+    )
+    shape = {"vocab_size": len(vocabulary), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= dict.fromkeys([f"{name}_token_id" for name in ("bos", "eos", "cls", "sep")], 0)
+    shape["pad_token_id"] = int(kind == "roberta")
+    if kind == "xlnet":
+        shape = {"vocab_size": len(vocabulary), "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24}
+    else:
+        shape |= {"intermediate_size": 24, "max_position_embeddings": 20}
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **shape))
+    for parameter in model.parameters():  # segments and separators must be seen
+        torch.nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(folder)
+    wrapped.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_pairs_are_as_the_tokenizer_says(kind, tmp_path):
+    """Ids, segments and the model's own states, against `tokenizer(a, b)`."""
+    tiny(kind, tmp_path)
+    run = load_reference(tmp_path, "cpu")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    model = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    for texts in (("the red ship",), ("the red ship", "a house sees the ship"), ("b a", "unknown")):
+        given = tokenizer(*texts, return_tensors="pt")
+        assert ("token_type_ids" in given) == (kind in ("bert", "xlnet"))
+        row = torch.tensor([run.wrap(*run.encode_texts(texts))])
+        assert torch.equal(row % run.model.tokens.num_embeddings, given["input_ids"])
+        assert run.added[len(texts) - 1] == row.shape[1] - sum(map(len, run.encode_texts(texts)))
+        with torch.no_grad():
+            expected = model(**given).last_hidden_state.mean(1)
+            assert torch.allclose(run.model.embed(row), expected, atol=1e-5)
+            if len(texts) == 2 and kind == "bert":  # they matter
+                plain = model(given["input_ids"]).last_hidden_state.mean(1)
+                assert not torch.allclose(plain, expected, atol=1e-3)
+    assert run.embed(["", "the " * 60]).isfinite().all()  # nothing, and as many as it has positions for
+    longest = run.wrap([2] * (run.max_length - run.added[1] - 3), [3] * 3)
+    assert len(longest) == run.max_length and run.model.embed(torch.tensor([longest])).isfinite().all()
+
+
+def test_segments_reach_a_head_that_is_trained(place):
+    run = load_reference(place / "bert", "cpu")
+    pairs = Pairs("mrpc", tasks.load_task("mrpc", place / "glue"), "train")
+    rows, _ = token_rows(run, pairs, apart=False, most=500)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place / "bert")
+    V = run.model.tokens.num_embeddings
+    for (row,), index in zip(rows["dev"], pairs.index["dev"], strict=True):
+        given = tokenizer(*(pairs.sentences[i] for i in index))
+        assert (row % V).tolist() == given["input_ids"] and (row // V).tolist() == given["token_type_ids"]
 
 
 def test_the_judge(place, capsys):
