@@ -77,8 +77,9 @@ def locked(folder, remedy: str, wait: bool = False):
             raise
         raise Failure(f"{show(folder)} was deleted or moved while this worked there; start it again") from None
     finally:
-        with suppress(OSError):
-            os.unlink(file.name)  # before it is let go: whoever waits for it sees that it is no longer there
+        if in_place(file):
+            with suppress(OSError):  # Windows keeps an open file
+                os.unlink(file.name)  # before it is let go: whoever waits for it sees that it is no longer there
         file.close()
         if new:
             with suppress(OSError):  # it is not empty
@@ -100,9 +101,8 @@ def take(folder: Path, remedy: str, wait: bool):
                 if not waited:
                     say(f"another process works in {show(folder)}; waiting for its end")
                 waited = lock_descriptor(file.fileno(), poll_interval=0.2)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(file.name), os.fstat(file.fileno())):
-                    return file, waited
+            if in_place(file):
+                return file, waited
         except OSError as error:
             if error.errno in NO_LOCKS:
                 warn(f"{show(folder)} is on a file system without locks; let no second process work there")
@@ -113,6 +113,14 @@ def take(folder: Path, remedy: str, wait: bool):
             file.close()
             raise
         file.close()  # the one before us deleted it
+
+
+def in_place(file) -> bool:
+    """An open file is still the one of its name."""
+    try:
+        return os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))
+    except OSError:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from heads import mean_over
 from lab.configurator import UserError
 from lab.dataset import clean
 from lab.distributed import pick_device
+from lab.files import reading
 from lab.runs import LoadedRun, one_or_many
 from model import ModelConfig
 
@@ -119,6 +120,9 @@ def load_reference(path, device: str = "auto") -> ReferenceRun:
         import transformers
     except ImportError:
         raise UserError(f"{path} is a Hugging Face checkpoint; pip install transformers to judge it") from None
+    for file in Path(path).glob("*.safetensors"):
+        with reading(file, "give another folder"):  # the library says of what may not be read that it is not there
+            pass
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
         model = transformers.AutoModel.from_pretrained(

@@ -111,6 +111,11 @@ def test_a_folder_that_goes_away_meanwhile(tmp_path):
     with pytest.raises(Failure, match="a was deleted or moved while this worked there"), locked(tmp_path / "a", "wait"):
         shutil.rmtree(tmp_path / "a")
         files.write_atomic(tmp_path / "a/x", "text")
+    with locked(tmp_path / "a", "wait"):
+        shutil.rmtree(tmp_path / "a")
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a/.lock").touch()
+    assert (tmp_path / "a/.lock").exists()  # that of who made the folder anew
 
 
 def test_temporaries_have_names_of_their_own(tmp_path):
