@@ -130,7 +130,8 @@ def ordered_map(function, items: Iterable) -> Iterator:
     # A thread starts the workers: there Ctrl-C cannot strike half-way, and the workers inherit that it is blocked,
     # as are its like (but SIGTERM, by which the pool ends them): they end with us.
     blocked = {*STOPS} - {signal.SIGTERM}
-    starter = ThreadPoolExecutor(1, "", signal.pthread_sigmask, (signal.SIG_BLOCK, blocked))
+    here = hasattr(signal, "pthread_sigmask")  # not on Windows
+    starter = ThreadPoolExecutor(1, "", *([signal.pthread_sigmask, (signal.SIG_BLOCK, blocked)] if here else []))
     pending = deque()
     try:
         for item in chain(head, items):
