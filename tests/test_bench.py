@@ -2,6 +2,7 @@
 
 import functools
 import json
+import weakref
 
 import pytest
 import torch
@@ -66,6 +67,36 @@ def test_other_lengths(tiny, tmp_path, monkeypatch):
     (preset,) = json.loads((tmp_path / "bench.json").read_text())["presets"]
     assert [(r["length"], r["rows"]) for r in preset["by_length"]] == [(64, 2), (128, 1)]
     assert preset["ratio_to_dense"] is None and [r["peak_bytes"] for r in preset["by_length"]] == [64, 128]
+
+
+def test_arms_are_gone_where_memory_is_measured(tiny, monkeypatch):
+    """What they hold would be lacking to the process that measures."""
+    arms = []
+
+    class Counted(bench.Arm):
+        def __init__(self, *about):
+            super().__init__(*about)
+            arms.append(weakref.ref(self.model))
+
+    def measured(function, *_):
+        assert len(arms) == 3 and not any(arm() for arm in arms)
+        return 1
+
+    monkeypatch.setattr(bench, "Arm", Counted)
+    monkeypatch.setattr(bench, "in_fresh_process", measured)
+    bench.measure(tiny, bench.BenchConfig(batch=1, repeats=1), WORLD, 1e9)
+
+
+def test_dropout_is_the_presets_on_a_gpu(tiny):
+    """It decides which attention is taken there."""
+    tiny.write_text(f"{TINY}\ndropout = 0.25\n")
+    settings = bench.read_preset(tiny, 4)
+    gpu = World(0, 1, torch.device("cuda", 0), "float32")
+    assert [bench.timed(settings, world).model.dropout for world in (WORLD, gpu)] == [0, 0.25]
+    arms = {name: bench.Arm(name, bench.timed(settings, gpu), WORLD, compiled=False) for name in ("ours", "reference")}
+    assert bench.time_steps(arms, 4, 32, repeats=1).keys() == arms.keys()
+    model = arms["reference"].model
+    assert model.dropout.p == model.layers[0].dropout.p == model.layers[0].cross.dropout == 0.25
 
 
 def test_costs_are_counted(tiny, capsys):

@@ -561,6 +561,13 @@ def evaluation(folder):
     }
 
 
+def test_a_registry_that_cannot_be_written_is_printed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(registry, "write_csv", lambda *_: open("/nowhere/at/all"))
+    assert compare.main(["--registry", f"--out={tmp_path}"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("## Training runs") and "warning: the registry's page or a CSV file" in printed.err
+
+
 def test_an_empty_registry(tmp_path, capsys):
     assert compare.main(["--registry", f"--out={tmp_path}"]) == 0
     assert capsys.readouterr().out == "## Training runs\n\nnone\n\n## Evaluations, x100\n\nnone\n"

@@ -1,6 +1,7 @@
 """How a step is cut into rows, what it costs, its learning rate, and whether compiling pays."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -293,6 +294,39 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_step():
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+# ---- seconds
+
+
+def test_the_clock_waits_for_a_device_when_it_is_read_and_only_then(monkeypatch):
+    """A GPU works on when the host has given it a step: 1 s a step here, of which the host takes 0.1."""
+    now, done = [0.0], [0.0]  # of the host; when the device has finished
+
+    def synchronize(device):
+        now[0] = max(now[0], done[0])
+
+    monkeypatch.setattr(plan.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    world = World(0, 1, torch.device("cuda", 0), "float32")
+    config = SimpleNamespace(max_minutes=0)
+    trainer = SimpleNamespace(
+        world=world, step=0, seconds=0.0, config=config, horizon=100, plan=SimpleNamespace(tokens=50)
+    )
+    clock = plan.Clock(trainer)
+    clock.start()
+    for speed in (50, 50):
+        for _ in range(10):
+            done[0] = max(now[0], done[0]) + 1
+            now[0] += 0.1
+            trainer.step += 1
+            clock.stepped()
+        assert now[0] <= done[0] - 8.9  # no step has waited
+        assert clock.speed() == pytest.approx(speed)
+        assert trainer.seconds == pytest.approx(trainer.step)
+    done[0], trainer.step = now[0] + 1, 21
+    clock.pause()
+    assert trainer.seconds == pytest.approx(21)
+
+
 # ---- to compile or not
 
 
@@ -313,6 +347,7 @@ def test_where_compiling_fails_training_goes_on_without(monkeypatch, capsys):
         raise RuntimeError("no C++ compiler\nwas found")
 
     monkeypatch.setattr(plan.torch, "compile", broken)
+    monkeypatch.setattr(plan, "empty_cache", lambda: None)
     assert not decide_compile(True, HERE, 1, 1e30, 0)
     assert capsys.readouterr().err == (
         "warning: torch.compile does not work (RuntimeError: no C++ compiler was found); training goes on uncompiled\n"

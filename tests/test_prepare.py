@@ -548,3 +548,9 @@ def test_help_and_exit_codes_of_the_processes(tmp_path):
     process = start("text", "--name=x", "--files", tmp_path / "none.txt", f"--data_dir={tmp_path}")
     out, err = process.communicate(timeout=10)
     assert process.returncode == 2 and err.startswith("error: ") and err.count("\n") == 1 and out == ""
+
+
+def test_a_killed_worker_is_a_sentence_about_memory(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    with pytest.raises(UserError, match="was killed, most likely because the machine is out of memory"):
+        list(prepare.ordered_map(os._exit, [9, 9, 9]))

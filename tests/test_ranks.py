@@ -210,6 +210,33 @@ def test_a_signal_to_the_launcher_saves(number, before, data, tmp_path):
 # ---- pieces
 
 
+def test_all_groups_of_ranks_wait_as_long(monkeypatch):
+    """Rank 0 may prepare data or evaluate for an hour, in which the others wait for its flag, too."""
+    from lab import distributed
+
+    waits = []
+    for name in ("init_process_group", "new_group"):
+        monkeypatch.setattr(distributed.dist, name, lambda *_, timeout, **__: waits.append(timeout.total_seconds()))
+    monkeypatch.setattr(distributed.World, "on_rank0", lambda world, function: function())
+    monkeypatch.setattr(distributed, "on_stop", lambda handler: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    distributed.Signals(distributed.start("cpu"))
+    assert waits == [3600, 3600]
+
+
+def test_cudnn_attention_is_off_on_a_gpu(monkeypatch):
+    from lab import distributed
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    old = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        assert distributed.pick_device("cuda") == torch.device("cuda", 0)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(old)
+
+
 def test_a_rank_may_ask_rank_0(tmp_path):
     """One rank: what a function returns or raises is its own."""
     from lab.configurator import UserError
