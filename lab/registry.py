@@ -65,6 +65,7 @@ def run_rows(folder: Path) -> tuple[dict, list[dict]]:
         "wandb": config.get("wandb_url"),
         "conclusion": conclusion(folder / "NOTE.md"),
     }
+    shown([row])
     evaluations = read_all(sorted((folder / "eval").glob("*.json")), eval_rows, "evaluation")
     return row, [line for lines in evaluations for line in lines]
 
@@ -76,7 +77,13 @@ def eval_rows(path: Path) -> list[dict]:
     protocol = record["protocol"]
     lead["head"] = protocol["head"]
     lead |= {key: protocol[key] for key in ("concepts", "iterations") if protocol.get(key)}
-    return score_rows(record["task"], [record["splits"]], TASKS[record["task"]].lifts, **lead)
+    return shown(score_rows(record["task"], [record["splits"]], TASKS[record["task"]].lifts, **lead))
+
+
+def shown(rows: list[dict]) -> list[dict]:
+    """The rows, once it is tried that they can be printed: what cannot is damaged or of something else."""
+    report.columns(rows), [plain(value) for row in rows for value in row.values()]
+    return rows
 
 
 def read_all(paths: list[Path], read, what: str) -> Iterator:
@@ -84,7 +91,7 @@ def read_all(paths: list[Path], read, what: str) -> Iterator:
     for path in paths:
         try:
             yield read(path)
-        except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, OSError) as error:
             reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             warn(f"{show(path)} is no {what} that can be read ({reason}); it is left out")
 
@@ -96,16 +103,16 @@ def conclusion(path: Path) -> str | None:
     return " ".join(paragraphs[0].split()) or None
 
 
+def plain(value):
+    """As it stands in a CSV file: scores and lifts as they are, 0-1; of several seeds the middle."""
+    if isinstance(value, dict):
+        return lift_text(value, "+.3f", 1) if "verdict" in value else value["value"]
+    return value[0] if isinstance(value, tuple) else value
+
+
 def write_csv(path: Path, rows: list[dict]):
-    """Scores and lifts as they are, 0-1; of several seeds the middle."""
-
-    def plain(value):
-        if isinstance(value, dict):
-            return lift_text(value, "+.3f", 1) if "verdict" in value else value["value"]
-        return value[0] if isinstance(value, tuple) else value
-
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer = csv.DictWriter(file, report.keys_of(rows), lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: plain(value) for key, value in row.items()} for row in rows)
 

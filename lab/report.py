@@ -261,9 +261,14 @@ def table(header: list[str], rows: list[list]) -> str:
     return "\n".join([line(header), rule, *map(line, cells)])
 
 
+def keys_of(rows: list[dict]) -> list[str]:
+    """The keys of all rows, in the order in which they first come."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
 def columns(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, cells): a column for each key, in the order in which they first come."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    """(header, cells): a column for each key."""
+    keys = keys_of(rows)
     return keys, [[cell(row.get(key)) for key in keys] for row in rows]
 
 

@@ -537,6 +537,38 @@ def test_the_registry(place, tmp_path, capsys):
     assert ">Six concepts | are enough.<" in page and not re.search("https?:|<link|<script src", page)
 
 
+def test_the_registry_after_a_sweep_and_beside_what_is_no_evaluation(place, tmp_path, capsys):
+    run = tmp_path / "wide_s0"
+    shutil.copytree(place / "whole/compare/toy/wide_s0", run)
+    (run / "eval").mkdir(exist_ok=True)
+    record = evaluation(run)
+
+    def write(name, content):
+        (run / "eval" / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+    write("zero_shot_stsb.json", record)  # first: no columns for the options
+    for k in (1, 2):
+        write(f"zero_shot_stsb_iterations{k}.json", record | {"protocol": {"head": "cosine", "iterations": k}})
+    write("zero_shot_stsb_concepts4.json", record | {"protocol": {"head": "cosine", "concepts": 4}})
+    dev = record["splits"]["dev"]
+    odd = [[], {}, {"a": 1}, "{", "", record | {"task": "other"}, record | {"task": []}, record | {"splits": [1]}]
+    odd += [record | {"protocol": None}, record | {"protocol": {"head": {"a": 1}}}]
+    odd += [record | {"splits": {"dev": dev | {"metrics": {"pearson": "high"}}}}]
+    odd += [record | {"splits": {"dev": dev | {"floors": {"untrained": {"pearson": [1]}}}}}]
+    odd += [record | {"splits": {"dev": dev | {"lift": {"untrained": {"value": 10**400, "low": 0, "high": 1}}}}}]
+    for i, content in enumerate(odd):
+        write(f"odd{i}.json", content)
+    assert compare.main(["--registry", f"--out={tmp_path}"]) == 0
+    printed = capsys.readouterr()
+    warned = [line for line in printed.err.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == len(odd) and all(f"odd{i}.json" in "".join(warned) for i in range(len(odd)))
+    with open(tmp_path / "registry_evals.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    options = [(row["concepts"], row["iterations"]) for row in rows if row["metric"] == "pearson"]
+    assert options == [("", ""), ("4", ""), ("", "1"), ("", "2")] and len(rows) == 4 * 3
+    assert "| iterations |" in printed.out and "| concepts |" in printed.out
+
+
 def evaluation(folder):
     def lift(value, **more):
         return {**more, "value": value, "low": value - 0.1, "high": value + 0.1, "verdict": "at floor"}
