@@ -16,8 +16,9 @@ at the same seeds. Every finished seed is kept in `.floors/` and a seed that was
 the same command goes on.
 
 `concept` is stsb, sick_r, mrpc and paws; `seeds` mrpc, qqp, stsb and mnli; `sts` those of STS12 ... STS16 that lie
-in the folder; `all` all that do. Prints one table and writes RUN/eval/MODE_TASK.json; beside it .npz has the answers
-to each row: SPLIT/cosines, SPLIT/centred or SPLIT/predictions [seeds, rows], SPLIT/labels.
+in the folder; `all` all that do; `stsb_v2` is stsb without the pairs that occur more than once, in either order, in one
+split or in several (MTEB's STSBenchmark.v2). Prints one table and writes RUN/eval/MODE_TASK.json; beside it .npz has
+the answers to each row: SPLIT/cosines, SPLIT/centred or SPLIT/predictions [seeds, rows], SPLIT/labels.
 
 Most of a similarity score is overlap of words. What it knows beyond them: partial_lexical is the rank correlation of
 centred cosines and labels that is left, given what overlap of words and characters and the lengths know of both (0 for

@@ -15,8 +15,9 @@ To add a task is one row of TASKS, and a reader where its files are of a new lay
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -35,32 +36,38 @@ from lab.report import HEADLINE
 
 
 def read_table(path: Path, columns, split: str, quoted: bool = False, skip_damaged: bool = False):
-    """Tab-separated; quoted: comma-separated, quotes are quotes. skip_damaged: damaged lines are left out."""
-    name = show(path)
-    lines = (f"{line}\n" for line in read_lines(path))
-    dialect = {"delimiter": ","} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    reader = csv.reader(lines, strict=True, **dialect)
-    try:
-        table = [(f"{name}:{reader.line_num}", fields) for fields in reader]
-    except csv.Error as error:
-        raise UserError(f"{name}:{reader.line_num}: {error}; correct the line") from None
+    """Tab-separated; quoted: comma-separated, quotes are quotes. skip_damaged: damaged lines are left out. Columns at
+    the end that are not asked for may be missing."""
+    name, lines = show(path), read_lines(path)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if quoted:
+        reader = csv.reader((f"{line}\n" for line in lines), strict=True)
+        try:
+            table = [(f"{name}:{reader.line_num}", fields) for fields in reader]
+        except csv.Error as error:
+            raise UserError(f"{name}:{reader.line_num}: {error}; correct the line") from None
+    else:
+        table = [(f"{name}:{i}", line.split("\t") if line else []) for i, line in enumerate(lines, 1)]
     named = [column for column in columns if isinstance(column, str)]
-    titles = [title.strip() for title in table.pop(0)[1]] if table and named else []
+    titles = [title.strip().lower() for title in table.pop(0)[1]] if table and named else []
     if not table:
         raise UserError(f"{name} has no rows; put the original file there")
     for column in named:
-        if column not in titles:
+        if column.lower() not in titles:
             raise UserError(f"{name}:1: no column named {column!r}; put the original file with its header")
-    columns = [titles.index(column) if column in named else column for column in columns]
-    needed = len(titles) or 1 + max(column for column in columns if column is not None)
+    columns = [titles.index(column.lower()) if column in named else column for column in columns]
+    needed = 1 + max(column for column in columns if column is not None)
     rows = []
     for where, fields in table:
-        complete = len(fields) == needed or (not titles and len(fields) > needed)
+        complete = needed <= len(fields) and not (titles and len(fields) > len(titles))
         texts = [None if i is None else fields[i].strip() for i in columns] if complete else [""]
         if "" not in (texts if skip_damaged else texts[:2]):
             rows.append((where, texts))
         elif not skip_damaged:
-            what = "an empty sentence" if complete else f"{len(fields)} columns where {needed} are expected"
+            what = (
+                "an empty sentence" if complete else f"{len(fields)} columns where {len(titles) or needed} are expected"
+            )
             raise UserError(f"{where}: {what}; correct or delete the line")
     if len(rows) < len(table):
         warn(f"{name}: {len(table) - len(rows)} damaged rows are left out")
@@ -72,7 +79,7 @@ def read_mrpc(path: Path, columns, split: str):
     rows = read_table(path, (*columns, "#1 ID", "#2 ID"), split)
     if split == "test":
         return [(where, texts[:3]) for where, texts in rows]
-    ids = path.with_name("dev_ids.tsv")
+    ids = beside(path.parent, "dev_ids.tsv")
     if not ids.is_file():
         raise UserError(f"{show(ids)} is missing; it names the pairs of {path.name} that are GLUE's dev")
     dev = {tuple(texts) for _, texts in read_table(ids, (0, 1), split)}
@@ -80,6 +87,13 @@ def read_mrpc(path: Path, columns, split: str):
     if not chosen:
         raise UserError(f"{show(ids)} leaves no pair of {path.name} for {split}; put MRPC's own file there")
     return chosen
+
+
+def read_sick(path: Path, columns, split: str):
+    """SICK.txt: all pairs, with the split that each had at SemEval."""
+    name = {"train": "train", "dev": "trial", "test": "test"}[split]
+    rows = read_table(path, (*columns, "SemEval_set"), split)
+    return [(where, texts[:3]) for where, texts in rows if texts[3].lower() == name]
 
 
 def read_sts(path: Path, columns, split: str):
@@ -106,17 +120,27 @@ def read_sts(path: Path, columns, split: str):
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file; sentences may hold the rarer line ends."""
+    """The lines of a file, of any system; sentences may hold the rarer line ends."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{show(path)} cannot be read ({error.strerror}); check --data") from None
     try:
-        lines = data.decode("utf-8-sig").split("\n")  # MRPC begins with a byte-order mark
+        text = data.decode("utf-8-sig")  # MRPC begins with a byte-order mark
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{show(path)}:{line}: this is not UTF-8; save the file as UTF-8") from None
+    lines = text.split("\n") if "\n" in text else text.split("\r")
+    lines = [line.removesuffix("\r") for line in lines]
     return lines if lines[-1] else lines[:-1]  # the file may end in a line end
+
+
+def beside(folder: Path, name: str) -> Path:
+    """The file or folder of this name in `folder`, in capitals or not."""
+    path = folder / name
+    if path.exists() or not folder.is_dir():
+        return path
+    return next((other for other in sorted(folder.iterdir()) if other.name.lower() == name.lower()), path)
 
 
 @dataclass(frozen=True)
@@ -128,10 +152,20 @@ class Task:
     files: dict[str, str]  # split -> file; test sets whose labels are not published are left out
     columns: tuple  # of the first sentence, of the second or None, of the label
     kind: Literal["score", "paraphrase", "classification"]
-    labels: tuple  # texts in the order of the class numbers, the second of two is the positive one; score: its range
+    labels: tuple  # lower-case, in the order of the class numbers, the second of two is the positive one; score: range
     primary: str = "accuracy"  # the metric that a lift is computed of
     reader: Callable = read_table
     layout: str = ""  # what the folder holds, where that is not these files
+    also: tuple = ()  # further layouts, (files, columns, reader): where a split's file is not there, the next one's is
+    unique: bool = False  # without the pairs that occur twice, see `without_repeats`
+
+    @property
+    def layouts(self) -> tuple:
+        return ((self.files, self.columns, self.reader), *self.also)
+
+    def file(self, split: str) -> str:
+        """What the split's file is called; "" where no layout has that split."""
+        return next((files[split] for files, *_ in self.layouts if split in files), "")
 
     @property
     def metrics(self) -> list[str]:
@@ -146,9 +180,9 @@ class Task:
 
     def label(self, text: str, where: str) -> float:
         if self.kind != "score":
-            if text not in self.labels:
+            if text.lower() not in self.labels:
                 raise UserError(f"{where}: the label {text!r} is none of {', '.join(self.labels)}; correct the line")
-            return self.labels.index(text)
+            return self.labels.index(text.lower())
         low, high = self.labels
         try:
             score = float(text)
@@ -162,10 +196,14 @@ class Task:
 GLUE = {"train": "train.tsv", "dev": "dev.tsv"}
 STSB = {split: f"sts-{split}.csv" for split in ("train", "dev", "test")}  # tab-separated, in spite of its name
 SICK = {"train": "SICK_train.txt", "dev": "SICK_trial.txt", "test": "SICK_test_annotated.txt"}
+WHOLE = dict.fromkeys(SICK, "SICK.txt")
 MRPC = {"train": "msr_paraphrase_train.txt", "dev": "msr_paraphrase_train.txt", "test": "msr_paraphrase_test.txt"}
 PAWS = {"train": "train.csv", "dev": "val.csv", "test": "test.csv"}
+THREE = GLUE | {"test": "test.tsv"}
 MNLI = {"train": "train.tsv", "dev": "dev_matched.tsv", "dev_mismatched": "dev_mismatched.tsv"}
-JUDGED = ("sentence_A", "sentence_B", "entailment_judgment")
+SCORED, RELATED = ("sentence1", "sentence2", "score", "genre"), ("sentence_A", "sentence_B", "relatedness_score")
+JUDGED, LABELLED = (("sentence_A", "sentence_B", f"entailment_{name}") for name in ("judgment", "label"))
+STRINGS = ("#1 String", "#2 String", "Quality")
 QUESTIONS = ("question1", "question2", "is_duplicate")
 PAIR = ("sentence1", "sentence2", "label")
 YES_NO = ("0", "1")
@@ -173,17 +211,24 @@ ENTAILS = ("not_entailment", "entailment")
 NLI = ("entailment", "neutral", "contradiction")
 SEMEVAL = "STS.input.NAME.txt and STS.gs.NAME.txt, or NAME.test.tsv"
 
+OF_STSB = Task("STS-B", STSB, (5, 6, 4, 0), "score", (0, 5), "pearson", also=((GLUE, SCORED, read_table),))
+
 TASKS = {
-    "stsb": Task("STS-B", STSB, (5, 6, 4, 0), "score", (0, 5), "pearson"),
-    "sick_r": Task("SICK", SICK, ("sentence_A", "sentence_B", "relatedness_score"), "score", (1, 5), "pearson"),
+    "stsb": OF_STSB,
+    "stsb_v2": replace(OF_STSB, unique=True),
+    "sick_r": Task("SICK", SICK, RELATED, "score", (1, 5), "pearson", also=((WHOLE, RELATED, read_sick),)),
     **{
         f"sts{year}": Task(f"STS{year}", {"test": "."}, (1, 2, 0), "score", (0, 5), "pearson", read_sts, SEMEVAL)
         for year in range(12, 17)
     },
-    "mrpc": Task("MRPC", MRPC, ("#1 String", "#2 String", "Quality"), "paraphrase", YES_NO, reader=read_mrpc),
-    "paws": Task("PAWS", PAWS, PAIR, "paraphrase", YES_NO, reader=partial(read_table, quoted=True)),
+    "mrpc": Task("MRPC", GLUE, STRINGS, "paraphrase", YES_NO, also=((MRPC, STRINGS, read_mrpc),)),
+    "paws": Task(
+        *("PAWS", PAWS, PAIR, "paraphrase", YES_NO),
+        reader=partial(read_table, quoted=True),
+        also=((THREE, PAIR, read_table),),
+    ),
     "qqp": Task("QQP", GLUE, QUESTIONS, "paraphrase", YES_NO, reader=partial(read_table, skip_damaged=True)),
-    "sick_e": Task("SICK", SICK, JUDGED, "classification", tuple(name.upper() for name in NLI)),
+    "sick_e": Task("SICK", SICK, JUDGED, "classification", NLI, also=((WHOLE, LABELLED, read_sick),)),
     "cola": Task("CoLA", GLUE, (3, None, 1), "classification", YES_NO, "mcc"),
     "sst2": Task("SST-2", GLUE, ("sentence", None, "label"), "classification", YES_NO),
     "rte": Task("RTE", GLUE, PAIR, "classification", ENTAILS),
@@ -213,7 +258,7 @@ def task_names(wanted, folder, zero_shot: bool = False) -> list[str]:
     """("stsb", "concept", ...) -> task names, each once; `all` is every task whose folder lies below `folder`.
     zero_shot: only tasks that the cosine answers; any other that is named is refused."""
     able = [name for name, task in TASKS.items() if not zero_shot or task.kind != "classification"]
-    there = [name for name in able if (Path(folder) / TASKS[name].folder).is_dir()]
+    there = [name for name in able if beside(Path(folder), TASKS[name].folder).is_dir()]
     groups = {"concept": CONCEPT, "seeds": [name for name in SEEDS if name in able], "all": there}
     groups["sts"] = [name for name in there if TASKS[name].reader is read_sts]
     names = []
@@ -233,22 +278,33 @@ class Split:
 
 
 def load_task(name: str, folder) -> dict[str, Split]:
-    """The splits of a task whose files lie below `folder` in their original layout: some of train, dev, test."""
+    """The splits of a task whose files lie below `folder` in an original layout: some of train, dev, test."""
     task, folder = TASKS[name], Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder {show(folder)}; give --data=DIR with the task files below it, or {FETCH}")
-    splits = {}
-    for split, file in task.files.items():
-        path = folder / task.folder / file
-        if path.exists() and (rows := task.reader(path, task.columns, split)):
+    splits, own = {}, beside(folder, task.folder)
+    for split in dict.fromkeys(split for files, *_ in task.layouts for split in files):
+        there = [(beside(own, files[split]), *how) for files, *how in task.layouts if split in files]
+        path, columns, reader = next((one for one in there if one[0].exists()), there[0])
+        if path.exists() and (rows := reader(path, columns, split)):
             labels = [task.label(texts[2], where) for where, texts in rows]
             sentences = [tuple(text for text in texts[:2] if text is not None) for _, texts in rows]
             sets = np.array([texts[3] for _, texts in rows]) if len(rows[0][1]) > 3 else None
             splits[split] = Split(sentences, np.array(labels, np.float64 if task.kind == "score" else np.int64), sets)
     if not splits:
-        files = task.layout or ", ".join(dict.fromkeys(task.files.values()))
-        also = "" if task.reader is read_sts else f"; or {FETCH}"
+        files = task.layout or " or ".join(", ".join(dict.fromkeys(files.values())) for files, *_ in task.layouts)
+        also = "" if task.layout else f"; or {FETCH}"  # what has a layout of its own is not on the hub
         raise UserError(f"{name} has no files in {show(folder / task.folder)}; put there: {files}{also}")
+    return without_repeats(splits) if task.unique else splits
+
+
+def without_repeats(splits: dict[str, Split]) -> dict[str, Split]:
+    """A pair that occurs more than once, in either order, in one split or in several, is dropped wherever it stands."""
+    times = Counter(frozenset(row) for split in splits.values() for row in split.rows)
+    for name, split in splits.items():
+        once = np.array([times[frozenset(row)] == 1 for row in split.rows])
+        rows = [row for row, kept in zip(split.rows, once, strict=True) if kept]
+        splits[name] = Split(rows, split.labels[once], None if split.sets is None else split.sets[once])
     return splits
 
 
@@ -349,7 +405,7 @@ class Pairs:
         """trained_on: the split that a head is fine-tuned on, which is then not judged; "": nothing is trained."""
         self.name, self.task, self.trained_on = name, TASKS[name], trained_on
         if trained_on and trained_on not in splits:
-            file, other = self.task.files.get(trained_on), {"dev", "test"} <= splits.keys()
+            file, other = self.task.file(trained_on), {"dev", "test"} <= splits.keys()
             remedy = f"put {self.task.folder}/{file} below --data" if file else "judge it with --mode=zero_shot"
             also = ", or write --train_on=dev, to be judged on test" if other and trained_on == "train" else ""
             raise UserError(f"{name} has no {trained_on} split; {remedy}{also}")

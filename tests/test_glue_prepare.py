@@ -105,10 +105,21 @@ def test_hidden_labels_and_damage(tmp_path):
 def test_official_counts_and_original_layouts(real_data, tmp_path, capsys):
     assert main([f"--from={real_data('glue')}", f"--data_dir={tmp_path}"]) == 0
     told = capsys.readouterr().err
-    for name in ("stsb", "sick_r", "sick_e", "mrpc", "cola", "sst2", "rte", "wnli"):
+    for name in ("stsb", "stsb_v2", "sick_r", "sick_e", "mrpc", "cola", "sst2", "rte", "wnli"):
         assert f"{name}: rows and labels as in the official files" in told
     assert "qnli: there is no train split" in told and "qqp is not in " in told
     assert (tmp_path / "glue/MRPC/dev_ids.tsv").is_file()
+
+    other = tmp_path / "other"  # in capitals or not, and SICK.txt alone, which has fewer pairs
+    for task, file in (("sick", "SICK.TXT"), ("STS-B", "train.tsv"), ("STS-B", "dev.tsv"), ("STS-B", "test.tsv")):
+        (other / task).mkdir(parents=True, exist_ok=True)
+        original = {"sick": "SICK/SICK.txt"}.get(task, f"{task}/{file}")
+        (other / task / file).write_bytes((real_data("glue") / original).read_bytes())
+    assert main([f"--from={other}", f"--data_dir={tmp_path / 'made'}", "--tasks=sick,stsb"]) == 0
+    told = capsys.readouterr().err
+    assert all(f"{name}: rows and labels as in the official files" in told for name in ("sick_r", "sick_e"))
+    assert told.splitlines()[2] == "stsb: there is no test split"
+    assert {path.name for path in (tmp_path / "made/glue").rglob("*.*")} == {"SICK.txt", "train.tsv", "dev.tsv"}
 
     # labels exchanged: only their counts can tell
     file = tmp_path / "glue/RTE/dev.tsv"

@@ -229,6 +229,86 @@ def test_original_layouts(tmp_path):
     assert list(tasks.load_task("rte", tmp_path)) == ["dev"]
 
 
+SICK_HEADER = "pair_ID sentence_A sentence_B entailment_label relatedness_score entailment_AB SemEval_set".split()
+
+
+def test_further_layouts_as_published(tmp_path):
+    paws = ["id\tsentence1\tsentence2\tlabel", '1\tThe "a" , b\tc "\t1', "2\td\te\t0"]
+    for split in ("train", "dev", "test"):
+        write(tmp_path / "PAWS", f"{split}.tsv", *paws)
+    found = tasks.load_task("paws", tmp_path)
+    assert list(found) == ["train", "dev", "test"] and found["dev"].labels.tolist() == [1, 0]
+    assert found["dev"].rows == [('The "a" , b', 'c "'), ("d", "e")]
+    write(tmp_path / "PAWS", "val.csv", ",sentence1,sentence2,label", '0,"a, ""b""",d,1', end="\r\n")
+    assert tasks.load_task("paws", tmp_path)["dev"].rows == [('a, "b"', "d")]  # what stands first in the table
+
+    sick = [
+        f"{i}\ta {i}\tb\tNEUTRAL\t{1 + i / 2}\tA_neutral_B\t{s}"
+        for i, s in enumerate(["TRAIN", "TEST", "TRIAL", "TEST"])
+    ]
+    write(tmp_path / "SICK", "SICK.txt", "\t".join(SICK_HEADER), *sick, end="\r\n")
+    for name, labels in (("sick_r", [1.5, 2.5]), ("sick_e", [1, 1])):
+        found = tasks.load_task(name, tmp_path)
+        assert {split: len(content.rows) for split, content in found.items()} == {"train": 1, "dev": 1, "test": 2}
+        assert found["test"].rows == [("a 1", "b"), ("a 3", "b")] and found["test"].labels.tolist() == labels
+
+    header = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2"
+    row = '0\tmain-news\tMSRvid\t2012test\t0000\tnone\tnone\ta "b\tc'
+    for split in ("train", "dev"):
+        write(tmp_path / "STS-B", f"{split}.tsv", f"{header}\tscore", f"{row}\t2.500")
+    write(tmp_path / "STS-B", "test.tsv", header, row)  # without scores: not read
+    found = tasks.load_task("stsb", tmp_path)
+    assert list(found) == ["train", "dev"] and found["dev"].sets.tolist() == ["main-news"]
+    assert found["dev"].rows == [('a "b', "c")] and found["dev"].labels.tolist() == [2.5]
+
+    write(
+        tmp_path / "MRPC", "train.tsv", "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t1\t2\ta\tb", end="\r\n"
+    )
+    write(tmp_path / "MRPC", "dev.tsv", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "0\t1\t2\tc\td")
+    write(tmp_path / "MRPC", "test.tsv", "index\t#1 ID\t#2 ID\t#1 String\t#2 String", "0\t1\t2\ta\tb")
+    found = tasks.load_task("mrpc", tmp_path)
+    assert list(found) == ["train", "dev"] and found["train"].rows == [("a", "b")]
+
+
+def test_neighbouring_files(tmp_path):
+    """Line ends of other systems and inside a question, capitals, columns that are missing or to spare."""
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+    write(tmp_path / "QQP", "dev.tsv", header, '1\t2\t3\tone\rline "\tb\t1', "1\t2\t3\tc\td\t0", "", "")
+    assert tasks.load_task("qqp", tmp_path)["dev"].rows == [('one\rline "', "b"), ("c", "d")]
+    for end in ("\r\n", "\r"):
+        write(tmp_path / "QQP", "dev.tsv", "\ufeff" + header, "1\t2\t3\ta\tb\t1", "1\t2\t3\tc\td\t0", end=end)
+        assert tasks.load_task("qqp", tmp_path)["dev"].labels.tolist() == [1, 0]
+    write(tmp_path / "rte", "DEV.TSV", "INDEX\tSentence1\tSentence2\tLabel", "0\ta\tb\tNot_Entailment")
+    assert tasks.load_task("rte", tmp_path)["dev"].labels.tolist() == [0]
+    assert {"rte", "qqp"} == set(tasks.task_names(("all",), tmp_path))
+    header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"
+    write(tmp_path / "SICK", "SICK_trial.txt", header, "1\ta\tb\t4.5")
+    assert tasks.load_task("sick_r", tmp_path)["dev"].labels.tolist() == [4.5]
+    with pytest.raises(UserError, match="SICK_trial.txt:2: 4 columns where 5 are expected"):
+        tasks.load_task("sick_e", tmp_path)
+    write(tmp_path / "SICK", "SICK_trial.txt", header, "1\ta\tone\ttoo many\t4.5\tNEUTRAL")
+    with pytest.raises(UserError, match="6 columns where 5 are expected"):
+        tasks.load_task("sick_r", tmp_path)
+
+
+def test_stsb_without_repeats(tmp_path):
+    rows = {
+        "train": [("a", "b"), ("c", "d"), ("e", "f"), ("e", "f"), ("s", "s")],
+        "dev": [("d", "c"), ("g", "h"), ("h", "g"), ("i", "j"), ("A", "b")],
+        "test": [("k", "l"), ("m", "n"), ("j", "i"), ("k", "n")],
+    }
+    for split, pairs in rows.items():
+        write(tmp_path / "STS-B", f"sts-{split}.csv", *(sts(i, *pair) for i, pair in enumerate(pairs)))
+    found = tasks.load_task("stsb_v2", tmp_path)
+    kept = {split: (content.rows, content.labels.tolist(), len(content.sets)) for split, content in found.items()}
+    assert kept == {
+        "train": ([("a", "b"), ("s", "s")], [0, 4], 2),
+        "dev": ([("A", "b")], [4], 1),
+        "test": ([("k", "l"), ("m", "n"), ("k", "n")], [0, 1, 3], 3),
+    }
+    assert len(tasks.load_task("stsb", tmp_path)["dev"].rows) == 5
+
+
 def test_damaged_rows_of_qqp_are_left_out(tmp_path, capsys):
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
     write(tmp_path / "QQP", "dev.tsv", header, "1\t2\t3\ta\tb\t1", "1\t2\t3\t\tb\t1", "broken\t3")
@@ -383,9 +463,10 @@ def test_task_names(tmp_path):
 # ---- the real data
 
 
-def test_sizes_of_the_real_tasks(real_data):
+def test_sizes_of_the_real_tasks(real_data, tmp_path):
     sizes = {
         "stsb": (5749, 1500, 1379),
+        "stsb_v2": (5631, 1485, 1362),  # dev and test as MTEB's STSBenchmark.v2
         "sick_r": (4500, 500, 4927),
         "sick_e": (4500, 500, 4927),
         "mrpc": (3668, 408, 1725),
@@ -400,3 +481,13 @@ def test_sizes_of_the_real_tasks(real_data):
     found = {name: tasks.load_task(name, real_data("glue")) for name in sizes}
     for name, counts in sizes.items():
         assert tuple(len(found[name][s].rows) if s in found[name] else None for s in ("train", "dev", "test")) == counts
+
+    for task, files in (("SICK", ("SICK.txt",)), ("STS-B", ("train.tsv", "dev.tsv", "test.tsv"))):
+        (tmp_path / task).mkdir()
+        for file in files:
+            shutil.copy(real_data("glue") / task / file, tmp_path / task)
+    for name, counts in (("sick_r", [4439, 495, 4906]), ("sick_e", [4439, 495, 4906]), ("stsb", [5749, 1500])):
+        other = tasks.load_task(name, tmp_path)
+        assert [len(split.rows) for split in other.values()] == counts
+        for split, content in other.items():
+            assert set(content.rows) <= set(found[name][split].rows)

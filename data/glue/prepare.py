@@ -2,7 +2,7 @@
 Sentence tasks in their original layouts, for eval_glue.py: from the Hugging Face hub, or from a local folder.
 
     python data/glue/prepare.py [--tasks=stsb,mrpc]
-    python data/glue/prepare.py --from=DIR          # files in the original layouts, or the hub's parquet files
+    python data/glue/prepare.py --from=DIR          # files as published (lab/tasks.py), or the hub's parquet files
 
 The hub's parquet files are read (of the branch refs/convert/parquet, else of main), never a script. Row counts and
 labels are compared with the official ones, and a difference is said. STS-B's test and SICK are not GLUE's; the test
@@ -32,6 +32,7 @@ PARQUET = "refs/convert/parquet"
 # Rows of a split, and of each class; scores: rows alone. Counted in the official files.
 OFFICIAL = {
     "stsb": {"train": 5749, "dev": 1500, "test": 1379},
+    "stsb_v2": {"train": 5631, "dev": 1485, "test": 1362},  # MTEB's STSBenchmark.v2, made of the files of stsb
     "sick_r": {"train": 4500, "dev": 500, "test": 4927},
     "sick_e": {"train": (1299, 2536, 665), "dev": (144, 282, 74), "test": (1414, 2793, 720)},
     "mrpc": {"train": (1194, 2474), "dev": (129, 279), "test": (578, 1147)},
@@ -44,6 +45,12 @@ OFFICIAL = {
     "qnli": {"train": (52377, 52366), "dev": (2761, 2702)},
     "mnli": {"train": (130899, 130900, 130903), "dev": (3479, 3123, 3213), "dev_mismatched": (3463, 3129, 3240)},
 }
+
+SICK_TXT = {  # which leaves out the pairs that occur twice
+    "sick_r": {"train": 4439, "dev": 495, "test": 4906},
+    "sick_e": {"train": (1274, 2524, 641), "dev": (143, 281, 71), "test": (1404, 2790, 712)},
+}
+MADE_OF = {"sick": ("sick_r", "sick_e"), "stsb": ("stsb", "stsb_v2")}  # tasks of the same files
 
 
 @dataclass(frozen=True)
@@ -232,22 +239,15 @@ def lines(hub: Hub, rows: list[dict], quoted: bool) -> str:
 
 def from_parquet(name: str, folder: Path | None, to: Path) -> bool:
     """Writes the files of a task; False where the local folder has none of its splits."""
-    hub, task = HUB[name], tasks.TASKS["sick_r" if name == "sick" else name]
+    hub, task = HUB[name], tasks.TASKS[MADE_OF.get(name, [name])[0]]
     found = {split: [row for path in find(hub, split, folder) for row in rows_of(hub, path)] for split in hub.splits}
     found = {split: rows for split, rows in found.items() if rows}
-    if name == "mrpc" and len(found.keys() & {"train", "dev"}) == 1:
-        warn("mrpc: train and dev are one file in the original layout, and one of them is missing; both are left out")
-        found = {split: rows for split, rows in found.items() if split == "test"}
     if not found:
         return False
     target = to / task.folder
     target.mkdir(parents=True, exist_ok=True)
-    if name == "mrpc" and "train" in found:  # one file, and the ids of dev
-        first = len(found["train"])
-        found["train"] += found.pop("dev")
-        write_atomic(target / "dev_ids.tsv", "".join(f"{i}\t{i}\n" for i in range(first, len(found["train"]))))
     for split, rows in found.items():
-        write_atomic(target / task.files[split], lines(hub, rows, quoted=name == "paws"))
+        write_atomic(target / task.file(split), lines(hub, rows, quoted=name == "paws"))
     return True
 
 
@@ -257,16 +257,15 @@ def from_parquet(name: str, folder: Path | None, to: Path) -> bool:
 
 def copy_files(name: str, folder: Path, to: Path) -> bool:
     """Copies what there is of a task; False where its folder is not there."""
-    task = tasks.TASKS["sick_r" if name == "sick" else name]
-    if not (folder / task.folder).is_dir():
-        return False
-    wanted = [*dict.fromkeys(task.files.values()), *(["dev_ids.tsv"] if name == "mrpc" else [])]
-    there = [file for file in wanted if (folder / task.folder / file).is_file()]
-    if (folder / task.folder).resolve() != (to / task.folder).resolve():
-        (to / task.folder).mkdir(parents=True, exist_ok=True)
-        for file in there:
-            with replacing(to / task.folder / file) as temporary:
-                shutil.copyfile(folder / task.folder / file, temporary)
+    task = tasks.TASKS[MADE_OF.get(name, [name])[0]]
+    own, target = tasks.beside(folder, task.folder), to / task.folder
+    wanted = {file for files, *_ in task.layouts for file in files.values()} | {"dev_ids.tsv"}
+    there = {file: path for file in sorted(wanted) if (path := tasks.beside(own, file)).is_file()}
+    if there and own.resolve() != target.resolve():
+        target.mkdir(parents=True, exist_ok=True)
+        for file, path in there.items():
+            with replacing(target / file) as temporary:
+                shutil.copyfile(path, temporary)
     return bool(there)
 
 
@@ -278,7 +277,7 @@ def differences(name: str, folder: Path) -> list[str]:
             sentences.append(f"{name}: there is no {split} split")
             continue
         labels = found[split].labels
-        own = len(labels)
+        own, other = len(labels), SICK_TXT.get(name, {}).get(split)
         if isinstance(official, tuple):
             own = tuple(int((labels == number).sum()) for number in range(len(official)))
             if own != official and sorted(own) == sorted(official):
@@ -286,7 +285,7 @@ def differences(name: str, folder: Path) -> list[str]:
                     f"{name} {split}: classes {own}, officially {official}: is the order of labels another?"
                 )
                 continue
-        if own != official:
+        if own not in (official, other):
             sentences.append(f"{name} {split}: rows {own}, officially {official}")
     return sentences
 
@@ -308,7 +307,7 @@ def make(names: tuple[str, ...], folder: Path | None, to: Path) -> int:
         try:
             if not ((folder and copy_files(name, folder, to)) or from_parquet(name, folder, to)):
                 raise UserError(f"{name} is not in {show(folder)}, neither in its original layout nor as parquet")
-            done += ["sick_r", "sick_e"] if name == "sick" else [name]
+            done += MADE_OF.get(name, [name])
         except UserError as error:
             if not folder or not everything or (name == [*HUB][-1] and not done):
                 raise
