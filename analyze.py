@@ -2,7 +2,8 @@
 Did a model collapse, what is each of its concepts worth, and does its decoder use them?
 
     python analyze.py --run=out/quickstart             # RUN/analysis/: report.html, metrics.json, pictures
-    python analyze.py --run=out/quickstart --quick     # a health check: a line a finding; exit code 3 if there is one
+    python analyze.py --run=out/quickstart --quick     # a health check: a line a finding; exit code 3 if there is one;
+                                                       # and a line of what was learned, which changes no exit code
     python analyze.py --run=out/quickstart --capacity  # also: how much of what its concepts could hold they do hold
     python analyze.py --compare out/A out/B            # side by side, the same texts: out/A/analysis/compare/
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 import geometry
-from lab import attention, probes, report, words
+from lab import analysis, attention, probes, report, words
 from lab.analysis import Analysis, analyse, between, capacity, judge_of, nearest, numbers_of, same_texts, samples
 from lab.command import say
 from lab.configurator import PATH, parse
@@ -83,7 +84,7 @@ def not_finite(run: LoadedRun, whole: Tensor) -> list[str]:
 
 def findings(run: LoadedRun, numbers: dict) -> list[str]:
     """What is unhealthy, a line each, with what to try."""
-    found = [] if numbers["verdict"].startswith("healthy") else numbers["verdict"].split("; ")
+    found = [] if numbers["verdict"].startswith("not collapsed") else numbers["verdict"].split("; ")
     gain = numbers.get("delta_mean", geometry.IGNORED_NATS)
     if gain < geometry.IGNORED_NATS and not any(what.startswith("decoder ignores") for what in found):
         found.append(f"decoder gains nothing by the concepts: their mean over texts costs it {gain:.3f} nats")
@@ -111,7 +112,10 @@ DEFINED = {
     "class_preference": "how far a concept's attention to the classes of words is, 0 to 1, from what it would give "
     "to another text's words at the same places; mean over concepts",
     "specialised": f"concepts that prefer a class of words (p below {LIKELY}); untrained ones do too, by their tokens",
+    "halves": "share of other rows' halves to which half a row is less similar than to its own other half; chance: 0.5",
+    "halves_error": "the standard error of that",
     "verdict": "in words",
+    "learned": "what training added, in words",
 }
 
 
@@ -333,16 +337,18 @@ class Page:
 # The command
 
 
-def checked(run: LoadedRun, rows: Tensor, quick: bool) -> tuple[Analysis | None, list[str]]:
-    """What is measured of a run (None where `quick` or where it is not finite), and what is wrong with it."""
+def checked(run: LoadedRun, path: str, rows: Tensor, quick: bool) -> tuple[Analysis | None, bool, list[str]]:
+    """What is measured of a run (None where `quick` or where it is not finite), whether something is wrong with it, and
+    lines that say so, and what it learned."""
     judge = judge_of(run, rows[: QUICK[0], : QUICK[1]], QUICK[0], QUICK[0] // 2) if quick else judge_of(run, rows)
     whole = judge.whole()
     if wrong := not_finite(run, whole):
-        return None, wrong
-    if quick:
-        return None, findings(run, numbers_of(judge, whole, least=QUICK[0], batches=1))
-    one = analyse(run, judge, whole)
-    return one, findings(run, one.numbers)
+        return None, True, wrong
+    one = None if quick else analyse(run, judge, whole)
+    numbers = numbers_of(judge, whole, least=QUICK[0], batches=1) if quick else one.numbers
+    numbers["learned"] = analysis.learned(run, judge, numbers, RunFolder(path).metrics())
+    wrong = findings(run, numbers)
+    return one, bool(wrong), [*(wrong or ["not collapsed"]), f"learned: {numbers['learned']}"]
 
 
 def main(argv) -> int:
@@ -356,13 +362,14 @@ def main(argv) -> int:
 
 def report_on(config: AnalyzeConfig, runs: dict[str, LoadedRun], folder: Path) -> int:
     """Measures runs, prints what is found and, unless it is a quick check, writes all; returns the exit code."""
-    columns, found = {}, []
+    columns, sick, told = {}, False, []
     for (name, run), rows in zip(runs.items(), same_texts([*runs.values()], ROWS), strict=True):
-        columns[name], wrong = checked(run, rows, config.quick)
-        print("\n".join(f"{name}: {line}" if config.compare else line for line in wrong or ["healthy"]))
-        found += [f"{name}: {line}" for line in wrong]
+        columns[name], wrong, lines = checked(run, name if config.compare else config.run, rows, config.quick)
+        told += [f"{name}: {line}" if config.compare else line for line in lines]
+        sick |= wrong
+    print("\n".join(told))
     if None in columns.values():
-        return 3 if found else 0
+        return 3 if sick else 0
     first = next(iter(columns.values()))
     twin = None
     if not config.compare:
@@ -371,7 +378,7 @@ def report_on(config: AnalyzeConfig, runs: dict[str, LoadedRun], folder: Path) -
         twin = analyse(untrained, judge, judge.whole())
     data = Path(config.data_dir or first.run.config["data_dir"] or ROOT / "data") / first.run.config["dataset"]
     page = Page(columns, twin, words.sentences(first.run, data, POOL), folder)
-    text = page.html(found or ["healthy: nothing was found"], config.probes, config.capacity)
+    text = page.html(told, config.probes, config.capacity)
     names = dict.fromkeys(name for record in page.record.values() for name in record)
     record = {name: {column: one.get(name) for column, one in page.record.items()} for name in names}
     write_atomic(folder / "metrics.json", json.dumps(record, indent=1) + "\n")

@@ -344,7 +344,8 @@ def collect(out: RunFolder, names) -> dict:
             untrained = judged["floors"]["untrained"].items()
             numbers |= {f"{name}_{split}_untrained_{metric}": value for metric, value in untrained}
     about = {"folder": str(out.path), "run_id": config["run_id"], "commit": config["commit"]}
-    return about | {"step": known["step"], "verdict": known.get("verdict"), "numbers": numbers, "tasks": splits}
+    about |= {key: known.get(key) for key in ("step", "verdict", "learned")}
+    return about | {"numbers": numbers, "tasks": splits}
 
 
 def main(argv) -> int:

@@ -10,6 +10,8 @@ what changes with the text, a threshold for "zero", and never a rank without `in
 Ranks are Roy and Vetterli's (EUSIPCO 2007): exp(entropy of the singular values divided by their sum), in float64.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -137,6 +139,20 @@ def concept_geometry(concepts: Tensor, least: int = ROWS, pooled: Tensor | None 
     }
 
 
+def nearer_halves(first: Tensor, second: Tensor) -> dict[str, float]:
+    """Vectors [B, H] of the first and of the second halves of B rows -> `halves`: to what share of the other rows'
+    halves a half is less similar than to its own other half (cosines, centred on the mean of all; by chance 0.5,
+    whatever B), and the standard error of this mean over rows, `halves_error`."""
+    x = torch.cat([first, second])
+    x, unit = centred(x), floor(x[:, None])
+    x, y = normalize(torch.where(torch.linalg.vector_norm(x, dim=-1, keepdim=True) < unit, 0.0, x), dim=-1).chunk(2)
+    cosines, shares = x @ y.mT, 0.0
+    for one in (cosines, cosines.mT):
+        own = one.diagonal()[:, None]
+        shares = shares + ((one < own).sum(1) + ((one == own).sum(1) - 1) / 2) / (2 * (len(x) - 1))
+    return {"halves": shares.mean().item(), "halves_error": (shares.std() / len(x) ** 0.5).item()}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # use by the decoder: the one kind of number that no trick of geometry can move
 
@@ -170,7 +186,7 @@ def line(numbers: dict, concepts: int) -> str:
 
 def verdict(numbers: dict, concepts: int) -> str:
     """What is wrong, in plain words, from the numbers of `concept_geometry` and, where there are any, of `ablations`.
-    Begins with "healthy" if nothing is; several findings are joined by "; "."""
+    Begins with "not collapsed" if nothing is; several findings are joined by "; ". What was learned: see `learned`."""
     C, slot, pooled, raw = concepts, *(numbers[f"rank_{kind}"] for kind in ("slot_centred", "pooled", "raw"))
     low = min(max(2.0, LOW_RANK * C), C / 2)  # one slot has rank 1, two have at most 2
     offset = raw < low <= slot
@@ -189,5 +205,21 @@ def verdict(numbers: dict, concepts: int) -> str:
         nats = numbers["delta_shuffle"]
         found.append(f"decoder ignores the concepts: those of another text cost it {nats:.3f} nats")
     if not found and offset:
-        return f"healthy once centred: one direction, the same in all texts, dominates (raw rank {raw:.1f} of {C})"
-    return "; ".join(found) or "healthy"
+        return f"not collapsed once centred: one direction, alike in all texts, dominates (raw rank {raw:.1f} of {C})"
+    return "; ".join(found) or "not collapsed"
+
+
+def learned(numbers: dict, twin: dict, loss: tuple[float, float, str] | None = None) -> str:
+    """What training added, in words, from `nearer_halves` of a model and of what it was before training (empty: not
+    known), to which it is level unless the 95 % interval of the difference is all above or below 0; loss: (the
+    validation loss, its floor, their unit), None: not known."""
+    parts = []
+    if loss:
+        value, least, unit = loss
+        parts.append(f"{abs(least - value):.2f} {unit} {'under' if value < least else 'above'} the floor of guessing")
+    if "halves" in twin:
+        more, error = numbers["halves"] - twin["halves"], math.hypot(numbers["halves_error"], twin["halves_error"])
+        place = "level with" if abs(more) <= 1.96 * error else "above" if more > 0 else "below"
+        what = f"half a row is nearer to its other half than to {numbers['halves']:.1%} of others, the twin's to"
+        parts.append(f"{place} the untrained twin ({what} {twin['halves']:.1%})")
+    return "; ".join(parts)

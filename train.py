@@ -31,7 +31,7 @@ from lab.configurator import PATH, Parsed, UserError, convert, fields_of, parse,
 from lab.distributed import Signals, World
 from lab.plan import HORIZONS, Clock, cost, count_shapes, decide_compile, drawn_options, make_plan, part_of, rehearse
 from lab.runs import RunFolder
-from lab.validation import Validation, final_report
+from lab.validation import Validation, final_report, learned
 from lab.vocabulary import make_vocabulary, token_vectors
 from losses import Balance, ConceptLossConfig
 from model import ConceptModel, ModelConfig
@@ -95,9 +95,7 @@ class TrainConfig:
     init_from: Annotated[str, "warm start from this run folder's latest checkpoint", PATH] = ""
     init_part: Annotated[Literal["encoder", "all"], "which tensors a warm start takes"] = "encoder"
     frozen_decoder: Annotated[
-        str,
-        "run folder whose decoder, head and token table this run takes and never changes: its encoder alone trains",
-        PATH,
+        str, "run folder whose decoder, head and token table this run takes as they are: its encoder alone trains", PATH
     ] = ""
     wandb: Annotated[bool, "also log to Weights & Biases (WANDB_MODE=offline: to disk alone)"] = False
     remove_directions: Annotated[
@@ -261,7 +259,6 @@ class Trainer:
         self.train_text, self.val_text = (dataset.Corpus(settings.data, split) for split in ("train", "val"))
         text = self.train_text
         text.counts()  # found wanting now, not at the end
-        dataset.warn_of_vocabulary(text)
         files = [(x.tokenizer_hash, x.count, x.documents.size, x.sentences.size) for x in (text, self.val_text)]
         differs = torch.tensor(files != world.on_rank0(lambda: files), dtype=torch.int32, device=world.device)
         if count := int(world.all_sum(differs)):
@@ -466,12 +463,13 @@ class Trainer:
         if best:
             self.best, self.best_step = numbers["val_loss"], self.step
         if self.world.rank == 0:
+            numbers |= learned(self, numbers)
             self.out.log(step=self.step, **numbers)
             floors = self.validation.floors(self.train_text, self.val_text)
             report.curves(self.out.metrics(), floors, self.out.path / "curves.png", self.objectives.unit)
             self.out.draw_geometry()
             report.weight_curves(self.out.metrics(), self.out.path / "weights.png")
-        shown = ", ".join(f"{k} {v:.4g}" if k != "verdict" else v for k, v in numbers.items())
+        shown = ", ".join(v if isinstance(v, str) else f"{k} {v:.4g}" for k, v in numbers.items())
         say(f"step {self.step}: {shown}")
         if best:
             self.save(best=True)

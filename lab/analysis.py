@@ -58,6 +58,18 @@ def numbers_of(judge: Judge, whole: Tensor, **sizes) -> dict:
 
 
 @torch.no_grad()
+def learned(run: LoadedRun, judge: Judge, numbers: dict, metrics: list[dict]) -> str:
+    """geometry.learned: the loss as metrics.jsonl has it of this checkpoint, the twin on the rows of `judge`."""
+    untrained = run.twin(run.config.get("seed", 0))
+    twin = Judge(untrained.model, judge.objectives, judge.vocab, judge.world, judge.fixed).halves()
+    logged = next((one for one in metrics if one["step"] == run.step and "val_floor" in one), None)
+    if any(run.model.options):  # it was logged of the model as it is configured
+        logged = None
+    loss = (logged["val_loss"], logged["val_floor"], judge.objectives.unit) if logged else None
+    return geometry.learned(numbers, twin, loss)
+
+
+@torch.no_grad()
 def use_of_concepts(judge: Judge) -> dict:
     """What the decoder makes of the concepts: {"knock_out": [C] loss rise when one of them becomes its mean over texts,
     "bits": that a concept carries on average (loss with all at their means less the loss, x scored tokens / (C ln 2)),

@@ -215,7 +215,7 @@ def scored(run: dict, task: str, keys: list[str]) -> tuple[float, float, float] 
 def write(folder: Path, results: dict, resolved: dict[str, dict], data: Path) -> str:
     """results.json, report.md, report.html and *.png of what is done so far; returns the report. results: what
     results.json holds, without its "paired"; resolved: arm -> every key of training."""
-    runs = list(results["runs"].values())
+    named, runs = results["runs"].items(), list(results["runs"].values())
     scores = [row for arm in results["arms"] for task in results["tasks"] for row in score_lines(runs, arm, task)]
     results["paired"] = paired = paired_rows(results, data)
     save(folder, results)
@@ -226,6 +226,8 @@ def write(folder: Path, results: dict, resolved: dict[str, dict], data: Path) ->
     sections = [("", arm_rows(results["arms"], scores), [notes(results, resolved)])]
     sections += [(f"Paired with {first}", paired, [rule])] if paired else []
     sections += [("Scores beside their floors", report.filled(scores), sentences)] if scores else []
+    words = [{"run": name, "verdict": one.get("verdict"), "learned": one.get("learned")} for name, one in named]
+    sections += [("Collapsed? Learned?", words, [])]
     text, parts = report.sections_text(sections), report.sections_html(sections)
     write_atomic(folder / "report.md", f"# {results['grid']}\n\n{text}")
     if images := pictures(results, folder):

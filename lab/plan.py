@@ -293,8 +293,9 @@ EPOCHS = 50  # the same text seen more often is learned by heart
 
 
 def warn_of_horizon(trainer):
-    """Of a warm-up that takes most of the steps, and of text that is drawn too often, now that both are known."""
+    """Of a warm-up that takes most of the steps, and of text that is too little, now that all are known."""
     config, plan, steps = trainer.config, trainer.plan, trainer.horizon
+    dataset.warn_of_vocabulary(trainer.train_text)
     if config.warmup >= steps / 2 > 0 and config.warmup:
         share = min(1, steps / config.warmup)
         warn(

@@ -174,7 +174,7 @@ def check_spec(spec: str):
             raise UserError(f"--tokenizer={spec} names no repository; write hub:owner/name")
     elif not Path(spec).exists() and re.fullmatch(REPOSITORY, spec) and not spec.endswith(".json"):
         kind = "bpe" if spec.isdigit() else "tiktoken" if spec in TIKTOKEN else "hub"
-        raise UserError(f"--tokenizer={spec} is no file; write --tokenizer={kind}:{spec}, or name a tokenizer.json")
+        raise UserError(f"{spec} does not exist; write --tokenizer={kind}:{spec}, or name a tokenizer.json")
     else:
         dataset.load_tokenizer(spec)
 

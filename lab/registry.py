@@ -21,7 +21,7 @@ from lab.runs import RunFolder, completed
 from lab.tasks import TASKS
 
 LOGGED = ("seconds", "loss", "val_loss", "val_loss_mlm15", "rank_slot_centred", "rank_raw", "rank_pooled")
-LOGGED += ("input_share", "dead_slots", "delta_shuffle", "verdict", "tokens_per_s")
+LOGGED += ("input_share", "dead_slots", "delta_shuffle", "verdict", "learned", "tokens_per_s")
 
 
 def run_numbers(out: RunFolder) -> dict:

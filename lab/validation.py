@@ -89,6 +89,13 @@ class Judge:
         """Concepts of the fixed rows, read whole as `embed` reads them."""
         return self.concepts([Problem(source=batch.ids.to(self.world.device)) for batch in self.fixed])
 
+    def halves(self) -> dict[str, float]:
+        """geometry.nearer_halves of the fixed rows, each half embedded as a text of its own."""
+        half = self.fixed[0].ids.shape[1] // 2
+        sides = [torch.cat([batch.ids for batch in self.fixed])[:, i * half :][:, :half] for i in (0, 1)]
+        parts = [self.concepts([Problem(x.to(self.world.device)) for x in ids.split(128)]) for ids in sides]
+        return geometry.nearer_halves(*map(self.model.pool, parts))
+
     def loss_from(self, problems: list[Problem], concepts: Tensor) -> float:
         """Mean loss of the problems' rows, predicted from these concepts [rows of all problems, C, H]."""
         total = 0.0
@@ -104,7 +111,7 @@ class Judge:
         decoder predicts (for bow alone: to the bag), on the first so many batches; and the verdict. All ranks have the
         same rows: nothing is sent.
         """
-        numbers = geometry.concept_geometry(whole, least, self.model.pool(whole))
+        numbers = geometry.concept_geometry(whole, least, self.model.pool(whole)) | self.halves()
         if (judged := self.judged()) is not None:
             problems = [self.problem(judged, batch) for batch in self.rows_of(judged)[:batches]]
             concepts = self.concepts(problems)
@@ -240,6 +247,16 @@ def final_table(numbers: dict[str, float], validation: Validation, train: datase
     return table([objectives.unit, "loss", ", ".join(kinds)], rows)
 
 
+def learned(trainer, numbers: dict) -> dict:
+    """Of an evaluation the floor of its val_loss, and `learned`, in words: the loss beside the floor, and its vectors
+    beside those of step 0, the untrained twin's (a warm start has none)."""
+    validation, first = trainer.validation, next(iter(trainer.out.metrics()), {"step": 0} | numbers)
+    floor = validation.floors(trainer.train_text, trainer.val_text)[f"val_loss_{validation.longest}"]
+    twin = first if first["step"] == 0 and not trainer.config.init_from else {}
+    loss = numbers["val_loss"], floor, trainer.objectives.unit
+    return {"val_floor": floor, "learned": geometry.learned(numbers, twin, loss)}
+
+
 @torch.no_grad()
 def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
     """Held-out rows of the shortest length: the text, what the encoder read of it, what the decoder predicted; nothing
@@ -269,6 +286,7 @@ def final_report(trainer, retrieval: bool) -> str:
     validation, tokenizer = trainer.validation, dataset.load_tokenizer(trainer.val_text.folder / "tokenizer.json")
     parts = [final_table(trainer.numbers, validation, trainer.train_text, trainer.val_text)]
     parts.append(geometry.line(trainer.numbers, trainer.model.config.concepts))
+    parts[-1] += f"\nlearned: {learned(trainer, trainer.numbers)['learned']}"
     if retrieval and not trainer.signals.received:
         from lab.floors import retrieval_table  # late: scipy
 

@@ -14,7 +14,7 @@ import geometry
 from lab import analysis
 from lab.configurator import UserError
 from lab.report import html_table, shaded
-from lab.runs import load_run
+from lab.runs import RunFolder, load_run
 from tests import training
 from tests.corpus import make_corpus
 
@@ -34,9 +34,9 @@ def fewer_texts(monkeypatch):
         monkeypatch.setattr(analyze, name, count)
 
 
-def trained(place, name, *flags):
+def trained(place, name, *flags, again=False):
     where = [f"--data_dir={place / 'data'}", "--dataset=toy", f"--out_dir={place / name}", "--max_steps=2"]
-    if not (place / name).exists():
+    if again or not (place / name).exists():
         assert training.main([str(ROOT / "config" / "quickstart.py"), *SMALL, *where, *flags]) == 0
     return place / name
 
@@ -64,10 +64,11 @@ def test_numbers_and_page(place, capsys):
         key
         for record in logged
         for key in record
-        if key.startswith(("rank", "sim", "delta", "input", "dead", "verdict"))
+        if key.startswith(("rank", "sim", "delta", "input", "dead", "verdict", "learned"))
     }
     assert names <= found.keys() and all({"trained", "untrained"} == entry.keys() for entry in found.values())
     page = (run / "analysis" / "report.html").read_text()
+    assert "<p>learned: " in page and "healthy" not in page
     assert len(page) < 5e6 and "http" not in page and page.count("<img") == 6 and page.count("<span title=") > 100
     names = ("spectrum", "pooled", "similarity", "concepts", "positions", "topics")
     pictures = {f"{name}.png" for name in names}
@@ -77,6 +78,34 @@ def test_numbers_and_page(place, capsys):
     assert found["class_preference"]["untrained"] > 0 and found["specialised"]["untrained"] is not None
     assert "<b>" not in html_table(["<b>"], [["<script>"]]) + shaded(["<b>"], [("<i>", [1.0])])
     capsys.readouterr()
+
+
+def test_what_was_learned_is_said_alike(place, capsys):
+    """In metrics.jsonl, at the end of training, by the health check and on the page."""
+    run = trained(place, "run")
+    first, last = (record for record in RunFolder(run).metrics() if "val_loss" in record)
+    gap = last["val_loss"] - last["val_floor"]
+    loss = f"{abs(gap):.2f} nats {'above' if gap > 0 else 'under'} the floor of guessing; "
+    assert first["learned"].split("; ")[1].startswith("level with the untrained twin (")
+    assert last["learned"] == geometry.learned(last, first, (last["val_loss"], last["val_floor"], "nats"))
+    assert last["learned"].startswith(loss)
+    trained(place, "run", again=True)
+    assert f": {last['verdict']}\nlearned: {last['learned']}\n" in capsys.readouterr().out
+    look(run, "--quick")
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"learned: {loss}") and " the untrained twin (half a row is nearer to its " in line
+    logged = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(logged.replace('"val_floor"', '"once"'))  # no evaluation of this checkpoint
+    look(run, "--quick")
+    (run / "metrics.jsonl").write_text(logged)
+    *_, line = capsys.readouterr().out.splitlines()
+    assert "floor" not in line and line.startswith("learned: ") and "the untrained twin" in line
+
+
+def test_a_warm_start_has_no_untrained_twin(place):
+    run = trained(place, "warm", f"--init_from={trained(place, 'run')}", "--lr=1e-9")
+    last = [record for record in RunFolder(run).metrics() if "learned" in record][-1]
+    assert "the floor of guessing" in last["learned"] and "twin" not in last["learned"]
 
 
 def test_capacity_and_no_probes(place):
@@ -201,7 +230,7 @@ def test_a_healthy_run_and_one_without_a_decoder(place, capsys):
     capsys.readouterr()
     found = look(run, "--quick")
     lines = capsys.readouterr().out.splitlines()
-    assert found == (0 if lines == ["healthy"] else 3)
+    assert found == (0 if lines[0] == "not collapsed" else 3)
     look(run, "--probes=0")
     page = (run / "analysis" / "report.html").read_text()
     assert "no decoder" in page and "no position is decoded" in page

@@ -176,11 +176,11 @@ def test_rich_content_beside_an_offset_is_rich():
     assert numbers["rank_slot_centred"] > 31 and numbers["input_share"] > 0.99
     assert numbers["rank_pooled"] > 150 and numbers["dead_slots"] == 0
     plain = verdict(numbers | IN_USE, 32)
-    assert numbers["sim_max"] > 0.9 and plain.startswith("healthy")
+    assert numbers["sim_max"] > 0.9 and plain.startswith("not collapsed")
     c = normal(B, C, H)
     numbers, strong = concept_geometry(c), concept_geometry(c + 50)
     assert strong["rank_raw"] < 2 and strong["rank_slot_centred"] == pytest.approx(numbers["rank_slot_centred"])
-    assert verdict(strong | IN_USE, C).startswith("healthy once centred: one direction")
+    assert verdict(strong | IN_USE, C).startswith("not collapsed once centred: one direction")
 
 
 def test_input_share_is_what_was_planted():
@@ -237,7 +237,7 @@ def test_similarities_of_planted_angles():
 def test_healthy_at_every_number_of_concepts():
     for C in (1, 2, 4, 8, 32):
         numbers = concept_geometry(normal(B, C, 64))
-        assert verdict(numbers | IN_USE, C) == verdict(numbers, C) == "healthy"
+        assert verdict(numbers | IN_USE, C) == verdict(numbers, C) == "not collapsed"
 
 
 def test_few_rows_are_refused():
@@ -287,7 +287,7 @@ def test_a_copy_task_needs_the_concepts():
     assert use["delta_zero"] == pytest.approx(math.log(V), abs=0.01)  # all tokens equally likely
     assert use["delta_shuffle"] == pytest.approx(sharp * (1 - 1 / V), rel=0.02)  # sure, and wrong 15 times in 16
     assert 2 < use["delta_mean"] < use["delta_shuffle"]
-    assert verdict(concept_geometry(concepts) | use, C) == "healthy"
+    assert verdict(concept_geometry(concepts) | use, C) == "not collapsed"
 
 
 def copy_problem(seed, rows=B, N=6, V=40):
@@ -316,7 +316,7 @@ def test_a_real_model_before_and_after_it_learns_to_copy():
         optimizer.zero_grad()
     after = numbers()
     assert min(after["delta_shuffle"], after["delta_zero"], after["delta_mean"]) > 1
-    assert verdict(after, 6) == "healthy"
+    assert verdict(after, 6) == "not collapsed"
     for cross in model.decoder.cross:
         cross.out.weight.data.zero_()  # cut off
     cut = numbers()

@@ -147,7 +147,7 @@ def test_a_config_that_is_not_there_names_the_nearest(monkeypatch):
     ],
 )
 def test_a_tokenizer_without_its_kind(spec, hint):
-    with pytest.raises(UserError, match=f"is no file; write --tokenizer={hint},"):
+    with pytest.raises(UserError, match=f"does not exist; write --tokenizer={hint},"):
         prepare.check_spec(spec)
 
 

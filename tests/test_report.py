@@ -79,7 +79,7 @@ def test_a_chance_floor_alone(drawn, tmp_path):
 
 def test_no_picture_of_nothing(tmp_path):
     report.curves([], {}, tmp_path / "curves.png")
-    report.curves([{"step": 0, "verdict": "healthy"}], {"val_loss_16": 3.0}, tmp_path / "curves.png")
+    report.curves([{"step": 0, "verdict": "not collapsed"}], {"val_loss_16": 3.0}, tmp_path / "curves.png")
     report.geometry_curves([{"step": 1, "loss": 2.0}], {}, tmp_path / "geometry.png")
     assert not list(tmp_path.iterdir())
 
