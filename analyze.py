@@ -28,7 +28,7 @@ from lab.analysis import Analysis, analyse, between, capacity, judge_of, nearest
 from lab.command import say
 from lab.configurator import PATH, parse
 from lab.files import locked, write_atomic
-from lab.runs import LoadedRun, OneRun
+from lab.runs import LoadedRun, OneRun, RunFolder
 from lab.validation import Judge
 
 ROOT = Path(__file__).resolve().parent
