@@ -77,9 +77,7 @@ def prepare(text, config):
     train_split = tokens[: starts[cut]], starts[: cut + 1]
     val_split = tokens[starts[cut] :], starts[cut:] - starts[cut]
     if len(val_split[0]) < 10 * config.length:
-        fail(
-            f"{len(sentences)} sentences (to .!? or a line's end), {len(tokens)} tokens: too few; take a longer --file"
-        )
+        fail(f"the text has {len(sentences)} sentences and {len(tokens)} tokens, too few; give a longer --file")
     # Inverse document frequency, each sentence a document: a rare token tells more.
     held_by = torch.tensor([i for row in ids[:cut] for i in set(row)]).bincount(minlength=tokenizer.get_vocab_size())
     return tokenizer, train_split, val_split, ((1 + cut) / (1 + held_by)).log()
@@ -221,7 +219,7 @@ def show(model, tokenizer, train_split, val_split, config):
         lines = [("text", rows[i]), ("read", ids[i]), ("predicted", predicted[i])]
         lines += [(f"near {cosine:.2f}", others[j]) for cosine, j in zip(cosines[i], nearest[i], strict=True)]
         for name, line in lines:
-            print(f"{name:<10}{tokenizer.decode(line.tolist())}")
+            print(f"{name:<10}", " ".join(tokenizer.decode(line.tolist()).split()))
         print()
 
 
