@@ -241,7 +241,8 @@ def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
     every = time_arms(settings, shapes, config.repeats, worlds, compiled)
     for (rows, length), seconds in zip(shapes, every, strict=True):
         alone = replace(plan, lengths=(length,), mixes=())
-        _, flops = cost(alone, settings.model, settings.objectives.plateaus()[-1], frozen)  # the rates that are timed
+        now = settings.objectives.plateaus()[-1]  # the rates that are timed
+        _, flops = cost(alone, settings.model, now, frozen, settings.regulariser)
         speed = rows * length / seconds["ours"]
         row = {"length": length, "rows": rows, "tokens_per_s": speed, "flops_per_token": flops}
         row |= {"share_of_ceiling": speed * flops / best}
@@ -283,7 +284,7 @@ def costs(paths: list[Path]) -> str:
         settings = read_preset(path, 16)
         model = settings.model
         plan, frozen = make_plan(settings.train, settings.objectives, 1), bool(settings.train.frozen_decoder)
-        parameters, training = cost(plan, model, settings.objectives, frozen)
+        parameters, training = cost(plan, model, settings.objectives, frozen, settings.regulariser)
         cells = [settings.preset, model.encoder, f"{parameters:,}", f"{training / 1e6:.1f}"]
         for n in COUNTED:
             ours, dense = (encoding_flops(replace(shape, max_length=n), n) for shape in (model, as_dense(model)))

@@ -35,8 +35,12 @@ def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0, smoothing=0
     return _loss_and_gradients(hidden.to(dtype), weight.to(dtype), targets, weights, chunk, smoothing=smoothing)[0]
 
 
+def _autocast_device(x):
+    return "cpu" if x.is_meta else x.device.type  # autocast knows no meta, where FLOPs are counted
+
+
 def _matmul_dtype(hidden):
-    device = hidden.device.type
+    device = _autocast_device(hidden)
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
@@ -55,7 +59,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, weights, chunk, smoothing):
         dtype = _matmul_dtype(hidden)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast(_autocast_device(hidden), enabled=False):
             needed, h, w = ctx.needs_input_grad[:2], hidden.to(dtype), weight.to(dtype)
             total, grad_hidden, grad_weight = _loss_and_gradients(
                 h, w, targets, weights, chunk, weight.dtype, needed, smoothing
@@ -94,7 +98,7 @@ def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate=None
         if needed[1] and grad_weight is None:
             grad_weight = (delta.T @ h).to(accumulate)
         elif needed[1] and h.dtype == accumulate:
-            grad_weight = grad_weight.addmm_(delta.T, h)
+            torch.addmm(grad_weight, delta.T, h, out=grad_weight)  # (torch's FLOP counter knows no addmm_)
         elif needed[1]:
             grad_weight = grad_weight.add_(delta.T @ h)  # bf16 products, summed in float32
         del logits, softmax, delta  # before the next chunk's are made
@@ -273,13 +277,18 @@ def combined(points):
     return _short_of_one(points.flatten(0, 1)) + uniformity(points)
 
 
+EXACT = "donot_use_mm_for_euclid_dist"  # a product in TensorFloat-32 would choose neighbours by its rounding
+
+
 @torch.no_grad()
 def minimum_spanning_tree(points):
     """points [G, n, H] -> the two ends of the n - 1 edges of each group's tree: int64 [G, n - 1] twice. Prim's
     algorithm, on all groups at once; nothing waits for the device."""
-    points = points - points.mean(1, keepdim=True)  # an offset that all share would cost the distances their digits
-    distances = torch.cdist(points, points)
     groups, n = points.shape[:2]
+    if points.is_meta:  # where FLOPs are counted: there are none in it, and as many turns as points
+        return (points.new_empty(groups, n - 1, dtype=torch.int64),) * 2
+    points = points - points.mean(1, keepdim=True)  # an offset that all share would cost the distances their digits
+    distances = torch.cdist(points, points, compute_mode=EXACT)
     nearest = torch.zeros(groups, n, dtype=torch.int64, device=points.device)  # point of the tree; it begins with 0
     gap, outside = distances[:, 0], torch.ones(groups, n, dtype=torch.bool, device=points.device)
     outside[:, 0] = False
@@ -317,7 +326,8 @@ def t_regs_mst(points):
     Equal points have no gradient."""
     unit = F.normalize(points, dim=-1)
     itself = torch.eye(points.shape[1], dtype=torch.bool, device=points.device)
-    near = torch.cdist(unit.detach(), unit.detach()).masked_fill(itself, torch.inf).argmin(2)  # [G, n]
+    distances = torch.cdist(unit.detach(), unit.detach(), compute_mode=EXACT)
+    near = distances.masked_fill(itself, torch.inf).argmin(2)  # [G, n]
     own = torch.arange(points.shape[1], device=points.device).expand_as(near)
     return -_distance(unit, own, near).mean()
 

@@ -12,15 +12,16 @@ model never knows which objective made it. Encoders stand in encoders.py, decode
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import losses
 from decoders import DECODERS
@@ -384,17 +385,35 @@ def mix_in(weight, vectors, share: float):
     weight.copy_(torch.where(known, mixed, weight))
 
 
+class CountedProducts(TorchDispatchMode):
+    """The FLOPs of all matrix products that run, forward and backward: those of FlopCounterMode, which cannot follow a
+    module that is called without gradients. A multiply and an add are two; lookups, norms and softmax are none."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, function, types, args=(), keys=None):
+        out = function(*args, **keys or {})
+        if count := flop_registry.get(function._overloadpacket):
+            self.flops += count(*args, **keys or {}, out_val=out)
+        return out
+
+
+@contextmanager
+def imagined(config: ModelConfig):
+    """A model that is never in memory; tensors that are made while it is there have no numbers either. Attention is
+    plain products, no FFN is made again in backward."""
+    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
+        model = ConceptModel(config)
+        model.chunk = 1 << 62  # one: it takes no memory here, and many take long
+        yield model
+
+
 def measure(config: ModelConfig, work: Callable[[ConceptModel], object]) -> tuple[int, dict[str, int]]:
     """(parameters, forward FLOPs of `work` by module) of a model that is never in memory.
 
-    work: does with the model what is to be counted; tensors that it makes are fake too. A multiply and an add are two
-    FLOPs; all matrix products count, those of the losses ("Global" less the modules') included. Lookups, norms and
-    softmax do not. Training takes three times as many: each product has two of its size in backward.
+    work: does with the model what is to be counted; what the losses take is "Global" less the modules'.
     """
-    with FakeTensorMode(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        model = ConceptModel(config).requires_grad_(False)
-        model.chunk = 1 << 62  # one: it takes no memory here, and many take long
-        with FlopCounterMode(display=False) as counter:
-            work(model)
+    with imagined(config) as model, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        work(model.requires_grad_(False))
     modules = {path.removeprefix("ConceptModel."): sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
     return model.num_parameters(), modules

@@ -102,6 +102,15 @@ class Rows:
         return weights / weights.sum(1, keepdim=True).clamp_min(1e-6) / len(tokens)
 
 
+def blank_rows(count: int, length: int, turn: int = 0, size: int = 8, width: int = 1) -> Rows:
+    """Rows of one token, each of its own document, with all that an objective may ask for: its problems of them have
+    the right shapes. turn: see Noise; size: of the vocabulary; width: of its vectors."""
+    ids, numbers = torch.ones(count, length, dtype=torch.int64), torch.arange(count)
+    starts, vectors = torch.ones(size, dtype=torch.bool), torch.ones(size, width)
+    vocab = Vocabulary(size, 0, (), torch.ones(size), starts, ids[0], vectors)
+    return Rows(ids, Noise(0, 0, numbers, turn), vocab, documents=numbers)
+
+
 @dataclass
 class Problem:
     source: Tensor  # [B, S] ids the encoder reads

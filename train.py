@@ -218,7 +218,7 @@ class Settings:
         """What --print_config prints: JSON values, and what follows from them; null where the vocabulary is unknown."""
         plan = make_plan(self.train, self.objectives, 1)
         known, frozen = self.model.vocab_size > 0, bool(self.train.frozen_decoder)
-        parameters, flops = cost(plan, self.model, self.objectives, frozen) if known else (None, None)
+        parameters, flops = cost(plan, self.model, self.objectives, frozen, self.regulariser) if known else (None, None)
         derived = {"parameters": parameters, "train_flops_per_token": flops}
         derived |= {"tokens_per_step": plan.tokens, "shapes": plan.shapes()}
         return json.loads(json.dumps(self.values() | derived))
@@ -284,7 +284,8 @@ class Trainer:
         self.wrapped, self.rehearsed = self.model, set()  # the same uncompiled; kinds of steps
         self.plateaus = self.objectives.plateaus()
         self.shapes = count_shapes(self.plan, shape, self.objectives)
-        self.parameters, self.flops_per_token = cost(self.plan, shape, self.objectives, bool(config.frozen_decoder))
+        what = self.plan, shape, self.objectives, bool(config.frozen_decoder), settings.regulariser
+        self.parameters, self.flops_per_token = cost(*what)
         self.balance = Balance(settings.regulariser, world.device)
         betas, others = (config.beta1, config.beta2), self.balance.parameters()
         self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, betas, others)

@@ -12,20 +12,19 @@ import time
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
 
-from encoders import AS_CONFIGURED, ENCODERS, Options
+from encoders import AS_CONFIGURED, Options
 from lab import dataset, optim
 from lab.command import AT_EXIT, out_of_memory, reason, say
 from lab.configurator import UserError, warn
 from lab.distributed import World
-from model import ModelConfig, measure
-from noise import Noise
+from losses import Balance, ConceptLossConfig
+from model import CountedProducts, ModelConfig, imagined, measure
 from objectives import PLATEAUS, RATES, Objectives
-from problem import Rows, Vocabulary
+from problem import blank_rows
 
 HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_flops", "max_minutes")  # keys of training; one ends a run
 
@@ -125,55 +124,35 @@ def nearest_multiple(x: int, of: int) -> int:
     return max(1, round(x / of)) * of
 
 
-def cost(plan: Plan, model: ModelConfig, objectives: Objectives, frozen: bool = False) -> tuple[int, float]:
-    """(parameters, training FLOPs a token, mean over lengths by their shares, plateaus of a rate, shapes in turn and
-    what a step may run with: three times the forward's; what passes no gradient on counts once (iterations, concepts
-    that are targets), a frozen decoder, which passes it on, twice). Concept losses, under 1 %, are left out."""
-
-    def problems_of(shape, turn, objectives):
-        numbers, ids = torch.arange(shape[0]), torch.zeros(shape, dtype=torch.int64)
-        V, T = model.vocab_size, model.token_width
-        starts, vectors = torch.ones(V, dtype=torch.bool), torch.ones(V, T)
-        vocab = Vocabulary(V, 0, idf=torch.ones(V), starts=starts, phrases=ids[0], vectors=vectors)
-        return objectives.problems(Rows(ids, Noise(0, 0, numbers, turn), vocab, documents=numbers))
-
-    def forward(shape, turn, options, objectives, concept_model):
-        problems = problems_of(shape, turn, objectives)
-        objectives.losses(*concept_model(*problems, options=options), problems)
-
-    def targets(shape, turn, options, objectives, concept_model):
-        for problem in problems_of(shape, turn, objectives):
-            if problem.predicts == "concepts":
-                concept_model.encode(problem.targets, options=options)
-
-    def after_concepts(shape, turn, options, objectives, concept_model):
-        for problem in problems_of(shape, turn, objectives):
-            if problem.predicts in ("positions", "pooled"):
-                count = options.concepts or model.concepts
-                concept_model.loss(torch.zeros(len(problem.source), count, model.hidden), problem)
-
+def cost(
+    plan: Plan,
+    model: ModelConfig,
+    objectives: Objectives,
+    frozen: bool = False,
+    regulariser: ConceptLossConfig | None = None,
+) -> tuple[int, float]:
+    """(parameters, training FLOPs a token: those of the forward and the backward of a step as it is taken, concept
+    losses included; mean over lengths by their shares, plateaus of a rate, shapes in turn and what a step may run
+    with)."""
     total, turns, plateaus = 0, range(objectives.cycle), len(objectives.plateaus())
+    here = World(0, 1, torch.device("cpu"), "float32")
     every = itertools.product(plan.drawn(objectives), turns, model.variants())
-    for (shape, now, often), turn, (share, options) in every:
-        share *= often / (len(turns) * plateaus)
-        try:
-            parameters, modules = measure(model, partial(forward, shape, turn, options, now))
-        except RuntimeError as error:
-            if "overflow" not in str(error):
-                raise
-            raise UserError("a tensor of this model would have more than 2^63 bytes; write smaller sizes") from None
-        total += 3 * share * modules["Global"]
-        last = model.backprop_iterations if "iterations" in ENCODERS[model.encoder].uses else 0
-        learnt = options._replace(iterations=last) if 0 < last < (options.iterations or model.iterations) else options
-        if learnt != options:
-            with_gradient = measure(model, partial(forward, shape, turn, learnt, now))[1]
-            total -= 2 * share * (modules["Global"] - with_gradient["Global"])
-        if objectives.predictor == "concepts":  # what the line above has left of them
-            total -= 2 * share * measure(model, partial(targets, shape, turn, learnt, now))[1]["Global"]
-        if frozen:
-            modules_after = measure(model, partial(after_concepts, shape, turn, options, now))[1]
-            total -= share * (modules_after["Global"] - modules_after.get("pooling", 0))
-    return parameters, total / (plan.micro_tokens * len(plan.lengths))
+    try:
+        with imagined(model) as fake_model:
+            if frozen:
+                fake_model.freeze_decoder()
+            for (shape, now, often), turn, (share, options) in every:
+                balance = Balance(regulariser or ConceptLossConfig(), "meta")
+                rows = blank_rows(*shape, turn, model.vocab_size, model.token_width)
+                with CountedProducts() as counter:
+                    optim.add_gradients(fake_model, now, rows, here, options=options, balance=balance)
+                fake_model.zero_grad()
+                total += share * often / (len(turns) * plateaus) * counter.flops
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise UserError("a tensor of this model would have more than 2^63 bytes; write smaller sizes") from None
+    return fake_model.num_parameters(), total / (plan.micro_tokens * len(plan.lengths))
 
 
 def count_shapes(plan: Plan, model: ModelConfig, objectives: Objectives) -> int:

@@ -7,15 +7,12 @@ import torch
 from corpus import make_corpus
 from registries import build, built_for, make_problems
 from safetensors.torch import load_file
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from decoders import DECODERS
 from lab import optim
 from lab.configurator import UserError
-from lab.plan import Plan, cost
 from lab.runs import RunFolder, load_run
-from model import AFTER_CONCEPTS, ModelConfig
+from model import AFTER_CONCEPTS
 from tests.training import BRIEF, arguments, assert_same_checkpoint, assert_same_run, run, run_ranks
 
 SHAPES = [dict(), dict(token_dim=8), dict(tied=False), dict(seeds_faithful=True, tied=False)]
@@ -59,25 +56,6 @@ def test_an_untrained_twin_has_the_same_decoder():
     state, twin = model.state_dict(), model.twin(5).state_dict()
     same = {path for path in state if torch.equal(state[path], twin[path])}
     assert frozen_of(state).keys() <= same and "encoder.slots.content" not in same
-
-
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_the_cost_is_three_two_and_one_forwards(decoder):
-    """Close to what a counter sees in a real step: a product of two numbers that both change has two in backward, and
-    those before any concept is read none."""
-    B, N = 4, 12
-    shape = dict(layers=2, hidden=16, heads=2, intermediate=24, concepts=6, max_length=N, vocab_size=400)
-    for given in dict(objective="tsdae"), dict(objective="mlm + bow"):
-        objectives, problems = make_problems(B=B, N=N, vocab=400, **given)
-        keys = built_for(objectives, decoder) | {"vocab_size": 400}
-        model = build(**keys)
-        model.freeze_decoder()
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            objectives.total(objectives.losses(*model(*problems), problems)).backward()
-        plan, config = Plan((N,), B * N, B * N, 1), ModelConfig(**shape | keys)
-        (_, all_trained), (_, flops) = (cost(plan, config, objectives, frozen) for frozen in (False, True))
-        assert flops < 0.97 * all_trained
-        assert flops * B * N == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 # ---- in train.py

@@ -40,11 +40,11 @@ def arguments(data, out, *more, preset="quickstart"):
 COSTS = {}
 
 
-def counted_once(plan, model, objectives, frozen=False):
+def counted_once(plan, model, objectives, *more):
     """plan.cost, which is the same for most of the tests' runs."""
-    key = repr((plan, model, objectives.config, frozen))
+    key = repr((plan, model, objectives.config, more))
     if key not in COSTS:
-        COSTS[key] = cost(plan, model, objectives, frozen)
+        COSTS[key] = cost(plan, model, objectives, *more)
     return COSTS[key]
 
 
