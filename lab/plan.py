@@ -24,7 +24,7 @@ from lab.distributed import World
 from losses import Balance, ConceptLossConfig
 from model import CountedProducts, ModelConfig, imagined, measure
 from objectives import PLATEAUS, RATES, Objectives
-from problem import blank_rows
+from problem import Rows, blank_rows
 
 HORIZONS = ("max_steps", "max_tokens", "max_epochs", "max_flops", "max_minutes")  # keys of training; one ends a run
 
