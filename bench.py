@@ -106,7 +106,7 @@ def has_reference(settings) -> bool:
 
 def as_dense(model: ModelConfig) -> ModelConfig:
     """A dense encoder of the same sizes, as deep as a recursive one is applied."""
-    layers = model.iterations if "iterations" in ENCODERS[model.encoder].uses else model.layers
+    layers = model.iterations if "iterations" in ENCODERS[model.encoder].options else model.layers
     return replace(model, encoder="dense", layers=layers, concept_position="none", token_layers=0)
 
 

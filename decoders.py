@@ -28,8 +28,6 @@ DECODERS: dict[str, type["Decoder"]] = {}  # name -> class
 
 
 class Decoder(nn.Module):
-    uses: frozenset | set = frozenset()  # keys of ModelConfig that it reads, besides those that ConceptModel reads
-
     def __init_subclass__(cls):
         DECODERS[cls.__name__.lower()] = cls
 
@@ -58,8 +56,6 @@ class Posonly(Decoder):
 
     position -> [CrossAttention to the concepts -> FeedForward] x decoder_layers -> hidden
     """
-
-    uses = {"decoder_layers", "heads", "intermediate", "concept_position"}
 
     def __init__(self, config):
         super().__init__()
@@ -129,8 +125,6 @@ class Diffusion(Input):
 
     position + token -> [(local TransformerLayer) -> CrossAttention to the concepts -> FeedForward] x decoder_layers
     """
-
-    uses = Posonly.uses | {"timestep", "decoder_window"}
 
     def __init__(self, config):
         super().__init__(config)
@@ -203,8 +197,6 @@ class Causal(Decoder):
 
     position + token before -> [CausalLayer] x decoder_layers -> hidden
     """
-
-    uses = {"decoder_layers", "heads", "intermediate", "concept_position", "word_dropout"}
 
     def __init__(self, config):
         super().__init__()

@@ -41,7 +41,7 @@ AS_CONFIGURED = Options()
 
 
 class Encoder(nn.Module):
-    uses: frozenset | set = frozenset()  # keys of ModelConfig that it reads, besides those that ConceptModel reads
+    options: tuple[str, ...] = ()  # fields of Options that its forward follows
     concept_positions = "none", "learned", "sinusoidal", "rope", "cope"  # those that it has a use for
 
     def __init_subclass__(cls):
@@ -50,8 +50,12 @@ class Encoder(nn.Module):
     def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
         """x [B, S, T]: token embeddings with learned positions and dropout applied; pos [1|B, S]: where they stand, for
         rotary positions; mask [B, S] (True: keep; what is kept stands first) or None; options: what this call changes,
-        for an encoder whose `uses` has "nested" or "iterations" -> concepts [B, C, H]."""
+        in what `options` of the class names -> concepts [B, C, H]."""
         raise NotImplementedError
+
+    @staticmethod
+    def check(config):
+        """ValueError where the configuration is impossible for this encoder."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -94,7 +98,7 @@ class Perceiver(Encoder):
     slots -> [PerceiverLayer] x layers -> norm -> concepts
     """
 
-    uses = {"layers", "heads", "intermediate", "concepts", "concept_position", "registers", "nested"}
+    options = ("concepts",)
 
     def __init__(self, config):
         super().__init__()
@@ -150,7 +154,11 @@ class PerceiverIO(Perceiver):
     slots -> [PerceiverIOLayer] x layers -> norm -> concepts
     """
 
-    uses = Perceiver.uses | {"reads"}
+    @staticmethod
+    def check(config):
+        if config.reads > config.layers:
+            what = f"reads = {config.reads} are more than layers = {config.layers}"
+            raise ValueError(f"{what}; write reads = {config.layers}")
 
     def make_layers(self, config, width):
         return [PerceiverIOLayer(config, width, i < config.reads) for i in range(config.layers)]
@@ -173,7 +181,7 @@ class Recursive(Perceiver):
     slots -> PerceiverLayer, iterations times -> norm -> concepts
     """
 
-    uses = Perceiver.uses - {"layers"} | {"iterations", "least_iterations", "backprop_iterations"}
+    options = ("concepts", "iterations")
 
     def make_layers(self, config, width):
         return [PerceiverLayer(config, width)]  # named as a Perceiver's first: a warm start takes that one
@@ -236,8 +244,6 @@ class Slot(Perceiver):
 
     slots -> [SlotLayer] x layers -> norm -> concepts
     """
-
-    uses = Perceiver.uses | {"gru"}
 
     def make_layers(self, config, width):
         return [SlotLayer(config, width) for _ in range(config.layers)]
@@ -333,7 +339,7 @@ class Bixt(Encoder):
     slots, tokens -> [BixtLayer] x layers -> norm -> concepts
     """
 
-    uses = Perceiver.uses
+    options = ("concepts",)
 
     def __init__(self, config):
         super().__init__()
@@ -359,7 +365,7 @@ class Dense(Encoder):
     tokens -> [TransformerLayer] x layers -> norm -> CrossAttention of the slots -> norm -> concepts
     """
 
-    uses = {"layers", "heads", "intermediate", "concepts", "nested"}
+    options = ("concepts",)
     concept_positions = "none", "cope"
 
     def __init__(self, config):
@@ -418,7 +424,7 @@ class Funnel(Encoder):
     tokens -> FunnelStage to max(C, N/2) -> FunnelStage to C -> [TransformerLayer] x layers -> norm -> concepts
     """
 
-    uses = {"layers", "heads", "intermediate", "concepts", "concept_position", "nested"}
+    options = ("concepts",)
     concept_positions = "none", "rope", "cope"
 
     def __init__(self, config):

@@ -13,7 +13,7 @@ model never knows which objective made it. Encoders stand in encoders.py, decode
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal
 
 import torch
@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 import losses
 from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
-from layers import AttentionPooling, TransformerLayer, begin, linear, norm
-from objectives import described
+from layers import AttentionPooling, CrossAttention, TransformerLayer, begin, linear, norm
+from objectives import described, recorded
 from problem import Problem
 
 
@@ -122,8 +122,7 @@ class ModelConfig:
         if self.concept_position not in (kinds := ENCODERS[self.encoder].concept_positions):
             what = f"concept_position = {self.concept_position!r} means nothing to encoder = {self.encoder!r}"
             raise ValueError(f"{what}; write one of {', '.join(kinds)}")
-        if "reads" in ENCODERS[self.encoder].uses and self.reads > self.layers:
-            raise ValueError(f"reads = {self.reads} are more than layers = {self.layers}; write reads = {self.layers}")
+        ENCODERS[self.encoder].check(self)
         for key in ("least_iterations", "backprop_iterations"):
             if getattr(self, key) > self.iterations:
                 raise ValueError(f"{key} = {getattr(self, key)} is above iterations; write {self.iterations} or less")
@@ -152,22 +151,26 @@ class ModelConfig:
         return self.decoder if self.decoder in ("pooled", "none") else "positions"
 
     def unused(self) -> set[str]:
-        """Keys that neither the model nor the chosen encoder and decoder read."""
-        parts = (ENCODERS.get(self.encoder), DECODERS.get(self.decoder))
-        every = set().union(*(part.uses for part in (*ENCODERS.values(), *DECODERS.values())))
-        unused = every - set().union(*(part.uses for part in parts if part))
-        unused |= set() if self.token_init == "spectral" else {"spectral_share"}
-        if self.concept_position == "cope" and "concept_position" not in getattr(parts[1], "uses", ()):
-            unused |= {"concept_position"}
-        return unused if self.token_layers else unused | {"token_window"}
+        """Keys that nothing reads while the model is built and used once, on no device."""
+        config, read = recorded(replace(self, vocab_size=1))
+        with torch.device("meta"):
+            vectors = torch.empty(1, self.token_width) if self.token_init == "spectral" else None
+            model, ids = ConceptModel(config, token_vectors=vectors), torch.zeros(2, 2, dtype=torch.int64)
+            model(Problem(ids, targets=ids, predicts=self.predicts))
+        config.variants()
+        counted = any(isinstance(part, CrossAttention) and part.positions is not None for part in model.modules())
+        if self.concept_position == "cope" and not counted:  # no decoder counts them
+            read.discard("concept_position")
+        return {field.name for field in fields(self)} - read - {"max_length", "token_init"}
 
     def variants(self) -> list[tuple[float, Options]]:
         """What a training step may run with, and how likely: all concepts in half of the steps, else the first 1, 2, 4
         ... (`nested`); one of `least_iterations` ... `iterations`."""
-        uses = ENCODERS[self.encoder].uses
-        smaller = [1 << i for i in range((self.concepts - 1).bit_length())] if self.nested and "nested" in uses else []
+        options = ENCODERS[self.encoder].options
+        nested = "concepts" in options and self.nested
+        smaller = [1 << i for i in range((self.concepts - 1).bit_length())] if nested else []
         counts = [(0.5 / len(smaller), m) for m in smaller] + [(0.5, 0)] if smaller else [(1.0, 0)]
-        recursive = "iterations" in uses and self.least_iterations
+        recursive = "iterations" in options and self.least_iterations
         depths = range(self.least_iterations, self.iterations + 1) if recursive else [0]
         return [(share / len(depths), Options(m, k)) for share, m in counts for k in depths]
 
@@ -189,8 +192,8 @@ class ConceptModel(nn.Module):
         if self.positions is not None and config.init == "fan_in_positions":
             self.positions.init_scale = 0.1  # content outweighs position
         self.dropout = nn.Dropout(config.dropout)
-        keys = {"rotary": config.token_position == "rope", "window": config.token_window}
-        local = [TransformerLayer(config, T, **keys) for _ in range(config.token_layers)]
+        rotary, count = config.token_position == "rope", range(config.token_layers)
+        local = [TransformerLayer(config, T, rotary=rotary, window=config.token_window) for _ in count]
         self.token_layers = nn.ModuleList(local)  # tokens know their neighbours before they are read
         self.encoder = ENCODERS[config.encoder](config)
         # Only what the objective trains is there: DDP waits for the gradient of every parameter.

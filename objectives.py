@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 import losses
 from noise import count
-from problem import Problem, Rows
+from problem import Problem, Rows, blank_rows
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
@@ -164,6 +165,20 @@ def described(registry: dict[str, type]) -> str:
     return "; ".join(f"{name}: {line}" for name, line in first_lines.items())
 
 
+def recorded(config) -> tuple:
+    """(A copy of a configuration, the set of the names that are read from the copy from now on)."""
+    read = set()
+
+    class Recorded(type(config)):
+        def __getattribute__(self, name):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    copy = object.__new__(Recorded)
+    vars(copy).update(vars(config))
+    return copy, read
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Objectives
 
@@ -173,7 +188,6 @@ OBJECTIVES: dict[str, type["Objective"]] = {}  # name -> class
 class Objective:
     """Clean rows -> a Problem, and its loss."""
 
-    uses: frozenset | set = frozenset()  # keys of ObjectiveConfig that it reads
     predicts = "positions"  # the kind of prediction that it trains, see Problem
     pools = False  # its loss reads the pooled concepts
     group = 1  # rows come in groups of so many
@@ -224,8 +238,6 @@ class MLM(Objective):
 
     def __init__(self, config, call=0):
         super().__init__(config, call)
-        self.uses = {"mask_rate", "encoder_mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
-        self.uses |= {"span", "span_longest"} if config.mask_unit == "span" else set()
         self.by_idf = config.token_weight == "idf"
         self.by_words = config.mask_unit != "token"
         self.by_phrases = config.mask_unit == "pmi"
@@ -235,7 +247,8 @@ class MLM(Objective):
         of exactly K = round(rate * N) hidden tokens a row. call: the first of four numbers of noise calls."""
         ids, vocab, config = rows.ids, rows.vocab, self.config
         k = count(rate, ids.shape[1])
-        order, units = rows.order(call, k, config.mask_unit, config.span, config.span_longest)
+        spans = (config.span, config.span_longest) if config.mask_unit == "span" else ()
+        order, units = rows.order(call, k, config.mask_unit, *spans)
         hidden, others = order[:, :k], order[:, k:]
         shown = torch.full_like(hidden, vocab.mask_id)
         if config.replace == "80_10_10" and config.mask_unit in ("span", "pmi"):
@@ -253,7 +266,7 @@ class MLM(Objective):
         return ids.scatter(1, hidden, shown), hidden, others
 
     def problem(self, rows):
-        ids, n = rows.ids, rows.ids.shape[1]
+        ids = rows.ids
         corrupted, hidden, others = self.hide(rows, self.config.mask_rate, self.call)
         read = corrupted
         if self.config.encoder_mask_rate:
@@ -264,7 +277,6 @@ class MLM(Objective):
             source=read if visible is None else ids.gather(1, visible),
             source_pos=visible,
             targets=ids,
-            query_pos=torch.arange(n, device=ids.device)[None],
             query_ids=corrupted,
             scored=scored,
             weights=rows.idf_weights(ids.gather(1, scored)) if self.by_idf else None,
@@ -283,8 +295,6 @@ class TSDAE(Objective):
     The decoder sees nothing of the row but the concepts (Wang et al. 2021, arXiv:2104.06979).
     """
 
-    uses = {"delete_rate", "delete_unit", "positions", "score_rate", "token_weight"}
-
     def __init__(self, config, call=0):
         super().__init__(config, call)
         self.by_idf = config.token_weight == "idf"
@@ -302,7 +312,6 @@ class TSDAE(Objective):
             source=source,
             source_pos=source_pos,
             targets=ids,
-            query_pos=torch.arange(n, device=ids.device)[None],
             scored=scored,
             weights=rows.idf_weights(ids if scored is None else ids.gather(1, scored)) if self.by_idf else None,
         )
@@ -320,7 +329,6 @@ class Bow(Objective):
     def __init__(self, config, call=0):
         super().__init__(config, call)
         deletes, self.pairs = config.bow_source == "survivors", config.bow_target != "row"
-        self.uses = {"bow_source", "bow_target"} | ({"delete_rate", "delete_unit", "positions"} if deletes else set())
         self.by_words = deletes and config.delete_unit == "word"
         self.group = 2 if self.pairs else 1
 
@@ -356,14 +364,13 @@ class Contrastive(Objective):
 
     def __init__(self, config, call=0):
         super().__init__(config, call)
-        deletes = config.views in ("deletion", "both", "unshared")
-        self.uses = {"views", "view_similarity", "temperature"} | ({"view_delete_rate"} if deletes else set())
         self.group = {"adjacent": 2, "unshared": 2, "both": 4}.get(config.views, 1)
         self.pairs = self.group > 1
         self.pools = config.view_similarity == "mean"
 
     def problem(self, rows):
-        ids, documents, views, rate = rows.ids, rows.documents, self.config.views, self.config.view_delete_rate
+        ids, documents, views = rows.ids, rows.documents, self.config.views
+        rate = self.config.view_delete_rate if views in ("deletion", "both", "unshared") else 0.0
         first, second, group = ids, ids, documents
         if views == "adjacent":
             (first, second), group = rows.spans(), documents[0::2]
@@ -401,7 +408,6 @@ class Diffusion(Objective):
 
     def __init__(self, config, call=0):
         super().__init__(config, call)
-        self.uses = {"diffusion_source", "t_min", "diffusion_weight", "label_smoothing"}
         self.pairs = config.diffusion_source == "next"
         self.group = 4 if self.pairs else 2
 
@@ -420,7 +426,6 @@ class Diffusion(Objective):
         return Problem(
             source=source,
             targets=targets,
-            query_pos=columns,
             query_ids=targets.masked_fill(hidden, rows.vocab.mask_id),
             scored=scored,
             weights=(1 / (B * level)).expand(B, N).flatten().index_select(0, scored) if by_level else None,
@@ -447,7 +452,6 @@ class Prefix(Objective):
     def __init__(self, config, call=0):
         super().__init__(config, call)
         self.pairs = config.prefix_source == "next"
-        self.uses = {"prefix_source"} | (set() if self.pairs else {"prefix_rate"})
         self.group, self.cycle = (2, 1) if self.pairs else (1, len(config.prefix_rate))
 
     def problem(self, rows):
@@ -457,7 +461,7 @@ class Prefix(Objective):
         else:
             split = count(rates[rows.noise.turn % len(rates)], ids.shape[1])
             source, targets = ids[:, :split], ids[:, split:]
-        return Problem(source, targets=targets, query_pos=torch.arange(targets.shape[1], device=ids.device)[None])
+        return Problem(source, targets=targets)
 
 
 class NextConcept(Objective):
@@ -477,7 +481,6 @@ class NextConcept(Objective):
     predicts = "concepts"
     group, one_document, pairs, centres = 2, True, True, True
     floor_name, unit = "chance", "1 - cosine"
-    uses = {"next_target"}
 
     def __init__(self, config, call=0):
         super().__init__(config, call)
@@ -534,7 +537,16 @@ class Objectives:
         self.by_words = any(part.by_words for part in self.parts)
         self.by_phrases = any(part.by_phrases for part in self.parts)
         self.by_vectors = any(part.by_vectors for part in self.parts)
-        self.uses = {"objective"}.union(*(part.uses for part in self.parts))
+
+    @cached_property
+    def uses(self) -> set[str]:
+        """The keys that the parts read, recorded while they make problems of a few rows and their losses of these."""
+        config, read = recorded(self.config.plateau())
+        for part in self.parts:
+            own, rows = type(part)(config, part.call), blank_rows(2 * self.group, 16)
+            problem = own.problem(rows)
+            own.loss(torch.zeros(len(problem.source), 2), torch.zeros(len(problem.source), 2, 2), problem)
+        return {"objective"} | (read & {field.name for field in dataclasses.fields(config)})
 
     def plateaus(self) -> list["Objectives"]:
         """What is trained in each of equal parts of training, in turn: one part, unless a pair is used."""

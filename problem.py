@@ -116,7 +116,7 @@ class Problem:
     source: Tensor  # [B, S] ids the encoder reads
     source_pos: Tensor | None = None  # [1|B, S] where they stood; None: 0 ... S-1
     targets: Tensor | None = None  # [B, T] the clean span to be predicted, whole and in order; None: nothing is
-    query_pos: Tensor | None = None  # [1|B, T] its positions
+    query_pos: Tensor | None = None  # [1|B, T] its positions; None: 0 ... T-1 where positions are predicted
     query_ids: Tensor | None = None  # [B, T] what a decoder may see of it ([MASK] where hidden); None: nothing
     scored: Tensor | None = None  # [B, K] columns of T, or [M] flat into B * T; None: all T
     weights: Tensor | None = None  # like scored; they carry the normaliser; None: the mean
@@ -127,6 +127,10 @@ class Problem:
     vectors: Tensor | None = None  # [V, T] of every token, where they are predicted
     t: Tensor | None = None  # [B] share of the span that is hidden; None: that which is scored
     smoothing: float = 0.0  # of the targets: losses.cross_entropy
+
+    def __post_init__(self):
+        if self.query_pos is None and self.targets is not None and self.predicts == "positions":
+            self.query_pos = torch.arange(self.targets.shape[1], device=self.targets.device)[None]
 
     @property
     def flat(self) -> bool:

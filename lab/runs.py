@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
@@ -27,6 +27,7 @@ from lab.configurator import PATH, UserError, convert, fields_of, show, warn
 from lab.distributed import exact_matmul, pick_device
 from lab.files import locked, read_json, reading, replacing, sync, write_atomic
 from model import AFTER_CONCEPTS, ConceptModel, ModelConfig
+from objectives import recorded
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -336,8 +337,12 @@ def load_part(model: ConceptModel, theirs: dict[str, Tensor], part: str, run: st
 def check_frozen(run: str, model: ModelConfig) -> dict:
     """The config of a run; UserError where its decoder is not of this configuration, whatever the text."""
     theirs = completed(RunFolder(run).config(), run)
+    copy, read = recorded(replace(model, vocab_size=1))
+    with torch.device("meta"):
+        DECODERS[model.decoder](copy)
     same = {"decoder", "hidden", "token_dim", "max_length", "tied", "init", "seeds_faithful"}
-    for key in sorted(same | DECODERS[model.decoder].uses - {"word_dropout", "concept_position"}):
+    free = {"vocab_size", "dropout", "word_dropout", "concept_position", "concepts"}
+    for key in sorted(same | (read & fields_of(ModelConfig).keys()) - free):
         if theirs.get(key) != getattr(model, key):
             what = f"{key}={theirs.get(key)}, this run {getattr(model, key)}"
             raise UserError(f"frozen_decoder={run} has {what}; write --{key}={theirs.get(key)}, or take another run")
@@ -362,7 +367,7 @@ def frozen_weights(run: str, model: ModelConfig, tokenizer_hash: str, out: RunFo
 
 
 def run_id(preset: str, model: ModelConfig) -> str:
-    depth = model.iterations if "iterations" in ENCODERS[model.encoder].uses else model.layers
+    depth = model.iterations if "iterations" in ENCODERS[model.encoder].options else model.layers
     shape = f"H{model.hidden}L{depth}C{model.concepts}"
     return f"{preset}_{shape}_{datetime.now():%Y%m%d_%H%M%S}"
 
@@ -495,7 +500,7 @@ class LoadedRun:
 
 def check_options(shape: ModelConfig, options: Options):
     """UserError for what this model cannot be run with."""
-    if options.iterations and "iterations" not in ENCODERS[shape.encoder].uses:
+    if options.iterations and "iterations" not in ENCODERS[shape.encoder].options:
         raise UserError(f"encoder {shape.encoder!r} has no iterations; leave --iterations out")
     if options.concepts and not shape.nested:
         raise UserError(

@@ -2,6 +2,8 @@
 own. So a new class is tested without an edit. And small models and problems to test them with."""
 
 import itertools
+from dataclasses import fields
+from functools import cache
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -11,7 +13,7 @@ from encoders import ENCODERS
 from lab.configurator import read_layers
 from model import ConceptModel, ModelConfig
 from noise import Noise
-from objectives import OBJECTIVES, ObjectiveConfig, Objectives
+from objectives import OBJECTIVES, ObjectiveConfig, Objectives, recorded
 from problem import Problem, Rows, Vocabulary
 
 MASK = 3
@@ -49,22 +51,32 @@ def allowed(config, fixed, tried):
         yield keys
 
 
+@cache
+def keys_of(part):
+    """The keys of ModelConfig that an encoder or decoder reads when it is built, and `nested` where it follows that."""
+    config, read = recorded(ModelConfig(vocab_size=8))
+    with torch.device("meta"):
+        part(config)
+    own = read & {field.name for field in fields(ModelConfig)} - {"dropout", *SHARED}
+    return own | ({"nested"} if "concepts" in getattr(part, "options", ()) else set())
+
+
+SHARED = dict(token_dim=(0, 8), tied=(True, False), token_position=("learned", "rope"), seeds_faithful=(False, True))
+
+
 def structures():
     """All pairs of an encoder and a decoder. With a default partner, each in every choice of its own and in every token
     width, head and positions, ours and the seeds'; decoders in all combinations of these."""
-    shared = dict(
-        token_dim=(0, 8), tied=(True, False), token_position=("learned", "rope"), seeds_faithful=(False, True)
-    )
     found = []
     for e, d in itertools.product(ENCODERS, DECODERS):
         pair, own = dict(encoder=e, decoder=d), set()
-        own |= ENCODERS[e].uses if d == ModelConfig.decoder else set()
-        own |= DECODERS[d].uses if e == ModelConfig.encoder else set()
+        own |= keys_of(ENCODERS[e]) if d == ModelConfig.decoder else set()
+        own |= keys_of(DECODERS[d]) if e == ModelConfig.encoder else set()
         found.append(pair)
         if ModelConfig.encoder == e:
-            found += allowed(ModelConfig, pair, shared)
+            found += allowed(ModelConfig, pair, SHARED)
         elif ModelConfig.decoder == d:
-            for key, values in shared.items():
+            for key, values in SHARED.items():
                 found += allowed(ModelConfig, pair, {key: values})
             found += allowed(ModelConfig, pair | dict(token_dim=8, tied=False, seeds_faithful=True), {})
         for key, values in choices(ModelConfig, own).items():

@@ -50,7 +50,7 @@ def test_weights_are_those_of_the_layers(tokenizer):
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("concepts", [3, 7])  # 7: as many as the longest text has tokens
 def test_every_encoder_is_watched_or_says_that_it_cannot(encoder, concepts, tokenizer):
-    registers = {"registers": 2} if "registers" in ENCODERS[encoder].uses else {}
+    registers = {"registers": 2} if "registers" not in ModelConfig(encoder=encoder).unused() else {}
     read = attention.attention(run_of(tokenizer, encoder, concepts=concepts, **registers), TEXTS[:6])
     if encoder == "funnel" and concepts == 3:
         assert read is None

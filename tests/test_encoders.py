@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from registries import MASK, SMALL, build, make_problems, masked_problem
+from registries import MASK, SMALL, build, keys_of, make_problems, masked_problem
 from test_model import perturb, slow_attention
 from torch.autograd import gradcheck
 
@@ -272,7 +272,7 @@ def test_truncated_back_propagation():
 
 
 @pytest.mark.parametrize("decoder", ["posonly", "weighted", "causal"])
-@pytest.mark.parametrize("encoder", [name for name, part in ENCODERS.items() if "nested" in part.uses])
+@pytest.mark.parametrize("encoder", [name for name, part in ENCODERS.items() if "concepts" in part.options])
 def test_the_first_concepts_are_a_model_of_so_many(encoder, decoder):
     model = perturb(build(encoder=encoder, decoder=decoder, nested=True, registers=2))
     few, state, problem = (
@@ -312,7 +312,7 @@ def test_what_a_step_may_run_with():
     assert {options.iterations for _, options in both} == {2, 3, 4}
 
 
-@pytest.mark.parametrize("encoder", [name for name, part in ENCODERS.items() if "registers" in part.uses])
+@pytest.mark.parametrize("encoder", [name for name, part in ENCODERS.items() if "registers" in keys_of(part)])
 def test_no_decoder_sees_registers(encoder):
     """They change the concepts, not how many there are."""
     model, problem = perturb(build(encoder=encoder, registers=3)), masked_problem()

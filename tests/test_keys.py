@@ -10,11 +10,17 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 import compare
 import train
+from decoders import DECODERS
 from lab import prepare
 from lab.configurator import UserError, fields_of, parse
+from model import ConceptModel, ModelConfig
+from noise import Noise
+from objectives import OBJECTIVES, Objective, ObjectiveConfig, Objectives
+from problem import Problem, Rows, Vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [path for path in ROOT.glob("*.py") if "command.command(main)" in path.read_text()]
@@ -181,3 +187,29 @@ def test_an_older_python_gets_the_sentence(python):
         done = subprocess.run([python, *words], cwd=ROOT, capture_output=True, text=True, timeout=20)
         assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
         assert done.stderr.startswith("error: Python 3.") and "is too old; write: python3.11 -m venv" in done.stderr
+
+
+def test_what_is_read_is_recorded_and_the_query_begins_at_0():
+    """No class declares its keys; a problem that says no positions has 0 ... T - 1."""
+
+    class Forgetful(Objective):
+        """Its source is the row less its first round(delete_rate N) tokens; keys and positions are left out."""
+
+        def problem(self, rows):
+            return Problem(source=rows.ids[:, round(self.config.delete_rate * rows.ids.shape[1]) :], targets=rows.ids)
+
+    try:
+        config = ObjectiveConfig(objective="forgetful", delete_rate=(0.25, 0.5))
+        made = Objectives(config)
+        assert made.uses == {"objective", "delete_rate"} and len(made.plateaus()) == 6
+        ids = torch.randint(8, (2, 8), generator=torch.Generator().manual_seed(0))
+        (problem,) = made.problems(Rows(ids, Noise(0, 0, torch.arange(2)), Vocabulary(8, 0)))
+        assert torch.equal(problem.query_pos, torch.arange(8)[None])
+        for decoder in DECODERS:
+            shape = dict(decoder=decoder, hidden=8, heads=2, intermediate=8, layers=1, concepts=2, max_length=8)
+            (loss,), _ = ConceptModel(ModelConfig(**shape, vocab_size=8))(problem)
+            assert loss.isfinite()
+    finally:
+        del OBJECTIVES["forgetful"]
+    spans = Objectives(ObjectiveConfig(objective="mlm", mask_unit="span")).uses
+    assert spans - Objectives(ObjectiveConfig(objective="mlm")).uses == {"span", "span_longest"}
