@@ -36,7 +36,7 @@ def singular_values(x: Tensor) -> Tensor:
     largest come out as 0. No number here looks at those."""
     x = x.double()
     gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
-    squares = torch.linalg.eigvalsh(gram)
+    squares = torch.linalg.eigvalsh(gram.cpu()).to(x.device)  # CUDA takes one matrix after the other
     rounding = squares.amax(-1, keepdim=True) * gram.shape[-1] * torch.finfo(torch.float64).eps
     return torch.where(squares > rounding, squares, 0.0).sqrt()
 

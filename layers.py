@@ -13,6 +13,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from losses import autocast_device
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Attention
 
@@ -69,7 +71,9 @@ def cope_attention(q, k, v, table, dropout=0.0):
     q = q * q.shape[-1] ** -0.5
     precise = torch.promote_types(q.dtype, torch.float32)
     scores = (q @ k.mT).to(precise)  # [B, h, Q, S]
-    place = scores.sigmoid().cumsum(-1).clamp(max=table.shape[1] - 1)
+    with torch.autocast(autocast_device(q), enabled=False):  # a product: on a GPU a float cumsum has no fixed order
+        place = scores.sigmoid() @ scores.new_ones(2 * scores.shape[-1:]).triu()
+    place = place.clamp(max=table.shape[1] - 1)
     at = (q @ table.mT).to(precise).expand(*scores.shape[:3], -1)  # the term of every whole position
     low = place.detach().floor().clamp(max=table.shape[1] - 2).long()
     share = place - low

@@ -35,12 +35,13 @@ def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0, smoothing=0
     return _loss_and_gradients(hidden.to(dtype), weight.to(dtype), targets, weights, chunk, smoothing=smoothing)[0]
 
 
-def _autocast_device(x):
-    return "cpu" if x.is_meta else x.device.type  # autocast knows no meta, where FLOPs are counted
+def autocast_device(x):
+    """The device of x by its name for autocast, which knows no meta: there only FLOPs are counted."""
+    return "cpu" if x.is_meta else x.device.type
 
 
 def _matmul_dtype(hidden):
-    device = _autocast_device(hidden)
+    device = autocast_device(hidden)
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
@@ -59,7 +60,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, weights, chunk, smoothing):
         dtype = _matmul_dtype(hidden)
-        with torch.autocast(_autocast_device(hidden), enabled=False):
+        with torch.autocast(autocast_device(hidden), enabled=False):
             needed, h, w = ctx.needs_input_grad[:2], hidden.to(dtype), weight.to(dtype)
             total, grad_hidden, grad_weight = _loss_and_gradients(
                 h, w, targets, weights, chunk, weight.dtype, needed, smoothing

@@ -453,3 +453,12 @@ def test_warnings_and_unused_keys():
     assert "1/(2L)" in muted and "0.12" in muted
     (narrow,) = ConceptLossConfig("orthogonality").warnings(9, 8)
     assert "cannot all be orthogonal" in narrow
+
+
+@pytest.mark.parametrize("name", ["tregs", "t_regs_mst"])
+def test_near_points_far_from_others_choose_their_true_neighbours(name):
+    """Not by the rounding of a product of the norms."""
+    points = (3 * concepts(0, (2, 1, 16)) + 1e-4 * concepts(1, (2, 20, 16))).flatten(0, 1)[None]
+    for ours, true in zip(*map(losses.minimum_spanning_tree, (points.float(), points)), strict=True):
+        assert torch.equal(ours, true)
+    assert CONCEPT_LOSSES[name](points.float()).item() == pytest.approx(CONCEPT_LOSSES[name](points).item(), rel=1e-3)

@@ -95,9 +95,10 @@ def test_compiled_bfloat16_losses_are_those_of_eager_float32(data, tmp_path):
     assert all(abs(compiled[step] / eager[step] - 1) < 0.02 for step in eager)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, deterministic):
-    flags = [f"--deterministic={deterministic}", "--compile=False"]
+def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, deterministic, compiled):
+    flags = [f"--deterministic={deterministic}", f"--compile={compiled}", "--concept_position=cope"]
     whole = train(data, tmp_path / "a", "--max_steps=20", *flags)
     train(data, tmp_path / "b", "--max_steps=10", "--schedule=constant", *flags)
     flat = train(data, tmp_path / "c", "--max_steps=20", "--schedule=constant", *flags)

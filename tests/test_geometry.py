@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import geometry
 from geometry import ROWS, ablations, concept_geometry, effective_rank, isotropic, verdict
@@ -354,3 +355,12 @@ def test_cost(C, H, limit):
     seconds = time.process_time() - start
     print(f"concept_geometry, {ROWS} rows, C {C} H {H}: {seconds:.3f} s of CPU")
     assert seconds < limit
+
+
+def test_eigenvalues_of_many_matrices_are_the_cpus(monkeypatch):
+    """A GPU takes one after the other."""
+    devices, true = [], torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda x: devices.append(x.device.type) or true(x))
+    with FakeTensorMode():
+        assert geometry.singular_values(torch.empty(4, 5, 6, device="cuda")).device.type == "cuda"
+    assert devices == ["cpu"]
