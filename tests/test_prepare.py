@@ -187,6 +187,13 @@ def test_a_text_that_no_encoder_can_read_is_named(run, tmp_path):
         dataset.encode_texts(broken, ["One. Two."])
 
 
+def test_only_the_words_of_long_sentences_are_cut_for_training():
+    short, long = " " + "a" * 900, " x" + "a" * 950 + " " * 250 + "b c" * 9
+    assert prepare.cut_words(short) == [short]
+    parts = prepare.cut_words(long)
+    assert "".join(parts) == long and max(len(word) for part in parts for word in part.split()) <= 100
+
+
 def test_a_million_spaces_are_prepared(run, bpe, tmp_path):
     text = "One.\n\nx" + " " * 1_000_000 + "y\n\nLast.\n"
     (tmp_path / "a.txt").write_text(text)
