@@ -36,7 +36,7 @@ class Config:  # --key=value changes any of these
     intermediate: int = 512  # inner width of the feed-forward blocks
     layers: int = 2  # of the encoder
     delete_rate: float = 0.3
-    steps: int = 600
+    steps: int = 500
     batch_size: int = 32  # B
     lr: float = 3e-3
     warmup: int = 100  # steps
@@ -77,10 +77,10 @@ def prepare(text, config):
     train_split = tokens[: starts[cut]], starts[: cut + 1]
     val_split = tokens[starts[cut] :], starts[cut:] - starts[cut]
     if len(val_split[0]) < 10 * config.length:
-        fail(f"the text has {len(sentences)} sentences and {len(tokens)} tokens, too few; give a longer --file")
+        fail(f"{len(sentences)} sentences, which end at .!? or with the line, are too few; give a longer text")
     # Inverse document frequency, each sentence a document: a rare token tells more.
-    held_by = torch.tensor([i for row in ids[:cut] for i in set(row)]).bincount(minlength=tokenizer.get_vocab_size())
-    return tokenizer, train_split, val_split, ((1 + cut) / (1 + held_by)).log()
+    frequency = torch.tensor([i for row in ids[:cut] for i in set(row)]).bincount(minlength=tokenizer.get_vocab_size())
+    return tokenizer, train_split, val_split, ((1 + cut) / (1 + frequency)).log()
 
 
 def draw(split, size, config):
@@ -89,8 +89,8 @@ def draw(split, size, config):
     (tokens, starts), N = split, config.length
     i = torch.randint(len(starts) - 1, (size,))
     windows = (starts[i + 1] - starts[i] - N + 1).clamp(min=1)  # that the sentence has
-    first = starts[i] + (torch.rand(size) * windows).long()
-    rows = tokens[first.clamp(max=len(tokens) - N)[:, None] + torch.arange(N)]
+    start = starts[i] + (torch.rand(size) * windows).long()
+    rows = tokens[start.clamp(max=len(tokens) - N)[:, None] + torch.arange(N)]
     left = max(1, N - round(config.delete_rate * N))
     positions = torch.rand(size, N).argsort(1)[:, :left].sort(1).values
     return rows, rows.gather(1, positions), positions

@@ -219,18 +219,19 @@ def val_losses(config, text, run):
 def test_the_loss_is_that_of_train(text, run):
     """Same text, sizes and steps: the same loss of rows of one length, to 3 %."""
     ours, before, after = val_losses(TINY, text.read_text(), run)
-    print(ours, before, after)
     assert ours == pytest.approx(after, rel=0.03) and after < 0.6 * before
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_loss_is_that_of_train_on_english(tmp_path):
-    """The default text and length, after a minute: far below what word frequencies alone give."""
-    config, path = nano.Config(hidden=128, intermediate=256, steps=500), tmp_path / "text.txt"
+    """The default text, until the decoder reads the concepts."""
+    path = tmp_path / "text.txt"
+    config = changed(nano.Config(), hidden=64, intermediate=128, vocab_size=2048, steps=1000)
     path.write_text(nano.docstrings())
-    ours, before, after = val_losses(config, path.read_text(), train(config, prepare(path, config), tmp_path / "run"))
-    print(ours, before, after)
-    assert ours == pytest.approx(after, rel=0.03) and after < 0.6 * before
+    run = train(config, prepare(path, config), tmp_path / "run")
+    ours, before, after = val_losses(config, path.read_text(), run)
+    assert ours == pytest.approx(after, rel=0.03) and after < 0.65 * before
 
 
 # ---- the command
@@ -261,8 +262,8 @@ def test_the_default_text_is_parsed_and_not_imported(tmp_path, monkeypatch):
 MISTAKES = {
     "--file=none.txt": "cannot be read",
     "--file=.": "cannot be read",
-    "--file=empty.txt": "0 sentences and 0 tokens, too few",
-    "--file=tiny.txt": "3 sentences and 6 tokens, too few",
+    "--file=empty.txt": "0 sentences, which end at .!? or with the line, are too few",
+    "--file=tiny.txt": "3 sentences, which",
     "--file=latin.txt": "name a text file in UTF-8",
     "--stesp=3": "unrecognized arguments: --stesp=3; --help",
     "--step=3": "unrecognized arguments: --step=3; --help",  # no abbreviations
