@@ -90,8 +90,8 @@ class NonFinite(Failure):
 
 
 def check_finite(values, texts, what: str = "vector", remedy: str = "take another checkpoint (--ckpt)"):
-    """values [n, ...], a tensor or an array, of n texts: NonFinite names the first text whose values are not finite."""
-    for number, total in enumerate(values.reshape(len(values), -1).sum(1).tolist()):
+    """values [n, K, ...], a tensor or an array, of n texts: NonFinite names the first whose values are not finite."""
+    for number, total in enumerate(values.sum(tuple(range(1, values.ndim))).tolist()):
         if not math.isfinite(total):
             raise NonFinite(f"the {what} of {texts[number][:100]!r} is not finite; {remedy}, or leave that text out")
 

@@ -496,7 +496,7 @@ def answer(vectors, pairs: Pairs, split: str) -> dict[str, np.ndarray]:
         centre = centre[:CENTRED_ON]
     if not sparse.issparse(vectors):
         used = np.union1d(pairs.index[split], centre)
-        check_finite(vectors.sum(1)[used], [pairs.sentences[i] for i in used])
+        check_finite(vectors.sum(1, keepdims=True)[used], [pairs.sentences[i] for i in used])
     cosines = cosine(vectors, pairs.index[split])[None]
     if pairs.task.kind == "paraphrase":
         threshold = best_threshold(cosine(vectors, pairs.index[other]), pairs.labels[other])

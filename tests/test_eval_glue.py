@@ -315,6 +315,7 @@ def test_a_text_whose_vector_is_not_finite_is_named(place, tmp_path):
     for read in (run.embed, run.concepts):
         with pytest.raises(NonFinite, match=named):
             read([good, bad, good])
+    assert run.embed([]).shape == (0, run.config["hidden"])
     with pytest.raises(NonFinite, match=named):
         floors.retrieval_hits(run, [good, good + ".", bad, good + "!"])
     run.rows = torch.tensor([[only] * 4, [2] * 4])
