@@ -26,7 +26,7 @@ import geometry
 from lab import analysis, attention, probes, report, words
 from lab.analysis import Analysis, analyse, between, capacity, judge_of, nearest, numbers_of, same_texts, samples
 from lab.command import say
-from lab.configurator import PATH, parse
+from lab.configurator import PathStr, parse
 from lab.files import locked, write_atomic
 from lab.runs import LoadedRun, OneRun, RunFolder
 from lab.validation import Judge
@@ -43,11 +43,11 @@ LIKELY = 0.05  # p below: a concept prefers a class of words
 class AnalyzeConfig(OneRun):
     quick: Annotated[bool, "only the health check: a line a finding, exit code 3 if there is one"] = False
     compare: Annotated[
-        tuple[str, ...], "several run folders in place of --run, side by side on the same texts", PATH
+        tuple[PathStr, ...], "several run folders in place of --run, side by side on the same texts"
     ] = ()
     capacity: Annotated[bool, "also optimise concepts against the frozen decoder: the most they could hold"] = False
     probes: Annotated[int, "texts of each linear probe; 0: no probes"] = 1000
-    data_dir: Annotated[str, "where the prepared data are; empty: where the run had them", PATH] = ""
+    data_dir: Annotated[PathStr, "where the prepared data are; empty: where the run had them"] = ""
 
     def __post_init__(self):
         if self.compare:

@@ -33,7 +33,7 @@ from torch.utils.benchmark import Timer, timer
 
 from encoders import ENCODERS
 from lab import distributed, files, optim, runs
-from lab.configurator import PATH, UserError, parse
+from lab.configurator import PathStr, UserError, parse
 from lab.distributed import World
 from lab.plan import cost, encoding_flops, make_plan
 from lab.reference import ReferenceMLM, copy_weights, reference_inputs
@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parent
 
 @dataclass
 class BenchConfig:
-    json: Annotated[str, "file for the results; empty: none", PATH] = ""
+    json: Annotated[PathStr, "file for the results; empty: none"] = ""
     batch: Annotated[int, "rows of the longest length in a step; shorter ones get as many tokens"] = 16
     threads: Annotated[int, "CPU threads (0: torch's choice)"] = 0
     repeats: Annotated[int, "timed blocks of steps of each arm: one step on a CPU, ten on a GPU"] = 7

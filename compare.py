@@ -35,7 +35,7 @@ import torch
 
 from lab import dataset, floors, grids, tasks
 from lab.command import CODES, STOPS, on_stop, optional, say
-from lab.configurator import PATH, UserError, parse, read_layers, show
+from lab.configurator import PathStr, UserError, parse, read_layers, show
 from lab.files import locked, read_json
 from lab.plan import HORIZONS
 from lab.registry import registry, run_numbers
@@ -46,10 +46,10 @@ ROOT = Path(__file__).resolve().parent
 
 @dataclass
 class CompareConfig:
-    out: Annotated[str, "folder of the runs: a grid's are in OUT/compare/GRID", PATH] = "out"
-    data: Annotated[str, "folder of the task files, in their original layout", PATH] = "data/glue"
+    out: Annotated[PathStr, "folder of the runs: a grid's are in OUT/compare/GRID"] = "out"
+    data: Annotated[PathStr, "folder of the task files, in their original layout"] = "data/glue"
     data_dir: Annotated[
-        str, "where the prepared data are; empty: data/ beside this script, or what the grid says", PATH
+        PathStr, "where the prepared data are; empty: data/ beside this script, or what the grid says"
     ] = ""
     registry: Annotated[bool, "no grid: list every run and evaluation below OUT, also as OUT/registry*"] = False
 

@@ -45,7 +45,7 @@ from encoders import Options
 from heads import HEADS
 from lab import dataset, floors, tasks
 from lab.command import say
-from lab.configurator import PATH, UserError, parse, warn
+from lab.configurator import PathStr, UserError, parse, warn
 from lab.contamination import contamination
 from lab.files import locked, write_atomic
 from lab.finetune import RATES, RECIPES, FineTuning, check
@@ -62,11 +62,11 @@ POSTPROCESSING = "remove_directions", "whitening"
 
 @dataclass
 class EvalConfig:
-    run: Annotated[str, "run folder that train.py wrote; or a local folder with a Hugging Face encoder", PATH] = ""
+    run: Annotated[PathStr, "run folder that train.py wrote; or a local folder with a Hugging Face encoder"] = ""
     contamination: Annotated[
         str, "no run: count and list the tasks' sentences that stand in this prepared corpus, such as pydocs"
     ] = ""
-    data_dir: Annotated[str, "contamination: where the prepared data are; empty: data/ beside this script", PATH] = ""
+    data_dir: Annotated[PathStr, "contamination: where the prepared data are; empty: data/ beside this script"] = ""
     tasks: Annotated[
         tuple[str, ...],
         "concept: stsb, sick_r, mrpc, paws; seeds: mrpc, qqp, stsb, mnli; sts: STS12 ... STS16; all: what is there",
@@ -88,9 +88,9 @@ class EvalConfig:
     train_on: Annotated[Literal["train", "dev"], "fine_tune: the split to train on; dev where none is"] = "train"
     seeds: Annotated[int, "fine_tune: seeds 0 ... N-1"] = 3
     against: Annotated[
-        str, "another run folder, judged in the same mode before: the paired difference to it is said", PATH
+        PathStr, "another run folder, judged in the same mode before: the paired difference to it is said"
     ] = ""
-    data: Annotated[str, "folder of the task files, in their original layout", PATH] = "data/glue"
+    data: Annotated[PathStr, "folder of the task files, in their original layout"] = "data/glue"
     remove_directions: Annotated[Literal[-1, 0, 1], "as for train.py; -1: what the run says"] = -1
     whitening: Annotated[float, "as for train.py; -1: what the run says"] = -1.0
     concepts: Annotated[

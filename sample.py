@@ -30,7 +30,7 @@ from torch.nn.functional import normalize
 
 from lab import dataset, runs, text_files
 from lab.analysis import written
-from lab.configurator import PATH, UserError, fields_of, parse, warn
+from lab.configurator import PathStr, UserError, fields_of, parse, warn
 from noise import count
 from objectives import ObjectiveConfig, Objectives
 
@@ -46,9 +46,7 @@ class SampleConfig(runs.OneRun):
     ] = "reconstruct"
     text: Annotated[str, "the text; several lines are several texts"] = ""
     file: Annotated[
-        str,
-        'in place of text: a file with a text, or JSON with a "text", a line; a line a text comes out',
-        PATH,
+        PathStr, 'in place of text: a file with a text, or JSON with a "text", a line; a line a text comes out'
     ] = ""
     temperature: Annotated[
         float, "of all that is predicted: tokens are drawn from softmax(logits / temperature); 0: the likeliest"

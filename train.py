@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lab import dataset, distributed, optim, plan, report, runs
 from lab.command import NonFinite, say
-from lab.configurator import PATH, Parsed, UserError, convert, fields_of, parse, show, warn
+from lab.configurator import Parsed, PathStr, UserError, convert, fields_of, parse, show, warn
 from lab.distributed import Signals, World
 from lab.plan import HORIZONS, Clock, cost, count_shapes, decide_compile, drawn_options, make_plan, part_of, rehearse
 from lab.runs import RunFolder
@@ -45,8 +45,8 @@ ROOT = Path(__file__).resolve().parent
 @dataclass
 class TrainConfig:
     dataset: Annotated[str, "folder of prepared data under data_dir"] = "pydocs"
-    data_dir: Annotated[str, "where the prepared data are; empty: data/ beside this script", PATH] = ""
-    out_dir: Annotated[str, "run folder; empty: out/<name of the config>", PATH] = ""
+    data_dir: Annotated[PathStr, "where the prepared data are; empty: data/ beside this script"] = ""
+    out_dir: Annotated[PathStr, "run folder; empty: out/<name of the config>"] = ""
     tag: Annotated[str, "a word of yours, kept in config.json"] = ""
     lengths: Annotated[tuple[int, ...], "row lengths in tokens; each step draws one of them"] = (16, 32, 128, 512)
     length_mix: Annotated[
@@ -92,10 +92,10 @@ class TrainConfig:
     resume: Annotated[
         Literal["auto", "must", "never"], "go on with what out_dir holds; must: there is something; never: it is empty"
     ] = "auto"
-    init_from: Annotated[str, "warm start from this run folder's latest checkpoint", PATH] = ""
+    init_from: Annotated[PathStr, "warm start from this run folder's latest checkpoint"] = ""
     init_part: Annotated[Literal["encoder", "all"], "which tensors a warm start takes"] = "encoder"
     frozen_decoder: Annotated[
-        str, "run folder whose decoder, head and token table this run takes as they are: its encoder alone trains", PATH
+        PathStr, "run folder whose decoder, head and token table this run takes as they are: its encoder alone trains"
     ] = ""
     wandb: Annotated[bool, "also log to Weights & Biases (WANDB_MODE=offline: to disk alone)"] = False
     remove_directions: Annotated[

@@ -3,7 +3,7 @@
     @dataclass
     class Train:
         lr: Annotated[float, "peak learning rate"] = 1e-3
-        out_dir: Annotated[str, "run folder", PATH] = "out"  # PATH: a leading ~ is the home folder
+        out_dir: Annotated[PathStr, "run folder"] = "out"
 
     config = parse(sys.argv[1:], Train, prog="train.py", doc=__doc__, root=ROOT).make(Train)
 
@@ -144,32 +144,31 @@ def read_layers(path, root, _above=()):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Keys and their types: int, float, str, bool, None, Literal[...], tuple[x, ...], tuple[x, y] and unions of these
+# Keys and their types: int, float, str, PathStr, bool, None, Literal[...], tuple[x, ...], tuple[x, y], and unions
 
-PATH = "path"  # behind the help line of a key that names files or folders
-Field = namedtuple("Field", "kinds help default path")  # kinds: the types of a union, or the only one
+Field = namedtuple("Field", "kinds help default")  # kinds: the types of a union, or the only one
 
 
 def fields_of(group):
     """A dataclass, of which every field has a help line and a default -> {key: Field}."""
     found, hints = {}, get_type_hints(group, include_extras=True)
     for field in fields(group):
-        kind, about, *marks = get_args(hints[field.name])
+        kind, about = get_args(hints[field.name])
         kinds = (kind,) if get_origin(kind) in (None, tuple, Literal) else get_args(kind)
         # a help line may be a function: of what is known only once all files are read
-        found[field.name] = Field(kinds, about() if callable(about) else about, field.default, PATH in marks)
+        found[field.name] = Field(kinds, about() if callable(about) else about, field.default)
     return found
 
 
-def expand(value):
-    """A path, or a tuple of them, with the home folder for a leading ~."""
-    return tuple(map(expand, value)) if isinstance(value, tuple) else os.path.expanduser(value)
+class PathStr(str):
+    """The type of a key that names a file or folder: text, in which a leading ~ becomes the home folder."""
 
 
 def describe(kinds):
     """Types as a person would write them: tuple[int, ...], bool or one of ['auto']."""
     words = [str(kind) if get_origin(kind) else kind.__name__ for kind in kinds]
-    return " or ".join(words).replace("typing.Literal", "one of ").replace("NoneType", "None")
+    text = " or ".join(words).replace("typing.Literal", "one of ").replace("NoneType", "None")
+    return text.replace(f"{__name__}.", "").replace("PathStr", "path")
 
 
 def convert(value, kinds):
@@ -181,6 +180,8 @@ def convert(value, kinds):
             return float(value)
         if kind is int and is_number and abs(value) < 2**63 and value == int(value):  # 1e6 is a whole number
             return int(value)
+        if kind is PathStr and type(value) is str:
+            return os.path.expanduser(value)
         if (kind is type(value) and not is_number) or (get_origin(kind) is Literal and value in args):
             return value
         if get_origin(kind) is tuple and isinstance(value, tuple):
@@ -216,7 +217,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
         for group in groups:
             section = self.add_argument_group(group.__name__)
-            for key, (kinds, about, default, _) in fields_of(group).items():
+            for key, (kinds, about, default) in fields_of(group).items():
                 origins = [get_origin(kind) for kind in kinds]
                 section.add_argument(
                     f"--{key.rstrip('_')}",  # from_ is --from
@@ -350,8 +351,7 @@ def parse(argv, *groups, prog, doc, root, exclusive=(), positional=True, configs
         for key, (value, where) in layer.items():
             if key in keys:
                 try:
-                    value = read(value, keys[key].kinds)
-                    values[key], given[key] = expand(value) if keys[key].path else value, where
+                    values[key], given[key] = read(value, keys[key].kinds), where
                 except ValueError:
                     raise wrong_type(key, value, where, keys[key]) from None
             elif not key.startswith("_"):

@@ -227,8 +227,8 @@ def write(folder: Path, results: dict, resolved: dict[str, dict], data: Path) ->
     sections += [(f"Paired with {first}", paired, [rule])] if paired else []
     sections += [("Scores beside their floors", report.filled(scores), sentences)] if scores else []
     words = [{"run": name, "verdict": one.get("verdict"), "learned": one.get("learned")} for name, one in named]
-    sections += [("Collapsed? Learned?", words, [])]
-    text, parts = report.sections_text(sections), report.sections_html(sections)
+    text = report.sections_text(sections)
+    parts = report.sections_html([*sections, ("Collapsed? Learned?", words, [])])
     write_atomic(folder / "report.md", f"# {results['grid']}\n\n{text}")
     if images := pictures(results, folder):
         caption = "Curves: a colour an arm, a thin line a seed. Points: the median of an arm's seeds, the bar from the "

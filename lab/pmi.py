@@ -19,7 +19,7 @@ import torch
 
 from lab import dataset
 from lab.command import command, say
-from lab.configurator import PATH, UserError, parse, show
+from lab.configurator import PathStr, UserError, parse, show
 from lab.files import reading, replacing
 from noise import LONGEST_PHRASE, phrase_hashes
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @dataclass
 class PMI:
     dataset: Annotated[str, "folder of prepared data under data_dir"] = "pydocs"
-    data_dir: Annotated[str, "where the prepared data are; empty: data/ beside the scripts", PATH] = ""
+    data_dir: Annotated[PathStr, "where the prepared data are; empty: data/ beside the scripts"] = ""
     size: Annotated[int, "n-grams that are kept, at most"] = 800_000
     min_count: Annotated[int, "how often an n-gram must be there"] = 10
     most: Annotated[int, "n-grams of a size whose counts are in memory (16 bytes each, 16 more to sort)"] = 20_000_000

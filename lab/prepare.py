@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from lab import dataset, files
 from lab.command import STOPS
-from lab.configurator import PATH, UserError, parse, show
+from lab.configurator import PathStr, UserError, parse, show
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING_TEXT = 100_000_000  # characters a tokenizer is trained on, at most
@@ -54,9 +54,9 @@ class Output:
     """Keys that every prepare script has."""
 
     name: Annotated[str, "name of the dataset: its folder in data_dir"] = ""
-    tokenizer: Annotated[str, TOKENIZER, PATH] = "bpe:8192"
+    tokenizer: Annotated[PathStr, TOKENIZER] = "bpe:8192"
     lowercase: Annotated[bool, "lower-case all text (stands in tokenizer.json, so it holds later too)"] = False
-    data_dir: Annotated[str, "folder that holds the data folders", PATH] = str(ROOT / "data")
+    data_dir: Annotated[PathStr, "folder that holds the data folders"] = str(ROOT / "data")
     overwrite: Annotated[bool, "replace a finished data folder of this name"] = False
 
     @property

@@ -23,7 +23,7 @@ from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
 from lab import dataset, report
 from lab.command import AT_EXIT, Failure, check_finite, optional
-from lab.configurator import PATH, UserError, convert, fields_of, show, warn
+from lab.configurator import PathStr, UserError, convert, fields_of, show, warn
 from lab.distributed import exact_matmul, pick_device
 from lab.files import locked, read_json, reading, replacing, sync, write_atomic
 from model import AFTER_CONCEPTS, ConceptModel, ModelConfig
@@ -514,7 +514,7 @@ def check_options(shape: ModelConfig, options: Options):
 class OneRun:
     """Keys of a command that takes one run."""
 
-    run: Annotated[str, "run folder that train.py wrote", PATH] = ""
+    run: Annotated[PathStr, "run folder that train.py wrote"] = ""
     ckpt: Annotated[str, "latest, best or a step"] = "latest"
     concepts: Annotated[int, "the first so many of a run with nested=True; 0: all"] = 0
     iterations: Annotated[int, "of a recursive encoder; 0: as trained"] = 0

@@ -17,6 +17,8 @@ def sources(start: str, *models) -> str:
     not, of those that define the classes of `models`, wherever they lie, and of the versions of PACKAGES."""
     names = {type(module).__module__ for model in models for module in model.modules()}
     files = {Path(file) for name in names if (file := getattr(sys.modules.get(name), "__file__", None))}
+    if not (ROOT / start).is_file():
+        raise FileNotFoundError(ROOT / start)  # it was renamed, and what is kept would be of any code
     return digest(ROOT / start, *sorted(file for file in files if not INSTALLED & set(file.parts)))
 
 

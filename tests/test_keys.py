@@ -16,7 +16,7 @@ import compare
 import train
 from decoders import DECODERS
 from lab import prepare
-from lab.configurator import UserError, fields_of, parse
+from lab.configurator import PathStr, UserError, fields_of, parse
 from model import ConceptModel, ModelConfig
 from noise import Noise
 from objectives import OBJECTIVES, Objective, ObjectiveConfig, Objectives
@@ -48,8 +48,8 @@ def configurations():
 KINDS = dict(configurations())
 
 
-def texts(field):
-    return str in field.kinds or any("str" in str(kind) for kind in field.kinds)
+TEXTS = (str, tuple[str, ...])
+PATHS = (PathStr, tuple[PathStr, ...])
 
 
 def test_every_key_that_speaks_of_files_is_a_path():
@@ -57,9 +57,9 @@ def test_every_key_that_speaks_of_files_is_a_path():
     words = ("folder", "file", "where the prepared data are", "tokenizer.json")
     for where, kind in KINDS.items():
         for key, field in fields_of(kind).items():
-            if texts(field) and key not in NAMES:
+            if field.kinds[0] in TEXTS + PATHS and key not in NAMES:
                 speaks = any(word in field.help for word in words)
-                assert field.path == speaks, f"{where}: {key} ({field.help})"
+                assert (field.kinds[0] in PATHS) == speaks, f"{where}: {key} ({field.help})"
 
 
 def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
@@ -69,15 +69,16 @@ def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
     count = 0
     for where, kind in KINDS.items():
         for key, field in fields_of(kind).items():
-            if not texts(field) or any(str(one).startswith("typing.Literal") for one in field.kinds):
+            (kind_of, *_), path = field.kinds, field.kinds[0] in PATHS
+            if kind_of not in TEXTS + PATHS:
                 continue
-            many = str not in field.kinds
+            many = kind_of in (TEXTS[1], PATHS[1])
             (tmp_path / "x.py").write_text(f"{key} = {('~/a', 'b') if many else '~/a'!r}")
             for words in ([f"--{key.rstrip('_')}=~/a{',b' if many else ''}"], [str(tmp_path / "x.py")]):
                 found = parse(words, kind, prog="", doc="", root=tmp_path).values[key]
-                home = f"{tmp_path}/a" if field.path else "~/a"
+                home = f"{tmp_path}/a" if path else "~/a"
                 assert found == ((home, "b") if many else home), (where, key)
-            count += field.path
+            count += path
     assert count >= 20
     for text in ("a/~/b", "$X/a", "~nobody-here/a", "./~"):
         assert parse([f"--out_dir={text}"], train.TrainConfig, prog="", doc="", root=".").values["out_dir"] == text

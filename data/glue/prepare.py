@@ -23,7 +23,7 @@ from lab.command import command, say  # isort: skip  (first: it tells an older P
 from typing import Annotated
 
 from lab import prepare, tasks
-from lab.configurator import PATH, UserError, parse, show, warn
+from lab.configurator import PathStr, UserError, parse, show, warn
 from lab.files import locked, replacing, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,9 +152,9 @@ HUB = {
 class Glue:
     tasks: Annotated[tuple[str, ...], f"which of {', '.join(HUB)}; all: those that can be had"] = ("all",)
     from_: Annotated[
-        str, "local folder, in the original layouts or with the hub's parquet files; empty: the hub", PATH
+        PathStr, "local folder, in the original layouts or with the hub's parquet files; empty: the hub"
     ] = ""
-    data_dir: Annotated[str, "the files go into its folder glue; empty: data/ beside the scripts", PATH] = ""
+    data_dir: Annotated[PathStr, "the files go into its folder glue; empty: data/ beside the scripts"] = ""
 
     def __post_init__(self):
         for name in self.tasks:

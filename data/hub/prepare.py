@@ -28,7 +28,7 @@ from lab.command import command  # isort: skip  (first: it tells an older Python
 from typing import Annotated
 
 from lab import dataset, files, prepare
-from lab.configurator import PATH, UserError, show
+from lab.configurator import PathStr, UserError, show
 
 NAMES = ", ".join(dataset.HUB_CORPORA)
 HELD_OUT = 0.001  # of the documents, where the hub has no validation split
@@ -37,11 +37,10 @@ HELD_OUT = 0.001  # of the documents, where the hub has no validation split
 @dataclass
 class Hub(prepare.Output):
     name: Annotated[str, f"the corpus: {NAMES}"] = ""
-    tokenizer: Annotated[str, prepare.TOKENIZER, PATH] = "hub:answerdotai/ModernBERT-base"
+    tokenizer: Annotated[PathStr, prepare.TOKENIZER] = "hub:answerdotai/ModernBERT-base"
     local: Annotated[
-        str,
+        PathStr,
         "folder with the corpus' parquet files as on the hub (data/train-*.parquet); of several: OWNER/NAME/...",
-        PATH,
     ] = ""
 
     def __post_init__(self):

@@ -29,7 +29,7 @@ from lab.command import command  # isort: skip  (first: it tells an older Python
 from typing import Annotated
 
 from lab import dataset, prepare
-from lab.configurator import PATH, UserError
+from lab.configurator import PathStr, UserError
 
 VAL_FRACTION = 0.05  # of the files
 SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}
@@ -39,7 +39,7 @@ FILES = 32  # that a process reads in one go
 @dataclass
 class Pydocs(prepare.Output):
     name: Annotated[str, "name of the dataset: its folder in data_dir"] = "pydocs"
-    tokenizer: Annotated[str, prepare.TOKENIZER, PATH] = "bpe:4096"
+    tokenizer: Annotated[PathStr, prepare.TOKENIZER] = "bpe:4096"
     max_mb: Annotated[float, "stop after this many million characters; 0: read all"] = 0.0
 
 

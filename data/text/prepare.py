@@ -19,12 +19,12 @@ from lab.command import command  # isort: skip  (first: it tells an older Python
 from typing import Annotated
 
 from lab import prepare, text_files
-from lab.configurator import PATH, UserError, show
+from lab.configurator import PathStr, UserError, show
 
 
 @dataclass
 class Text(prepare.Output):
-    files: Annotated[tuple[str, ...], "files of plain text or JSON lines, packed or not", PATH] = ()
+    files: Annotated[tuple[PathStr, ...], "files of plain text or JSON lines, packed or not"] = ()
     val_fraction: Annotated[float, "share of the documents kept for validation (at least one)"] = 0.01
 
     def __post_init__(self):
