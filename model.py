@@ -13,7 +13,8 @@ model never knows which objective made it. Encoders stand in encoders.py, decode
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
+from functools import cache
 from typing import Annotated, Literal
 
 import torch
@@ -152,16 +153,7 @@ class ModelConfig:
 
     def unused(self) -> set[str]:
         """Keys that nothing reads while the model is built and used once, on no device."""
-        config, read = recorded(replace(self, vocab_size=1))
-        with torch.device("meta"):
-            vectors = torch.empty(1, self.token_width) if self.token_init == "spectral" else None
-            model, ids = ConceptModel(config, token_vectors=vectors), torch.zeros(2, 2, dtype=torch.int64)
-            model(Problem(ids, targets=ids, predicts=self.predicts))
-        config.variants()
-        counted = any(isinstance(part, CrossAttention) and part.positions is not None for part in model.modules())
-        if self.concept_position == "cope" and not counted:  # no decoder counts them
-            read.discard("concept_position")
-        return {field.name for field in fields(self)} - read - {"max_length", "token_init"}
+        return {field.name for field in fields(self)} - keys_read(astuple(self)) - {"max_length", "token_init"}
 
     def variants(self) -> list[tuple[float, Options]]:
         """What a training step may run with, and how likely: all concepts in half of the steps, else the first 1, 2, 4
@@ -173,6 +165,21 @@ class ModelConfig:
         recursive = "iterations" in options and self.least_iterations
         depths = range(self.least_iterations, self.iterations + 1) if recursive else [0]
         return [(share / len(depths), Options(m, k)) for share, m in counts for k in depths]
+
+
+@cache
+def keys_read(values: tuple) -> frozenset[str]:
+    """Of the ModelConfig of these values."""
+    config, read = recorded(replace(ModelConfig(*values), vocab_size=1))
+    with torch.device("meta"):
+        vectors = torch.empty(1, config.token_width) if config.token_init == "spectral" else None
+        model, ids = ConceptModel(config, token_vectors=vectors), torch.zeros(2, 2, dtype=torch.int64)
+        model(Problem(ids, targets=ids, predicts=config.predicts))
+    config.variants()
+    counted = any(isinstance(part, CrossAttention) and part.positions is not None for part in model.modules())
+    if config.concept_position == "cope" and not counted:  # no decoder counts them
+        read.discard("concept_position")
+    return frozenset(read)
 
 
 AFTER_CONCEPTS = ("tokens.", "decoder.", "norm.", "narrow.", "head.")  # what freeze_decoder freezes
