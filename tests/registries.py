@@ -57,7 +57,7 @@ def keys_of(part):
     config, read = recorded(ModelConfig(vocab_size=8))
     with torch.device("meta"):
         part(config)
-    own = read & {field.name for field in fields(ModelConfig)} - {"dropout", *SHARED}
+    own = read & {field.name for field in fields(ModelConfig)} - {"dropout", "init", *SHARED}
     return own | ({"nested"} if "concepts" in getattr(part, "options", ()) else set())
 
 

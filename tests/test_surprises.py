@@ -51,7 +51,8 @@ def of_horizon(capsys, corpus, steps, lengths=(16, 32), batch_size=8, **keys):
     config = train.TrainConfig(lengths=lengths, batch_size=batch_size, max_steps=steps, **keys)
     made = plan.make_plan(config, Objectives(ObjectiveConfig()), 1)
     sampler = dataset.Sampler(corpus, lengths, 0)
-    plan.warn_of_horizon(SimpleNamespace(config=config, plan=made, horizon=steps, sampler=sampler))
+    run = SimpleNamespace(config=config, plan=made, horizon=steps, sampler=sampler, train_text=corpus)
+    plan.warn_of_horizon(run)
     return said(capsys)
 
 
