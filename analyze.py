@@ -8,12 +8,13 @@ Did a model collapse, what is each of its concepts worth, and does its decoder u
     python analyze.py --compare out/A out/B            # side by side, the same texts: out/A/analysis/compare/
 
 Numbers are of rows of the validation text that the run folder keeps (its shortest row length), and beside each stands
-that of the untrained twin: the same model as it began. Attention, topics, neighbours and probes take sentences of the
+that of the untrained twin: the same model as it began. Attention, neighbours and probes take sentences of the
 validation text where the prepared data are, else those rows too.
 """
 
 from lab import command  # isort: skip  (first: it tells an older Python)
 import json
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 
 import geometry
 from lab import analysis, attention, probes, report, words
-from lab.analysis import Analysis, analyse, between, capacity, judge_of, nearest, numbers_of, same_texts, samples
+from lab.analysis import Analysis, analyse, capacity, judge_of, nearest, numbers_of, same_texts, samples
 from lab.command import say
 from lab.configurator import PathStr, parse
 from lab.files import locked, write_atomic
@@ -36,7 +37,6 @@ ROWS = 512
 QUICK = 128, 32  # rows, and tokens of them, of the health check: seconds for six layers on a CPU
 POOL, READ, PLOTTED, NEAR = 8000, 500, 1500, 10  # sentences: probes choose among, attention reads, pictures show
 SHOWN = 8  # concepts whose attention to a sentence is shown: those that change most with the text
-LIKELY = 0.05  # p below: a concept prefers a class of words
 
 
 @dataclass
@@ -96,259 +96,270 @@ def findings(run: LoadedRun, numbers: dict) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
-DEFINED = {
-    "rank_slot_centred": "directions that a text's concepts use for what is its own; at most the number of concepts",
-    "rank_raw": "the same with what all texts share",
-    "rank_pooled": "directions that tell texts apart",
-    "input_share": "share of the concepts' variance that the text makes; 0: they are constants",
-    "dead_slots": "concepts that hardly change with the text",
-    "collapsed_dimensions": "dimensions of the pooled vector that hardly change with the text",
-    "sim_mean": "mean cosine, without sign, of two concepts of a text",
-    "sim_max": "the largest cosine of two concepts of a text",
-    "delta_shuffle": "nats that another text's concepts cost",
-    "delta_zero": "nats that zeros in the place of the concepts cost",
-    "delta_mean": "nats that the mean concepts cost",
-    "bits": "bits that a concept carries: what all of them save, for each",
-    "class_preference": "how far a concept's attention to the classes of words is, 0 to 1, from what it would give "
-    "to another text's words at the same places; mean over concepts",
-    "specialised": f"concepts that prefer a class of words (p below {LIKELY}); untrained ones do too, by their tokens",
-    "halves": "share of other rows' halves to which half a row is less similar than to its own other half; chance: 0.5",
-    "halves_error": "the standard error of that",
-    "verdict": "in words",
-    "learned": "what training added, in words",
+NUMBERS = {  # key -> its name, what it says
+    "input_share": ("input share", "share of the concepts' variance that the text makes; 0: they are constants"),
+    "rank_slot_centred": ("slot-centred rank", "directions that a text's concepts use for what is its own"),
+    "rank_raw": ("raw rank", "the same with what all texts share"),
+    "rank_pooled": ("pooled rank", "directions that tell texts apart"),
+    "dead_slots": ("dead slots", "concepts that hardly change with the text"),
+    "collapsed_dimensions": ("collapsed dimensions", "of the pooled vector: they hardly change with the text"),
+    "halves": (
+        "nearer halves (good: clearly above untrained)",
+        "share of other rows' halves to which half a row is less similar than to its own other half; chance: 0.5",
+    ),
+    "halves_error": ("standard error of nearer halves", "of that mean over rows"),
+    "delta_shuffle": ("loss rise with another text's concepts", "in nats: what its own are worth to the decoder"),
+    "delta_mean": ("loss rise with mean concepts", "in nats: the mean over all texts"),
+    "delta_zero": ("loss rise with zeros", "in nats"),
+    "bits": ("bits a concept", "what all concepts save the decoder, for each"),
+    "sim_mean": ("mean cosine", "of two concepts of a text, without sign"),
+    "sim_max": ("largest cosine", "of two concepts of a text"),
 }
 
 
-class Page:
-    """A report of several models side by side: of a run and its untrained twin, or of several runs."""
+ABOUT = {  # section -> what it says first
+    "Training": "Losses beside those of guessing without the text, and the geometry of the concepts, over steps.",
+    "Reconstructions": """Held-out rows, predicted from their concepts; words with a wrong token at its place are red.
+    Teacher-forced: each token after the true ones before it; free-running: after the decoder's own.""",
+    "What each concept reads and does": """Attention to the tokens of {texts} texts, mean over heads and reads. What
+    tells a concept apart: the tokens and the type of tokens that it reads more than the others do (x so much), and
+    where. Variance: 1 on average. Loss rise: nats, when the concept becomes its mean over texts. Below: three
+    sentences, each token as dark as the attention to it.""",
+    "Nearest texts": """The nearest of {texts} texts and its centred cosine, beside the nearest by word TF-IDF. Both are
+    the same for {same}. What is near without sharing words, only the concepts can know.""",
+    "Geometry of the concepts": """Singular values, largest first: of a text's slot-centred concepts, mean over texts;
+    of the pooled ones, over texts. The slower they fall, the higher the rank. Cosines: which concepts are alike.""",
+    "Linear probes of the frozen concepts": """Share of held-out texts whose class a linear classifier of all concepts
+    tells, x100 [95 % interval]. What a bag of words or the untrained model tells too was not learned in training.""",
+    "What the concepts could hold": """Concepts of 32 texts optimised against the frozen decoder, from the encoder's on:
+    what they could tell it at least. Loss: nats a token; then shares of right tokens; bits: what a concept saves of the
+    loss with the mean ones. Share: what of the way from the mean concepts to the optimised ones the encoder goes.""",
+}
 
-    def __init__(self, columns: dict[str, Analysis], twin: Analysis | None, texts: words.Sentences, folder: Path):
-        """columns: a name for each run, looked at closely; twin: the untrained one of a single run."""
-        self.trained, self.texts, self.folder, self.parts = columns, texts, folder, []
-        self.columns = columns | ({"untrained": twin} if twin else {})
-        columns = self.columns
+
+def good_ranges(one: Analysis) -> dict[str, tuple[float, float]]:
+    """Key -> the least and the most that is good."""
+    C, H, rows = len(one.shape["variance"]), one.run.config["hidden"], sum(len(batch.ids) for batch in one.judge.fixed)
+    low, used = geometry.low_rank(C), (geometry.IGNORED_NATS, math.inf)
+    ranges = {"rank_slot_centred": (low, C), "rank_raw": (low, C), "rank_pooled": (low, min(rows - 1, H))}
+    ranges |= {"input_share": (geometry.STATIC_SHARE, math.inf), "dead_slots": (0, 0), "collapsed_dimensions": (0, 0)}
+    return ranges | {"delta_shuffle": used, "delta_mean": used}
+
+
+def in_words(least: float, most: float) -> str:
+    """A range that is good."""
+    return f"{least:g}" if least == most else f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
+
+
+def sentence(name: str, one: Analysis, found: list[str]) -> str:
+    """A run's verdict: what is wrong, or what its concepts do; and what it learned."""
+    numbers, C = one.numbers, len(one.shape["variance"])
+    learned = f"Learned: {numbers['learned']}."
+    if found:
+        return f"{name}: {'. '.join(found)}. {learned}"
+    said = f"{name}: {numbers['verdict']}. For what differs between texts its {C} concepts use "
+    said += f"{numbers['rank_slot_centred']:.1f} of {C} directions; {numbers['input_share']:.0%} of their variance is "
+    use = f"; with another text's concepts the loss rises by {numbers.get('delta_shuffle', 0):.2f} nats"
+    return f"{said}due to the text{use * ('delta_shuffle' in numbers)}. {learned}"
+
+
+class Page:
+    """A report of models side by side: a run and its untrained twin, or several runs."""
+
+    def __init__(self, columns: dict[str, Analysis], shown: dict[str, RunFolder], texts: list[str], folder: Path):
+        """columns: a name for each model; shown: the folders of the runs among them, which are looked at closely."""
+        self.columns, self.shown, self.texts, self.folder, self.parts = columns, shown, texts, folder, []
         self.record = {name: one.record for name, one in columns.items()}
 
-    def section(self, title: str, *content: str):
-        self.parts += [report.heading(title), *content]
+    def section(self, title: str, **values):
+        self.parts.append(report.heading(title))
+        self.note(ABOUT[title].format(**values))
 
     def note(self, text: str):
         self.parts.append(report.paragraphs([text]))
 
-    def table(self, header: list[str], rows: list[list]):
-        self.parts.append(report.html_table(header, [[*map(report.cell, row)] for row in rows]))
+    def table(self, rows: list[dict]):
+        self.parts += [report.html_table(*report.columns(rows))] if rows else []
 
-    def picture(self, name: str, draw, *args, **options):
+    def picture(self, name: str, draw, *args):
         """One of report's pictures, as NAME.png in the folder."""
-        self.parts.append(report.picture(draw(*args, self.folder / f"{name}.png", **options)))
+        self.parts.append(report.picture(draw(*args, self.folder / f"{name}.png")))
 
-    def by_trained(self, name: str) -> str:
-        """A heading where there are several runs."""
-        return report.heading(name, 3) if len(self.trained) > 1 else ""
+    def each_run(self):
+        """(name, model) of the runs, each under a heading where there are several."""
+        for name in self.shown:
+            self.parts += [report.heading(name, 3)] * (len(self.shown) > 1)
+            yield name, self.columns[name]
 
-    def html(self, findings: list[str], probes: int, capacity: bool) -> str:
-        """The whole page."""
-        self.spectra()
-        self.each_concept()
-        self.positions()
-        self.reading()
-        self.map_of_topics()
+    def html(self, title: str, source: str, found: dict[str, list[str]], probes: int, capacity: bool) -> str:
+        """The whole page. found: what is wrong with each run; source: of the texts."""
+        self.training()
         self.reconstructions()
+        self.reading()
+        self.neighbours()
+        self.spectra()
         if probes:
             self.probing(probes)
         if capacity:
             self.room()
-        sections, self.parts = self.parts, [report.paragraphs(findings)]
+        sections, self.parts = self.parts, []
         self.numbers()
-        first = next(iter(self.columns.values()))
-        rows, n = sum(len(batch.ids) for batch in first.judge.fixed), first.judge.fixed[0].ids.shape[1]
-        steps = ", ".join(f"{one.run.config['run_id']} ckpt_{one.run.step}" for one in self.trained.values())
-        if len({one.run.config["tokenizer_hash"] for one in self.trained.values()}) > 1:
-            self.note("The runs have different tokenizers: their nats and bits a token do not compare.")
-        if untrained := [name for name, one in self.trained.items() if not one.run.step]:
-            self.note(f"{', '.join(untrained)}: at step 0, so all that is shown is of first weights.")
-        about = f"{steps}. Numbers: {rows} rows of {n} tokens that the run keeps, every token counting alike. "
-        title = ", ".join(self.trained) if len(self.trained) > 1 else first.run.config["run_id"]
-        return report.page(title, f"{about}Texts: {self.texts.source}.", self.parts + sections)
+        runs = [self.columns[name] for name in self.shown]
+        fixed, steps = runs[0].judge.fixed, (f"{one.run.config['run_id']} ckpt_{one.run.step}" for one in runs)
+        about = f"{', '.join(steps)}. Numbers: {sum(len(batch.ids) for batch in fixed)} rows of "
+        about += f"{fixed[0].ids.shape[1]} tokens that the run keeps, every token counting alike. Texts: {source}."
+        names = [*self.shown] if len(runs) > 1 else [title]
+        said = [(sentence(*row), not row[2]) for row in zip(names, runs, found.values(), strict=True)]
+        return report.page(title, said, about, self.parts + sections)
 
     def numbers(self):
         """Last, for it shows what the sections found."""
-        rows = [
-            [name, *(record.get(name) for record in self.record.values()), text]
-            for name, text in DEFINED.items()
-            if any(name in record for record in self.record.values())
-        ]
-        self.table(["number", *self.columns, "what it says"], rows)
+        runs = {name: self.columns[name].run for name in self.shown}
+        if len({run.config["tokenizer_hash"] for run in runs.values()}) > 1:
+            self.note("The runs have different tokenizers: their nats and bits a token do not compare.")
+        if untrained := [name for name, run in runs.items() if not run.step]:
+            self.note(f"{', '.join(untrained)}: at step 0, so all that is shown is of first weights.")
+        ranges, rows = {name: good_ranges(one) for name, one in self.columns.items()}, []
+        measured = {key for record in self.record.values() for key in record}
+        for key, (name, text) in ((key, NUMBERS[key]) for key in NUMBERS if key in measured):
+            good = ", ".join(dict.fromkeys(in_words(*own[key]) for own in ranges.values() if key in own))
+            rows.append({"number": report.Html(f"{name}{good and f' (good: {good})'}<br><small>{text}</small>")})
+            for column, record in self.record.items():
+                value, (least, most) = record.get(key), ranges[column].get(key, (-math.inf, math.inf))
+                shown = "-" if value is None else f"{value:.3g}"
+                rows[-1][column] = report.marked([(shown, value is not None and not least <= value <= most)])
+        self.table(rows)
 
-    def spectra(self):
-        def lists(key):
-            return {name: one.shape[key].tolist() for name, one in self.columns.items()}
+    def training(self):
+        """Curves as training drew them, and the configuration: first what differs between the runs."""
+        self.section("Training")
+        for name, _ in self.each_run():
+            paths = [self.shown[name].path / f"{file}.png" for file in ("curves", "geometry", "weights")]
+            self.parts += [report.picture(path) for path in paths if path.is_file()]
+        configs = {name: folder.config() for name, folder in self.shown.items()}
+        keys = dict.fromkeys(key for config in configs.values() for key in config)
+        rows = [{"key": key} | {name: json.dumps(own.get(key)) for name, own in configs.items()} for key in keys]
+        rows.sort(key=lambda row: len({*row.values()}) == 2)
+        self.parts.append("<details><summary>Configuration</summary>")
+        self.table(rows)
+        self.parts.append("</details>")
 
-        self.section("Singular values of a text's concepts")
-        about = "slot-centred, mean over texts"
-        self.picture("spectrum", report.spectra, lists("spectrum"), about)
-        self.section("Singular values of the pooled concepts")
-        self.picture("pooled", report.spectra, lists("pooled"), "over texts, centred")
-        self.section("Which concepts resemble each other")
-        for name in [name for name, one in self.columns.items() if len(one.shape["similarity"]) == 1]:
-            self.note(f"{name}: a single concept has no other that it could resemble.")
-        self.picture("similarity", report.heatmaps, lists("similarity"))
-
-    def each_concept(self):
-        bars = {}
-        for name, one in self.trained.items():
-            of, variance = f", {name}" if len(self.trained) > 1 else "", one.shape["variance"]
-            bars[f"variance over texts{of}"] = (variance / variance.mean().clamp_min(1e-30)).tolist()
-            bars |= {f"loss rise without it, nats{of}": one.use["knock_out"]} if one.use else {}
-        self.section("What each concept does")
-        self.picture("concepts", report.bars, bars, "concept")
-
-    def positions(self):
-        self.section("What the concepts are worth, by position")
-        uses = {name: one.use for name, one in self.trained.items() if one.use}
-        for name in self.trained.keys() - uses.keys():
-            self.note(f"{name}: no position is decoded, so nothing says what a concept is worth there.")
-        kinds = ("shuffle", "zero", "mean") if len(uses) == 1 else ("shuffle",)
-        lines = {
-            f"delta_{k}" if len(uses) == 1 else name: use[f"delta_{k}"] for name, use in uses.items() for k in kinds
-        }
-        if uses:
-            places = next(iter(uses.values()))["position"]
-            what = "loss rise, nats" if len(uses) == 1 else "delta_shuffle, nats"
-            self.picture("positions", report.spectra, lines, what, places=places)
+    def reconstructions(self):
+        self.section("Reconstructions")
+        for _, one in self.each_run():
+            said, rows = samples(one.run, one.judge)
+            self.note(said)
+            self.table(rows)
 
     def reading(self):
-        self.section("What the concepts read")
-        texts = self.texts.texts[:READ]
-        self.note(
-            f"Mean over heads and over all reads of the tokens, of {len(texts)} texts. In the sentences each token is "
-            "as dark as the concept's attention to it; the number appears when the pointer rests on it."
-        )
-        for name, one in self.columns.items():
+        texts = self.texts[:READ]
+        self.section("What each concept reads and does", texts=len(texts))
+        for name, one in self.each_run():
             read = attention.attention(one.run, texts)
             if read is None:
                 self.note(f"{name}: its concepts do not attend to the tokens themselves, there is nothing to show.")
-                continue
-            own, mean, p = attention.preferences(one.run, read)
-            self.record[name]["specialised"] = int((p < LIKELY).sum())
-            self.record[name]["class_preference"] = 0.5 * (own - mean).abs().sum(1).mean().item()
-            if name in self.trained:
-                self.parts.append(self.by_trained(name))
-                self.sentences(one, read)
-                self.preferences(one, read, (own, mean, p))
+            self.each_concept(one, read)
+        uses = {name: one.use for name, one in self.columns.items() if one.use}
+        for name in self.columns.keys() - uses.keys():
+            self.note(f"{name}: no position is decoded, so nothing says what a concept is worth there.")
+        if uses:
+            curves = {name: (use["position"], use["delta_shuffle"]) for name, use in uses.items()}
+            self.picture("positions", report.lines, curves, "position", "loss rise, another text's concepts")
 
-    def sentences(self, one: Analysis, read: attention.Attention):
-        """Three sentences under the concepts that change most with the text."""
-        spelt = words.Words(one.run.tokenizer)
-        most = one.shape["variance"].topk(min(SHOWN, len(one.shape["variance"]))).indices.sort().values.tolist()
-        for i in range(min(3, len(read.ids))):
-            tokens = [" " * int(spelt.starts[t]) + spelt.pieces[t] for t in read.ids[i]]
-            lines = [(f"concept {c}", read.weights[i, c, : len(tokens)].tolist()) for c in most]
-            self.parts.append(report.shaded(tokens, lines))
+    def each_concept(self, one: Analysis, read: attention.Attention | None):
+        """A row for each concept, and three sentences under those that change most with the text."""
+        spelt, variance = words.Words(one.run.tokenizer), one.shape["variance"]
+        rows = [{"concept": str(c)} for c in range(len(variance))]
+        if read:
+            types = attention.type_shares(one.run, read)
+            kinds, every = (types - types.mean(0)).argmax(1).tolist(), types.mean(0)
+            places = (read.weights * torch.arange(read.weights.shape[2])).sum(2).mean(0).tolist()
+            for c, tokens in enumerate(attention.top_tokens(read, one.run.model.config.vocab_size)):
+                kind = f"{words.TYPES[kinds[c]]} {types[c, kinds[c]]:.0%} (all: {every[kinds[c]]:.0%})"
+                rows[c]["tokens"] = " · ".join(f"{spelt.pieces[t]} x{v:.1f}" for t, v in tokens)
+                rows[c] |= {"type of tokens": kind, "mean position": f"{places[c]:.1f}"}
+        for c, row in enumerate(rows):
+            row["variance"] = f"{variance[c] / variance.mean().clamp_min(1e-30):.2f}"
+            row |= {"loss rise without it": f"{one.use['knock_out'][c]:.2f}"} if one.use else {}
+        self.table(rows)
+        most = variance.topk(min(SHOWN, len(variance))).indices.sort().values.tolist()
+        for i, ids in enumerate(read.ids[:3] if read else ()):
+            tokens = [" " * begins + spelt.pieces[t] for t, begins in zip(ids, spelt.begins(ids), strict=True)]
+            weights = [(f"concept {c}", read.weights[i, c, : len(ids)].tolist()) for c in most]
+            self.parts.append(report.shaded(tokens, weights))
 
-    def preferences(self, one: Analysis, read: attention.Attention, tested: tuple[Tensor, Tensor, Tensor]):
-        """Top tokens of each concept, and the class of words that it prefers most."""
-        self.note(
-            "Top tokens: those that a concept reads most beyond what reading all positions alike would give (x so "
-            "much). Class: the class of words with the largest excess over other texts as long, at the same positions, "
-            f"its share of the attention, what it is there, and p of a permutation test ({attention.ROUNDS} rounds). "
-            f"Classes are guessed: {words.ACCURACY:.0%} of {words.TAGGED} words tagged by hand are right."
-        )
-        own, mean, p = tested
-        best, rows = (own - mean).argmax(1).tolist(), []
-        for c, tokens in enumerate(attention.top_tokens(read, one.run.model.config.vocab_size)):
-            text = ", ".join(f"{one.run.tokenizer.decode([t]).strip()} x{v:.1f}" for t, v in tokens)
-            k = best[c]
-            rows.append([str(c), text, f"{words.CLASSES[k]} {own[c, k]:.0%}, {mean[c, k]:.0%}", f"{p[c]:.3f}"])
-        self.table(["concept", "top tokens", "class, there", "p"], rows[:64])
-
-    def map_of_topics(self):
-        """Pooled vectors in two dimensions; the nearest of some of them."""
-        self.section("Texts in two dimensions, by topic")
-        texts = self.texts.texts[:PLOTTED]
-        topic, names = words.topics(self.texts.texts, self.texts.documents)
-        self.note(
-            "The two largest principal components of the pooled concepts; topics: k-means of the documents' words."
-        )
-        points, near = {}, {}
+    def neighbours(self):
+        texts, near = self.texts[:PLOTTED], {}
         for name, one in self.columns.items():
             vectors = one.run.embed(texts).double()
-            vectors = vectors - vectors.mean(0)
-            points[name] = (vectors @ torch.linalg.svd(vectors, full_matrices=False).Vh[:2].T).tolist()
-            near[name] = nearest(vectors, NEAR)
-        self.picture("topics", report.scatter, points, topic[: len(texts)].tolist(), names)
-        self.section("Nearest texts")
-        for name in self.trained:
-            self.parts.append(self.by_trained(name))
-            rows = [[texts[i], texts[j], f"{v:.2f}"] for i, (j, v) in enumerate(near[name])]
-            self.table(["text", "nearest other text", "centred cosine"], rows)
+            near[name] = nearest(vectors - vectors.mean(0))
+        lexical = nearest(torch.from_numpy(words.tfidf(texts)))
+        same = [sum(a[0] == b[0] for a, b in zip(own, lexical, strict=True)) / len(texts) for own in near.values()]
+        same = ", ".join(f"{share:.0%} ({name})" for name, share in zip(near, same, strict=True))
+        self.section("Nearest texts", texts=len(texts), same=same)
+        near["word TF-IDF"] = lexical
+        rows = [
+            {"text": text} | {k: f"{texts[own[i][0]]} ({own[i][1]:.2f})" for k, own in near.items()}
+            for i, text in enumerate(texts[:NEAR])
+        ]
+        self.table(rows)
 
-    def reconstructions(self):
-        for name, one in self.trained.items():
-            rows, sentence = samples(one.run, one.judge)
-            self.section("Reconstructions", self.by_trained(name), report.paragraphs([sentence]))
-            if rows:
-                self.table(["text", "what the encoder read", "teacher-forced", "free-running"], rows)
-                self.note("Between two texts: decoded on the straight line between their concepts.")
-                self.table(["share of the second", "decoded"], between(one.run, one.judge))
+    def spectra(self):
+        self.section("Geometry of the concepts")
+        shapes = {name: {key: x.tolist() for key, x in one.shape.items()} for name, one in self.columns.items()}
+        for name in [name for name, shape in shapes.items() if len(shape["similarity"]) == 1]:
+            self.note(f"{name}: a single concept has no other that it could resemble.")
+        for key, what in (("spectrum", "concepts of a text"), ("pooled", "pooled concepts")):
+            curves = {name: (range(1, len(shape[key]) + 1), shape[key]) for name, shape in shapes.items()}
+            self.picture(key, report.lines, curves, "direction", f"singular value, {what}")
+        self.picture("similarity", report.heatmaps, {name: shape["similarity"] for name, shape in shapes.items()})
 
     def probing(self, count: int):
         self.section("Linear probes of the frozen concepts")
-        self.note(
-            "Share of held-out texts whose class a linear classifier of all concepts tells, x100, with its 95 % "
-            "interval. What a bag of words or the untrained model tells as well was not learned in training."
-        )
         embedders = {name: probes.concepts_of(one.run) for name, one in self.columns.items()}
         rows = []
         for record in self.record.values():
             record["probes"] = {}
-        for name, probe in probes.probes(self.texts.texts, count).items():
+        for name, probe in probes.probes(self.texts, count).items():
             if probe is None:
                 self.note(f"{name}: too few of the texts can answer it.")
                 continue
             scores = probes.judge(probe, embedders)
             majority, *others = scores.values()
-            rows.append([f"{name}: {probe.about}", int(probe.test.sum()), (majority,), *others])
+            rows.append({"question": f"{name}: {probe.about}", "asked of": int(probe.test.sum())})
+            rows[-1] |= {"commonest class": (majority,)} | dict(zip(("bag of words", *embedders), others, strict=True))
             floors = {"majority": majority, "bag_of_words": scores["bag_of_words"]["value"]}
             for column in embedders:
                 self.record[column]["probes"][name] = floors | scores[column]
-        if rows:
-            self.table(["question", "asked of", "commonest class", "bag of words", *embedders], rows)
+        self.table(rows)
 
     def room(self):
         self.section("What the concepts could hold")
-        self.note(
-            "Concepts of each of 32 texts optimised against the frozen decoder, from the encoder's on: so much, at "
-            "least, they could tell it. Share: what of the way from the mean concepts to those the encoder goes; bits: "
-            "what a concept saves of the loss with the mean ones."
-        )
-        for name, one in self.trained.items():
+        for name, one in self.each_run():
             if one.run.model.decoder is None:
                 self.note(f"{name}: there is no decoder, so nothing says what its concepts could hold.")
                 continue
             found = capacity(one.run, one.judge.fixed[0].ids[:32].to(one.run.device))
             self.record[name]["capacity"] = found
-            rows = [[kind, *(values.get(key) for key in found["free"])] for kind, values in found.items()]
-            self.parts.append(self.by_trained(name))
-            self.table(["concepts", "loss, nats a token", "right, teacher-forced", "right, free-running", "bits"], rows)
+            self.table([{"concepts": kind} | values for kind, values in found.items()])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 
 
-def checked(run: LoadedRun, path: str, rows: Tensor, quick: bool) -> tuple[Analysis | None, bool, list[str]]:
-    """What is measured of a run (None where `quick` or where it is not finite), whether something is wrong with it, and
-    lines that say so, and what it learned."""
+def checked(run: LoadedRun, path: str, rows: Tensor, quick: bool) -> tuple[Analysis | None, list[str], list[str]]:
+    """What is measured of a run (None where `quick` or where it is not finite), what is wrong with it, and the lines
+    that say so, and what it learned."""
     judge = judge_of(run, rows[: QUICK[0], : QUICK[1]], QUICK[0], QUICK[0] // 2) if quick else judge_of(run, rows)
     whole = judge.whole()
     if wrong := not_finite(run, whole):
-        return None, True, wrong
+        return None, wrong, wrong
     one = None if quick else analyse(run, judge, whole)
     numbers = numbers_of(judge, whole, least=QUICK[0], batches=1) if quick else one.numbers
     numbers["learned"] = analysis.learned(run, judge, numbers, RunFolder(path).metrics())
     wrong = findings(run, numbers)
-    return one, bool(wrong), [*(wrong or ["not collapsed"]), f"learned: {numbers['learned']}"]
+    return one, wrong, [*(wrong or ["not collapsed"]), f"learned: {numbers['learned']}"]
 
 
 def main(argv) -> int:
@@ -362,23 +373,25 @@ def main(argv) -> int:
 
 def report_on(config: AnalyzeConfig, runs: dict[str, LoadedRun], folder: Path) -> int:
     """Measures runs, prints what is found and, unless it is a quick check, writes all; returns the exit code."""
-    columns, sick, told = {}, False, []
+    columns, found, told = {}, {}, []
     for (name, run), rows in zip(runs.items(), same_texts([*runs.values()], ROWS), strict=True):
-        columns[name], wrong, lines = checked(run, name if config.compare else config.run, rows, config.quick)
+        path = name if config.compare else config.run
+        columns[name], found[name], lines = checked(run, path, rows, config.quick)
         told += [f"{name}: {line}" if config.compare else line for line in lines]
-        sick |= wrong
     print("\n".join(told))
     if None in columns.values():
-        return 3 if sick else 0
+        return 3 if any(found.values()) else 0
+    shown = {name: RunFolder(name if config.compare else config.run) for name in columns}
     first = next(iter(columns.values()))
-    twin = None
     if not config.compare:
         untrained = first.run.twin(first.run.config.get("seed", 0))
         judge = Judge(untrained.model, first.judge.objectives, first.judge.vocab, first.judge.world, first.judge.fixed)
-        twin = analyse(untrained, judge, judge.whole())
+        columns["untrained"] = analyse(untrained, judge, judge.whole())
     data = Path(config.data_dir or first.run.config["data_dir"] or ROOT / "data") / first.run.config["dataset"]
-    page = Page(columns, twin, words.sentences(first.run, data, POOL), folder)
-    text = page.html(told, config.probes, config.capacity)
+    texts, source = words.sentences(first.run, data, POOL)
+    page = Page(columns, shown, texts, folder)
+    title = ", ".join(run.path.resolve().name for run in shown.values())
+    text = page.html(title, source, found, config.probes, config.capacity)
     names = dict.fromkeys(name for record in page.record.values() for name in record)
     record = {name: {column: one.get(name) for column, one in page.record.items()} for name in names}
     write_atomic(folder / "metrics.json", json.dumps(record, indent=1) + "\n")

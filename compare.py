@@ -10,8 +10,9 @@ zero-shot; "" for none), and any key of training, for all arms. Its runs are out
 another as processes of train.py and eval_glue.py; with several GPUs as many at a time as there are, each on its own.
 What is done is skipped: the same command continues a killed grid.
 
-After each run that is finished its folder has anew: report.html, one file with tables and pictures; the pictures, *.png
-(losses, geometry and scores against FLOPs and seconds); report.md, the tables that the end prints; results.json.
+After each run that is finished its folder has anew: report.html, one file that says first what is better; its
+pictures, *.png (differences, then scores, geometry and losses against FLOPs and seconds); report.md, the tables that
+the end prints; results.json.
 Medians of the seeds with their spread; scores beside their floors; and for each arm the paired difference to the first
 arm on the dev sets, "better", "worse" or "undecided" by a bootstrap over the pairs of texts.
 """

@@ -184,11 +184,16 @@ def line(numbers: dict, concepts: int) -> str:
     return f"geometry: {', '.join(shown)}: {numbers['verdict']}"
 
 
+def low_rank(concepts: int) -> float:
+    """Ranks below are too low: one slot has rank 1, two have at most 2."""
+    return min(max(2.0, LOW_RANK * concepts), concepts / 2)
+
+
 def verdict(numbers: dict, concepts: int) -> str:
     """What is wrong, in plain words, from the numbers of `concept_geometry` and, where there are any, of `ablations`.
     Begins with "not collapsed" if nothing is; several findings are joined by "; ". What was learned: see `learned`."""
     C, slot, pooled, raw = concepts, *(numbers[f"rank_{kind}"] for kind in ("slot_centred", "pooled", "raw"))
-    low = min(max(2.0, LOW_RANK * C), C / 2)  # one slot has rank 1, two have at most 2
+    low = low_rank(C)
     offset = raw < low <= slot
     found = []
     if numbers["input_share"] < STATIC_SHARE or slot == 0:

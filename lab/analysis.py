@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import geometry
-from lab import dataset
+from lab import dataset, report
 from lab.configurator import UserError, fields_of
 from lab.distributed import World
 from lab.runs import LoadedRun
 from lab.validation import Batch, Judge, one_line
+from lab.words import Words
 from model import ConceptModel
 from objectives import ObjectiveConfig, Objectives
 from problem import Problem, Vocabulary
@@ -174,34 +175,29 @@ def written(model: ConceptModel, concepts: Tensor, ids: Tensor, temperature: flo
 
 
 @torch.no_grad()
-def samples(run: LoadedRun, judge: Judge, count: int = 6) -> tuple[list[list[str]], str]:
-    """(rows of the table of reconstructions, a sentence with both accuracies); no rows without a decoder."""
+def samples(run: LoadedRun, judge: Judge, count: int = 6) -> tuple[str, list[dict]]:
+    """(a sentence with the shares of right tokens, rows of a table of reconstructions: wrong words are red); no rows
+    without a decoder."""
     if (part := judge.decoded()) is None:
-        return [], "There is no decoder, or what it predicts is another row, so there is no reconstruction."
+        return "There is no decoder, or what it predicts is another row, so there is no reconstruction.", []
     problem = judge.problem(part, judge.fixed[0])
     out = written(run.model, run.model.encode(problem.source, problem.source_pos), problem.targets)
-    kinds = (problem.targets, problem.source, *out.values())
-    rows = [[one_line(run.tokenizer, x[i]) for x in kinds] for i in range(count)]
+    if torch.equal(*out.values()):  # a decoder that sees no tokens
+        out = {"predicted": out["free-running"]}
+    words, rows, texts = Words(run.tokenizer), [], {"text": problem.targets, "what the encoder read": problem.source}
+    for i in range(count):
+        rows.append({name: one_line(run.tokenizer, ids[i]) for name, ids in texts.items()})
+        for name, ids in out.items():
+            wrong = (ids[i] != problem.targets[i]).tolist()
+            rows[-1][name] = report.marked(words.marked(ids[i].tolist(), wrong))
     right = [f"{name} {100 * (x == problem.targets).double().mean().item():.1f} %" for name, x in out.items()]
-    same = " (This decoder sees no tokens: both are one.)" if torch.equal(*out.values()) else ""
-    return rows, f"Right tokens of {len(problem.targets)} rows: {', '.join(right)}.{same}"
+    return f"Right tokens of {len(problem.targets)} rows: {', '.join(right)}.", rows
 
 
-@torch.no_grad()
-def between(run: LoadedRun, judge: Judge, steps: int = 5) -> list[list[str]]:
-    """What is decoded on the straight line between the concepts of two texts."""
-    ids = judge.fixed[0].ids[:2].to(run.device)
-    ends, shares = run.model.encode(ids), [i / (steps - 1) for i in range(steps)]
-    texts = run.model.generate(torch.stack([torch.lerp(*ends, share) for share in shares]), ids.shape[1])
-    return [[f"{share:.2f}", one_line(run.tokenizer, text)] for share, text in zip(shares, texts, strict=True)]
-
-
-def nearest(vectors: Tensor, count: int) -> list[tuple[int, float]]:
-    """Centred vectors [n, H] -> for each of the first `count` the other one with the largest cosine, and that."""
+def nearest(vectors: Tensor) -> list[tuple[int, float]]:
+    """Centred vectors [n, H] -> for each the other one with the largest cosine, and that."""
     unit = F.normalize(vectors, dim=1)
-    cosines = unit[:count] @ unit.T
-    cosines.fill_diagonal_(-2)
-    values, index = cosines.max(1)
+    values, index = (unit @ unit.T).fill_diagonal_(-2).max(1)
     return list(zip(index.tolist(), values.tolist(), strict=True))
 
 

@@ -1,5 +1,5 @@
 """
-Which tokens a model's concepts read, and whether a concept prefers a class of words.
+Which tokens a model's concepts read, and of which types.
 
 Nothing of the model is changed: the products of its attention are watched while it reads.
 """
@@ -14,9 +14,8 @@ from torch.overrides import TorchFunctionMode
 from lab import dataset
 from lab.distributed import exact_matmul
 from lab.runs import LoadedRun
-from lab.words import CLASSES, Words, classes_of
+from lab.words import TYPES, Words, token_types
 
-ROUNDS = 200  # permutations of a test
 SEEN = 5  # times that a token must occur to be told as one that a concept reads
 
 
@@ -84,65 +83,32 @@ def attention(run: LoadedRun, texts: list[str]) -> Attention | None:
 
 
 def top_tokens(read: Attention, vocab: int, count: int = 8) -> list[list[tuple[int, float]]]:
-    """For each concept the tokens that it reads most beyond their share: (id, mean weight over what it would have if
-    the concept read all positions of a text alike), of those that occur often enough."""
-    sums = torch.zeros(vocab, read.weights.shape[1], dtype=torch.float64)
-    seen, even = torch.zeros(vocab), torch.zeros(vocab, dtype=torch.float64)
+    """For each concept the tokens that tell it apart: (id, its attention to that token over the mean of the other
+    concepts'), those first that make most of the divergence of what it reads from what they read (share x log of that
+    ratio), of those that occur often enough. A single concept is compared with reading all positions alike."""
+    C = read.weights.shape[1]
+    sums, seen = torch.zeros(vocab, C, dtype=torch.float64), torch.zeros(vocab)
+    even = torch.zeros(vocab, 1, dtype=torch.float64)
     for weights, ids in zip(read.weights, read.ids, strict=True):
         index = torch.tensor(ids)
         sums.index_add_(0, index, weights[:, : len(ids)].T.double())
-        seen += torch.bincount(index, minlength=vocab)
-        even += torch.bincount(index, minlength=vocab).double() / len(ids)
-    lift = torch.where(seen[:, None] >= SEEN, sums / even.clamp_min(1e-12)[:, None], 0.0)
-    values, tokens = lift.topk(min(count, vocab), 0)  # [count, C]
-    columns = zip(tokens.T.tolist(), values.T.tolist(), strict=True)
-    return [[(t, v) for t, v in zip(*column, strict=True) if v > 0] for column in columns]
+        times = torch.bincount(index, minlength=vocab)
+        seen += times
+        even += times[:, None].double() / len(ids)
+    others = (sums.sum(1, keepdim=True) - sums) / (C - 1) if C > 1 else even
+    ratio = sums / others.clamp_min(1e-12)
+    tells = torch.where(seen[:, None] >= SEEN, torch.xlogy(sums, ratio), 0.0)
+    values, tokens = tells.topk(min(count, vocab), 0)  # [count, C]
+    return [
+        [(int(t), ratio[t, c].item()) for t, v in zip(tokens[:, c], values[:, c], strict=True) if v > 0]
+        for c in range(C)
+    ]
 
 
-def class_numbers(run: LoadedRun, ids: list[list[int]]) -> Tensor:
-    """[n, S] int64: the class of the word that each token is of, -1 where a text has ended."""
-    numbers, words_of = torch.full((len(ids), max(map(len, ids))), -1), Words(run.tokenizer)
-    for row, own in zip(numbers, ids, strict=True):
-        words, word = words_of(own)
-        classes = [CLASSES.index(name) for name in classes_of(words)]
-        row[: len(own)] = torch.tensor([classes[w] for w in word])
-    return numbers
-
-
-def preferences(run: LoadedRun, read: Attention) -> tuple[Tensor, Tensor, Tensor]:
-    """The `specialisation` of a run's concepts for the CLASSES of words."""
-    return specialisation(read.weights, class_numbers(run, read.ids), len(CLASSES))
-
-
-def specialisation(weights: Tensor, classes: Tensor, kinds: int, rounds: int = ROUNDS, seed: int = 0):
-    """
-    weights [n, C, S], classes [n, S] below `kinds` or -1 -> share of its attention that each concept gives to each
-    class [C, kinds]; the same share when the classes are those of other texts of the same length, at the same
-    positions, mean over permutations of these [C, kinds]; p [C]: how often a permutation differs from that mean as
-    much, by the sum of (share - mean)^2 / mean. (Of the same length: all texts end in a full stop.)
-    """
-    n, C, _ = weights.shape
-    flat = weights.transpose(0, 1).reshape(C, -1).double()
-    marks = F.one_hot(classes.clamp_min(0), kinds).double() * (classes >= 0)[..., None]  # [n, S, kinds]
-
-    def share(order):
-        sums = flat @ marks[order].flatten(0, 1)
-        return sums / sums.sum(1, keepdim=True)
-
-    generator, lengths = torch.Generator().manual_seed(seed), (classes >= 0).sum(1)
-    own, sorted_ = share(torch.arange(n)), lengths.argsort(stable=True)
-
-    def permuted():
-        """Texts of one length change places."""
-        order = torch.empty_like(sorted_)
-        order[sorted_] = (lengths + torch.rand(n, generator=generator, dtype=torch.float64)).argsort()
-        return order
-
-    others = torch.stack([share(permuted()) for _ in range(rounds)])
-    mean = others.mean(0)
-
-    def distance(x):
-        return ((x - mean).square() / mean.clamp_min(1e-6)).sum(-1)
-
-    p = (1 + (distance(others) >= distance(own) - 1e-12).sum(0)) / (1 + rounds)
-    return own, mean, p
+def type_shares(run: LoadedRun, read: Attention) -> Tensor:
+    """[C, kinds]: the share of its attention that each concept gives to each of the TYPES of tokens."""
+    words_of, sums = Words(run.tokenizer), torch.zeros(read.weights.shape[1], len(TYPES), dtype=torch.float64)
+    for weights, ids in zip(read.weights, read.ids, strict=True):
+        types = torch.tensor([TYPES.index(name) for name in token_types(*words_of(ids))])
+        sums.index_add_(1, types, weights[:, : len(ids)].double())
+    return sums / len(read.ids)

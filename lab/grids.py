@@ -6,6 +6,7 @@ A run is what compare.py keeps of it in results.json: arm, seed, folder, `number
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from lab import floors, report, tasks
 from lab.command import say
 from lab.configurator import UserError, warn
 from lab.files import write_atomic
-from lab.report import HEADLINE, LIFTS, over_seeds, score_rows, spread, verdicts
+from lab.report import HEADLINE, LIFTS, lift_text, over_seeds, score_rows, spread, verdicts
 from lab.runs import RunFolder
 from objectives import ObjectiveConfig
 
@@ -44,8 +45,6 @@ COLUMNS = (  # title, key of `numbers`, format, scale
     ("TFLOP", "flops", ".4g", 1e-12),
     ("seconds", "seconds", ".0f", 1),
     ("spectral tokens, seconds once", "spectral_seconds", ".0f", 1),
-    ("val loss", "val_loss", ".3f", 1),
-    ("loss, mlm 15 %", "val_loss_mlm15", ".3f", 1),
     ("slot rank", "rank_slot_centred", ".2f", 1),
     ("raw rank", "rank_raw", ".2f", 1),
     ("pooled rank", "rank_pooled", ".2f", 1),
@@ -54,28 +53,36 @@ COLUMNS = (  # title, key of `numbers`, format, scale
     ("Δshuffle", "delta_shuffle", ".2f", 1),
     ("slot rank@0", "rank_slot_centred@0", ".2f", 1),
     ("share@0", "input_share@0", ".3f", 1),
+    ("val loss", "val_loss", ".3f", 1),
+    ("loss, mlm 15 %", "val_loss_mlm15", ".3f", 1),
 )
 
 
 def arm_rows(arms: dict[str, dict], scores: list[dict]) -> list[dict]:
-    """One row an arm: losses, geometry, and each task's scores on dev with the lifts of the last of them, which is the
-    centred one where there is one, and what it knows beyond words."""
+    """One row an arm: each task's scores on dev with the lifts of the last of them, which is the centred one where
+    there is one, and what it knows beyond words; then geometry and losses."""
     known = {key for arm in arms.values() for key in arm["median"]}
     lengths = sorted(int(key[9:]) for key in known if re.fullmatch(r"val_loss_\d+", key))
     by_length = [(f"loss, {n}", f"val_loss_{n}", ".3f", 1) for n in lengths if len(lengths) > 1]
     rows = []
     for name, arm in arms.items():
+        dev = [score for score in scores if (score["arm"], score["split"]) == (name, "dev")]
+        plain = [score for score in dev if score["metric"] != HEADLINE]
         row = {"arm": name, "seeds": str(arm["runs"])}
-        for title, key, form, scale in (*COLUMNS[:5], *by_length, *COLUMNS[5:]):
+        row |= {f"{score['task']} {score['metric']}": score["score"] for score in dev}
+        row |= {f"{score['task']} over {floor}": score[f"over {floor}"] for score in plain for floor in LIFTS}
+        for title, key, form, scale in (*COLUMNS, *by_length):
             if key in known or title == "val loss":
                 values = [arm[which][key] for which in ("median", "min", "max") if key in arm[which]]
                 row[title] = spread(values, form, scale) if values else None
-        dev = [score for score in scores if (score["arm"], score["split"]) == (name, "dev")]
-        row |= {f"{score['task']} {score['metric']}": score["score"] for score in dev}
-        plain = [score for score in dev if score["metric"] != HEADLINE]
-        row |= {f"{score['task']} over {floor}": score[f"over {floor}"] for score in plain for floor in LIFTS}
         rows.append(row)
     return rows
+
+
+def losses_compare(resolved: dict[str, dict]) -> bool:
+    """All arms predict the same of the same rows."""
+    keys = [field.name for field in fields(ObjectiveConfig)] + ["lengths", "dataset"]
+    return len({json.dumps([values[key] for key in keys]) for values in resolved.values()}) == 1
 
 
 def notes(results: dict, resolved: dict[str, dict]) -> str:
@@ -85,8 +92,7 @@ def notes(results: dict, resolved: dict[str, dict]) -> str:
         lines += ["Scores x100 on dev; over a floor: of the centred score where there is one, with the widest 95 %"]
         lines += ["interval of the seeds; untrained: the same architecture and init; partial_lexical: rank correlation"]
         lines += ["with the labels beyond words, given what overlap of words and characters and the lengths know."]
-    keys = [field.name for field in fields(ObjectiveConfig)] + ["lengths", "dataset"]
-    if len({json.dumps([values[key] for key in keys]) for values in resolved.values()}) > 1:
+    if not losses_compare(resolved):
         lines.append("The arms differ in objective, noise or rows: their losses do not compare, their scores do.")
     commits = sorted({str(run["commit"]) for run in results["runs"].values()})
     if len(commits) > 1:
@@ -145,6 +151,36 @@ def paired_rows(results: dict, data: Path) -> list[dict]:
     return rows
 
 
+def headline(metrics: Iterable[str]) -> str:
+    """Of a task's metrics the one that arms are compared by: centred, where there is one."""
+    return [metric for metric in metrics if metric != HEADLINE][-1]
+
+
+def compared(paired: list[dict], first: str) -> dict[tuple[str, str], dict[str, dict]]:
+    """(task, metric) -> arm -> its difference to the first, of the `headline` metrics and of what is beyond words."""
+    groups = {}
+    for row in paired:
+        if row["metric"] in (HEADLINE, headline(tasks.TASKS[row["task"]].lifts)):
+            groups.setdefault((row["task"], row["metric"]), {})[row["arm"]] = row[f"over {first}"]
+    return groups
+
+
+def verdict(arms: dict[str, dict], groups: dict[tuple[str, str], dict[str, dict]], same_loss: bool) -> str:
+    """What the grid says, in a sentence: on each task the highest arm, and whether it is surely above the first."""
+    said, first = [], next(iter(arms))
+    for (task, metric), lifts in groups.items():
+        if metric != HEADLINE:
+            best = max(lifts, key=lambda arm: lifts[arm]["value"])
+            highest = f"{first} itself is highest, then" if lifts[best]["verdict"] == "worse" else "the highest is"
+            said.append(f"on {task} {highest} {best} ({lift_text(lifts[best])})")
+    losses = {arm: known["median"]["val_loss"] for arm, known in arms.items() if known["runs"]}
+    if said:
+        return f"Difference to {first}'s score, x100 [95 % interval]: {'; '.join(said)}."
+    if same_loss and len(losses) > 1:
+        return f"No scores to compare; the lowest validation loss is that of {min(losses, key=losses.get)}."
+    return "No scores to compare, and no losses that compare."
+
+
 def record_path(folder, task: str) -> Path:
     return Path(folder) / "eval" / f"zero_shot_{task}.json"
 
@@ -153,10 +189,10 @@ def record_path(folder, task: str) -> Path:
 # Pictures: against FLOPs and seconds
 
 CURVES = {  # file -> key of an evaluation in metrics.jsonl, label
-    "loss": ("val_loss", "validation loss, nats"),
     "slot_rank": ("rank_slot_centred", "slot-centred rank"),
     "input_share": ("input_share", "input share"),
     "delta_shuffle": ("delta_shuffle", "nats added by another row's concepts"),
+    "loss": ("val_loss", "validation loss, nats"),
 }
 
 
@@ -170,15 +206,13 @@ def spent(metrics: list[dict], key: str) -> list[tuple[float, float, float]]:
 
 
 def pictures(results: dict, folder: Path) -> list[Path]:
-    """Draws what there is of the finished runs, a line or a point an arm."""
+    """Draws what there is of the finished runs, a line or a point an arm; the losses last."""
     by_arm = {arm: [run for run in results["runs"].values() if run["arm"] == arm] for arm in results["arms"]}
     metrics = {run["folder"]: RunFolder(run["folder"]).metrics() for runs in by_arm.values() for run in runs}
     drawn = {}  # file -> (label, arm -> points of each seed)
-    for name, (key, label) in CURVES.items():
-        drawn[name] = label, {arm: [spent(metrics[run["folder"]], key) for run in runs] for arm, runs in by_arm.items()}
     for task in results["tasks"]:
         lifts = tasks.TASKS[task].lifts
-        centred = lifts[[metric for metric in lifts if metric != HEADLINE][-1]]
+        centred = lifts[headline(lifts)]
         wanted = {  # file -> label, where the value stands among what is known of a split
             "over_best_floor": ("over the best floor", centred, "best_floor", "value"),
             "over_untrained": ("over the untrained twin", centred, "untrained", "value"),
@@ -189,6 +223,8 @@ def pictures(results: dict, folder: Path) -> list[Path]:
                 arm: [[point] for run in runs if (point := scored(run, task, keys))] for arm, runs in by_arm.items()
             }
             drawn[f"{task}_{name}"] = f"{task} {label}, x100", points
+    for name, (key, label) in CURVES.items():
+        drawn[name] = label, {arm: [spent(metrics[run["folder"]], key) for run in runs] for arm, runs in by_arm.items()}
     paths = []
     for name, (label, arms) in drawn.items():
         arms = {arm: [run for run in seeds if run] for arm, seeds in arms.items()}
@@ -223,21 +259,25 @@ def write(folder: Path, results: dict, resolved: dict[str, dict], data: Path) ->
     rule = f"An arm's score less {first}'s, means of their seeds, on the same pairs of texts: x100 [95 % interval over "
     rule += "resampled pairs]; undecided: it holds 0. It knows nothing of the luck of seeds: see their spread."
     sentences = [f"{name}: {sentence}" for name, sentence in verdicts(scores).items()]
-    sections = [("", arm_rows(results["arms"], scores), [notes(results, resolved)])]
-    sections += [(f"Paired with {first}", paired, [rule])] if paired else []
+    arms = ("Arms", arm_rows(results["arms"], scores), [notes(results, resolved)])
+    sections = [(f"Paired with {first}", paired, [rule])] if paired else []
     sections += [("Scores beside their floors", report.filled(scores), sentences)] if scores else []
     words = [{"run": name, "verdict": one.get("verdict"), "learned": one.get("learned")} for name, one in named]
-    text = report.sections_text(sections)
-    parts = report.sections_html([*sections, ("Collapsed? Learned?", words, [])])
+    groups = compared(paired, first)
+    said = verdict(results["arms"], groups, losses_compare(resolved))
+    text = f"{said}\n\n{report.sections_text([arms, *sections])}"
     write_atomic(folder / "report.md", f"# {results['grid']}\n\n{text}")
-    if images := pictures(results, folder):
-        caption = "Curves: a colour an arm, a thin line a seed. Points: the median of an arm's seeds, the bar from the "
-        caption += "least to the greatest; arms of the same cost stand side by side. Seconds are of training steps "
-        caption += "alone."
-        parts += [report.heading("Against cost"), report.paragraphs([caption]), *map(report.picture, images)]
-    summary = f"{len(runs)} finished runs of {len(results['arms'])} arms on {results['base']}, seeds "
-    summary += f"{', '.join(map(str, results['seeds']))}; the same numbers: report.md and results.json."
-    write_atomic(folder / "report.html", report.page(f"{results['grid']}: a comparison", summary, parts))
+    caption = "A colour an arm. Points: the median of its seeds, the bar from the least to the greatest; those of one "
+    caption += "cost stand side by side. Curves: a thin line a seed. Seconds are of training steps alone."
+    parts = report.sections_html([*sections, ("Collapsed? Learned?", words, []), arms])
+    parts.append(report.paragraphs([caption]))
+    parts += map(report.picture, pictures(results, folder))
+    if groups:
+        parts.insert(0, report.picture(report.forest(groups, f"score less {first}'s, x100", folder / "paired.png")))
+    about = f"{len(runs)} finished runs of {len(results['arms'])} arms on {results['base']}, seeds "
+    about += f"{', '.join(map(str, results['seeds']))}; the same numbers: report.md and results.json."
+    page = report.page(f"{results['grid']}: a comparison", [(said, True)], about, parts)
+    write_atomic(folder / "report.html", page)
     return text
 
 

@@ -134,6 +134,6 @@ def registry(out: Path) -> int:
     with optional("the registry's page or a CSV file"):
         write_csv(out / "registry_runs.csv", runs)
         write_csv(out / "registry_evals.csv", evaluations)
-        write_atomic(out / "registry.html", report.page("All runs", about, [*parts, report.SORTING]))
+        write_atomic(out / "registry.html", report.page("All runs", [], about, [*parts, report.SORTING]))
         say(f"{out}: registry.html, registry_runs.csv, registry_evals.csv")
     return 0

@@ -5,6 +5,7 @@ is such a dict with a "verdict" and, where it is over the best of all floors, "f
 """
 
 import base64
+import re
 import statistics
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -18,23 +19,27 @@ FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf",
 LIFTS = ("best_floor", "token_idf", "untrained")
 HEADLINE = "partial_lexical"  # of what a score knows beyond words (lab/floors.py)
 optional_picture = optional("a picture")  # a picture that fails is None, and costs nothing else
+DPI = 150  # of pictures
 
 
 @contextmanager
-def panels(path: Path, count: int, width: float, height: float):
-    """`count` axes of so many inches beside each other, a picture that is written to `path` when the block ends."""
+def panels(path: Path, count: int, width: float, height: float, across: int = 4):
+    """`count` axes of so many inches, `across` in a row, a picture that is written to `path` when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    drawn, axes = plt.subplots(1, count, figsize=(count * width, height), constrained_layout=True, squeeze=False)
+    columns, rows = min(count, across), -(-count // across)
+    size = columns * width, rows * height
+    drawn, axes = plt.subplots(rows, columns, figsize=size, constrained_layout=True, squeeze=False)
     try:
-        yield list(axes[0])
-        for one in axes[0]:
+        yield list(axes.flat[:count])
+        for i, one in enumerate(axes.flat):
             one.spines[["top", "right"]].set_visible(False)
+            one.set_visible(i < count)
         with replacing(path) as temporary:
-            drawn.savefig(temporary, dpi=100, format="png")
+            drawn.savefig(temporary, dpi=DPI, format="png")
     finally:
         plt.close(drawn)
 
@@ -91,9 +96,10 @@ GEOMETRY |= {"input_share": "input share (of the variance)"}
 
 
 @optional_picture
-def geometry_curves(metrics: list[dict], beyond: dict[str, tuple[int, float]], path: Path):
-    """metrics.jsonl's records -> geometry.png: ranks and input share over steps. beyond: task -> the step at which it
-    was judged and what its dev score knows beyond words. Nothing where there are none."""
+def geometry_curves(metrics: list[dict], most: dict[str, float], beyond: dict[str, tuple[int, float]], path: Path):
+    """metrics.jsonl's records -> geometry.png: ranks and input share over steps, under the largest values that are
+    possible (`most`, by key). beyond: task -> the step at which it was judged and what its dev score knows beyond
+    words. Nothing where there are none."""
     there = {key: label for key, label in GEOMETRY.items() if points(metrics, key)[0]}
     if not there:
         return
@@ -101,7 +107,9 @@ def geometry_curves(metrics: list[dict], beyond: dict[str, tuple[int, float]], p
         for axes, (key, label) in zip(every, there.items(), strict=False):
             steps, values = points(metrics, key)
             axes.plot(steps, values, marker=".")
-            axes.set(xlabel="step", title=label, ylim=(0, 1 if key == "input_share" else 1.1 * max(1, *values)))
+            axes.axhline(most[key], label=f"largest possible: {most[key]:g}", ls="--", lw=1, color="0.5")
+            axes.set(xlabel="step", title=label, ylim=(0, 1.05 * most[key]))
+            legend(axes)
         for task, (step, value) in beyond.items():
             every[-1].plot(step, 100 * value, "o", label=task)
         if beyond:
@@ -177,38 +185,51 @@ def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> P
     colours = {arm: some(i) if len(arms) <= 20 else some(i / len(arms)) for i, arm in enumerate(arms)}
     arms = {arm: runs for arm, runs in arms.items() if runs}
     curves = any(len(run) > 1 for runs in arms.values() for run in runs)
-    with panels(path, 2, 5.2, max(3.6, 0.7 + 0.19 * len(arms))) as every:
+    with panels(path, 2, 5.2, 3, across=1) as every:
         for i, (axes, unit) in enumerate(zip(every, ("training FLOPs", "seconds of training"), strict=True)):
             places = beside([statistics.median(run[-1][i] for run in runs) for runs in arms.values()])
             for (arm, runs), place in zip(arms.items(), places, strict=True):
-                if curves:
-                    for run in runs:
-                        axes.plot(
-                            [p[i] for p in run], [p[2] for p in run], color=colours[arm], lw=0.9, marker=".", ms=3
-                        )
-                else:
+                for values in (list(zip(*run, strict=True)) for run in runs if curves):
+                    axes.plot(values[i], values[2], color=colours[arm], lw=0.9, marker=".", ms=3)
+                if not curves:
                     middle, low, high = over_seeds([run[-1][2] for run in runs])
-                    axes.errorbar(
-                        place, middle, [[middle - low], [high - middle]], fmt="o", ms=4, capsize=2, color=colours[arm]
-                    )
+                    ends = [[middle - low], [high - middle]]
+                    axes.errorbar(place, middle, ends, fmt="o", ms=4, capsize=2, color=colours[arm])
             if not curves:
                 axes.axhline(0, color="0.75", lw=1, zorder=0)
-            axes.set(xlabel=unit, xlim=(0, None), ylabel=label if i == 0 else "")
+            axes.set(xlabel=unit, xlim=(0, None), title="" if i else label)
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         handles = [every[0].plot([], [], color=colours[arm], lw=3)[0] for arm in arms]
-        every[0].figure.legend(handles, list(arms), loc="outside right upper", frameon=False, fontsize="small")
+        where = {"loc": "outside lower center", "ncols": max(1, 60 // (6 + max(map(len, arms))))}
+        every[0].figure.legend(handles, list(arms), frameon=False, fontsize="small", **where)
     return path
 
 
 @optional_picture
-def spectra(lines: dict[str, list[float]], label: str, path: Path, places: list[int] | None = None) -> Path:
-    """A line for each name, over its numbers 1 ... n or these places."""
-    with panels(path, 1, 6, 3) as (axes,):
-        for name, values in lines.items():
-            axes.plot(places or range(1, len(values) + 1), values, marker=".", label=name)
-        axes.set(
-            xlabel="position" if places else "number", ylabel=label, ylim=(min(0, *map(min, lines.values())), None)
-        )
+def forest(groups: dict[tuple[str, str], dict[str, dict]], label: str, path: Path) -> Path:
+    """(task, metric) -> arm -> {"value", "low", "high", "verdict"}: a panel for each group, a point and its interval
+    for each arm; blue where better, red where worse, grey where undecided."""
+    most = max(map(len, groups.values()))
+    with panels(path, len(groups), 5.8, 0.9 + 0.24 * most, across=1) as every:
+        for axes, (group, rows) in zip(every, groups.items(), strict=True):
+            axes.sharex(every[0]) if axes is not every[0] else None
+            for i, lift in enumerate(rows.values()):
+                middle, low, high = (100 * lift[key] for key in ("value", "low", "high"))
+                color = {"better": "tab:blue", "worse": "tab:red"}.get(lift["verdict"], "0.5")
+                axes.errorbar(middle, i, xerr=[[middle - low], [high - middle]], fmt="o", ms=5, capsize=3, color=color)
+            axes.axvline(0, color="0.5", lw=1, zorder=0)
+            axes.set(title=" ".join(group), yticks=range(len(rows)), yticklabels=rows, ylim=(most - 0.5, -0.5))
+        every[-1].set_xlabel(label)
+    return path
+
+
+@optional_picture
+def lines(curves: dict[str, tuple[Sequence, Sequence]], xlabel: str, ylabel: str, path: Path) -> Path:
+    """name -> (places, values): a line for each name."""
+    with panels(path, 1, 5.4, 3) as (axes,):
+        for name, (places, values) in curves.items():
+            axes.plot(places, values, marker=".", label=name)
+        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(min(0, *(min(values) for _, values in curves.values())), None))
         axes.legend(frameon=False)
     return path
 
@@ -216,35 +237,11 @@ def spectra(lines: dict[str, list[float]], label: str, path: Path, places: list[
 @optional_picture
 def heatmaps(matrices: dict[str, list[list[float]]], path: Path) -> Path:
     """Cosines, -1 to 1, a square for each name."""
-    with panels(path, len(matrices), 4, 3.4) as every:
+    with panels(path, len(matrices), 2.7, 2.4, across=2) as every:
         for axes, (name, values) in zip(every, matrices.items(), strict=True):
             image = axes.imshow(values, vmin=-1, vmax=1, cmap="RdBu_r")
             axes.set(title=name, xlabel="concept", ylabel="concept")
         axes.figure.colorbar(image, ax=every, label="mean cosine")
-    return path
-
-
-@optional_picture
-def bars(values: dict[str, list[float]], label: str, path: Path) -> Path:
-    """A panel for each name."""
-    with panels(path, len(values), 4.5, 3) as every:
-        for axes, (name, heights) in zip(every, values.items(), strict=True):
-            axes.bar(range(len(heights)), heights, color="tab:blue")
-            axes.set(xlabel=label, title=name)
-    return path
-
-
-@optional_picture
-def scatter(points: dict[str, list], labels: list[int], names: list[str], path: Path) -> Path:
-    """A panel for each name, of points (x, y) coloured by their label."""
-    with panels(path, len(points), 4.5, 4.5) as every:
-        for axes, (title, where) in zip(every, points.items(), strict=True):
-            for k, name in enumerate(names):
-                if own := [point for point, label in zip(where, labels, strict=True) if label == k]:
-                    axes.scatter(*zip(*own, strict=True), s=3, label=name, color=f"C{k}", alpha=0.6, lw=0)
-            axes.set(title=title, xticks=[], yticks=[])
-        handles = every[0].get_legend_handles_labels()
-        axes.figure.legend(*handles, loc="outside lower center", ncols=3, markerscale=4, frameon=False)
     return path
 
 
@@ -394,15 +391,35 @@ def sections_html(sections: list[tuple[str, list[dict], list[str]]]) -> list[str
 # ---------------------------------------------------------------------------------------------------------------------
 # Pages: one file, nothing is fetched
 
-STYLE = """body{font:16px/1.45 sans-serif;max-width:60rem;margin:auto;padding:1rem;color:#222}
-table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border-bottom:1px solid #ddd;padding:.25rem .6rem;
-text-align:left;vertical-align:top;font-size:.9rem}img{max-width:100%;height:auto}.text{white-space:pre-wrap}.long{min-width:15rem}
-h1{font-size:1.3rem;overflow-wrap:anywhere}h2{font-size:1.15rem}h3{font-size:1rem;overflow-wrap:anywhere}th{white-space:nowrap}"""
+STYLE = """body{font:16px/1.45 sans-serif;max-width:72rem;margin:auto;padding:1rem;color:#222;overflow-wrap:anywhere}
+p,details{max-width:48rem}h1{font-size:1.3rem}h2{font-size:1.15rem;margin-top:2rem}h3{font-size:1rem}small{color:#666}
+.verdict{font-size:1.1rem;border-left:.3rem solid #2a7;padding-left:.7rem}.wrong{color:#c00;border-color:#c00}
+table,.picture{overflow-x:auto;max-width:100%;margin:.5rem 1rem .5rem 0}summary{cursor:pointer}img{display:block}
+table{display:block;border-collapse:collapse;overflow-wrap:normal}.text{white-space:pre-wrap}img{max-width:100%}
+td,th{border-bottom:1px solid #ddd;padding:.25rem .6rem;text-align:left;vertical-align:top;font-size:.9rem}
+.long{min-width:14rem;overflow-wrap:anywhere}.picture{display:inline-block;vertical-align:top}
+@media(max-width:40rem){.long{min-width:9rem}.cards td,.cards th{border:0}
+.cards tr,.cards td{display:block;overflow-wrap:anywhere}
+.cards th{display:none}.cards tr{border-bottom:2px solid #bbb}.cards td:before{content:attr(data-of)": ";color:#666}}"""
 
 
-def page(title: str, about: str, parts: list[str]) -> str:
+class Html(str):
+    """Text that is HTML already: no table escapes it."""
+
+    def __str__(self):
+        return self
+
+
+def marked(pieces: Sequence[tuple[str, bool]]) -> Html:
+    """[(text, whether it is wrong)] in a row; what is wrong is red."""
+    return Html("".join(f"<span class=wrong>{escape(x)}</span>" if wrong else escape(x) for x, wrong in pieces))
+
+
+def page(title: str, said: list[tuple[str, bool]], about: str, parts: list[str]) -> str:
+    """said: sentences that stand first, and whether they are good news; about: small print under them."""
     head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}</title>"
-    body = f"<h1>{escape(title)}</h1>{paragraphs([about])}{''.join(parts)}"
+    first = [f"<p class='verdict{'' if good else ' wrong'}'>{escape(text)}</p>" for text, good in said]
+    body = f"<h1>{escape(title)}</h1>{''.join(first)}<p><small>{escape(about)}</small></p>{''.join(parts)}"
     return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n"
 
 
@@ -415,9 +432,17 @@ def paragraphs(texts: list[str]) -> str:
 
 
 def html_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table too wide for a telephone becomes one card a row there, with a line for each cell."""
     lines = ["".join(f"<th>{escape(name)}</th>" for name in header)]
-    lines += ["".join(f"<td{' class=long' * (len(str(x)) > 60)}>{escape(str(x))}</td>" for x in row) for row in rows]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    sizes = [len(name) for name in header]
+    for row in rows:
+        lines.append("")
+        for i, cell in enumerate(row):
+            size = len(re.sub("<.*?>", "", str(cell)))
+            sizes[i] = max(sizes[i], min(20, size))
+            text = cell if isinstance(cell, Html) else escape(str(cell))
+            lines[-1] += f"<td data-of='{escape(header[i])}'{' class=long' * (size > 24)}>{text}</td>"
+    return f"<table{' class=cards' * (sum(sizes) > 45)}>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def shaded(tokens: list[str], lines: list[tuple[str, list[float]]]) -> str:
@@ -430,7 +455,7 @@ def shaded(tokens: list[str], lines: list[tuple[str, list[float]]]) -> str:
             for token, w in zip(tokens, weights, strict=True)
         )
         rows.append(f"<tr><th>{escape(name)}</th><td class=text>{''.join(spans)}</td></tr>")
-    return f"<table>{''.join(rows)}</table>"
+    return f"<table class=picture>{''.join(rows)}</table>"
 
 
 # Every table's rows by the column that is clicked, again: the other way round. What begins with a number is a number.
@@ -452,7 +477,12 @@ for (const table of document.querySelectorAll("table")) [...table.rows[0].cells]
 
 
 def picture(path: Path | None) -> str:
+    """As large as it was drawn, where there is room; shrunk to 60 % at the least, and then scrolled."""
     if path is None:
         return paragraphs(["This picture could not be made."])
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f"<img alt='{escape(path.stem)}' src='data:image/png;base64,{data}'>"
+    data = path.read_bytes()
+    width = int.from_bytes(data[16:20], "big") * 96 // DPI  # where PNG keeps its width
+    style, source = f"width:{width}px;min-width:{0.6 * width:.0f}px", base64.b64encode(data).decode()
+    return (
+        f"<div class=picture><img alt='{escape(path.stem)}' style='{style}' src='data:image/png;base64,{source}'></div>"
+    )

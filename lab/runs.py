@@ -271,8 +271,12 @@ class RunFolder:
                     found[record["task"]] = int(record["checkpoint"][5:]), value
         return found
 
+    @report.optional_picture
     def draw_geometry(self):
-        report.geometry_curves(self.metrics(), self.beyond_words(), self.path / "geometry.png")
+        config = self.config()
+        most = {"rank_slot_centred": config["concepts"], "input_share": 1}
+        most["rank_pooled"] = min(geometry.ROWS - 1, config["hidden"])
+        report.geometry_curves(self.metrics(), most, self.beyond_words(), self.path / "geometry.png")
 
     def cut(self, step: int, best: int | None):
         """Forgets what came after `step`, and will come again: metrics, checkpoints. best: the best until then."""

@@ -1,8 +1,11 @@
 """analyze.py on small runs: its numbers against loops, planted faults that the health check must find, and its page."""
 
 import json
+import re
 import shutil
+from html import escape
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,11 +14,13 @@ from test_eval_glue import SMALL
 
 import analyze
 import geometry
-from lab import analysis
+from lab import analysis, report
 from lab.configurator import UserError
 from lab.report import html_table, shaded
 from lab.runs import RunFolder, load_run
+from lab.words import Words
 from tests import training
+from tests.browser import assert_fits
 from tests.corpus import make_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,10 +33,13 @@ def place(tmp_path_factory):
     return here
 
 
+FEWER = {"POOL": 600, "READ": 60, "PLOTTED": 200}  # texts
+
+
 @pytest.fixture(autouse=True)
-def fewer_texts(monkeypatch):
-    for name, count in (("POOL", 600), ("READ", 60), ("PLOTTED", 200)):
-        monkeypatch.setattr(analyze, name, count)
+def fewer_texts():
+    with patch.multiple(analyze, **FEWER):
+        yield
 
 
 def trained(place, name, *flags, again=False):
@@ -55,9 +63,20 @@ def look(run, *flags):
         return analyze.main([f"--run={run}", "--device=cpu", *flags])
 
 
-def test_numbers_and_page(place, capsys):
+@pytest.fixture(scope="module")
+def page(place):
+    """(the run's folder, its page), whose numbers and pictures are all made."""
     run = trained(place, "run")
-    analyze.main([f"--run={run}", "--device=cpu"])
+    floors = {"val_loss_16": 3.0}
+    report.curves(RunFolder(run).metrics(), floors, run / "curves.png")  # which `training.main` leaves out
+    RunFolder(run).draw_geometry()
+    with patch.multiple(analyze, **FEWER):
+        assert analyze.main([f"--run={run}", "--device=cpu"]) == 0
+    return run, (run / "analysis" / "report.html").read_text()
+
+
+def test_numbers_and_page(page):
+    run, page = page
     found = json.loads((run / "analysis" / "metrics.json").read_text())
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     names = {
@@ -67,17 +86,53 @@ def test_numbers_and_page(place, capsys):
         if key.startswith(("rank", "sim", "delta", "input", "dead", "verdict", "learned"))
     }
     assert names <= found.keys() and all({"trained", "untrained"} == entry.keys() for entry in found.values())
-    page = (run / "analysis" / "report.html").read_text()
-    assert "<p>learned: " in page and "healthy" not in page
-    assert len(page) < 5e6 and "http" not in page and page.count("<img") == 6 and page.count("<span title=") > 100
-    names = ("spectrum", "pooled", "similarity", "concepts", "positions", "topics")
-    pictures = {f"{name}.png" for name in names}
-    assert {path.name for path in (run / "analysis").iterdir()} == {"report.html", "metrics.json", *pictures}
+    assert len(page) < 5e6 and "http" not in page and page.count("<span title=") > 100
+    pictures = ["positions", "spectrum", "pooled", "similarity"]
+    assert re.findall("<img alt='(.*?)'", page) == ["curves", "geometry", *pictures]
+    files = {"report.html", "metrics.json", *(f"{name}.png" for name in pictures)}
+    assert {path.name for path in (run / "analysis").iterdir()} == files
     length = found["probes"]["trained"]["length"]
     assert length.keys() == {"value", "low", "high", "majority", "bag_of_words"} and length["value"] > 0.3
-    assert found["class_preference"]["untrained"] > 0 and found["specialised"]["untrained"] is not None
     assert "<b>" not in html_table(["<b>"], [["<script>"]]) + shaded(["<b>"], [("<i>", [1.0])])
-    capsys.readouterr()
+
+
+def test_the_page_says_what_a_newcomer_asks(page):
+    run, page = page
+    found = json.loads((run / "analysis" / "metrics.json").read_text())
+    one = {key: value["trained"] for key, value in found.items()}
+    said = re.search("<p class='verdict.*?'>(.*?)</p>", page)[1]
+    assert said.startswith("run: ") and f" Learned: {escape(one['learned'])}." in said and "healthy" not in page
+    assert page.index(said) < page.index("<table")
+    assert "input share (good: 0.05 or more)<br>" in page and "slot-centred rank (good: 2 to 8)<br>" in page
+    assert "nearer halves (good: clearly above untrained)" in page and f">{one['halves']:.3g}<" in page
+    assert "pooled rank (good: 2 to 64)" in page and f">{one['input_share']:.3g}<" in page
+    untrained = f"{found['delta_shuffle']['untrained']:.3g}"  # an untrained decoder makes nothing of concepts
+    assert f"<span class=wrong>{untrained}</span>" in page
+    assert "<details><summary>Configuration</summary>" in page and ">&quot;tsdae + bow&quot;<" in page
+    assert page.index("<h2>Training") < page.index("<h2>Reconstructions") < page.index("<h2>What each concept reads")
+    assert "<th>predicted</th>" in page and "free-running</th>" not in page  # posonly sees no tokens: both are one
+    assert page.count("<th>word TF-IDF</th>") == 1
+    rows = re.findall(r"data-of='tokens'[^>]*>(.*?)<", page)
+    assert len(rows) == 8 and len({*rows}) > 4 and all(" x" in row for row in rows)  # concepts told apart
+
+
+def test_the_page_fits_a_telephone_and_a_screen(page, tmp_path):
+    assert_fits([page[0] / "analysis" / "report.html"], tmp_path)
+
+
+def test_what_is_free_running_stands_beside_what_is_teacher_forced(place):
+    run = load_run(trained(place, "causal", "--objective=tsdae", "--decoder=causal", "--max_steps=1"), device="cpu")
+    judge = analysis.judge_of(run, run.rows[:256])
+    said, rows = analysis.samples(run, judge, 3)
+    assert "teacher-forced" in said and "free-running" in said
+    assert list(rows[0]) == ["text", "what the encoder read", "teacher-forced", "free-running"]
+    problem = judge.problem(judge.decoded(), judge.fixed[0])
+    concepts = run.model.encode(problem.source, problem.source_pos)
+    for name, ids in analysis.written(run.model, concepts, problem.targets).items():
+        for i, row in enumerate(rows):
+            pieces = Words(run.tokenizer).marked(ids[i].tolist(), (ids[i] != problem.targets[i]).tolist())
+            assert row[name].count("class=wrong") == sum(wrong for _, wrong in pieces) > 0
+            assert re.sub("<.*?>", "", row[name]) == escape("".join(text for text, _ in pieces))
 
 
 def test_what_was_learned_is_said_alike(place, capsys):

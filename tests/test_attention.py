@@ -1,4 +1,4 @@
-"""Attention that is watched, against weights from the layers' own projections; specialisation where it is planted."""
+"""Attention that is watched, against weights from the layers' own projections; what tells concepts apart."""
 
 import pytest
 import torch
@@ -59,36 +59,34 @@ def test_every_encoder_is_watched_or_says_that_it_cannot(encoder, concepts, toke
         torch.testing.assert_close(read.weights.sum(-1), torch.ones(6, concepts))
 
 
-def test_top_tokens_and_specialisation_find_what_is_planted(tokenizer):
+def test_what_tells_concepts_apart_is_what_is_planted(tokenizer):
     torch.manual_seed(0)
-    ids = torch.randint(0, 8, (200, 7))
-    classes = ids % 4
+    ids = torch.randint(0, 9, (200, 7))
     weights = torch.rand(200, 3, 7)
-    weights[:, 1] += 5.0 * (classes == 2)  # concept 1 reads class 2, tokens 2 and 6
+    weights += 5.0 * (ids == 3)[:, None]  # all concepts read "on": that tells none of them apart
+    weights[:, 1] += 9.0 * ((ids == 2) | (ids == 6))  # "sat", "dog"
+    weights[:50, :, 5:] = 0.0  # shorter texts
     weights = weights / weights.sum(-1, keepdim=True)
-    classes[:50, 5:], weights[:50, :, 5:] = -1, 0.0  # shorter texts
-    weights = weights / weights.sum(-1, keepdim=True)
-    own, mean, p = attention.specialisation(weights, classes, 4, rounds=100)
-    assert (own - mean)[1].argmax() == 2 and own[1, 2] > 0.55 and p[1] < 0.02
-    assert p[0] > 0.02 and p[2] > 0.02 and (own - mean)[[0, 2]].abs().max() < 0.02
-    torch.testing.assert_close(own.sum(1), torch.ones(3, dtype=torch.float64))
     rows = [row[:5] if i < 50 else row for i, row in enumerate(ids.tolist())]
-    top = attention.top_tokens(attention.Attention(weights, rows), 8, 2)
-    assert {token for token, _ in top[1]} == {2, 6} and all(lift > 1.5 for _, lift in top[1])
+    read = attention.Attention(weights, rows)
 
+    def given(token):
+        """[C]: attention to a token, over all texts."""
+        return sum(weights[i, :, j] for i, row in enumerate(rows) for j, own in enumerate(row) if own == token)
 
-def test_the_full_stop_that_ends_texts_of_all_lengths_is_no_preference():
-    """A concept that reads all tokens alike prefers nothing, nor does one that reads at random."""
-    torch.manual_seed(2)
-    lengths = torch.randint(6, 40, (400,))
-    places = torch.arange(40)
-    classes = torch.randint(0, 5, (400, 40))
-    classes[torch.arange(400), lengths - 1] = 5  # punctuation
-    there = places < lengths[:, None]
-    weights = torch.stack([torch.ones(400, 40), torch.rand(400, 40)], 1) * there[:, None]
-    classes[~there] = -1
-    own, mean, p = attention.specialisation(weights / weights.sum(-1, keepdim=True), classes, 6, rounds=100)
-    assert p[0] == 1 and p[1] > 0.02 and (own - mean).abs().max() < 0.01
+    top = attention.top_tokens(read, len(WORDS), 2)
+    assert {token for token, _ in top[1]} == {2, 6} and all(ratio > 1.5 for _, ratio in top[1])
+    first, own, last = given(2).tolist()
+    assert dict(top[1])[2] == pytest.approx(own / ((first + last) / 2), rel=1e-4)
+    alone = attention.top_tokens(attention.Attention(weights[:, 1:2], rows), len(WORDS), 2)  # beside an even reading
+    assert {token for token, _ in alone[0]} == {2, 6}
+
+    shares = attention.type_shares(run_of(tokenizer), read)
+    torch.testing.assert_close(shares.sum(1), torch.ones(3, dtype=torch.float64))
+    content = attention.TYPES.index("content")
+    assert shares[1, content] > shares[0, content] + 0.1
+    punctuation = shares[:, attention.TYPES.index("punctuation")]
+    torch.testing.assert_close(punctuation, given(8).double() / 200, rtol=1e-4, atol=1e-6)
 
 
 def test_slots_weights_are_those_they_read_with(tokenizer):
@@ -105,12 +103,3 @@ def test_slots_weights_are_those_they_read_with(tokenizer):
         one_hot = torch.eye(7).expand(1, 2, 7, 7)
         weights = cross.attend(q, k, one_hot, mask, 0.0).unflatten(-1, (2, 7)).mean(2)
     torch.testing.assert_close(read.weights[1], weights[0], atol=1e-5, rtol=1e-4)
-
-
-def test_a_concept_that_prefers_positions_prefers_no_class():
-    """Weights that depend on the position alone: other texts' words at the same places get as much."""
-    torch.manual_seed(1)
-    weights = torch.tensor([0.7, 0.1, 0.1, 0.1]).expand(300, 1, 4)
-    classes = torch.where(torch.arange(4) == 0, 0, torch.randint(1, 3, (300, 4)))
-    own, mean, p = attention.specialisation(weights, classes, 3, rounds=50)
-    assert own[0, 0] == pytest.approx(0.7) and p[0] > 0.02

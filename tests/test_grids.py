@@ -10,6 +10,7 @@ import pytest
 from lab import grids, report, tasks
 from lab.report import HEADLINE
 from lab.runs import RunFolder
+from tests.browser import assert_fits
 
 NOISE = {"first": 0.5, "same": 0.5, "good": 0.1, "bad": 3.0}  # an arm's answers: the labels and so much noise
 
@@ -98,15 +99,20 @@ def test_points_of_one_cost_stand_side_by_side():
     assert report.beside([100.0, 50.0, 100.0]) == [99.25, 50, 100.75] and report.beside([0.0]) == [0]
 
 
-def test_the_page(planted, controls):
+def test_the_page(planted, controls, tmp_path):
     folder, results = planted
     text = grids.write(folder, results, RESOLVED, None)
     page, files = (folder / "report.html").read_text(), {path.stem for path in folder.glob("*.png")}
-    assert files == {"loss", "slot_rank", "stsb_over_best_floor", "stsb_over_untrained", "stsb_beyond_words"}
-    assert re.findall(r"<img alt='(\w+)' src='data:image/png;base64,", page) and page.count("<img") == len(files)
-    assert not re.search(r"https?:|<link|<script src|@import", page) and len(page) < 5e6
+    assert files == {"loss", "slot_rank", "stsb_over_best_floor", "stsb_over_untrained", "stsb_beyond_words", "paired"}
+    shown = re.findall(r"<img alt='(\w+)' style='[^']*' src='data:image/png;base64,", page)
+    assert {*shown} == files and shown[0] == "paired" and shown[-1] == "loss"
+    assert not re.search(r"https?:|<link|<script|@import", page) and len(page) < 5e6
     assert "&lt;b&gt;|base" in page and "<b>" not in page
     assert (folder / "report.md").read_text() == f"# toy\n\n{text}"
+    said = text.partition("\n")[0]
+    assert said.startswith("Difference to first's score, x100 [95 % interval]: on stsb the highest is good (+")
+    places = [page.index(what) for what in (said.replace("'", "&#x27;"), "<img", "<td")]
+    assert said.endswith(" better).") and places == sorted(places)
     found = json.loads((folder / "results.json").read_text())["paired"]
     for row in found:
         cell = report.cell(row["over first"])
@@ -114,6 +120,26 @@ def test_the_page(planted, controls):
     for line in text.splitlines():
         if line.startswith("| ") and set(line) - set("|-: "):
             assert all(f">{cell.strip()}<" in page for cell in line.strip("|").split("|")), line
+    header = next(line for line in text.splitlines() if line.startswith("| arm"))
+    assert header.index("stsb pearson") < header.index("TFLOP") < header.index("val loss")
+    assert_fits([folder / "report.html"], tmp_path)
+
+
+def test_the_sentence_of_a_grid():
+    def groups(**arms):
+        lifts = {
+            name: {"value": v, "low": v - 0.02, "high": v + 0.02, "verdict": word} for name, (v, word) in arms.items()
+        }
+        return {("stsb", "pearson_centred"): lifts, ("stsb", HEADLINE): {}}
+
+    arms = {"a": {"runs": 1, "median": {"val_loss": 3.0}}, "b": {"runs": 1, "median": {"val_loss": 2.0}}}
+    arms["c"] = {"runs": 0, "median": {}}
+    better = groups(b=(0.05, "better"), c=(0.01, "undecided"))
+    assert "on stsb the highest is b (+5.0 [+3.0, +7.0] better)." in grids.verdict(arms, better, True)
+    worse = grids.verdict(arms, groups(b=(-0.05, "worse"), c=(-0.09, "worse")), True)
+    assert "on stsb a itself is highest, then b (-5.0 [-7.0, -3.0] worse)." in worse
+    assert grids.verdict(arms, {}, True).endswith("the lowest validation loss is that of b.")
+    assert "no losses that compare" in grids.verdict(arms, {}, False)
 
 
 def test_an_arm_has_one_colour_in_all_pictures(monkeypatch, tmp_path):
@@ -121,8 +147,8 @@ def test_an_arm_has_one_colour_in_all_pictures(monkeypatch, tmp_path):
     panels, seen = report.panels, []
 
     @contextmanager
-    def kept(*args):
-        with panels(*args) as every:
+    def kept(*args, **options):
+        with panels(*args, **options) as every:
             yield every
             (legend,) = every[0].figure.legends
             names = [text.get_text() for text in legend.get_texts()]

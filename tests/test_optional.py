@@ -60,14 +60,20 @@ def test_a_picture_that_fails_costs_a_warning(data, tmp_path, monkeypatch, capsy
     assert train.main(arguments(data, tmp_path / "run", *BRIEF, "--max_steps=4", "--eval_interval=2")) == 0
     assert len(losses(tmp_path / "run")) == 4 and not list((tmp_path / "run").rglob("*.png"))
     assert capsys.readouterr().err.count("warning: a picture failed (OSError: [Errno 28] No space left") == 1
-    drawn = report.bars({"a": [1.0, 2.0]}, "label", tmp_path / "bars.png")
+    drawn = report.lines({"a": ([1, 2], [1.0, 2.0])}, "x", "y", tmp_path / "lines.png")
     assert drawn is None and "could not be made" in report.picture(drawn)
 
 
 def test_without_matplotlib(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert report.spectra({"a": [1.0, 2.0]}, "label", tmp_path / "a.png") is None
+    assert report.lines({"a": ([1, 2], [1.0, 2.0])}, "x", "y", tmp_path / "a.png") is None
     assert "warning: a picture failed (ModuleNotFoundError" in capsys.readouterr().err
+
+
+def test_a_config_that_cannot_be_read_costs_the_picture_of_geometry(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{")  # it is being edited
+    RunFolder(tmp_path).draw_geometry()
+    assert "warning: a picture failed (UserError" in capsys.readouterr().err
 
 
 def test_an_optional_block_passes_on_what_ends_a_command():

@@ -18,8 +18,8 @@ def drawn(monkeypatch):
     seen, panels = {}, report.panels
 
     @contextmanager
-    def kept(path, *args):
-        with panels(path, *args) as every:
+    def kept(path, *args, **options):
+        with panels(path, *args, **options) as every:
             yield every
             seen[path.name] = {
                 one.get_title(): {line.get_label(): list(line.get_ydata()) for line in one.lines}
@@ -80,18 +80,20 @@ def test_a_chance_floor_alone(drawn, tmp_path):
 def test_no_picture_of_nothing(tmp_path):
     report.curves([], {}, tmp_path / "curves.png")
     report.curves([{"step": 0, "verdict": "not collapsed"}], {"val_loss_16": 3.0}, tmp_path / "curves.png")
-    report.geometry_curves([{"step": 1, "loss": 2.0}], {}, tmp_path / "geometry.png")
+    report.geometry_curves([{"step": 1, "loss": 2.0}], {}, {}, tmp_path / "geometry.png")
     assert not list(tmp_path.iterdir())
 
 
 def test_geometry_and_what_is_known_beyond_words(drawn, tmp_path):
     out = RunFolder(tmp_path)
-    (tmp_path / "config.json").write_text('{"run_id": "ours"}')
+    (tmp_path / "config.json").write_text('{"run_id": "ours", "concepts": 8, "hidden": 512}')
     for record in planted(rank_slot_centred=[1, 4, 7], rank_pooled=[9, 80, 90], input_share=[0.1, 0.5, 0.7]):
         out.log(**record)
     out.draw_geometry()
     without = drawn.pop("geometry.png")
-    assert [list(lines.values()) for lines in without.values()] == [[[1, 4, 7]], [[9, 80, 90]], [[0.1, 0.5, 0.7]]]
+    most = [{"largest possible: 8": [8, 8]}, {"largest possible: 255": [255, 255]}, {"largest possible: 1": [1, 1]}]
+    for lines, values, line in zip(without.values(), ([1, 4, 7], [9, 80, 90], [0.1, 0.5, 0.7]), most, strict=True):
+        assert values in lines.values() and line.items() <= lines.items() and len(lines) == 2
 
     evaluation = {"task": "stsb", "run_id": "ours", "checkpoint": "ckpt_20"}
     evaluation["splits"] = {"dev": {"metrics": {report.HEADLINE: 0.25}}}
@@ -119,3 +121,38 @@ def test_weights_are_drawn_beside_the_closed_form(tmp_path, drawn):
     assert drawn["fixed.png"]["weight"].keys() == {"task"}
     report.weight_curves(planted(), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_a_forest_has_a_panel_a_group_and_a_row_an_arm(monkeypatch, tmp_path):
+    panels, seen = report.panels, {}
+
+    @contextmanager
+    def kept(*args, **options):
+        with panels(*args, **options) as every:
+            yield every
+            for axes in every:
+                names = [label.get_text() for label in axes.get_yticklabels()]
+                bars = [
+                    (bar.lines[0].get_xdata()[0], bar.lines[2][0].get_segments()[0][:, 0]) for bar in axes.containers
+                ]
+                colours = [bar.lines[0].get_color() for bar in axes.containers]
+                seen[axes.get_title()] = dict(zip(names, zip(bars, colours, strict=True), strict=True)), axes.get_xlim()
+
+    monkeypatch.setattr(report, "panels", kept)
+    good = {"value": 0.05, "low": 0.02, "high": 0.09, "verdict": "better"}
+    unsure, bad = good | {"low": -0.02, "verdict": "undecided"}, good | {"value": -0.3, "low": -0.4, "verdict": "worse"}
+    report.forest({("stsb", "x"): {"a": good, "b": unsure}, ("mrpc", "y"): {"a": bad}}, "x100", tmp_path / "paired.png")
+    (first, limits), (second, same) = seen.values()
+    assert list(first) == ["a", "b"] and limits == same and limits[0] <= -40  # one scale for all
+    (middle, ends), colour = first["a"]
+    assert middle == 5 and ends.tolist() == pytest.approx([2, 9]) and colour == "tab:blue"
+    assert (first["b"][1], second["a"][1]) == ("0.5", "tab:red")
+
+
+def test_a_page_says_its_verdict_first_and_escapes_what_is_no_html():
+    page = report.page("<t>", [("Good & short.", True), ("Bad.", False)], "small", ["<p>part</p>"])
+    title, good, bad, small, part = (page.index(x) for x in ("<h1>", "Good &amp; short.", "Bad.", "small<", "part"))
+    assert title < good < bad < small < part and page.count("class='verdict wrong'") == 1 and "<t>" not in page
+    table = report.html_table(["a", "<b>"], [["<script>", report.marked([("x", True)])]])
+    assert "&lt;script&gt;" in table and "><span class=wrong>x</span><" in table and "data-of='&lt;b&gt;'" in table
+    assert "class=cards" not in table and "class=cards" in report.html_table(["long name"] * 6, [["1"] * 6])
