@@ -26,11 +26,11 @@ from torch import Tensor
 import geometry
 from lab import analysis, attention, probes, report, words
 from lab.analysis import Analysis, analyse, capacity, judge_of, nearest, numbers_of, same_texts, samples
-from lab.command import say
+from lab.command import log
 from lab.configurator import PathStr, parse
 from lab.files import locked, write_atomic
 from lab.runs import LoadedRun, OneRun, RunFolder
-from lab.validation import Judge
+from lab.validation import Evaluator
 
 ROOT = Path(__file__).resolve().parent
 ROWS = 512
@@ -201,7 +201,7 @@ class Page:
         if probes:
             self.probing(probes)
         if capacity:
-            self.room()
+            self.capacity_section()
         sections, self.parts = self.parts, []
         self.numbers()
         runs = [self.columns[name] for name in self.shown]
@@ -333,7 +333,7 @@ class Page:
                 self.record[column]["probes"][name] = floors | scores[column]
         self.table(rows)
 
-    def room(self):
+    def capacity_section(self):
         self.section("What the concepts could hold")
         for name, one in self.each_run():
             if one.run.model.decoder is None:
@@ -385,7 +385,9 @@ def report_on(config: AnalyzeConfig, runs: dict[str, LoadedRun], folder: Path) -
     first = next(iter(columns.values()))
     if not config.compare:
         untrained = first.run.twin(first.run.config.get("seed", 0))
-        judge = Judge(untrained.model, first.judge.objectives, first.judge.vocab, first.judge.world, first.judge.fixed)
+        judge = Evaluator(
+            untrained.model, first.judge.objectives, first.judge.vocab, first.judge.world, first.judge.fixed
+        )
         columns["untrained"] = analyse(untrained, judge, judge.whole())
     data = Path(config.data_dir or first.run.config["data_dir"] or ROOT / "data") / first.run.config["dataset"]
     texts, source = words.sentences(first.run, data, POOL)
@@ -396,7 +398,7 @@ def report_on(config: AnalyzeConfig, runs: dict[str, LoadedRun], folder: Path) -
     record = {name: {column: one.get(name) for column, one in page.record.items()} for name in names}
     write_atomic(folder / "metrics.json", json.dumps(record, indent=1) + "\n")
     write_atomic(folder / "report.html", text)
-    say(f"{folder}: report.html, metrics.json")
+    log(f"{folder}: report.html, metrics.json")
     return 0
 
 

@@ -6,7 +6,7 @@ Measures the training step of a preset, as train.py takes it: speed, share of th
     python bench.py config/bixt_cpu.py --lengths=512,2048,8192 --batch=1    # how the cost grows with the row
     python bench.py --costs                       # parameters and FLOPs of every preset of the seeds' sizes, no timing
 
-A dense encoder of the same sizes and, where there is one (for `seeds_faithful` presets), a plain reference of the same
+A dense encoder of the same sizes and, where there is one (for `original_structure` presets), a plain reference of the same
 mathematics (lab/reference.py) take turns with ours on the same rows; ratios are of median times. Peak memory is that of
 a fresh process for each, everything included, in which what is freed is given back at once: what the step needs, not
 what an allocator keeps. Tokens are random; dropout is off on a CPU, and on a GPU as the preset has it, for it decides
@@ -84,7 +84,7 @@ def read_preset(path: Path, batch: int, lengths: tuple[int, ...] = ()):
 def timed(settings, world: World):
     """All concepts, all iterations and the last rate in every step, so that each takes the same time."""
     dropout = settings.model.dropout if world.device.type == "cuda" else 0.0
-    model = replace(settings.model, nested=False, least_iterations=0, dropout=dropout)
+    model = replace(settings.model, nested=False, min_iterations=0, dropout=dropout)
     return replace(settings, model=model, objective=settings.objective.plateau())
 
 
@@ -95,10 +95,10 @@ def timed(settings, world: World):
 def has_reference(settings) -> bool:
     """The reference is the seeds' masked LM and TSDAE: plain tokens, one decoder layer, loss unweighted."""
     model, parts = settings.model, settings.objectives.parts
-    plain = model.seeds_faithful and model.decoder_layers == 1 and model.concept_position == "none"
+    plain = model.original_structure and model.decoder_layers == 1 and model.concept_position == "none"
     plain = plain and model.encoder == "perceiver" and model.decoder in ("input", "posonly", "weighted")
     plain = plain and not (model.token_layers or model.registers)
-    one = len(parts) == 1 and parts[0].predicts == "positions" and not parts[0].by_idf
+    one = len(parts) == 1 and parts[0].predicts == "positions" and not parts[0].needs_idf
     one = one and not settings.objective.encoder_mask_rate
     whole = settings.objective.positions == "original" and settings.objective.score_rate == 1
     return plain and one and (parts[0].name == "mlm" or (whole and model.decoder != "input"))
@@ -145,7 +145,7 @@ class Arm:
         self.step += 1
         if self.name != "reference":
             what = self.objectives, rows, self.world
-            loss = self.objectives.total(optim.add_gradients(self.forward, *what, balance=self.balance))
+            loss = self.objectives.total(optim.forward_backward(self.forward, *what, balance=self.balance))
             if self.balance:
                 self.balance.finish(lambda x: x)
         else:
@@ -208,7 +208,7 @@ def time_steps(arms: dict[str, Arm], rows: int, length: int, repeats: int) -> di
             for _ in range(steps):
                 losses[name] = arm.train(rows, length)
             times[name].append((timer() - start) / steps)
-        command.say(f"length {length}:", *(f"{name} {seconds[-1]:.3f} s" for name, seconds in times.items()))
+        command.log(f"length {length}:", *(f"{name} {seconds[-1]:.3f} s" for name, seconds in times.items()))
         same = not arms["ours"].model.config.dropout  # the mathematics, but for rounding
         if same and block == 0 and "reference" in arms and abs(losses["ours"] / losses["reference"] - 1) > 0.01:
             raise AssertionError(f"ours and the reference do not agree: {losses}")
@@ -227,7 +227,7 @@ def time_arms(settings, shapes, repeats: int, worlds: dict[str, World], compiled
     return seconds
 
 
-def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
+def benchmark(path: Path, config: BenchConfig, world: World, best: float) -> dict:
     settings = timed(read_preset(path, config.batch, config.lengths), world)
     compiled = world.device.type == "cuda" if config.compile == "auto" else config.compile
     worlds = {"ours": world}
@@ -246,7 +246,7 @@ def measure(path: Path, config: BenchConfig, world: World, best: float) -> dict:
         speed = rows * length / seconds["ours"]
         row = {"length": length, "rows": rows, "tokens_per_s": speed, "flops_per_token": flops}
         row |= {"share_of_ceiling": speed * flops / best}
-        command.say(f"{settings.preset}: memory of {', '.join(worlds)} ...")
+        command.log(f"{settings.preset}: memory of {', '.join(worlds)} ...")
         for name in ("ours", "reference", "dense"):
             if name != "ours":
                 row[f"ratio_to_{name}"] = seconds[name] / seconds["ours"] if name in seconds else None
@@ -312,13 +312,13 @@ def main(argv) -> int:
     best = ceiling(world)
     machine = distributed.machine(world.device)
     speed = f"products at {best / 1e9:,.0f} GFLOP/s"
-    command.say(f"{machine['device']}, {machine['threads']} threads, {world.dtype}: {speed}")
+    command.log(f"{machine['device']}, {machine['threads']} threads, {world.dtype}: {speed}")
     results = {
         "machine": machine | {"dtype": world.dtype, "reference_dtype": config.reference_dtype},
         "torch": torch.__version__,
         "commit": runs.commit(),
         "ceiling": best,
-        "presets": [measure(path, config, world, best) for path in paths],
+        "presets": [benchmark(path, config, world, best) for path in paths],
     }
     print(as_table(results))
     if config.json:

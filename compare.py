@@ -35,7 +35,7 @@ from typing import Annotated
 import torch
 
 from lab import dataset, floors, grids, tasks
-from lab.command import CODES, STOPS, on_stop, optional, say
+from lab.command import CODES, STOPS, log, on_stop, optional
 from lab.configurator import PathStr, UserError, parse, read_layers, show
 from lab.files import locked, read_json
 from lab.plan import HORIZONS
@@ -233,16 +233,16 @@ class Comparison:
         out, new = RunFolder(self.folder / run), False
         wanted = {key: value for key, value in self.resolved[arm].items() if key not in DERIVED}
         if self.trained.get(run) != [wanted, out.pointer("latest")]:
-            say(f"{run}: training")
+            log(f"{run}: training")
             words = [*self.grid.arguments(arm, self.config.data_dir), f"--seed={seed}", f"--out_dir={out.path}"]
             if failure := self.start(device, ROOT / "train.py", *words, "--resume=auto"):
                 return failure
             with self.results_lock:
                 self.trained[run], new = [wanted, out.pointer("latest")], True
                 grids.save(self.folder, self.results())
-        missing = [name for name, version in self.names.items() if not judged(out, name, version)]
+        missing = [name for name, version in self.names.items() if not is_evaluated(out, name, version)]
         if missing:
-            say(f"{run}: {', '.join(missing)}")
+            log(f"{run}: {', '.join(missing)}")
             words = [f"--run={out.path}", f"--tasks={','.join(missing)}", f"--data={self.data}"]
             if failure := self.start(device, ROOT / "eval_glue.py", *words, f"--device={wanted['device']}"):
                 return failure
@@ -273,7 +273,7 @@ class Comparison:
         for number, (run, arm, seed) in self.queue:
             if self.ended:
                 return
-            say(f"[{number}/{len(self.grid.runs())}] {self.folder / run}{device and f' on GPU {device}'}")
+            log(f"[{number}/{len(self.grid.runs())}] {self.folder / run}{device and f' on GPU {device}'}")
             try:
                 self.note(run, self.do(run, arm, seed, device))
             except UserError as error:  # its folder is damaged
@@ -288,10 +288,10 @@ class Comparison:
             return
         code = failure["code"]
         if code in CODES or -code in STOPS:
-            say(f"compare.py ends with {run}; what is done is kept, the same command goes on")
+            log(f"compare.py ends with {run}; what is done is kept, the same command goes on")
             self.ended = self.ended or (code if code > 0 else 128 - code)
             return
-        say(f"{run} failed with exit code {code}; the others go on")
+        log(f"{run} failed with exit code {code}; the others go on")
         with self.results_lock:
             self.failed[run], self.text = failure, ""
             grids.save(self.folder, self.results())
@@ -311,7 +311,7 @@ class Comparison:
         if self.ended:
             return self.ended
         print(self.text or self.write(), end="")
-        say(f"{self.folder}: results.json, report.md, report.html and its pictures")
+        log(f"{self.folder}: results.json, report.md, report.html and its pictures")
         return 1 if self.failed else 0
 
 
@@ -319,7 +319,7 @@ def evaluation(out: RunFolder, name: str) -> dict:
     return read_json(grids.record_path(out.path, name), "an evaluation")
 
 
-def judged(out: RunFolder, name: str, version: str) -> bool:
+def is_evaluated(out: RunFolder, name: str, version: str) -> bool:
     """The latest checkpoint has scores and answers in eval/, by this version, embedded as its config says."""
     with suppress(UserError, KeyError):
         record, config = evaluation(out, name), completed(out.config(), out.path)

@@ -20,7 +20,7 @@ from layers import (
     keys_values,
     linear,
     norm,
-    widening,
+    projection,
 )
 from problem import Problem
 
@@ -66,7 +66,7 @@ class Posonly(Decoder):
         self.ffns = nn.ModuleList([self.make_ffn(config) for _ in layers])
 
     def make_ffn(self, config):
-        return FeedForward(config, gated=not config.seeds_faithful)
+        return FeedForward(config, gated=not config.original_structure)
 
     def queries(self, problem, embed):
         """[1|B, K, H]"""
@@ -89,7 +89,7 @@ class Input(Posonly):
     def __init__(self, config):
         super().__init__(config)
         H, T = config.hidden, config.token_width
-        self.widen = widening(T, H, config)
+        self.widen = projection(T, H, config)
 
     def queries(self, problem, embed):
         pos, ids = scored_positions(problem)
@@ -128,7 +128,12 @@ class Diffusion(Input):
 
     def __init__(self, config):
         super().__init__(config)
-        H, T, layers, faithful = config.hidden, config.token_width, range(config.decoder_layers), config.seeds_faithful
+        H, T, layers, faithful = (
+            config.hidden,
+            config.token_width,
+            range(config.decoder_layers),
+            config.original_structure,
+        )
         self.tokens = nn.Embedding(config.vocab_size, T) if faithful else None  # the seeds' has its own
         self.norm = norm(H, config) if faithful else None
         window = config.decoder_window
@@ -203,7 +208,7 @@ class Causal(Decoder):
         H, T = config.hidden, config.token_width
         self.heads, self.word_dropout = config.heads, config.word_dropout
         self.positions = nn.Embedding(config.max_length, H)
-        self.widen = widening(T, H, config)
+        self.widen = projection(T, H, config)
         self.layers = nn.ModuleList([CausalLayer(config) for _ in range(config.decoder_layers)])
 
     def run(self, pairs, tokens, pos, pasts=None):

@@ -22,9 +22,9 @@ from layers import (
     keys_values,
     linear,
     norm,
+    projection,
     rotate,
     split_heads,
-    widening,
 )
 
 ENCODERS: dict[str, type["Encoder"]] = {}  # name -> class
@@ -102,11 +102,11 @@ class Perceiver(Encoder):
 
     def __init__(self, config):
         super().__init__()
-        H, T, faithful = config.hidden, config.token_width, config.seeds_faithful
+        H, T, faithful = config.hidden, config.token_width, config.original_structure
         self.config, self.heads, self.rotary = config, config.heads, config.token_position == "rope"
         self.slots = Slots(config)
         # The seeds widen narrow tokens first and read them un-normalised; ours go straight from T to keys and values.
-        self.widen = widening(T, H if faithful else T, config)
+        self.widen = projection(T, H if faithful else T, config)
         self.norm_tokens = nn.Identity() if faithful else token_norm(config)
         self.layers = nn.ModuleList(self.make_layers(config, H if faithful else T))
         self.norm = norm(H, config)
@@ -122,7 +122,7 @@ class Perceiver(Encoder):
 
     def concepts(self, z, options):
         """Latents -> what decoders see of them."""
-        return self.norm(self.slots.seen(z, options.concepts))
+        return self.norm(self.slots.without_registers(z, options.concepts))
 
     def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
         pairs = self.read(x, pos, [layer.cross for layer in self.layers])
@@ -261,7 +261,7 @@ class TwoWayLayer(PerceiverLayer):
 
     def __init__(self, config, width, last):
         super().__init__(config, width)
-        faithful = config.seeds_faithful
+        faithful = config.original_structure
         self.norm_tokens = nn.Identity() if faithful else token_norm(config)
         self.norm_z = nn.Identity() if last or faithful else norm(config.hidden, config)
         self.reverse = None if last else CrossAttention(config, config.hidden, queries=width)
@@ -311,10 +311,10 @@ class BixtLayer(nn.Module):
         self.norm_z, self.norm_x = norm(H, config), token_norm(config)
         self.from_z = linear(H, H if last else 2 * H, config)  # R, and V where the tokens read
         self.from_x = linear(T, 2 * H, config)
-        self.out_z = ResidualOutput(H, H, bias=config.seeds_faithful)
+        self.out_z = ResidualOutput(H, H, bias=config.original_structure)
         self.ffn_z = FeedForward(config)
         self.latent = TransformerLayer(config, rotary=config.concept_position == "rope")
-        self.out_x = None if last else ResidualOutput(H, T, bias=config.seeds_faithful)
+        self.out_x = None if last else ResidualOutput(H, T, bias=config.original_structure)
         self.ffn_x = None if last else FeedForward(config, width=T)
 
     def forward(self, z, x, pos, mask):
@@ -352,7 +352,7 @@ class Bixt(Encoder):
         z = self.slots(options.concepts)
         for layer in self.layers:
             z, x = layer(z, x, pos if self.rotary else None, mask)
-        return self.norm(self.slots.seen(z, options.concepts))
+        return self.norm(self.slots.without_registers(z, options.concepts))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ class Dense(Encoder):
         super().__init__()
         H, T, self.heads, self.count = config.hidden, config.token_width, config.heads, config.concepts
         rotary = config.token_position == "rope"
-        self.widen = widening(T, H, config)
+        self.widen = projection(T, H, config)
         self.layers = nn.ModuleList([TransformerLayer(config, rotary=rotary) for _ in range(config.layers)])
         self.norm_tokens = norm(H, config)
         self.slots = nn.Embedding(config.concepts, H)
@@ -431,7 +431,7 @@ class Funnel(Encoder):
         super().__init__()
         H, T, self.count = config.hidden, config.token_width, config.concepts
         self.rotary = config.token_position == "rope"
-        self.widen = widening(T, H, config)
+        self.widen = projection(T, H, config)
         self.stages = nn.ModuleList([FunnelStage(config) for _ in range(2)])
         rotary = config.concept_position == "rope"
         self.layers = nn.ModuleList([TransformerLayer(config, rotary=rotary) for _ in range(config.layers)])

@@ -44,14 +44,14 @@ import losses
 from encoders import Options
 from heads import HEADS
 from lab import dataset, floors, tasks
-from lab.command import say
+from lab.command import log
 from lab.configurator import PathStr, UserError, parse, warn
 from lab.contamination import contamination
 from lab.files import locked, write_atomic
 from lab.finetune import RATES, RECIPES, FineTuning, check
 from lab.huggingface import is_reference, load_reference
 from lab.plan import encoding_flops
-from lab.report import dict_table, filled, interval, over_seeds, score_rows, sweep_figure, verdicts
+from lab.report import dict_table, drop_empty_columns, interval, over_seeds, score_rows, sweep_figure, verdicts
 from lab.runs import LoadedRun, check_options, load_run
 from lab.tasks import Pairs
 from objectives import described
@@ -137,10 +137,10 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple
     for split in pairs.scored:
         answers = {floor: splits[split] for floor, splits in theirs.items()}
         known = floors.word_controls(pairs, split, answers) if pairs.task.kind == "score" else None
-        each[split] = floors.scores(pairs, split, ours[split], known)
+        each[split] = floors.metric_values(pairs, split, ours[split], known)
         metrics = {metric: float(np.median(v)) for metric, v in each[split].items()}
-        kinds = {metric: floors.judged(metric, ours[split]) for metric in metrics}
-        seeds = {floor: floors.scores(pairs, split, answer, known) for floor, answer in answers.items()}
+        kinds = {metric: floors.answer_kind(metric, ours[split]) for metric in metrics}
+        seeds = {floor: floors.metric_values(pairs, split, answer, known) for floor, answer in answers.items()}
         means = {floor: {metric: float(v.mean()) for metric, v in values.items()} for floor, values in seeds.items()}
         for metric, controls in floors.PARTIALS.items() if known else ():
             for floor in means.keys() & set(controls):  # given itself, nothing is left
@@ -156,7 +156,7 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple
             having = [floor for floor in means if means[floor].get(metric) is not None]
             best = max(having, key=lambda floor: means[floor][metric])  # noqa: B023
             named = [floor for floor in ("token_idf", "untrained") if floor in answers]
-            others = {floor: answers[floor][floors.judged(metric, answers[floor])] for floor in (best, *named)}
+            others = {floor: answers[floor][floors.answer_kind(metric, answers[floor])] for floor in (best, *named)}
             lifts = floors.lifts(metric, ours[split][kinds[metric]], others, pairs.labels[split], known)
             result[split][name] = {"best_floor": {"floor": best, **lifts[best]}}
             result[split][name] |= {floor: lifts[floor] for floor in named}
@@ -183,9 +183,9 @@ def other_similarities(run: LoadedRun, pairs: Pairs, split: str, vectors, fittin
 def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     """The record of a task, as it is written to `folder`."""
     theirs = floors.task_floors(run, pairs, cache)
-    say(f"{pairs.name}: {len(pairs.sentences):,} sentences")
+    log(f"{pairs.name}: {len(pairs.sentences):,} sentences")
     vectors = floors.embed(run, pairs)
-    ours = floors.answers(vectors, pairs)
+    ours = floors.predictions(vectors, pairs)
     if pairs.task.kind == "score":
         for split, other in pairs.fitted_on.items():
             ours[split] |= other_similarities(
@@ -248,7 +248,7 @@ def record_name(mode: str, task: str, options: Options) -> str:
 def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, cache: Path) -> dict:
     """The record of a task, as it is written to `folder`."""
     work = FineTuning(run, pairs, config, cache)
-    say(f"{pairs.name}: {work.about()}")
+    log(f"{pairs.name}: {work.about()}")
     ours, rate = work.all_seeds(config)
     theirs = floors.fine_tune_floors(run, pairs, cache)
     theirs["untrained"], twins_rate = work.all_seeds(config, twin=True)
@@ -336,7 +336,7 @@ def main(argv) -> int:
     config = parsed.make(EvalConfig)
     zero = config.mode == "zero_shot"
     if zero or config.contamination:
-        keys = ["head", "recipe", "epochs", "lr", "batch", "grid", "max_length", "interpolate", "train_on", "seeds"]
+        keys = ["head", "recipe", "epochs", "lr", "batch", "grid", "max_length", "interpolate", "train_on", "original"]
         parsed.unused(keys, "by mode = 'zero_shot', in which nothing is trained")
     run = open_run(parsed, config) if config.run else None
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
@@ -375,7 +375,7 @@ def evaluate(config: EvalConfig, run: LoadedRun, loaded: list[Pairs], others: di
     if len(config.options) > 1:
         print(f"{run.config['run_id']}, ckpt_{run.step}, zero-shot on dev, x100; encoding {run.max_length} tokens\n")
         print(sweep(run, loaded, config.options, folder, cache))
-        say(f"{folder}: sweep.png")
+        log(f"{folder}: sweep.png")
         return 0
     rows, records = [], []
     for pairs in loaded:
@@ -387,7 +387,7 @@ def evaluate(config: EvalConfig, run: LoadedRun, loaded: list[Pairs], others: di
         records.append(record)
     how = "zero-shot" if zero else f"fine-tuned, head {config.head}, median (least..most) of {config.seeds} seeds"
     print(f"{run.config['run_id']}, ckpt_{run.step}, {how}, x100; [95 % intervals]\n")
-    print(dict_table(filled(rows)))
+    print(dict_table(drop_empty_columns(rows)))
     print("\n" + "\n".join(f"{name}: {sentence}" for name, sentence in verdicts(rows).items()))
     if others:
         print()

@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from layers import CrossAttention, FeedForward, SelfAttention, begin, keys_values, norm
+from layers import CrossAttention, FeedForward, SelfAttention, init_weights, keys_values, norm
 from problem import Problem
 
 HEADS: dict[str, type["Head"]] = {}  # name -> class
@@ -41,7 +41,7 @@ class Head(nn.Module):
         if self.linear:
             self.out = nn.Linear(width * (4 if texts == 2 else 1), outputs)
             self.out.init_scale = 0.1  # outputs begin near 0
-        begin(self, "fan_in", seed)
+        init_weights(self, "fan_in", seed)
 
     def build(self, config) -> int | None:
         """Makes its parts; returns the width of what `pool` makes, if that is not H."""

@@ -2,7 +2,7 @@
 What encoders and decoders are built of: attention, rotary positions, pre-norm residual blocks, and how weights begin.
 
 Shapes: B rows, S tokens read, C concepts, Q queries, H width of a concept, T width of a token, h heads, d = H / h.
-Pre-norm, residual: z + block(norm(z)). `seeds_faithful` gives every norm and linear its bias.
+Pre-norm, residual: z + block(norm(z)). `original_structure` gives every norm and linear its bias.
 """
 
 import math
@@ -127,14 +127,14 @@ def sinusoid(length, width, device, dtype):
 
 
 def norm(width, config):
-    return nn.LayerNorm(width, bias=config.seeds_faithful)
+    return nn.LayerNorm(width, bias=config.original_structure)
 
 
 def linear(inputs, outputs, config):
-    return nn.Linear(inputs, outputs, bias=config.seeds_faithful)
+    return nn.Linear(inputs, outputs, bias=config.original_structure)
 
 
-def widening(narrow, wide, config):
+def projection(narrow, wide, config):
     """A linear between two widths, nothing where they are one."""
     return nn.Identity() if narrow == wide else linear(narrow, wide, config)
 
@@ -160,7 +160,7 @@ class CrossAttention(nn.Module):
         self.norm = norm(queries or H, config)
         self.q = linear(queries or H, H, config)
         self.kv = linear(width, 2 * H, config)
-        self.out = ResidualOutput(H, queries or H, bias=config.seeds_faithful)
+        self.out = ResidualOutput(H, queries or H, bias=config.original_structure)
         cope = ordered and config.concept_position == "cope"
         self.positions = nn.Parameter(torch.empty(self.heads, config.concepts + 1, H // self.heads)) if cope else None
 
@@ -194,7 +194,7 @@ class SelfAttention(nn.Module):
         self.dropout, self.rotary, self.window, self.causal = config.dropout, rotary, window, causal
         self.norm = norm(W, config)
         self.qkv = linear(W, 3 * W, config)
-        self.out = ResidualOutput(W, W, bias=config.seeds_faithful)
+        self.out = ResidualOutput(W, W, bias=config.original_structure)
 
     def forward(self, z, pos=None, mask=None, past=None):
         """pos [1|B, S]: where they stand (None: 0 ... S-1); mask [B, S] (True: keep); past: a list of the keys and
@@ -227,7 +227,7 @@ class FeedForward(nn.Module):
         self.gated, self.dropout = gated, nn.Dropout(config.dropout)
         self.norm = norm(W, config)
         self.wi = linear(W, 2 * inner if gated else inner, config)
-        self.wo = ResidualOutput(inner, W, bias=config.seeds_faithful)
+        self.wo = ResidualOutput(inner, W, bias=config.original_structure)
 
     def forward(self, z):
         # Wi's output is the largest state of a layer. On the CPU a large one is made again in backward: a sixth less
@@ -286,7 +286,7 @@ class Slots(nn.Module):
         z = z[: concepts or self.count]
         return (z if self.registers is None else torch.cat([z, self.registers]))[None]
 
-    def seen(self, z, concepts=0):
+    def without_registers(self, z, concepts=0):
         """Those of latents z that decoders see: no registers."""
         return z[:, : concepts or self.count]
 
@@ -315,7 +315,7 @@ def generator(seed: int, name: str) -> torch.Generator:
 
 
 @torch.no_grad()
-def begin(model: nn.Module, init: str, seed: int):
+def init_weights(model: nn.Module, init: str, seed: int):
     """Draws every parameter from a generator of (seed, its name), so that models which share a part share its first
     weights to the bit, whatever else they are made of.
 

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 import losses
 from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
-from layers import AttentionPooling, CrossAttention, TransformerLayer, begin, linear, norm
+from layers import AttentionPooling, CrossAttention, TransformerLayer, init_weights, linear, norm
 from objectives import described, recorded
 from problem import Problem
 
@@ -42,7 +42,7 @@ class ModelConfig:
     ] = "posonly"
     layers: Annotated[int, "encoder layers"] = 6
     iterations: Annotated[int, "recursive: how often the shared layer is applied"] = 6
-    least_iterations: Annotated[
+    min_iterations: Annotated[
         int, "recursive: each step draws a number from this one to `iterations`; 0: always those"
     ] = 0
     backprop_iterations: Annotated[int, "recursive: the last so many pass a gradient on; 0: all"] = 0
@@ -91,7 +91,7 @@ class ModelConfig:
         "token embeddings begin random, or as the spectrum of the corpus's own co-occurrences (lab/spectral.py)",
     ] = "random"
     spectral_share: Annotated[float, "spectral: m in m * spectral + sqrt(1 - m^2) * random"] = 1.0
-    seeds_faithful: Annotated[
+    original_structure: Annotated[
         bool, "the seeds' structure: biases, un-normalised tokens, un-gated decoder FFN, no gain in the last norm"
     ] = False
     vocab_size: Annotated[int, "size of the vocabulary (0: the data's)"] = 0
@@ -99,7 +99,7 @@ class ModelConfig:
     def __post_init__(self):
         least = dict.fromkeys(("layers", "decoder_layers", "hidden", "heads", "intermediate", "concepts"), 1)
         least |= dict.fromkeys(("max_length", "iterations", "reads", "token_window"), 1)
-        least |= dict.fromkeys(("least_iterations", "backprop_iterations", "token_layers", "registers"), 0)
+        least |= dict.fromkeys(("min_iterations", "backprop_iterations", "token_layers", "registers"), 0)
         for key, few in (least | {"decoder_window": 0, "vocab_size": 0}).items():
             if getattr(self, key) < few:
                 raise ValueError(f"{key} = {getattr(self, key)} is below {few}; write {key} = {few} or more")
@@ -119,12 +119,12 @@ class ModelConfig:
             if getattr(self, key) > 64:
                 raise ValueError(f"{key} = {getattr(self, key)} are more than this is made for; write 64 or fewer")
         if len(self.variants()) > 32:
-            raise ValueError(f"{len(self.variants())} ways to run a step are too many; write a larger least_iterations")
+            raise ValueError(f"{len(self.variants())} ways to run a step are too many; write a larger min_iterations")
         if self.concept_position not in (kinds := ENCODERS[self.encoder].concept_positions):
             what = f"concept_position = {self.concept_position!r} means nothing to encoder = {self.encoder!r}"
             raise ValueError(f"{what}; write one of {', '.join(kinds)}")
         ENCODERS[self.encoder].check(self)
-        for key in ("least_iterations", "backprop_iterations"):
+        for key in ("min_iterations", "backprop_iterations"):
             if getattr(self, key) > self.iterations:
                 raise ValueError(f"{key} = {getattr(self, key)} is above iterations; write {self.iterations} or less")
         if not 0 <= self.spectral_share <= 1:
@@ -134,13 +134,15 @@ class ModelConfig:
                 raise ValueError(f"{key} = 'rope' needs an even hidden / heads; write another number of heads")
         if self.token_layers and self.token_position == "rope" and self.token_width % 2:
             raise ValueError(f"token_layers turn pairs of columns; write an even token_dim, not {self.token_width}")
-        if self.seeds_faithful:
+        if self.original_structure:
             if self.token_position == "rope":
-                raise ValueError("seeds_faithful has absolute positions; write token_position = 'learned'")
+                raise ValueError("original_structure has absolute positions; write token_position = 'learned'")
             if self.tied and self.decoder == "weighted":
-                raise ValueError("seeds_faithful never ties the head of decoder = 'weighted'; write tied = False")
+                raise ValueError("original_structure never ties the head of decoder = 'weighted'; write tied = False")
             if self.tied and self.token_width != self.hidden:
-                raise ValueError("seeds_faithful ties no head to narrower tokens; write tied = False or token_dim = 0")
+                raise ValueError(
+                    "original_structure ties no head to narrower tokens; write tied = False or token_dim = 0"
+                )
 
     @property
     def token_width(self):
@@ -157,13 +159,13 @@ class ModelConfig:
 
     def variants(self) -> list[tuple[float, Options]]:
         """What a training step may run with, and how likely: all concepts in half of the steps, else the first 1, 2, 4
-        ... (`nested`); one of `least_iterations` ... `iterations`."""
+        ... (`nested`); one of `min_iterations` ... `iterations`."""
         options = ENCODERS[self.encoder].options
         nested = "concepts" in options and self.nested
         smaller = [1 << i for i in range((self.concepts - 1).bit_length())] if nested else []
         counts = [(0.5 / len(smaller), m) for m in smaller] + [(0.5, 0)] if smaller else [(1.0, 0)]
-        recursive = "iterations" in options and self.least_iterations
-        depths = range(self.least_iterations, self.iterations + 1) if recursive else [0]
+        recursive = "iterations" in options and self.min_iterations
+        depths = range(self.min_iterations, self.iterations + 1) if recursive else [0]
         return [(share / len(depths), Options(m, k)) for share, m in counts for k in depths]
 
 
@@ -187,7 +189,7 @@ AFTER_CONCEPTS = ("tokens.", "decoder.", "norm.", "narrow.", "head.")  # what fr
 
 class ConceptModel(nn.Module):
     def __init__(self, config: ModelConfig, mask_id: int = 0, seed: int = 0, token_vectors=None):
-        """seed: of the first weights (layers.begin); token_vectors [V, T]: for token_init = "spectral", rows of norm
+        """seed: of the first weights (layers.init_weights); token_vectors [V, T]: for token_init = "spectral", rows of norm
         sqrt(T) that token embeddings begin as, zero where they begin random."""
         super().__init__()
         self.config, self.mask_id, self.token_vectors = config, mask_id, token_vectors
@@ -207,7 +209,7 @@ class ConceptModel(nn.Module):
         decodes = config.predicts == "positions"
         self.decoder = DECODERS[config.decoder](config) if decodes else None
         # Without a norm here the initial loss is up to 2.9 nats too high. The seeds have none: no parameters there.
-        final_norm = nn.LayerNorm(H, elementwise_affine=False) if config.seeds_faithful else norm(H, config)
+        final_norm = nn.LayerNorm(H, elementwise_affine=False) if config.original_structure else norm(H, config)
         self.norm = final_norm if decodes else None
         # Tokens narrower than concepts: the tied head is factorised, H -> T -> V.
         headed = config.predicts != "none"
@@ -222,9 +224,9 @@ class ConceptModel(nn.Module):
             "vectors": lambda: linear(H, T, config),
         }[config.predictor]()
         self.frozen = False
-        begin(self, config.init, seed)
+        init_weights(self, config.init, seed)
         if token_vectors is not None:
-            mix_in(self.tokens.weight, token_vectors, config.spectral_share)
+            blend_rows(self.tokens.weight, token_vectors, config.spectral_share)
         # [MASK] is small: `input` makes the queries of hidden positions from it, and a tied head would answer [MASK]
         # everywhere (2.8 nats more at step 0). Not zero, so that all that reads it learns from the first step on.
         with torch.no_grad():
@@ -331,7 +333,7 @@ class ConceptModel(nn.Module):
         else drawn by torch's generator from the softmax of logits / temperature."""
 
         def choose(hidden):  # [..., width] -> [...]
-            return draw(self.logits(hidden), temperature)
+            return sample_tokens(self.logits(hidden), temperature)
 
         if self.decoder.generate:
             return self.decoder.generate(
@@ -357,7 +359,7 @@ class ConceptModel(nn.Module):
             t = hidden.float().mean(1)
             logits = self.logits(self.decode(concepts, Problem(ids, None, seen, pos, seen, t=t))).float()
             logits[..., self.mask_id] = -torch.inf
-            found = draw(logits, temperature)  # [B, n]
+            found = sample_tokens(logits, temperature)  # [B, n]
             sure = logits.softmax(-1).gather(-1, found[..., None])[..., 0]
             sure = sure if order == "confidence" else torch.rand_like(sure)
             rank = sure.masked_fill(~hidden, -1).argsort(1, descending=True).argsort(1)
@@ -378,7 +380,7 @@ class ConceptModel(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-def draw(logits, temperature):
+def sample_tokens(logits, temperature):
     """logits [..., V] -> ids [...]: the likeliest, or where temperature is above 0 one of softmax(logits / it)."""
     if not temperature:
         return logits.argmax(-1)
@@ -387,7 +389,7 @@ def draw(logits, temperature):
 
 
 @torch.no_grad()
-def mix_in(weight, vectors, share: float):
+def blend_rows(weight, vectors, share: float):
     """Rows of weight [V, T] become share * vectors + sqrt(1 - share^2) * weight, at its scale, where vectors [V, T]
     (of unit scale) are not zero."""
     known = vectors.any(1, keepdim=True)
@@ -418,7 +420,7 @@ def imagined(config: ModelConfig):
         yield model
 
 
-def measure(config: ModelConfig, work: Callable[[ConceptModel], object]) -> tuple[int, dict[str, int]]:
+def count_flops(config: ModelConfig, work: Callable[[ConceptModel], object]) -> tuple[int, dict[str, int]]:
     """(parameters, forward FLOPs of `work` by module) of a model that is never in memory.
 
     work: does with the model what is to be counted; what the losses take is "Global" less the modules'.

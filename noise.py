@@ -16,31 +16,31 @@ def _mix(x):
 
 class Noise:
     """
-    Random numbers as a function of (seed, step, global row, call, column) and of nothing else: the corruption of a row
+    Random numbers as a function of (seed, step, global row, stream, column) and of nothing else: the corruption of a row
     is the same on any rank, micro-batch or device, and no generator has a state to save.
     """
 
-    def __init__(self, seed: int, step: int, rows: Tensor, turn: int | None = None):
-        """rows [B] int64: the rows' numbers in the global batch of this step; turn: which of a few shapes all of them
+    def __init__(self, seed: int, step: int, rows: Tensor, shape_index: int | None = None):
+        """rows [B] int64: the rows' numbers in the global batch of this step; shape_index: which of a few shapes all of them
         take, in turn, known to the host; None: it follows from seed and step."""
-        self.turn = seed + step if turn is None else turn
+        self.shape_index = seed + step if shape_index is None else shape_index
         self.rows, self.start = rows, _mix((_mix(seed & MASK32) + step) & MASK32)
         self.key = _mix((self.start + rows) & MASK32)  # [B]
 
-    def bits(self, call: int, columns: int) -> Tensor:
+    def bits(self, stream: int, columns: int) -> Tensor:
         """[B, columns] int64 in 0 ... 2^32-1. The last step is a bijection of the column, so a row has no ties and
         its argsort is the same on every device."""
-        key = _mix((self.key + call * 0x9E3779B9) & MASK32)
+        key = _mix((self.key + stream * 0x9E3779B9) & MASK32)
         return _mix(torch.arange(columns, device=key.device) ^ key[:, None])
 
-    def order(self, call: int, last: Tensor) -> Tensor:
+    def order(self, stream: int, last: Tensor) -> Tensor:
         """A random order of each row's columns, [B, N]; those in `last` [B, N] bool come after all others."""
-        bits = self.bits(call, last.shape[1])
+        bits = self.bits(stream, last.shape[1])
         return torch.argsort(bits + (last.long() << 32), dim=1)
 
     def order_units(
         self,
-        call: int,
+        stream: int,
         words: Tensor,
         last: Tensor,
         take: int,
@@ -64,7 +64,7 @@ class Noise:
         place = torch.arange(n, device=words.device).expand_as(words)
         column, units = place, words if units is None else units
         if span:
-            draws = self.bits(call + 2, 2 * n)
+            draws = self.bits(stream + 2, 2 * n)
             words = torch.ones_like(words) if span == "uniform" else words
             column = (place + torch.where(words, draws[:, n:], -1).argmax(1, keepdim=True)) % n
             words, last = words.gather(1, column), last.gather(1, column)
@@ -75,18 +75,18 @@ class Noise:
         ending = torch.cat([words[:, 1:], words[:, :1]], dim=1)  # a word ends before the next
         unit = torch.where(units, place, 0).cummax(1).values  # by its first place
         left = torch.where(ending, place, n).flip(1).cummin(1).values.flip(1) - place  # of the word, behind this token
-        key = self.bits(call, n).gather(1, unit) * n + place + (last.long() << 60)  # no ties
+        key = self.bits(stream, n).gather(1, unit) * n + place + (last.long() << 60)  # no ties
         order = key.argsort(1)
         kind = torch.where(place + left.gather(1, order) < take, 0, 2 - (words & ending).gather(1, order).long())
         kind = torch.where(last.gather(1, order), 3, kind)
         order = order.gather(1, (kind * n + place).argsort(1))
         return column.gather(1, order), unit.gather(1, order)
 
-    def levels(self, call: int, rows: Tensor, n: int) -> Tensor:
+    def levels(self, stream: int, rows: Tensor, n: int) -> Tensor:
         """rows [B] int64, their numbers -> [B] int64, each uniform on 0 ... n-1 and all of them evenly spread. Rows 2i
         and 2i + 1 are mirrored, they get k and n-1-k. From pair to pair k goes round by the golden ratio (Weyl), from a
         start that is the step's: any block of rows, be it a micro-batch or a rank's, covers the levels alike."""
-        start = _mix((self.start + (call + 1) * 0x9E3779B9) & MASK32)
+        start = _mix((self.start + (stream + 1) * 0x9E3779B9) & MASK32)
         k = (((start + rows // 2 * 0x9E3779B9) & MASK32) * n) >> 32
         return torch.where(rows % 2 == 0, k, n - 1 - k)
 

@@ -29,7 +29,7 @@ from problem import Problem, Rows, blank_rows
 
 PLATEAUS = 6  # of what changes over training
 RATES = ("mask_rate", "delete_rate")  # may be pairs: each plateau makes one more static shape of a row length
-SCHEDULED = (*RATES, "span_longest")  # may be pairs
+SCHEDULED = (*RATES, "max_span")  # may be pairs
 
 
 @dataclass
@@ -55,7 +55,7 @@ class ObjectiveConfig:
         Literal["geometric", "uniform"],
         "mask_unit=span: 1 to 10 words, 3.8 on average (SpanBERT), or 3 to 10 tokens, all as likely (the seeds' plan)",
     ] = "geometric"
-    span_longest: Annotated[
+    max_span: Annotated[
         int | tuple[int, int],
         "mask_unit=span: words (geometric) or tokens (uniform) of the longest; a pair: see mask_rate",
     ] = 10
@@ -127,10 +127,8 @@ class ObjectiveConfig:
             if not all(0 < rate < 1 for rate in pair(getattr(self, key))):
                 raise ValueError(f"{key}={getattr(self, key)} leaves nothing to hide or to read; take 0 < {key} < 1")
         least = 3 if self.span == "uniform" else 1
-        if not all(least <= longest <= 64 for longest in pair(self.span_longest)):
-            raise ValueError(
-                f"span_longest={self.span_longest}: spans (span={self.span!r}) end at {least} to 64; take 10"
-            )
+        if not all(least <= longest <= 64 for longest in pair(self.max_span)):
+            raise ValueError(f"max_span={self.max_span}: spans (span={self.span!r}) end at {least} to 64; take 10")
         if not 0 <= self.encoder_mask_rate < 1:
             raise ValueError(f"encoder_mask_rate={self.encoder_mask_rate} is no share; take 0 (off) or less than 1")
         if not 0 < self.score_rate <= 1:
@@ -191,24 +189,24 @@ class Objective:
     predicts = "positions"  # the kind of prediction that it trains, see Problem
     pools = False  # its loss reads the pooled concepts
     group = 1  # rows come in groups of so many
-    cycle = 1  # shapes that a row length has, which steps take in turn (Noise.turn)
+    shape_count = 1  # shapes that a row length has, which steps take in turn (shape_index)
     one_document = False  # a row holds text of one document
-    pairs = False  # rows 2i and 2i + 1 are adjacent spans of one document
-    negatives = False  # the other rows of a forward, over all ranks, are its negatives
-    centres = False  # its targets less their mean over a forward
-    by_idf = False  # tokens count by their idf
-    by_words = False  # it needs to know which tokens begin a word
-    by_phrases = False  # it needs to know the collocations
-    by_vectors = False  # it needs the spectral token vectors
+    adjacent_rows = False  # rows 2i and 2i + 1 are adjacent spans of one document
+    in_batch_negatives = False  # the other rows of a forward, over all ranks, are its negatives
+    centers_targets = False  # its targets less their mean over a forward
+    needs_idf = False  # tokens count by their idf
+    needs_word_starts = False  # it needs to know which tokens begin a word
+    needs_collocations = False  # it needs to know the collocations
+    needs_token_vectors = False  # it needs the spectral token vectors
     floor_name, unit = "unigram floor", "nats"
 
     def __init_subclass__(cls):
         cls.name = cls.__name__.lower()
         OBJECTIVES[cls.name] = cls
 
-    def __init__(self, config: ObjectiveConfig, call: int = 0):
-        """call: the first of eight numbers of noise calls that are its own in a sum."""
-        self.config, self.call = config, call
+    def __init__(self, config: ObjectiveConfig, stream: int = 0):
+        """stream: the first of eight streams of random numbers that are its own in a sum."""
+        self.config, self.stream = config, stream
 
     def problem(self, rows: Rows) -> Problem:
         raise NotImplementedError
@@ -219,9 +217,9 @@ class Objective:
         return predicted
 
     def floor(self, problem: Problem, unigram: Callable[[bool], float]) -> float:
-        """Its loss, in nats, without any text: unigram(by_idf) is the cross-entropy of knowing only how common tokens
+        """Its loss, in nats, without any text: unigram(needs_idf) is the cross-entropy of knowing only how common tokens
         are."""
-        return unigram(self.by_idf)
+        return unigram(self.needs_idf)
 
     def reported(self) -> dict[str, "Objective"]:
         """Fixed settings that are evaluated beside it, as others report them: name in the metrics -> objective."""
@@ -236,41 +234,41 @@ class MLM(Objective):
     latter is scored.
     """
 
-    def __init__(self, config, call=0):
-        super().__init__(config, call)
-        self.by_idf = config.token_weight == "idf"
-        self.by_words = config.mask_unit != "token"
-        self.by_phrases = config.mask_unit == "pmi"
+    def __init__(self, config, stream=0):
+        super().__init__(config, stream)
+        self.needs_idf = config.token_weight == "idf"
+        self.needs_word_starts = config.mask_unit != "token"
+        self.needs_collocations = config.mask_unit == "pmi"
 
-    def hide(self, rows: Rows, rate: float, call: int) -> tuple[Tensor, Tensor, Tensor]:
+    def hide(self, rows: Rows, rate: float, stream: int) -> tuple[Tensor, Tensor, Tensor]:
         """(rows whose hidden tokens are replaced [B, N], hidden columns [B, K] in random order, the others [B, N - K])
-        of exactly K = round(rate * N) hidden tokens a row. call: the first of four numbers of noise calls."""
+        of exactly K = round(rate * N) hidden tokens a row. stream: the first of four streams of random numbers."""
         ids, vocab, config = rows.ids, rows.vocab, self.config
         k = count(rate, ids.shape[1])
-        spans = (config.span, config.span_longest) if config.mask_unit == "span" else ()
-        order, units = rows.order(call, k, config.mask_unit, *spans)
+        spans = (config.span, config.max_span) if config.mask_unit == "span" else ()
+        order, units = rows.order(stream, k, config.mask_unit, *spans)
         hidden, others = order[:, :k], order[:, k:]
         shown = torch.full_like(hidden, vocab.mask_id)
         if config.replace == "80_10_10" and config.mask_unit in ("span", "pmi"):
-            drawn = vocab.text_token(rows.noise.bits(call + 1, k))
-            chance = rows.noise.bits(call + 3, ids.shape[1]).gather(1, units[:, :k])  # of a unit
+            drawn = vocab.text_token(rows.noise.bits(stream + 1, k))
+            chance = rows.noise.bits(stream + 3, ids.shape[1]).gather(1, units[:, :k])  # of a unit
             shown = torch.where(chance < round(0.8 * 2**32), shown, drawn)
             shown = torch.where(chance < round(0.9 * 2**32), shown, ids.gather(1, hidden))
         elif config.replace == "80_10_10":
             if units is not None:  # each token by itself, whatever its word
-                hidden = hidden.gather(1, rows.noise.order(call + 3, torch.zeros_like(hidden, dtype=torch.bool)))
+                hidden = hidden.gather(1, rows.noise.order(stream + 3, torch.zeros_like(hidden, dtype=torch.bool)))
             masked, random = round(0.8 * k), round(0.1 * k)
-            drawn = vocab.text_token(rows.noise.bits(call + 1, k)[:, masked : masked + random])
+            drawn = vocab.text_token(rows.noise.bits(stream + 1, k)[:, masked : masked + random])
             kept = ids.gather(1, hidden[:, masked + random :])
             shown = torch.cat([shown[:, :masked], drawn, kept], dim=1)
         return ids.scatter(1, hidden, shown), hidden, others
 
     def problem(self, rows):
         ids = rows.ids
-        corrupted, hidden, others = self.hide(rows, self.config.mask_rate, self.call)
+        corrupted, hidden, others = self.hide(rows, self.config.mask_rate, self.stream)
         read = corrupted
         if self.config.encoder_mask_rate:
-            read, _, others = self.hide(rows, self.config.encoder_mask_rate, self.call + 4)
+            read, _, others = self.hide(rows, self.config.encoder_mask_rate, self.stream + 4)
         visible = others.sort(dim=1).values if self.config.visible_only else None
         scored = hidden.sort(dim=1).values
         return Problem(
@@ -279,7 +277,7 @@ class MLM(Objective):
             targets=ids,
             query_ids=corrupted,
             scored=scored,
-            weights=rows.idf_weights(ids.gather(1, scored)) if self.by_idf else None,
+            weights=rows.idf_weights(ids.gather(1, scored)) if self.needs_idf else None,
         )
 
     def reported(self):
@@ -295,25 +293,25 @@ class TSDAE(Objective):
     The decoder sees nothing of the row but the concepts (Wang et al. 2021, arXiv:2104.06979).
     """
 
-    def __init__(self, config, call=0):
-        super().__init__(config, call)
-        self.by_idf = config.token_weight == "idf"
-        self.by_words = config.delete_unit == "word"
+    def __init__(self, config, stream=0):
+        super().__init__(config, stream)
+        self.needs_idf = config.token_weight == "idf"
+        self.needs_word_starts = config.delete_unit == "word"
 
     def problem(self, rows):
         ids, n, config = rows.ids, rows.ids.shape[1], self.config
-        source, source_pos = rows.survivors(config.delete_rate, config.positions, self.call, config.delete_unit)
+        source, source_pos = rows.survivors(config.delete_rate, config.positions, self.stream, config.delete_unit)
         scored = None
         if self.config.score_rate < 1:
             everywhere = torch.zeros_like(ids, dtype=torch.bool)
-            scored = rows.noise.order(self.call + 1, everywhere)[:, : count(self.config.score_rate, n)]
+            scored = rows.noise.order(self.stream + 1, everywhere)[:, : count(self.config.score_rate, n)]
             scored = scored.sort(dim=1).values
         return Problem(
             source=source,
             source_pos=source_pos,
             targets=ids,
             scored=scored,
-            weights=rows.idf_weights(ids if scored is None else ids.gather(1, scored)) if self.by_idf else None,
+            weights=rows.idf_weights(ids if scored is None else ids.gather(1, scored)) if self.needs_idf else None,
         )
 
 
@@ -324,19 +322,19 @@ class Bow(Objective):
     """
 
     predicts = "pooled"
-    by_idf = pools = True
+    needs_idf = pools = True
 
-    def __init__(self, config, call=0):
-        super().__init__(config, call)
-        deletes, self.pairs = config.bow_source == "survivors", config.bow_target != "row"
-        self.by_words = deletes and config.delete_unit == "word"
-        self.group = 2 if self.pairs else 1
+    def __init__(self, config, stream=0):
+        super().__init__(config, stream)
+        deletes, self.adjacent_rows = config.bow_source == "survivors", config.bow_target != "row"
+        self.needs_word_starts = deletes and config.delete_unit == "word"
+        self.group = 2 if self.adjacent_rows else 1
 
     def problem(self, rows):
         source, source_pos, targets, config = rows.ids, None, rows.ids, self.config
         if config.bow_source == "survivors":
-            source, source_pos = rows.survivors(config.delete_rate, config.positions, self.call, config.delete_unit)
-        if self.pairs:
+            source, source_pos = rows.survivors(config.delete_rate, config.positions, self.stream, config.delete_unit)
+        if self.adjacent_rows:
             first, second = rows.spans()
             source = first if source is rows.ids else source[0::2]
             source_pos = None if source_pos is None else source_pos[0::2]
@@ -359,13 +357,13 @@ class Contrastive(Objective):
 
     predicts = "none"
     one_document = True
-    negatives = True
+    in_batch_negatives = True
     floor_name = "chance"
 
-    def __init__(self, config, call=0):
-        super().__init__(config, call)
+    def __init__(self, config, stream=0):
+        super().__init__(config, stream)
         self.group = {"adjacent": 2, "unshared": 2, "both": 4}.get(config.views, 1)
-        self.pairs = self.group > 1
+        self.adjacent_rows = self.group > 1
         self.pools = config.view_similarity == "mean"
 
     def problem(self, rows):
@@ -379,11 +377,11 @@ class Contrastive(Objective):
         if views == "unshared":
             shared = (ids[1::2, :, None] == ids[0::2, None, :]).any(-1)
             last = torch.stack([torch.zeros_like(shared), shared], 1).flatten(0, 1)  # of rows 0, 1, 0, 1 ...
-            kept = rows.noise.order(self.call, last)[:, : ids.shape[1] - count(rate, ids.shape[1])].sort(dim=1).values
+            kept = rows.noise.order(self.stream, last)[:, : ids.shape[1] - count(rate, ids.shape[1])].sort(dim=1).values
             left, group = ids.gather(1, kept), documents[0::2]
             first, second = left[0::2], left[1::2]
         if views in ("deletion", "both"):
-            a, b = first, second = [ids.gather(1, rows.left(rate, self.call + i)) for i in range(2)]
+            a, b = first, second = [ids.gather(1, rows.kept_columns(rate, self.stream + i)) for i in range(2)]
         if views == "both":
             first, second = torch.cat([a[0::4], a[2::4], a[3::4]]), torch.cat([a[1::4], b[2::4], b[3::4]])
             group = torch.cat([documents[0::4], documents[2::4], documents[3::4]])
@@ -406,20 +404,20 @@ class Diffusion(Objective):
     l and N + 1 - l, so M = B (N + 1) / 2 positions are scored in every batch: one static shape, and little variance.
     """
 
-    def __init__(self, config, call=0):
-        super().__init__(config, call)
-        self.pairs = config.diffusion_source == "next"
-        self.group = 4 if self.pairs else 2
+    def __init__(self, config, stream=0):
+        super().__init__(config, stream)
+        self.adjacent_rows = config.diffusion_source == "next"
+        self.group = 4 if self.adjacent_rows else 2
 
     def problem(self, rows):
         source = targets = rows.ids
-        numbers, order = rows.noise.rows, rows.noise.order(self.call, torch.zeros_like(rows.ids, dtype=torch.bool))
-        if self.pairs:
+        numbers, order = rows.noise.rows, rows.noise.order(self.stream, torch.zeros_like(rows.ids, dtype=torch.bool))
+        if self.adjacent_rows:
             (source, targets), order, numbers = rows.spans(), order[1::2], numbers[1::2] // 2
         B, N = targets.shape
         columns = torch.arange(N, device=targets.device)[None]
         least = max(1, round(self.config.t_min * N))
-        level = least + rows.noise.levels(self.call, numbers, N + 1 - least)[:, None]  # [B, 1] how many are hidden
+        level = least + rows.noise.levels(self.stream, numbers, N + 1 - least)[:, None]  # [B, 1] how many are hidden
         hidden = torch.zeros_like(targets, dtype=torch.bool).scatter(1, order, columns < level)
         scored = hidden.flatten().nonzero_static(size=B // 2 * (N + least)).squeeze(1)  # [M]
         by_level = self.config.diffusion_weight == "elbo"
@@ -449,17 +447,17 @@ class Prefix(Objective):
 
     one_document = True
 
-    def __init__(self, config, call=0):
-        super().__init__(config, call)
-        self.pairs = config.prefix_source == "next"
-        self.group, self.cycle = (2, 1) if self.pairs else (1, len(config.prefix_rate))
+    def __init__(self, config, stream=0):
+        super().__init__(config, stream)
+        self.adjacent_rows = config.prefix_source == "next"
+        self.group, self.shape_count = (2, 1) if self.adjacent_rows else (1, len(config.prefix_rate))
 
     def problem(self, rows):
         ids, rates = rows.ids, self.config.prefix_rate
-        if self.pairs:
+        if self.adjacent_rows:
             source, targets = rows.spans()
         else:
-            split = count(rates[rows.noise.turn % len(rates)], ids.shape[1])
+            split = count(rates[rows.noise.shape_index % len(rates)], ids.shape[1])
             source, targets = ids[:, :split], ids[:, split:]
         return Problem(source, targets=targets)
 
@@ -479,13 +477,13 @@ class NextConcept(Objective):
     """
 
     predicts = "concepts"
-    group, one_document, pairs, centres = 2, True, True, True
+    group, one_document, adjacent_rows, centers_targets = 2, True, True, True
     floor_name, unit = "chance", "1 - cosine"
 
-    def __init__(self, config, call=0):
-        super().__init__(config, call)
+    def __init__(self, config, stream=0):
+        super().__init__(config, stream)
         if config.next_target == "spectral":
-            self.predicts, self.pools, self.by_idf, self.by_vectors = "vectors", True, True, True
+            self.predicts, self.pools, self.needs_idf, self.needs_token_vectors = "vectors", True, True, True
 
     def problem(self, rows):
         source, targets = rows.spans()
@@ -517,7 +515,7 @@ class Objectives:
                     f"write one of {', '.join(OBJECTIVES)}, or a sum such as 'tsdae + 0.1*mlm'"
                 )
             self.weights.append(float(match[1] or 1))
-            self.parts.append(OBJECTIVES[match[2]](config, call=8 * len(self.parts)))
+            self.parts.append(OBJECTIVES[match[2]](config, stream=8 * len(self.parts)))
         self.names = [part.name for part in self.parts]
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"objective {config.objective!r} names a part twice; give it one weight")
@@ -527,23 +525,23 @@ class Objectives:
         self.predictor = next((kind for kind in ("concepts", "vectors") if kind in kinds), "none")
         self.pools = any(part.pools for part in self.parts)
         self.group = math.lcm(*(part.group for part in self.parts))
-        self.cycle = math.lcm(*(part.cycle for part in self.parts))
+        self.shape_count = math.lcm(*(part.shape_count for part in self.parts))
         self.one_document = any(part.one_document for part in self.parts)
-        self.pairs = any(part.pairs for part in self.parts)
-        self.negatives = any(part.negatives for part in self.parts)
-        self.centres = any(part.centres for part in self.parts)
+        self.adjacent_rows = any(part.adjacent_rows for part in self.parts)
+        self.in_batch_negatives = any(part.in_batch_negatives for part in self.parts)
+        self.centers_targets = any(part.centers_targets for part in self.parts)
         self.unit = " + ".join(dict.fromkeys(part.unit for part in self.parts))
-        self.by_idf = any(part.by_idf for part in self.parts)
-        self.by_words = any(part.by_words for part in self.parts)
-        self.by_phrases = any(part.by_phrases for part in self.parts)
-        self.by_vectors = any(part.by_vectors for part in self.parts)
+        self.needs_idf = any(part.needs_idf for part in self.parts)
+        self.needs_word_starts = any(part.needs_word_starts for part in self.parts)
+        self.needs_collocations = any(part.needs_collocations for part in self.parts)
+        self.needs_token_vectors = any(part.needs_token_vectors for part in self.parts)
 
     @cached_property
     def uses(self) -> set[str]:
         """The keys that the parts read, recorded while they make problems of a few rows and their losses of these."""
         config, read = recorded(self.config.plateau())
         for part in self.parts:
-            own, rows = type(part)(config, part.call), blank_rows(2 * self.group, 16)
+            own, rows = type(part)(config, part.stream), blank_rows(2 * self.group, 16)
             problem = own.problem(rows)
             own.loss(torch.zeros(len(problem.source), 2), torch.zeros(len(problem.source), 2, 2), problem)
         return {"objective"} | (read & {field.name for field in dataclasses.fields(config)})

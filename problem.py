@@ -55,39 +55,39 @@ class Rows:
     documents: Tensor | None = None  # [B] the document each row starts in
     made: dict = field(default_factory=dict)  # what `survivors` and `spans` made, for who asks for the same
 
-    def survivors(self, rate: float, positions: str, call: int, unit: str = "token") -> tuple[Tensor, Tensor | None]:
+    def survivors(self, rate: float, positions: str, stream: int, unit: str = "token") -> tuple[Tensor, Tensor | None]:
         """What is left when exactly round(rate * N) tokens of each row are deleted: ids [B, S] and their positions
         (None: closed up). Parts of a sum that ask for the same get the same tensors, and share one encoder pass."""
         key = rate, positions, unit
         if key not in self.made:
-            columns = self.left(rate, call, unit)
+            columns = self.kept_columns(rate, stream, unit)
             kept = columns if positions == "original" else None
             self.made[key] = self.ids.gather(1, columns), kept
         return self.made[key]
 
-    def left(self, rate: float, call: int, unit: str = "token") -> Tensor:
+    def kept_columns(self, rate: float, stream: int, unit: str = "token") -> Tensor:
         """The columns, in order, that exactly round(rate * N) deletions leave of each row: [B, S]."""
         n = self.ids.shape[1]
         k = count(rate, n)
         if unit != "token":
-            return self.order(call, k, unit)[0][:, k:].sort(dim=1).values
-        special_first = self.noise.order(call, ~self.vocab.is_special(self.ids))
+            return self.order(stream, k, unit)[0][:, k:].sort(dim=1).values
+        special_first = self.noise.order(stream, ~self.vocab.is_special(self.ids))
         return special_first[:, : n - k].sort(dim=1).values
 
     def order(
-        self, call: int, take: int, unit: str = "token", span: str = "", longest: int = 10
+        self, stream: int, take: int, unit: str = "token", span: str = "", longest: int = 10
     ) -> tuple[Tensor, Tensor | None]:
         """A random order of each row's columns, [B, N], special tokens last, of which the first `take` are as many
         whole units as can be; and the unit of each [B, N], a number (None: tokens). See Noise.order_units."""
         special = self.vocab.is_special(self.ids)
         if unit == "token":
-            return self.noise.order(call, special), None
+            return self.noise.order(stream, special), None
         starts = self.vocab.starts[self.ids] | special
         ends = special if self.vocab.ends is None else self.vocab.ends[self.ids] | special
         starts = torch.cat([torch.ones_like(special[:, :1]), starts[:, 1:] | ends[:, :-1]], dim=1)
         units = phrase_starts(self.ids, starts, special, self.vocab.phrases) if unit == "pmi" else None
         span = span if unit == "span" else ""
-        return self.noise.order_units(call, starts, special, take, span, longest, units)
+        return self.noise.order_units(stream, starts, special, take, span, longest, units)
 
     def spans(self) -> tuple[Tensor, Tensor]:
         """Of rows in pairs the first of each, and the one that follows it in its document: ids [B/2, N] twice. The same

@@ -104,7 +104,7 @@ def neighbours(run: runs.LoadedRun, words: list[str]) -> list[dict]:
 
 def follows(part) -> bool:
     """What this part of an objective predicts follows what is read."""
-    return part.name == "prefix" or part.pairs
+    return part.name == "prefix" or part.adjacent_rows
 
 
 def trained_part(run: runs.LoadedRun, mode: str):
@@ -173,11 +173,11 @@ def length_of(run, config, usual: int) -> int:
 
 def continue_(run, config, part, text):
     (ids,), longest, rates = run.encode_texts([text]), run.max_length, part.config.prefix_rate
-    least, most = (longest, longest) if part.pairs else (count(min(rates), longest), count(max(rates), longest))
+    least, most = (longest, longest) if part.adjacent_rows else (count(min(rates), longest), count(max(rates), longest))
     if len(ids) > most:
         warn(f"the text has {len(ids)} tokens; only the last {most} are read, as in training")
     ids = torch.tensor([ids[-most:]], device=run.device)
-    usual = longest if part.pairs else longest - max(least, ids.shape[1])
+    usual = longest if part.adjacent_rows else longest - max(least, ids.shape[1])
     predicted = run.model.generate(run.model.encode(ids), length_of(run, config, usual), config.temperature)
     return [{"text": text, "predicted": run.show(predicted[0])}]
 

@@ -26,10 +26,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lab import dataset, distributed, optim, plan, report, runs
-from lab.command import NonFinite, say
-from lab.configurator import Parsed, PathStr, UserError, convert, fields_of, parse, show, warn
+from lab.command import NonFinite, log
+from lab.configurator import Arguments, PathStr, UserError, convert, fields_of, parse, show, warn
 from lab.distributed import Signals, World
-from lab.plan import HORIZONS, Clock, cost, count_shapes, decide_compile, drawn_options, make_plan, part_of, rehearse
+from lab.plan import (
+    HORIZONS,
+    Clock,
+    cost,
+    count_shapes,
+    decide_compile,
+    make_plan,
+    rehearse,
+    sample_options,
+    schedule_stage,
+)
 from lab.runs import RunFolder
 from lab.validation import Validation, final_report, learned
 from lab.vocabulary import make_vocabulary, token_vectors
@@ -144,7 +154,7 @@ class TrainConfig:
 class Settings:
     """What the command line and its config say, checked as far as it can be without data."""
 
-    parsed: Parsed
+    parsed: Arguments
     train: TrainConfig
     objective: ObjectiveConfig
     model: ModelConfig
@@ -269,9 +279,9 @@ class Trainer:
                 "write --vocab_size=0 to take its own"
             )
         shape.vocab_size = text.vocab_size
-        if self.objectives.negatives and len(text.documents) < 3:  # starts, and the end
+        if self.objectives.in_batch_negatives and len(text.documents) < 3:  # starts, and the end
             raise UserError(f"{self.objectives.text} tells documents apart, but {show(text.path)} has one; take bow")
-        rules = {"one_document": self.objectives.one_document, "pairs": self.objectives.pairs}
+        rules = {"one_document": self.objectives.one_document, "pairs": self.objectives.adjacent_rows}
         self.sampler = dataset.Sampler(text, config.lengths, seed=config.seed, **rules)
         frozen = world.on_rank0(lambda: runs.frozen_weights(config.frozen_decoder, shape, text.tokenizer_hash, out))
         vectors, self.spectral_seconds = world.on_rank0(lambda: token_vectors(self))
@@ -294,7 +304,7 @@ class Trainer:
         self.seconds_per_step = 0.0  # once timed, when the horizon is given in minutes
         self.best: float | None = None  # validation loss
         self.best_step: int | None = None
-        self.judged: set[int] = set()  # steps whose evaluation is in the metrics
+        self.evaluated_steps: set[int] = set()  # steps whose evaluation is in the metrics
         self.numbers: dict | None = None  # the evaluation of this step
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
 
@@ -315,7 +325,7 @@ class Trainer:
         if self.best_step not in self.world.on_rank0(self.out.steps):
             self.best = self.best_step = None
         self.out.saved = self.step
-        say(f"going on at step {self.step} of {self.out.path}")
+        log(f"going on at step {self.step} of {self.out.path}")
 
     def state(self) -> dict:
         own = {key: getattr(self, key) for key in self.STATE}
@@ -357,8 +367,8 @@ class Trainer:
         if self.model.config.dropout or self.model.config.word_dropout:
             # the one use of a generator, seeded anew each step
             torch.manual_seed(int(Noise(config.seed, self.step, world.rank).key))
-        options = drawn_options(self.model.config, config.seed, self.step)
-        objectives = self.plateaus[part_of(self.step, self.horizon, len(self.plateaus))]
+        options = sample_options(self.model.config, config.seed, self.step)
+        objectives = self.plateaus[schedule_stage(self.step, self.horizon, len(self.plateaus))]
         parts = torch.zeros(len(self.objectives.parts), device=world.device)
         for i in range(plan.parts):
             step, numbers, ids, documents = next(batches)
@@ -369,7 +379,7 @@ class Trainer:
             waits = world.size > 1 and i < plan.parts - 1  # gradients are reduced once, after the last part
             with self.wrapped.no_sync() if waits else nullcontext():
                 what = (objectives, rows, world, plan.parts, options, self.balance)
-                parts += optim.add_gradients(self.forward, *what)
+                parts += optim.forward_backward(self.forward, *what)
         world.all_sum(parts).div_(world.size)
         if self.balance:
             self.balance.finish(lambda x: world.all_sum(x).div_(world.size))
@@ -425,7 +435,7 @@ class Trainer:
 
     def train_on(self, batches) -> int:
         config, clock = self.config, Clock(self)
-        if self.due() and self.step not in self.judged and not self.evaluate():
+        if self.due() and self.step not in self.evaluated_steps and not self.evaluate():
             return self.signals.stopped
         gc.collect()
         gc.freeze()  # a collection in the middle of a step walks all of torch, half a second
@@ -471,7 +481,7 @@ class Trainer:
             self.out.draw_geometry()
             report.weight_curves(self.out.metrics(), self.out.path / "weights.png")
         shown = ", ".join(v if isinstance(v, str) else f"{k} {v:.4g}" for k, v in numbers.items())
-        say(f"step {self.step}: {shown}")
+        log(f"step {self.step}: {shown}")
         if best:
             self.save(best=True)
         return True
@@ -528,7 +538,7 @@ def resolve(trainer: Trainer, old: dict | None, compiled: bool) -> dict:
     }
 
 
-def begin(trainer: Trainer, there: dict):
+def start_or_resume(trainer: Trainer, there: dict):
     """Puts the run that is there, or a new one, in place: weights, folder, horizon."""
     config, world, out, old = trainer.config, trainer.world, trainer.out, there["config"]
     wanted = old.get("compile", "auto") if old and config.compile == "auto" else config.compile
@@ -545,23 +555,25 @@ def begin(trainer: Trainer, there: dict):
     elif config.init_from:
         theirs = world.on_rank0(lambda: runs.load_tensors(runs.warm_start_file(config.init_from)))
         for kind, tensors in runs.load_part(trainer.model, theirs, config.init_part, config.init_from).items():
-            say(f"warm start, {len(tensors)} tensors {kind}: {', '.join(tensors) or '-'}")
+            log(f"warm start, {len(tensors)} tensors {kind}: {', '.join(tensors) or '-'}")
     horizon = trainer.find_horizon()
     if world.rank == 0 and not 0 < horizon <= trainer.step:
-        out.cut(-1 if there["fresh"] else trainer.step, trainer.best_step)
+        out.truncate(-1 if there["fresh"] else trainer.step, trainer.best_step)
         rows = trainer.validation.rows()
-        vectors = trainer.vocab.vectors if trainer.objectives.by_vectors else trainer.model.token_vectors
+        vectors = trainer.vocab.vectors if trainer.objectives.needs_token_vectors else trainer.model.token_vectors
         out.create(resolved, trainer.settings.data / "tokenizer.json", rows, vectors)
         if config.wandb:
             out.mirror_to_wandb()
-    trainer.judged = world.on_rank0(lambda: {record["step"] for record in out.metrics() if "val_loss" in record})
+    trainer.evaluated_steps = world.on_rank0(
+        lambda: {record["step"] for record in out.metrics() if "val_loss" in record}
+    )
     if horizon and trainer.horizon not in (0, horizon):
         warn(f"the horizon moves from {trainer.horizon} to {horizon} steps; the schedule is computed anew")
     trainer.horizon = horizon
     if world.rank == 0 and horizon > trainer.step:
         plan.warn_of_horizon(trainer)
     trainer.wrap(compiled)
-    say(
+    log(
         f"{trainer.settings.preset}: {trainer.parameters:,} parameters, {trainer.flops_per_token / 1e6:.2f} MFLOP a "
         f"token; {world.size} x {resolved['machine']['device']}, {world.dtype}, "
         f"{'compiled' if compiled else 'eager'}; {trainer.train_text.count:,} tokens of text, "
@@ -588,7 +600,7 @@ def main(argv) -> int:
 def run(settings: Settings, world: World, out: RunFolder) -> int:
     """Begins or goes on with what `out` holds, and trains to the end; returns the exit code."""
     config, taken = settings.train, settings.train.init_from or settings.train.frozen_decoder
-    there = world.on_rank0(lambda: out.look(config.resume, taken, settings.defaults()))
+    there = world.on_rank0(lambda: out.inspect(config.resume, taken, settings.defaults()))
     if config.frozen_decoder and there["fresh"]:
         world.on_rank0(lambda: runs.check_frozen(config.frozen_decoder, settings.model))
     if there["config"] and config.dtype == "auto" and "dtype" in there["config"]:
@@ -597,14 +609,14 @@ def run(settings: Settings, world: World, out: RunFolder) -> int:
     if stopped := dataset.prepare(settings.data, world, signals):
         return 128 + stopped
     trainer = Trainer(settings, world, out, signals)
-    begin(trainer, there)
+    start_or_resume(trainer, there)
     if stopped := trainer.train():
         saved = f"saved step {trainer.step} in" if trainer.step else "nothing is lost in"
-        say(f"{saved} {out.path}; the same command goes on")
+        log(f"{saved} {out.path}; the same command goes on")
         return 128 + stopped
     trainer.numbers = trainer.numbers or trainer.validation.run(signals.agreed)
     if trainer.numbers is None:
-        say(f"stopped before the tables of {out.path}; the same command prints them")
+        log(f"stopped before the tables of {out.path}; the same command prints them")
         return 128 + signals.stopped
     if world.rank == 0:
         print(final_report(trainer, config.final_report == "retrieval"), flush=True)

@@ -10,6 +10,6 @@ this size: 56,534,016 parameters, 2.2 times perceiver_mlm_l6's FLOPs a token in 
 base = "config/perceiver_mlm_l6.py"
 
 encoder = "dense"
-seeds_faithful = False
+original_structure = False
 vocab_size = 0
 token_position = "rope"

@@ -9,6 +9,6 @@ As Funnel-Transformer pools, Dai et al. 2020, arXiv:2006.03236. Never trained at
 base = "config/perceiver_mlm_l6.py"
 
 encoder = "funnel"
-seeds_faithful = False
+original_structure = False
 vocab_size = 0
 concept_position = "rope"

@@ -10,7 +10,7 @@ parameters. Never trained at this size.
 
 base = "config/perceiver_mlm_l6.py"
 
-seeds_faithful = False
+original_structure = False
 vocab_size = 0
 token_dim = 32
 hidden = 1024

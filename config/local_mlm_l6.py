@@ -9,7 +9,7 @@ two cores such a layer gained nothing (docs/LOG.md).
 
 base = "config/perceiver_mlm_l6.py"
 
-seeds_faithful = False
+original_structure = False
 vocab_size = 0
 token_dim = 128
 token_layers = 1

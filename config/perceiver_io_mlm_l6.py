@@ -9,5 +9,5 @@ Perceiver IO, Jaegle et al. 2022, arXiv:2107.14795. Never trained at this size: 
 base = "config/perceiver_mlm_l6.py"
 
 encoder = "perceiver_io"
-seeds_faithful = False
+original_structure = False
 vocab_size = 0

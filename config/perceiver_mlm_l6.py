@@ -17,7 +17,7 @@ replace = "80_10_10"
 
 encoder = "perceiver"
 decoder = "input"
-seeds_faithful = True
+original_structure = True
 tied = True
 layers = 6
 hidden = 512

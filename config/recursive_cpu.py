@@ -14,4 +14,4 @@ base = "config/concepts_cpu.py"
 
 encoder = "recursive"
 iterations = 6
-least_iterations = 2
+min_iterations = 2

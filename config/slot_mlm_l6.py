@@ -9,5 +9,5 @@ Slot attention, Locatello et al. 2020, arXiv:2006.15055. Never trained at this s
 base = "config/perceiver_mlm_l6.py"
 
 encoder = "slot"
-seeds_faithful = False
+original_structure = False
 vocab_size = 0

@@ -11,5 +11,5 @@ The seeds' curriculum of span_curriculum_l6 in the sizes of perceiver_mlm_cpu, w
 base = "config/span_mlm_cpu.py"
 
 mask_rate = (0.15, 0.40)
-span_longest = (1, 10)
+max_span = (1, 10)
 length_mix = ((1, 0), (1, 3))

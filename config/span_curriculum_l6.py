@@ -12,4 +12,4 @@ less is open. Judged at the last rate, so its val_loss compares with no other ru
 base = "config/span_mlm_l6.py"
 
 mask_rate = (0.15, 0.40)
-span_longest = (1, 10)
+max_span = (1, 10)

@@ -10,7 +10,7 @@ Never trained at this size: 61,709,696 parameters.
 base = "config/tsdae_l6.py"
 
 encoder = "bixt"
-seeds_faithful = False
+original_structure = False
 vocab_size = 0
 tied = True
 token_dim = 128

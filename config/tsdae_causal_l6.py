@@ -10,7 +10,7 @@ this size: 88,879,104 parameters.
 
 base = "config/tsdae_l6.py"
 
-seeds_faithful = False
+original_structure = False
 vocab_size = 0
 positions = "compact"
 decoder = "causal"

@@ -12,7 +12,7 @@ from lab import dataset, report
 from lab.configurator import UserError, fields_of
 from lab.distributed import World
 from lab.runs import LoadedRun
-from lab.validation import Batch, Judge, one_line
+from lab.validation import Batch, Evaluator, one_line
 from lab.words import Words
 from model import ConceptModel
 from objectives import ObjectiveConfig, Objectives
@@ -33,7 +33,7 @@ def same_texts(runs: list[LoadedRun], count: int) -> list[Tensor]:
     return [torch.tensor([row[:length] for row in own if len(row) >= length]) for own in ids]
 
 
-def judge_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int = 128) -> Judge:
+def judge_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int = 128) -> Evaluator:
     """The run's model and objective on these rows [n, N], at least so many, in batches; every token counts alike."""
     keys = {key: run.config[key] for key in fields_of(ObjectiveConfig) if key in run.config} | {"token_weight": "none"}
     if keys.get("mask_unit") == "pmi":
@@ -46,23 +46,23 @@ def judge_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int
         raise UserError(f"{len(rows)} rows of text are too few, {least} are needed; train on more text")
     ids, numbers = rows.long(), torch.arange(len(rows))
     parts = [Batch(rows, ids[rows], rows) for rows in numbers.split(size)]
-    return Judge(run.model, objectives, vocab, World(0, 1, run.device, "float32"), parts)
+    return Evaluator(run.model, objectives, vocab, World(0, 1, run.device, "float32"), parts)
 
 
 @torch.no_grad()
-def numbers_of(judge: Judge, whole: Tensor, **sizes) -> dict:
+def numbers_of(judge: Evaluator, whole: Tensor, **sizes) -> dict:
     """As in metrics.jsonl; and how many dimensions of the pooled vectors hardly change with the text. whole: what
-    `judge.whole` returned; sizes: of Judge.geometry."""
+    `judge.whole` returned; sizes: of Evaluator.geometry."""
     variance = judge.model.pool(whole).double().var(0)
     collapsed = int((variance < COLLAPSED * variance.mean()).sum())
     return judge.geometry(whole, **sizes) | {"collapsed_dimensions": collapsed}
 
 
 @torch.no_grad()
-def learned(run: LoadedRun, judge: Judge, numbers: dict, metrics: list[dict]) -> str:
+def learned(run: LoadedRun, judge: Evaluator, numbers: dict, metrics: list[dict]) -> str:
     """geometry.learned: the loss as metrics.jsonl has it of this checkpoint, the twin on the rows of `judge`."""
     untrained = run.twin(run.config.get("seed", 0))
-    twin = Judge(untrained.model, judge.objectives, judge.vocab, judge.world, judge.fixed).halves()
+    twin = Evaluator(untrained.model, judge.objectives, judge.vocab, judge.world, judge.fixed).halves()
     logged = next((one for one in metrics if one["step"] == run.step and "val_floor" in one), None)
     if any(run.model.options):  # it was logged of the model as it is configured
         logged = None
@@ -71,7 +71,7 @@ def learned(run: LoadedRun, judge: Judge, numbers: dict, metrics: list[dict]) ->
 
 
 @torch.no_grad()
-def use_of_concepts(judge: Judge) -> dict:
+def use_of_concepts(judge: Evaluator) -> dict:
     """What the decoder makes of the concepts: {"knock_out": [C] loss rise when one of them becomes its mean over texts,
     "bits": that a concept carries on average (loss with all at their means less the loss, x scored tokens / (C ln 2)),
     "position": the first position of each bucket, "delta_...": [buckets] loss rise there}; empty without a decoder."""
@@ -93,7 +93,7 @@ def use_of_concepts(judge: Judge) -> dict:
     return {"knock_out": rises, "bits": bits, "position": at} | deltas
 
 
-def losses_by_position(judge: Judge, problems: list[Problem], kinds: dict[str, Tensor]):
+def losses_by_position(judge: Evaluator, problems: list[Problem], kinds: dict[str, Tensor]):
     """(first position of each bucket, {kind of concepts: mean loss [buckets]})."""
     model, T = judge.model, problems[0].query_pos.shape[-1]
     width = -(-T // min(BUCKETS, T))
@@ -135,7 +135,7 @@ class Analysis:
     """A model and what was measured of it on rows [n, N]: `numbers_of`, `use_of_concepts`, `shape_of_concepts`."""
 
     run: LoadedRun
-    judge: Judge
+    judge: Evaluator
     numbers: dict
     use: dict
     shape: dict[str, Tensor]
@@ -149,7 +149,7 @@ class Analysis:
         return self.numbers | rest | by_position | lists
 
 
-def analyse(run: LoadedRun, judge: Judge, whole: Tensor) -> Analysis:
+def analyse(run: LoadedRun, judge: Evaluator, whole: Tensor) -> Analysis:
     """whole: what `judge.whole` returned."""
     return Analysis(
         run, judge, numbers_of(judge, whole), use_of_concepts(judge), shape_of_concepts(whole, judge.model.pool(whole))
@@ -175,7 +175,7 @@ def written(model: ConceptModel, concepts: Tensor, ids: Tensor, temperature: flo
 
 
 @torch.no_grad()
-def samples(run: LoadedRun, judge: Judge, count: int = 6) -> tuple[str, list[dict]]:
+def samples(run: LoadedRun, judge: Evaluator, count: int = 6) -> tuple[str, list[dict]]:
     """(a sentence with the shares of right tokens, rows of a table of reconstructions: wrong words are red); no rows
     without a decoder."""
     if (part := judge.decoded()) is None:

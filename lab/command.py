@@ -18,12 +18,12 @@ from lab.configurator import UserError, error_line, warn
 def status(text: str, last: bool = True):
     """A line that the next one replaces on a terminal, and a line of its own in a file."""
     if sys.stderr.isatty():
-        say(text[: shutil.get_terminal_size().columns - 1], end="\n" if last else "")
+        log(text[: shutil.get_terminal_size().columns - 1], end="\n" if last else "")
     else:
-        say(text)
+        log(text)
 
 
-def say(*words, end: str = "\n"):
+def log(*words, end: str = "\n"):
     """Progress goes to standard error, from rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         clear = "\r\033[K" if sys.stderr.isatty() else ""  # the status line, if there is one
@@ -134,7 +134,7 @@ def command(main):
     except Failure as error:
         code = fail(str(error), 1)
     except KeyboardInterrupt as stop:
-        say("stopped; what is finished is kept")
+        log("stopped; what is finished is kept")
         code = 128 + signal.Signals.__members__.get(str(stop), signal.SIGINT)
     except ReaderGone:
         pass

@@ -315,7 +315,7 @@ def wrong_type(key, value, where, field):
 
 
 @dataclass
-class Parsed:
+class Arguments:
     """What `parse` found: `given` holds only the keys that were set, and where ("config/x.py:12" or "--lr")."""
 
     values: dict
@@ -337,7 +337,7 @@ class Parsed:
 
 
 def parse(argv, *groups, prog, doc, root, exclusive=(), positional=True, configs="config"):
-    """Defaults of `groups`, then the config file, then the flags of `argv` -> Parsed; UserError for a mistake.
+    """Defaults of `groups`, then the config file, then the flags of `argv` -> Arguments; UserError for a mistake.
 
     exclusive: tuples of keys of which one source sets at most one; setting one clears the others (to 0 of their type).
     positional: True: at most one CONFIG, which is read; "many": paths for `configs`, only looked up; False: none.
@@ -364,4 +364,4 @@ def parse(argv, *groups, prog, doc, root, exclusive=(), positional=True, configs
                 if chosen and key != chosen[0]:
                     values[key] = type(values[key])()
                     given.pop(key, None)
-    return Parsed(values, given, paths[0] if paths else None, paths)
+    return Arguments(values, given, paths[0] if paths else None, paths)

@@ -41,7 +41,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 
-from lab.command import say
+from lab.command import log
 from lab.configurator import UserError, show, warn
 from lab.files import reading
 
@@ -305,7 +305,7 @@ def prepare(data: Path, world, signals) -> int:
     """The embedded corpus is made on the spot, on each node; for any other the command that makes it is printed.
     world, signals: see lab/distributed.py. Returns the signal that stopped it, or 0."""
     if data.name == "pydocs" and not (data / "meta.json").is_file() and os.environ.get("LOCAL_RANK", "0") == "0":
-        say("preparing the embedded corpus once: docstrings of this Python's packages, at most 90 s")
+        log("preparing the embedded corpus once: docstrings of this Python's packages, at most 90 s")
         script = [
             sys.executable,
             str(Path(__file__).resolve().parent.parent / "data/pydocs/prepare.py"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-from lab.command import Failure, say
+from lab.command import Failure, log
 from lab.configurator import UserError, show, warn
 
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}  # what a file system without locks answers
@@ -99,7 +99,7 @@ def take(folder: Path, remedy: str, wait: bool):
                 if not wait:
                     raise UserError(f"another process works in {show(folder)}; wait for its end, or {remedy}")
                 if not waited:
-                    say(f"another process works in {show(folder)}; waiting for its end")
+                    log(f"another process works in {show(folder)}; waiting for its end")
                 waited = lock_descriptor(file.fileno(), poll_interval=0.2)
             if in_place(file):
                 return file, waited

@@ -33,7 +33,7 @@ RATES = (1e-4, 3e-4, 1e-3)  # what --grid=lr tries
 LONG = {"cola": 20, "mrpc": 20, "stsb": 20, "rte": 20, "wnli": 20, "sst2": 5, "sick_r": 10, "sick_e": 10, "paws": 5}
 RECIPES = {  # warmup: steps, or a share of all
     "ours": {"epochs": 3, "lr": 3e-4, "batch": 32, "warmup": 0.1},
-    "seeds": {"epochs": 3, "lr": 1e-5, "batch": 96, "warmup": 100},  # epochs: of the tasks that LONG does not name
+    "original": {"epochs": 3, "lr": 1e-5, "batch": 96, "warmup": 100},  # epochs: of the tasks that LONG does not name
 }
 HELD_OUT = 0.1, 2000  # share of the training rows that chooses the epoch, and the most of them
 
@@ -128,7 +128,7 @@ class FineTuning:
         recipe = RECIPES[config.recipe]
         self.run, self.pairs, self.cache, self.kind = run, pairs, cache, pairs.task.kind
         self.head = HEADS[config.head]
-        epochs = LONG.get(pairs.name, recipe["epochs"]) if config.recipe == "seeds" else recipe["epochs"]
+        epochs = LONG.get(pairs.name, recipe["epochs"]) if config.recipe == "original" else recipe["epochs"]
         self.protocol = {
             "head": config.head,
             "epochs": config.epochs or epochs,
@@ -160,7 +160,7 @@ class FineTuning:
         outputs = 1 if self.kind == "score" or not self.head.linear else len(self.pairs.task.labels)
         return self.head(model.config, outputs, self.texts, seed=seed).to(self.run.device)
 
-    def answers(self, seed: int, rate: float, twin: bool = False) -> dict[str, np.ndarray]:
+    def predictions(self, seed: int, rate: float, twin: bool = False) -> dict[str, np.ndarray]:
         """Outputs [n, K] of every split and of the held-out rows of one training, at its best epoch."""
         begun = "untrained" if twin else self.weights
         settings = [*self.key, begun, seed, self.protocol | {"lr": rate}]
@@ -271,7 +271,7 @@ class FineTuning:
         texts = [" / ".join(self.pairs.sentences[i] for i in row) for row in index]
         command.check_finite(outputs, texts, "answer", "take a smaller --lr")
 
-    def answer(self, outputs: np.ndarray, held: np.ndarray) -> dict[str, np.ndarray]:
+    def predict(self, outputs: np.ndarray, held: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs [n, K] as an answer of one run [1, n]; a cosine says yes above the threshold of the held-out rows."""
         if self.kind == "score":
             return {"cosines": outputs.T.astype(np.float64)}
@@ -282,17 +282,19 @@ class FineTuning:
 
     def held_out_score(self, outputs: np.ndarray) -> float:
         labels = self.pairs.labels[self.pairs.trained_on][self.held]
-        return float(tasks.scores(self.pairs.task, self.answer(outputs, outputs), labels)[self.pairs.task.primary][0])
+        return float(
+            tasks.task_scores(self.pairs.task, self.predict(outputs, outputs), labels)[self.pairs.task.primary][0]
+        )
 
     def rate(self, wanted: str, twin: bool) -> float:
         """The learning rate of the protocol, or the one of RATES that is best on the held-out rows."""
         if not wanted:
             return self.protocol["lr"]
-        return max(RATES, key=lambda rate: self.held_out_score(self.answers(0, rate, twin)["held_out"]))
+        return max(RATES, key=lambda rate: self.held_out_score(self.predictions(0, rate, twin)["held_out"]))
 
     def all_seeds(self, config, twin: bool = False) -> tuple[dict[str, dict], float]:
         """(split -> answers of every seed [seeds, n], the learning rate)."""
         rate = self.rate(config.grid, twin)
-        made = [self.answers(seed, rate, twin) for seed in range(config.seeds)]
-        each = [{split: self.answer(m[split], m["held_out"]) for split in self.pairs.scored} for m in made]
+        made = [self.predictions(seed, rate, twin) for seed in range(config.seeds)]
+        each = [{split: self.predict(m[split], m["held_out"]) for split in self.pairs.scored} for m in made]
         return tasks.stack(each), rate

@@ -26,14 +26,14 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from lab import tasks
-from lab.command import say
+from lab.command import log
 from lab.configurator import UserError, warn
 from lab.dataset import Corpus
 from lab.files import read_json, reading, replacing
-from lab.report import interval, spread, table
+from lab.report import format_range, interval, table
 from lab.runs import LoadedRun
 from lab.sources import sources, weights
-from lab.tasks import HEADLINE, Pairs, answer, dot, stack, standardised
+from lab.tasks import HEADLINE, Pairs, dot, predict, stack, standardised
 from model import AFTER_CONCEPTS
 
 WORD = re.compile(r"[a-z0-9']+")
@@ -119,10 +119,10 @@ def each_idf(counts, pairs: Pairs) -> dict[str, np.ndarray]:
     return {other: idf(counts[pairs.index[other].ravel()]) for other in set(pairs.fitted_on.values())}
 
 
-def answers(vectors, pairs: Pairs) -> dict[str, dict]:
+def predictions(vectors, pairs: Pairs) -> dict[str, dict]:
     """Split -> answers; `vectors` [U, D], or a dict of them where they depend on the fitting split."""
     return {
-        split: answer(vectors[other] if isinstance(vectors, dict) else vectors, pairs, split)
+        split: predict(vectors[other] if isinstance(vectors, dict) else vectors, pairs, split)
         for split, other in pairs.fitted_on.items()
     }
 
@@ -133,9 +133,9 @@ def text_floors(pairs: Pairs) -> dict[str, dict[str, dict]]:
     floors = {} if pairs.task.kind == "score" else {"majority": majority(pairs)}
     for floor, counts in (("word_tfidf", words), ("char_tfidf", char_counts(words, vocabulary))):
         tfidf = {other: scale_columns(counts, weights) for other, weights in each_idf(counts, pairs).items()}
-        floors[floor] = answers(tfidf, pairs)
+        floors[floor] = predictions(tfidf, pairs)
     plain = averages(words, np.ones(len(vocabulary)))
-    runs = [answers(plain @ random_vectors(vocabulary, seed), pairs) for seed in range(RANDOM_SEEDS)]
+    runs = [predictions(plain @ random_vectors(vocabulary, seed), pairs) for seed in range(RANDOM_SEEDS)]
     return floors | {"random_vectors": stack(runs)}
 
 
@@ -223,8 +223,8 @@ def model_floors(run: LoadedRun, pairs: Pairs) -> dict[str, dict[str, dict]]:
     for seed in range(UNTRAINED_SEEDS):
         twin = run.twin(seed)
         tokens = twin.model.tokens.weight.detach().cpu().double().numpy()  # [V, T]
-        lexical = answers({other: mean @ tokens for other, mean in means.items()}, pairs)
-        seeds.append({"token_idf": lexical, "untrained": answers(embed(twin, pairs), pairs)})
+        lexical = predictions({other: mean @ tokens for other, mean in means.items()}, pairs)
+        seeds.append({"token_idf": lexical, "untrained": predictions(embed(twin, pairs), pairs)})
     return stack(seeds)
 
 
@@ -257,7 +257,7 @@ def task_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dict[str
             floor, split, kind = name.split("/")
             floors.setdefault(floor, {}).setdefault(split, {})[kind] = array
         return floors
-    say(f"{pairs.name}: floors, and the untrained model at {UNTRAINED_SEEDS} seeds")
+    log(f"{pairs.name}: floors, and the untrained model at {UNTRAINED_SEEDS} seeds")
     floors = text_floors(pairs) | model_floors(run, pairs)
     try:
         cache.mkdir(exist_ok=True)
@@ -373,14 +373,14 @@ def beyond_words(answers, labels, known: dict[str, np.ndarray], counts=None, met
     return {metric: values[metric] for metric in metrics}
 
 
-def scores(pairs: Pairs, split: str, answers: dict, known=None) -> dict[str, np.ndarray]:
+def metric_values(pairs: Pairs, split: str, answers: dict, known=None) -> dict[str, np.ndarray]:
     """Every metric of answers [F, n] to a split -> [F]; with `word_controls` also what goes beyond words."""
-    values = tasks.scores(pairs.task, answers, pairs.labels[split], pairs.sets[split])
-    beyond = beyond_words(answers[judged(HEADLINE, answers)], pairs.labels[split], known) if known else {}
+    values = tasks.task_scores(pairs.task, answers, pairs.labels[split], pairs.sets[split])
+    beyond = beyond_words(answers[answer_kind(HEADLINE, answers)], pairs.labels[split], known) if known else {}
     return values | {metric: value[0] for metric, value in beyond.items()}
 
 
-def judged(metric: str, answers: dict) -> str:
+def answer_kind(metric: str, answers: dict) -> str:
     """Which of the answers a metric judges. Scores of a trained head are not centred."""
     if metric in BEYOND:
         return "centred" if "centred" in answers else "cosines"
@@ -464,7 +464,7 @@ def paired(metric: str, split: str, ours: list[dict], others: dict[str, list[dic
     """`lifts` of runs over other runs, name -> runs, on the same rows of a split: of the `middle` of the seeds. A run
     is its answers, as `read_answers` returns them."""
     labels, kinds = ours[0][f"{split}/labels"], {key.removeprefix(f"{split}/") for key in ours[0]}
-    kind = kind if (kind := judged(metric, kinds)) in kinds else "predictions"  # of a trained head
+    kind = kind if (kind := answer_kind(metric, kinds)) in kinds else "predictions"  # of a trained head
     for name, runs in others.items():
         if not all(np.array_equal(labels, run.get(f"{split}/labels")) for run in (*ours, *runs)):
             raise UserError(f"{name} was judged on other rows of {split}; judge it again")
@@ -571,9 +571,9 @@ def retrieval_table(run: LoadedRun, corpus: Corpus) -> str:
 
     def score(runs):  # [F, n]
         each = runs.mean(1)
-        return spread((each.mean(), each.min(), each.max()))
+        return format_range((each.mean(), each.min(), each.max()))
 
-    rows = [["chance", *[spread((1 / n,))] * 2, "", ""]]
+    rows = [["chance", *[format_range((1 / n,))] * 2, "", ""]]
     for name, runs in floors.items():
         rows.append([name, *(score(runs[k]) for k in KINDS), *(interval(over[k][name]) for k in KINDS)])
     rows.append(["this model", *(score(ours[k]) for k in KINDS), "", ""])

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from lab import floors, report, tasks
-from lab.command import say
+from lab.command import log
 from lab.configurator import UserError, warn
 from lab.files import write_atomic
-from lab.report import HEADLINE, LIFTS, lift_text, over_seeds, score_rows, spread, verdicts
+from lab.report import HEADLINE, LIFTS, format_range, lift_text, over_seeds, score_rows, verdicts
 from lab.runs import RunFolder
 from objectives import ObjectiveConfig
 
@@ -74,7 +74,7 @@ def arm_rows(arms: dict[str, dict], scores: list[dict]) -> list[dict]:
         for title, key, form, scale in (*COLUMNS, *by_length):
             if key in known or title == "val loss":
                 values = [arm[which][key] for which in ("median", "min", "max") if key in arm[which]]
-                row[title] = spread(values, form, scale) if values else None
+                row[title] = format_range(values, form, scale) if values else None
         rows.append(row)
     return rows
 
@@ -117,7 +117,7 @@ def shown(splits: dict) -> str:
 def lexical_controls(task: str, split: str, data: Path) -> dict[str, np.ndarray]:
     """What HEADLINE is given, of all models alike."""
     pairs = tasks.Pairs(task, tasks.load_task(task, data))
-    say(f"{task}: overlap of words, for what is known beyond it")
+    log(f"{task}: overlap of words, for what is known beyond it")
     theirs = {floor: splits[split] for floor, splits in floors.text_floors(pairs).items()}
     return floors.word_controls(pairs, split, theirs)
 
@@ -146,7 +146,7 @@ def paired_rows(results: dict, data: Path) -> list[dict]:
                 value, low, high = (-lift[key] for key in ("value", "high", "low"))  # theirs less the first's
                 word = "better" if low > 0 else "worse" if high < 0 else "undecided"
                 row = {"arm": arm, "task": task, "split": split, "metric": metric}
-                row["seeds"] = f"{len(answers[arm])} and {len(answers[first])}"
+                row["original"] = f"{len(answers[arm])} and {len(answers[first])}"
                 rows.append(row | {f"over {first}": {"value": value, "low": low, "high": high, "verdict": word}})
     return rows
 
@@ -261,7 +261,7 @@ def write(folder: Path, results: dict, resolved: dict[str, dict], data: Path) ->
     sentences = [f"{name}: {sentence}" for name, sentence in verdicts(scores).items()]
     arms = ("Arms", arm_rows(results["arms"], scores), [notes(results, resolved)])
     sections = [(f"Paired with {first}", paired, [rule])] if paired else []
-    sections += [("Scores beside their floors", report.filled(scores), sentences)] if scores else []
+    sections += [("Scores beside their floors", report.drop_empty_columns(scores), sentences)] if scores else []
     words = [{"run": name, "verdict": one.get("verdict"), "learned": one.get("learned")} for name, one in named]
     groups = compared(paired, first)
     said = verdict(results["arms"], groups, losses_compare(resolved))

@@ -53,7 +53,7 @@ def clipped_step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float
     return norm, bad
 
 
-def add_gradients(
+def forward_backward(
     forward, objectives: Objectives, rows: Rows, world: World, parts: int = 1, options=None, balance=None
 ) -> Tensor:
     """Forward and backward of one of a step's `parts` micro-batches; gradients add up in the parameters.

@@ -18,11 +18,11 @@ import torch
 
 from encoders import AS_CONFIGURED, Options
 from lab import dataset, optim
-from lab.command import AT_EXIT, out_of_memory, reason, say
+from lab.command import AT_EXIT, log, out_of_memory, reason
 from lab.configurator import UserError, warn
 from lab.distributed import World
 from losses import Balance, ConceptLossConfig
-from model import CountedProducts, ModelConfig, imagined, measure
+from model import CountedProducts, ModelConfig, count_flops, imagined
 from objectives import PLATEAUS, RATES, Objectives
 from problem import Rows, blank_rows
 
@@ -50,7 +50,7 @@ class Plan:
 
     def mix(self, step: int, horizon: int) -> tuple[float, ...]:
         """Shares of the lengths in a step; (): all alike."""
-        return self.mixes[part_of(step, horizon, len(self.mixes))] if self.mixes else ()
+        return self.mixes[schedule_stage(step, horizon, len(self.mixes))] if self.mixes else ()
 
     def drawn(self, objectives: Objectives) -> list[tuple[tuple[int, int], Objectives, float]]:
         """(shape, what is trained, how often: 1 a part of training on average) of each length at each rate it is drawn
@@ -65,7 +65,7 @@ class Plan:
         return [cell for cell in cells.values() if cell[2] > 0]
 
 
-def part_of(step: int, horizon: int, parts: int) -> int:
+def schedule_stage(step: int, horizon: int, parts: int) -> int:
     """Which of equal parts of training a step is in. horizon 0: not yet known, then there is one part."""
     return min(step * parts // (horizon or step + 1), parts - 1)
 
@@ -109,12 +109,12 @@ def make_plan(config, objectives: Objectives, ranks: int) -> Plan:
                 f"objective={objectives.text!r} needs rows in groups of {objectives.group}, but a rank has {rows} rows "
                 f"of length {n}; write a batch_size of which every rank has a multiple"
             )
-        if objectives.centres and rows < 2 * objectives.group:
+        if objectives.centers_targets and rows < 2 * objectives.group:
             raise UserError(
                 f"objective={objectives.text!r} tells the next spans of a forward apart, but a rank has {rows} rows of "
                 f"length {n}; write a batch_size and micro_batch of which it has {2 * objectives.group}"
             )
-    if objectives.negatives and share > micro:
+    if objectives.in_batch_negatives and share > micro:
         raise UserError(f"{objectives.text} tells a row from all others of one forward; write micro_batch=0")
     mixes = length_mixes(config.lengths, config.length_mix)
     return Plan(config.lengths, config.batch_size * longest, micro * longest, share // micro, mixes)
@@ -134,18 +134,18 @@ def cost(
     """(parameters, training FLOPs a token: those of the forward and the backward of a step as it is taken, concept
     losses included; mean over lengths by their shares, plateaus of a rate, shapes in turn and what a step may run
     with)."""
-    total, turns, plateaus = 0, range(objectives.cycle), len(objectives.plateaus())
+    total, turns, plateaus = 0, range(objectives.shape_count), len(objectives.plateaus())
     here = World(0, 1, torch.device("cpu"), "float32")
     every = itertools.product(plan.drawn(objectives), turns, model.variants())
     try:
         with imagined(model) as fake_model:
             if frozen:
                 fake_model.freeze_decoder()
-            for (shape, now, often), turn, (share, options) in every:
+            for (shape, now, often), shape_index, (share, options) in every:
                 balance = Balance(regulariser or ConceptLossConfig(), "meta")
-                rows = blank_rows(*shape, turn, model.vocab_size, model.token_width)
+                rows = blank_rows(*shape, shape_index, model.vocab_size, model.token_width)
                 with CountedProducts() as counter:
-                    optim.add_gradients(fake_model, now, rows, here, options=options, balance=balance)
+                    optim.forward_backward(fake_model, now, rows, here, options=options, balance=balance)
                 fake_model.zero_grad()
                 total += share * often / (len(turns) * plateaus) * counter.flops
     except RuntimeError as error:
@@ -157,7 +157,7 @@ def cost(
 
 def count_shapes(plan: Plan, model: ModelConfig, objectives: Objectives) -> int:
     """How many a run compiles."""
-    return len(plan.drawn(objectives)) * len(model.variants()) * objectives.cycle
+    return len(plan.drawn(objectives)) * len(model.variants()) * objectives.shape_count
 
 
 def encoding_flops(model: ModelConfig, length: int, options: Options = AS_CONFIGURED) -> float:
@@ -166,10 +166,10 @@ def encoding_flops(model: ModelConfig, length: int, options: Options = AS_CONFIG
     def encode(concept_model):
         concept_model.encode(torch.zeros(1, length, dtype=torch.int64), options=options)
 
-    return measure(model, encode)[1]["Global"] / length
+    return count_flops(model, encode)[1]["Global"] / length
 
 
-def drawn_options(model: ModelConfig, seed: int, step: int) -> Options:
+def sample_options(model: ModelConfig, seed: int, step: int) -> Options:
     """What a training step runs with."""
     shares, options = zip(*model.variants(), strict=True)
     return options[dataset.choose(shares, seed, dataset.VARIANT, step)[0]]
@@ -188,7 +188,7 @@ def decide_compile(wanted, world: World, shapes: int, flops: float, minutes: flo
         gain = COMPILE_SAVES * (minutes * 60 or flops / (EAGER_FLOPS * torch.get_num_threads()))
         price = COMPILE_SECONDS * shapes
         wanted = world.on_rank0(lambda: gain > price)
-        say(f"compile={wanted}: about {gain:.0f} s to gain, {price:.0f} s to compile {shapes} shapes")
+        log(f"compile={wanted}: about {gain:.0f} s to gain, {price:.0f} s to compile {shapes} shapes")
     if wanted is False:
         return False
     why = compiles(world, lambda: torch.compile(lambda x: x + 1)(torch.zeros(2, device=world.device)), signals)
@@ -247,7 +247,7 @@ def empty_cache():
 def rehearse(trainer, objectives: Objectives, rows: Rows, options: Options):
     """Forward and backward of a kind of step before the first of it counts, by each rank alone: it compiles on all of
     them, or from here on none is compiled."""
-    kind = objectives, options, rows.ids.shape, trainer.step % objectives.cycle
+    kind = objectives, options, rows.ids.shape, trainer.step % objectives.shape_count
     if trainer.forward is trainer.wrapped or kind in trainer.rehearsed:
         return
     trainer.rehearsed.add(kind)
@@ -257,7 +257,7 @@ def rehearse(trainer, objectives: Objectives, rows: Rows, options: Options):
         devices = [world.device] if world.device.type == "cuda" else []
         with torch.random.fork_rng(devices), trainer.wrapped.no_sync() if world.size > 1 else nullcontext():
             balance = deepcopy(trainer.balance)
-            optim.add_gradients(trainer.forward, objectives, rows, alone, trainer.plan.parts, options, balance)
+            optim.forward_backward(trainer.forward, objectives, rows, alone, trainer.plan.parts, options, balance)
 
     why = compiles(world, attempt, trainer.signals)
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -320,7 +320,7 @@ class Clock:
             return
         before = trainer.seconds
         self.pause()
-        length = trainer.length(trainer.step - 1), trainer.step % trainer.objectives.cycle
+        length = trainer.length(trainer.step - 1), trainer.step % trainer.objectives.shape_count
         if length in self.seen:
             self.timed.append(trainer.seconds - before)
         else:
@@ -332,7 +332,7 @@ class Clock:
             trainer.horizon = trainer.find_horizon()
             if trainer.world.rank == 0:
                 warn_of_horizon(trainer)
-            say(
+            log(
                 f"{trainer.config.max_minutes:g} minutes are {trainer.horizon} steps of "
                 f"{trainer.seconds_per_step:.3f} s ({self.excluded:.1f} s of first steps are left out, and so are "
                 "evaluations)"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from lab import dataset
-from lab.command import command, say
+from lab.command import command, log
 from lab.configurator import PathStr, UserError, parse, show
 from lab.files import reading, replacing
 from noise import LONGEST_PHRASE, phrase_hashes
@@ -128,7 +128,7 @@ def main(argv) -> int:
         raise UserError(f"{show(text.path)} has no collocation; write a smaller --min_count, or use more text")
     with replacing(folder / FILE) as path, open(path, "wb") as file:
         np.savez(file, hashes=kept, text=text.digest())
-    say(f"{len(kept):,} collocations in {show(folder / FILE)}; train with --objective=mlm --mask_unit=pmi")
+    log(f"{len(kept):,} collocations in {show(folder / FILE)}; train with --objective=mlm --mask_unit=pmi")
     return 0
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lab import report
-from lab.command import optional, say
+from lab.command import log, optional
 from lab.configurator import UserError, show, warn
 from lab.files import read_json, replacing, write_atomic
 from lab.plan import HORIZONS
@@ -127,7 +127,7 @@ def registry(out: Path) -> int:
     runs = sorted((row for row, _ in found), key=lambda row: (row["date"], row["run"]))
     evaluations = [line for _, lines in found for line in lines]
     primary = [row for row in evaluations if row["metric"] in TASKS[row["task"]].lifts]
-    sections = [("Training runs", runs, []), ("Evaluations, x100", report.filled(primary), [])]
+    sections = [("Training runs", runs, []), ("Evaluations, x100", report.drop_empty_columns(primary), [])]
     print(report.sections_text(sections), end="")
     parts = report.sections_html([section for section in sections if section[1]])
     about = f"{len(runs)} runs and {len(primary)} scores below {out}. A click on a title sorts by its column."
@@ -135,5 +135,5 @@ def registry(out: Path) -> int:
         write_csv(out / "registry_runs.csv", runs)
         write_csv(out / "registry_evals.csv", evaluations)
         write_atomic(out / "registry.html", report.page("All runs", [], about, [*parts, report.SORTING]))
-        say(f"{out}: registry.html, registry_runs.csv, registry_evals.csv")
+        log(f"{out}: registry.html, registry_runs.csv, registry_evals.csv")
     return 0

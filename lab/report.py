@@ -156,7 +156,7 @@ def sweep_figure(lines: dict[str, list[tuple[float, float]]], path: Path):
         axes.legend(frameon=False, fontsize="small")
 
 
-def beside(places: list[float]) -> list[float]:
+def dodge(places: list[float]) -> list[float]:
     """Places on an axis from 0, those that would cover each other moved to stand side by side."""
     step = 0.015 * max(places)
     order = sorted(range(len(places)), key=places.__getitem__)
@@ -187,7 +187,7 @@ def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> P
     curves = any(len(run) > 1 for runs in arms.values() for run in runs)
     with panels(path, 2, 5.2, 3, across=1) as every:
         for i, (axes, unit) in enumerate(zip(every, ("training FLOPs", "seconds of training"), strict=True)):
-            places = beside([statistics.median(run[-1][i] for run in runs) for runs in arms.values()])
+            places = dodge([statistics.median(run[-1][i] for run in runs) for runs in arms.values()])
             for (arm, runs), place in zip(arms.items(), places, strict=True):
                 for values in (list(zip(*run, strict=True)) for run in runs if curves):
                     axes.plot(values[i], values[2], color=colours[arm], lw=0.9, marker=".", ms=3)
@@ -281,13 +281,13 @@ def cell(value) -> str:
     if value is None or value == "":
         return "-"
     if isinstance(value, tuple):
-        return spread(value)
+        return format_range(value)
     if isinstance(value, dict):
         return lift_text(value) if "verdict" in value else interval(value, ".1f")
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def spread(values: Sequence, form: str = ".1f", scale: float = 100) -> str:
+def format_range(values: Sequence, form: str = ".1f", scale: float = 100) -> str:
     """(middle, low, high) -> "middle (low..high)"; "middle" alone where there is no more, or all look the same."""
     middle, *ends = (format(scale * value, form) for value in values)
     return f"{middle} ({'..'.join(ends)})" if set(ends) - {middle} else middle
@@ -361,7 +361,7 @@ def fraction(value: float) -> str:
     return f"{value:z.2f}".replace("0.", ".")  # z: no -.00
 
 
-def filled(rows: list[dict]) -> list[dict]:
+def drop_empty_columns(rows: list[dict]) -> list[dict]:
     """Rows of `score_rows` without the floors that none of them has."""
     empty = {key for key in FLOORS if all(row[key] is None for row in rows)}
     return [{key: value for key, value in row.items() if key not in empty} for row in rows]

@@ -82,7 +82,7 @@ class RunFolder:
                     save_file({"data": tensor}, temporary)
         self.write_config(config)
 
-    def kept(self, name: str) -> Tensor | None:
+    def load_tensor(self, name: str) -> Tensor | None:
         """ROWS or TOKEN_VECTORS, as `create` kept them."""
         path = self.path / name
         return load_tensors(path).get("data") if path.is_file() else None
@@ -99,7 +99,7 @@ class RunFolder:
             what = "was deleted or moved" if found is None else f"has become that of another run ({found})"
             raise Failure(f"{self.path} {what} while {self.run_id} went on; start that again with another --out_dir")
 
-    def look(self, resume: str, init_from: str, defaults: dict) -> dict:
+    def inspect(self, resume: str, init_from: str, defaults: dict) -> dict:
         """Locks the folder; what is there for a training run: {"config": its config.json, with `defaults` for what that
         lacks, or None, "fresh": no checkpoint to go on from}.
         resume: "auto", "must" or "never"; init_from: a run to take weights from, or ""."""
@@ -278,7 +278,7 @@ class RunFolder:
         most["rank_pooled"] = min(geometry.ROWS - 1, config["hidden"])
         report.geometry_curves(self.metrics(), most, self.beyond_words(), self.path / "geometry.png")
 
-    def cut(self, step: int, best: int | None):
+    def truncate(self, step: int, best: int | None):
         """Forgets what came after `step`, and will come again: metrics, checkpoints. best: the best until then."""
         named = self.pointer("best")
         if named is not None and named > step:
@@ -344,7 +344,7 @@ def check_frozen(run: str, model: ModelConfig) -> dict:
     copy, read = recorded(replace(model, vocab_size=1))
     with torch.device("meta"):
         DECODERS[model.decoder](copy)
-    same = {"decoder", "hidden", "token_dim", "max_length", "tied", "init", "seeds_faithful"}
+    same = {"decoder", "hidden", "token_dim", "max_length", "tied", "init", "original_structure"}
     free = {"vocab_size", "dropout", "word_dropout", "concept_position", "concepts"}
     for key in sorted(same | (read & fields_of(ModelConfig).keys()) - free):
         if theirs.get(key) != getattr(model, key):
@@ -565,11 +565,11 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
     tokenizer = dataset.load_tokenizer(run.path / "tokenizer.json")
     if dataset.tokenizer_hash(run.path / "tokenizer.json") != config["tokenizer_hash"]:
         raise UserError(f"{path}/tokenizer.json is not the one the run was trained with; put that one back")
-    vectors = run.kept(TOKEN_VECTORS) if shape.token_init == "spectral" else None
+    vectors = run.load_tensor(TOKEN_VECTORS) if shape.token_init == "spectral" else None
     if shape.token_init == "spectral" and (vectors is None or vectors.shape != (shape.vocab_size, shape.token_width)):
         what = "missing, what an untrained twin begins with" if vectors is None else "of another model"
         raise UserError(f"{run.path / TOKEN_VECTORS} is {what}; put the run's own file back")
-    rows = run.kept(ROWS)
+    rows = run.load_tensor(ROWS)
     if rows is None or rows.ndim != 2 or not 0 <= rows.min() <= rows.max() < shape.vocab_size:
         raise UserError(f"{run.path / ROWS} is missing or of another run; put the run's own file back")
     try:

@@ -20,7 +20,7 @@ from scipy import sparse
 from scipy.special import logsumexp
 from tqdm import tqdm
 
-from lab.command import say
+from lab.command import log
 from lab.configurator import warn
 from lab.dataset import Corpus
 from lab.files import replacing
@@ -71,23 +71,23 @@ def ppmi(counts: sparse.csr_array, smoothing: float = SMOOTHING) -> sparse.csr_a
     return counts
 
 
-def times(matrix, x: torch.Tensor) -> torch.Tensor:
+def matmul(matrix, x: torch.Tensor) -> torch.Tensor:
     """matrix @ x, of a tensor or a sparse array."""
     return matrix @ x if isinstance(matrix, torch.Tensor) else torch.from_numpy(matrix @ x.numpy())
 
 
-def factors(matrix: sparse.csr_array, width: int) -> torch.Tensor:
+def truncated_svd(matrix: sparse.csr_array, width: int) -> torch.Tensor:
     """U S^POWER of the truncated SVD of a matrix [V, V] -> float32 [V, width], by randomised subspace iteration (Halko,
     Martinsson & Tropp 2011). The same bits when repeated."""
     V = matrix.shape[0]
     if V <= DENSE:
         matrix = torch.from_numpy(matrix.toarray())
     Q = torch.randn(V, min(width + OVERSAMPLED, V), generator=torch.Generator().manual_seed(0))
-    Q = torch.linalg.qr(times(matrix, Q)).Q
+    Q = torch.linalg.qr(matmul(matrix, Q)).Q
     for _ in range(ITERATIONS):
-        Q = torch.linalg.qr(times(matrix.T, Q)).Q
-        Q = torch.linalg.qr(times(matrix, Q)).Q
-    U, S, _ = torch.linalg.svd(times(matrix.T, Q).T, full_matrices=False)  # of Q' matrix
+        Q = torch.linalg.qr(matmul(matrix.T, Q)).Q
+        Q = torch.linalg.qr(matmul(matrix, Q)).Q
+    U, S, _ = torch.linalg.svd(matmul(matrix.T, Q).T, full_matrices=False)  # of Q' matrix
     vectors = Q @ U[:, :width] * S[:width] ** POWER
     return torch.nn.functional.pad(vectors, (0, width - vectors.shape[1]))  # a vocabulary smaller than the width
 
@@ -98,7 +98,7 @@ def make_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> torch
         warn(f"{corpus.sentences.size:,} sentences are few for spectral token embeddings ({SENTENCES:,} are wanted)")
     counts = count_pairs(corpus, most, stop=stop)
     known = torch.from_numpy(np.asarray(counts.sum(1)).ravel() >= FEWEST)
-    vectors = factors(ppmi(counts), width)
+    vectors = truncated_svd(ppmi(counts), width)
     vectors[known] -= vectors[known].mean(0)
     vectors = torch.nn.functional.normalize(vectors, dim=1) * width**0.5
     return vectors * known[:, None]
@@ -118,7 +118,7 @@ def token_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> tupl
     start = time.monotonic()
     vectors = make_vectors(corpus, width, int(most), stop)
     seconds = time.monotonic() - start
-    say(f"spectral token embeddings: {seconds:.0f} s")
+    log(f"spectral token embeddings: {seconds:.0f} s")
     try:
         with replacing(path) as temporary:
             save_file({"vectors": vectors, "seconds": torch.tensor(seconds, dtype=torch.float64)}, temporary)

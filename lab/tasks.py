@@ -2,7 +2,7 @@
 Sentence tasks, without any model: files -> rows, and what a method answers to each row -> metrics.
 
     pairs = Pairs("stsb", load_task("stsb", "data/glue"))
-    answers = answer(vectors, pairs, "dev")             # vectors: one row per sentence of pairs.sentences
+    answers = predict(vectors, pairs, "dev")             # vectors: one row per sentence of pairs.sentences
     scores(pairs.task, answers, pairs.labels["dev"])    # {"pearson": [..], "spearman": [..], ..}
 
 Answers are those of F runs of a method (its seeds) to n rows: {"cosines", "centred": [F, n]} where the label is a
@@ -371,7 +371,7 @@ METRICS = {  # name -> (function, the answers it judges)
 }
 
 
-def scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.ndarray]:
+def task_scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.ndarray]:
     """Every metric of the task -> [F], one for each run of the method; f1 is that of the positive class of two, of more
     classes the mean over them (macro). Of a task made of sets [n], such as genres, also the Pearson correlation inside
     each, and their mean."""
@@ -486,7 +486,7 @@ def best_threshold(x, labels) -> float:
     return float(ends[cut + 1] if middle == ends[cut] > -np.inf else middle)
 
 
-def answer(vectors, pairs: Pairs, split: str) -> dict[str, np.ndarray]:
+def predict(vectors, pairs: Pairs, split: str) -> dict[str, np.ndarray]:
     """What vectors [U, D] of pairs.sentences answer to the rows of a split, [1, n]: cosines, and centred ones or, for
     paraphrases, predictions by the threshold that is best on the split's fitting split. NonFinite names a sentence
     whose vector is not finite."""

@@ -42,7 +42,7 @@ class Stopped(Exception):
     """An evaluation was broken off."""
 
 
-class Judge:
+class Evaluator:
     """Fixed rows, and what a model makes of them. `stop` is asked before each batch, by all ranks alike: an evaluation
     ends as soon as it does not say 0."""
 
@@ -58,22 +58,22 @@ class Judge:
 
     def problem(self, part: Objective, batch: Batch) -> Problem:
         rows, ids, documents = (x.to(self.world.device) for x in (batch.rows, batch.ids, batch.documents))
-        turn = int(batch.rows[0]) // len(batch.rows)  # from batch to batch
-        return part.problem(Rows(ids, Noise(SEED, 0, rows, turn), self.vocab, documents))
+        shape_index = int(batch.rows[0]) // len(batch.rows)  # from batch to batch
+        return part.problem(Rows(ids, Noise(SEED, 0, rows, shape_index), self.vocab, documents))
 
-    def judged(self) -> Objective | None:
+    def primary_part(self) -> Objective | None:
         """The part of the objective that tells what concepts are worth: the first that is decoded, or the bag."""
         kinds = {kind: [part for part in self.objectives.parts if part.predicts == kind] for kind in DECODED}
         return next((part for kind in DECODED for part in kinds[kind] if self.rows_of(part)), None)
 
     def decoded(self) -> Objective | None:
         """The part of which a decoder predicts positions."""
-        part = self.judged()
+        part = self.primary_part()
         return part if part is not None and part.predicts == "positions" else None
 
     def rows_of(self, part: Objective) -> list[Batch]:
         """The fixed rows as a part needs them; none where it needs adjacent ones, which these are not."""
-        return [] if part.pairs else self.fixed
+        return [] if part.adjacent_rows else self.fixed
 
     @torch.no_grad()
     def concepts(self, problems: list[Problem]) -> Tensor:
@@ -112,8 +112,8 @@ class Judge:
         same rows: nothing is sent.
         """
         numbers = geometry.concept_geometry(whole, least, self.model.pool(whole)) | self.halves()
-        if (judged := self.judged()) is not None:
-            problems = [self.problem(judged, batch) for batch in self.rows_of(judged)[:batches]]
+        if (part := self.primary_part()) is not None:
+            problems = [self.problem(part, batch) for batch in self.rows_of(part)[:batches]]
             concepts = self.concepts(problems)
             own = self.loss_from(problems, concepts)
             for name, other in geometry.ablations(concepts).items():
@@ -121,13 +121,13 @@ class Judge:
         return numbers | {"verdict": geometry.verdict(numbers, whole.shape[1])}
 
 
-class Validation(Judge):
+class Validation(Evaluator):
     """Validation rows of each length, and what the model makes of them."""
 
     def __init__(self, corpus: dataset.Corpus, lengths: tuple[int, ...], tokens: int, trainer):
         """tokens: how many are read of each length; trainer: has the model, objectives, vocab and world."""
         super().__init__(trainer.model, trainer.objectives, trainer.vocab, trainer.world, [])
-        rules = {(False, False), *((part.one_document, part.pairs) for part in self.objectives.parts)}
+        rules = {(False, False), *((part.one_document, part.adjacent_rows) for part in self.objectives.parts)}
         self.samplers = {
             rule: dataset.Sampler(corpus, lengths, seed=SEED, one_document=rule[0], pairs=rule[1]) for rule in rules
         }
@@ -151,7 +151,7 @@ class Validation(Judge):
         self.fixed, self.fixed_of = by_rule[False, False], by_rule
 
     def rows_of(self, part):
-        return self.fixed_of[part.one_document, part.pairs]
+        return self.fixed_of[part.one_document, part.adjacent_rows]
 
     def batch_size(self, n: int, rows: int = geometry.ROWS) -> int:
         """Rows of length n in a batch: at most 8,192 tokens, in whole groups."""
@@ -171,7 +171,7 @@ class Validation(Judge):
 
     def batches_of(self, part: Objective, n: int) -> list[Batch]:
         """The rows a part is judged on: those of its own rule, whatever else the sum is made of."""
-        return self.batches[(part.one_document, part.pairs), n]
+        return self.batches[(part.one_document, part.adjacent_rows), n]
 
     def loss(self, part: Objective, n: int) -> float:
         """Loss in nats of a part over the rows of length n. Batches are shared out over ranks, and summed with zeros
@@ -217,8 +217,8 @@ class Validation(Judge):
         weights pooled over rows), or by chance. Computed at the first call."""
 
         @cache
-        def unigram(by_idf):
-            weights = train.idf() if by_idf else None
+        def unigram(needs_idf):
+            weights = train.idf() if needs_idf else None
             return dataset.unigram_floor(train.counts(), val.tokens, val.eod, weights)
 
         if not self.known_floors:
@@ -290,7 +290,9 @@ def final_report(trainer, retrieval: bool) -> str:
     if retrieval and not trainer.signals.received:
         from lab.floors import retrieval_table  # late: scipy
 
-        run = LoadedRun(trainer.model.eval(), tokenizer, trainer.out.config(), trainer.step, trainer.out.kept(ROWS))
+        run = LoadedRun(
+            trainer.model.eval(), tokenizer, trainer.out.config(), trainer.step, trainer.out.load_tensor(ROWS)
+        )
         run.warned = True  # of texts in chunks: the table says it
         parts.append(retrieval_table(run, trainer.val_text))
     if texts := reconstructions(validation, tokenizer):

@@ -11,26 +11,26 @@ from problem import Vocabulary
 
 def make_vocabulary(text: dataset.Corpus, objectives: Objectives, vectors: Tensor | None, device) -> Vocabulary:
     """vectors [V, T]: of lab/spectral.py, where they are asked for."""
-    idf = torch.from_numpy(text.idf()).to(device) if objectives.by_idf else None
+    idf = torch.from_numpy(text.idf()).to(device) if objectives.needs_idf else None
     starts = phrases = ends = None
-    if objectives.by_words:
+    if objectives.needs_word_starts:
         tokenizer = dataset.load_tokenizer(text.folder / "tokenizer.json")
         starts = torch.from_numpy(dataset.word_starts(tokenizer)).to(device)
         ends = torch.from_numpy(dataset.word_ends(tokenizer)).to(device)
-    if objectives.by_phrases:
+    if objectives.needs_collocations:
         phrases = torch.from_numpy(pmi.load(text)).to(device)
-    vectors = vectors.to(device) if objectives.by_vectors else None
+    vectors = vectors.to(device) if objectives.needs_token_vectors else None
     return Vocabulary(text.vocab_size, text.mask, tuple(text.special_ids), idf, starts, phrases, vectors, ends)
 
 
 def token_vectors(trainer) -> tuple[Tensor | None, float]:
     """([V, T] of the run that is there, else of its text; the seconds it took); (None, 0): nothing needs them."""
-    if trainer.settings.model.token_init != "spectral" and not trainer.objectives.by_vectors:
+    if trainer.settings.model.token_init != "spectral" and not trainer.objectives.needs_token_vectors:
         return None, 0.0
     from lab import spectral  # late: scipy
 
     out = trainer.out
-    if (out.path / "config.json").is_file() and (there := out.kept(TOKEN_VECTORS)) is not None:
+    if (out.path / "config.json").is_file() and (there := out.load_tensor(TOKEN_VECTORS)) is not None:
         return there, out.config().get("spectral_seconds", 0.0)
     width, most = trainer.settings.model.token_width, trainer.config.spectral_tokens
     return spectral.token_vectors(trainer.train_text, width, most, stop=lambda: trainer.signals.received)

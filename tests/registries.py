@@ -61,7 +61,9 @@ def keys_of(part):
     return own | ({"nested"} if "concepts" in getattr(part, "options", ()) else set())
 
 
-SHARED = dict(token_dim=(0, 8), tied=(True, False), token_position=("learned", "rope"), seeds_faithful=(False, True))
+SHARED = dict(
+    token_dim=(0, 8), tied=(True, False), token_position=("learned", "rope"), original_structure=(False, True)
+)
 
 
 def structures():
@@ -78,7 +80,7 @@ def structures():
         elif ModelConfig.decoder == d:
             for key, values in SHARED.items():
                 found += allowed(ModelConfig, pair, {key: values})
-            found += allowed(ModelConfig, pair | dict(token_dim=8, tied=False, seeds_faithful=True), {})
+            found += allowed(ModelConfig, pair | dict(token_dim=8, tied=False, original_structure=True), {})
         for key, values in choices(ModelConfig, own).items():
             found += allowed(ModelConfig, pair, {key: values})
     return list({name(keys): keys for keys in found}.values())

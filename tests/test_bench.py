@@ -16,7 +16,7 @@ TINY = """
 objective = "mlm"
 mask_rate = 0.15
 decoder = "input"
-seeds_faithful = True
+original_structure = True
 layers = 1
 hidden = 32
 heads = 2
@@ -84,7 +84,7 @@ def test_arms_are_gone_where_memory_is_measured(tiny, monkeypatch):
 
     monkeypatch.setattr(bench, "Arm", Counted)
     monkeypatch.setattr(bench, "in_fresh_process", measured)
-    bench.measure(tiny, bench.BenchConfig(batch=1, repeats=1), WORLD, 1e9)
+    bench.count_flops(tiny, bench.BenchConfig(batch=1, repeats=1), WORLD, 1e9)
 
 
 def test_dropout_is_the_presets_on_a_gpu(tiny):
@@ -138,7 +138,7 @@ def test_arms_that_do_not_agree_are_not_compared(tiny, monkeypatch):
 
 
 def test_what_has_no_reference_is_measured_alone(tiny):
-    changes = ["seeds_faithful = False", 'objective = "tsdae"', 'objective = "mlm + bow"', "decoder_layers = 2"]
+    changes = ["original_structure = False", 'objective = "tsdae"', 'objective = "mlm + bow"', "decoder_layers = 2"]
     changes += [
         'encoder = "recursive"',
         'encoder = "two_way"',

@@ -387,7 +387,7 @@ def test_under_autocast():
     made = balance("orthogonality,tregs")
     rows = SimpleNamespace()
     objectives.problems = lambda _: problems
-    optim.add_gradients(model, objectives, rows, world, 1, None, made)
+    optim.forward_backward(model, objectives, rows, world, 1, None, made)
     made.finish(lambda x: x)
     for name, p in model.named_parameters():
         assert p.grad.dtype == torch.float32 and p.grad.isfinite().all()
@@ -402,7 +402,7 @@ def one_of_two_ranks(rank, folder):
     objectives, problems = make_problems(objective="tsdae + bow", bow_source="survivors", seed=rank)
     made = balance("variance,tregs", device="cpu")
     objectives.problems = lambda _: problems
-    optim.add_gradients(DistributedDataParallel(model), objectives, None, world, 1, None, made)
+    optim.forward_backward(DistributedDataParallel(model), objectives, None, world, 1, None, made)
     made.finish(lambda x: world.all_sum(x).div_(2))
     saved = {"gradients": {name: p.grad for name, p in model.named_parameters()}, "numbers": made.numbers()}
     torch.save(saved, f"{folder}/{rank}.pt")

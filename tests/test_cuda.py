@@ -64,7 +64,7 @@ def test_a_training_step_never_waits_for_the_device(keys):
 
     def step(i):
         rows = Rows(ids, Noise(0, i, numbers), vocab, documents=numbers)
-        loss = objectives.total(optim.add_gradients(model, objectives, rows, world))
+        loss = objectives.total(optim.forward_backward(model, objectives, rows, world))
         return optim.clipped_step(model, optimizer, 1e-3, 1.0, loss)
 
     step(0)  # the first one makes handles and states

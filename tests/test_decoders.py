@@ -69,7 +69,7 @@ def test_local_layers_let_visible_tokens_inform_hidden_ones():
 
 
 def test_diffusion_of_the_seeds_has_its_own_tokens():
-    model, problem = perturb(build(decoder="diffusion", seeds_faithful=True)), masked_problem()
+    model, problem = perturb(build(decoder="diffusion", original_structure=True)), masked_problem()
     concepts = model.encode(problem.source)
     before = model.decode(concepts, problem)
     with torch.no_grad():

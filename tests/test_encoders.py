@@ -14,7 +14,7 @@ from torch.autograd import gradcheck
 
 from encoders import ENCODERS, Options, adaptive_mean
 from layers import SelfAttention, attention, cope_attention, window_attention
-from model import ConceptModel, ModelConfig, measure
+from model import ConceptModel, ModelConfig, count_flops
 
 LINEAR = [name for name in ENCODERS if name not in ("dense", "funnel")]
 
@@ -135,7 +135,7 @@ def multihead(block, queries, keys):
 
 def test_two_way_is_the_seeds_layer():
     """Tokens are read un-normalised; they read the concepts as just updated; the last reverse attention is left out."""
-    model, ids, x = inputs(encoder="two_way", layers=3, seeds_faithful=True)
+    model, ids, x = inputs(encoder="two_way", layers=3, original_structure=True)
     z = model.encoder.slots().expand(2, -1, -1)
     for i, layer in enumerate(model.encoder.layers):
         z = z + multihead(layer.cross, z, x)
@@ -297,7 +297,7 @@ def test_the_first_concepts_are_a_model_of_so_many(encoder, decoder):
 def test_fewer_concepts_and_iterations_cost_less():
     def flops(**options):
         ids = partial(torch.zeros, dtype=torch.int64)
-        return measure(config, lambda model: model.encode(ids(2, 12), options=Options(**options)))[1]["Global"]
+        return count_flops(config, lambda model: model.encode(ids(2, 12), options=Options(**options)))[1]["Global"]
 
     config = ModelConfig(**SMALL, encoder="recursive", nested=True)
     assert flops(concepts=1) < flops(concepts=3) < flops() and flops(iterations=2) < flops() < flops(iterations=9)
@@ -307,7 +307,7 @@ def test_what_a_step_may_run_with():
     assert ModelConfig(**SMALL).variants() == [(1.0, Options())]
     nested = ModelConfig(**SMALL | {"concepts": 8}, nested=True).variants()
     assert nested == [*((1 / 6, Options(concepts=m)) for m in (1, 2, 4)), (0.5, Options())]
-    both = ModelConfig(**SMALL, encoder="recursive", iterations=4, least_iterations=2, nested=True).variants()
+    both = ModelConfig(**SMALL, encoder="recursive", iterations=4, min_iterations=2, nested=True).variants()
     assert sum(share for share, _ in both) == pytest.approx(1) and len(both) == 4 * 3
     assert {options.iterations for _, options in both} == {2, 3, 4}
 
@@ -352,7 +352,7 @@ def test_the_residual_stream_stays_float32_under_autocast(keys):
 def test_cost_grows_linearly_with_the_tokens(encoder, local):
     config = ModelConfig(**SMALL | {"max_length": 4096}, encoder=encoder, token_layers=local, token_window=8)
     costs = [
-        measure(config, lambda model, n=n: model.encode(torch.zeros(1, n, dtype=torch.int64)))[1]["Global"]
+        count_flops(config, lambda model, n=n: model.encode(torch.zeros(1, n, dtype=torch.int64)))[1]["Global"]
         for n in (1024, 2048, 4096)
     ]
     growth = (costs[2] - costs[1]) / (costs[1] - costs[0])

@@ -111,7 +111,7 @@ def test_the_record_of_each_task(place, records):
         metrics = SHARES if name in ("mrpc", "paws") else CORRELATIONS
         assert (record["task"], record["mode"], record["checkpoint"]) == (name, "zero_shot", "ckpt_2")
         assert record["run_id"] == load_run(place / "out/run", device="cpu").config["run_id"]
-        assert record["seeds"] == [0] and record["per_seed"][0].keys() == record["splits"].keys() == {"dev", "test"}
+        assert record["original"] == [0] and record["per_seed"][0].keys() == record["splits"].keys() == {"dev", "test"}
         for split, found in record["splits"].items():
             assert found["metrics"].keys() == metrics and record["per_seed"][0][split] == found["metrics"]
             assert found["floors"].keys() == (FLOORS | {"majority"} if metrics is SHARES else FLOORS)
@@ -425,7 +425,7 @@ def test_a_sweep_over_concepts_and_iterations(place, capsys, monkeypatch):
     run = load_run(out, device="cpu", options=Options(1, 2))
     pairs = tasks.Pairs("stsb", tasks.load_task("stsb", place / "glue"))
     twin = [floors.embed(run.twin(seed), pairs) for seed in range(floors.UNTRAINED_SEEDS)]
-    answers = [floors.answers(vectors, pairs)["dev"]["centred"][0] for vectors in twin]
+    answers = [floors.predictions(vectors, pairs)["dev"]["centred"][0] for vectors in twin]
     expected = np.mean([stats.pearsonr(answer, pairs.labels["dev"])[0] for answer in answers])
     assert dev["floors"]["untrained"]["pearson_centred"] == pytest.approx(expected, abs=1e-6)
     for other in "concepts8_iterations2", "concepts1_iterations1":

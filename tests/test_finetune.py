@@ -163,7 +163,7 @@ def test_the_record_of_each_task(place, capsys):
     printed = capsys.readouterr().out
     for name, splits in (("stsb", 2), ("mrpc", 2), ("sick_e", 2), ("cola", 1)):
         made = record(place, name)
-        assert made["mode"] == "fine_tune" and made["seeds"] == [0, 1] and len(made["splits"]) == splits
+        assert made["mode"] == "fine_tune" and made["original"] == [0, 1] and len(made["splits"]) == splits
         protocol = made["protocol"]
         assert protocol["epochs"] == 2 and protocol["train_rows"] + protocol["held_out_rows"] in (60, 50)
         with np.load(place / f"out/run/eval/fine_tune_{name}.npz") as rows:

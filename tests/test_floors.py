@@ -75,7 +75,7 @@ def test_floors_of_a_task_of_scores_and_one_of_paraphrase():
     found = floors.text_floors(pairs)
     assert found.keys() == {"word_tfidf", "char_tfidf", "random_vectors"}
     assert {a["cosines"].shape for a in found["random_vectors"].values()} == {(8, 20), (8, 25)}
-    scores = tasks.scores(pairs.task, found["random_vectors"]["dev"], splits["dev"].labels)
+    scores = tasks.task_scores(pairs.task, found["random_vectors"]["dev"], splits["dev"].labels)
     assert scores.keys() == {"pearson", "spearman", "pearson_centred", "spearman_centred"}
     expected = stats.spearmanr(found["random_vectors"]["dev"]["centred"][5], splits["dev"].labels)[0]
     assert scores["spearman_centred"][5] == pytest.approx(expected)
@@ -86,7 +86,7 @@ def test_floors_of_a_task_of_scores_and_one_of_paraphrase():
     found = floors.text_floors(pairs)
     assert found.keys() == {"majority", "word_tfidf", "char_tfidf", "random_vectors"}
     common = max(splits["dev"].labels.mean(), 1 - splits["dev"].labels.mean())
-    scores = tasks.scores(pairs.task, found["majority"]["dev"], splits["dev"].labels)
+    scores = tasks.task_scores(pairs.task, found["majority"]["dev"], splits["dev"].labels)
     assert scores["accuracy"] == [common] and scores["mcc"] == [0]
 
 
@@ -268,7 +268,7 @@ def test_a_copy_of_the_overlap_is_nothing_beyond_words(name, split, real_floors)
 )
 def test_floors_are_the_known_ones(name, split, floor, metric, expected, real_floors):
     pairs, found = real_floors(name)
-    scores = tasks.scores(pairs.task, found[floor][split], pairs.labels[split])
+    scores = tasks.task_scores(pairs.task, found[floor][split], pairs.labels[split])
     tolerance = 1.5 if floor == "random_vectors" else 0.5
     for one, value in zip(metric, expected, strict=True):
         assert 100 * scores[one].mean() == pytest.approx(value, abs=tolerance)

@@ -33,7 +33,7 @@ def counted(model, objectives, regulariser, options, turn):
     counter.mod_tracker = SimpleNamespace(parents={"Global"}, __enter__=lambda: None, __exit__=lambda *_: None)
     with sdpa_kernel(SDPBackend.MATH), counter:  # other kernels count as nothing on the CPU
         world = World(0, 1, torch.device("cpu"), "float32")
-        optim.add_gradients(model, *given, world, 1, options, Balance(regulariser))
+        optim.forward_backward(model, *given, world, 1, options, Balance(regulariser))
     model.zero_grad()
     return counter.get_total_flops()
 
@@ -47,9 +47,9 @@ def check(objective, shape=None, frozen=False, **regulariser):
     if frozen:
         model.freeze_decoder()
     found = 0
-    for turn in range(objectives.cycle):
+    for turn in range(objectives.shape_count):
         for share, options in config.variants():
-            found += share * counted(model, objectives, regulariser, options, turn) / objectives.cycle
+            found += share * counted(model, objectives, regulariser, options, turn) / objectives.shape_count
     parameters, flops = cost(Plan((N,), B * N, B * N, 1), config, objectives, frozen, regulariser)
     assert flops == pytest.approx(found / (B * N), rel=1e-14) and parameters == model.num_parameters()
     return flops
@@ -67,12 +67,12 @@ STEPS = {
     "vectors": dict(objective=dict(objective="bow + nextconcept", next_target="spectral")),
     "deep": dict(objective="tsdae", shape=dict(encoder="recursive", iterations=4, backprop_iterations=2)),
     "deep targets": dict(objective="nextconcept", shape=dict(encoder="recursive", iterations=3, backprop_iterations=1)),
-    "random depth": dict(objective="tsdae", shape=dict(encoder="recursive", iterations=3, least_iterations=1)),
+    "random depth": dict(objective="tsdae", shape=dict(encoder="recursive", iterations=3, min_iterations=1)),
     "nested": dict(objective="mlm", shape=dict(nested=True, registers=2)),
     "dropout": dict(objective="tsdae", shape=dict(dropout=0.2, decoder="causal", word_dropout=0.3)),
     "window": dict(objective="mlm", shape=dict(token_layers=1, token_window=3, decoder="input", token_dim=8)),
     "cope": dict(objective="tsdae", shape=dict(concept_position="cope")),
-    "faithful": dict(objective="mlm", shape=dict(seeds_faithful=True, tied=False, decoder="weighted")),
+    "faithful": dict(objective="mlm", shape=dict(original_structure=True, tied=False, decoder="weighted")),
     "pooling": dict(objective="bow", shape=dict(pooling="attention", token_position="rope")),
 }
 STEPS |= {f"frozen {decoder}": dict(objective="tsdae + bow", shape=dict(decoder=decoder), frozen=True)

@@ -15,7 +15,7 @@ from lab.runs import RunFolder, load_run
 from model import AFTER_CONCEPTS
 from tests.training import BRIEF, arguments, assert_same_checkpoint, assert_same_run, run, run_ranks
 
-SHAPES = [dict(), dict(token_dim=8), dict(tied=False), dict(seeds_faithful=True, tied=False)]
+SHAPES = [dict(), dict(token_dim=8), dict(tied=False), dict(original_structure=True, tied=False)]
 
 
 def frozen_of(state):

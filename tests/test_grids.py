@@ -66,7 +66,7 @@ RESOLVED = {
 def test_the_better_arm_is_found(planted, controls):
     rows = grids.paired_rows(planted[1], None)
     assert [row["metric"] for row in rows if row["arm"] == "good"] == ["pearson", "pearson_centred", HEADLINE]
-    assert {row["arm"] for row in rows} == {"same", "good", "bad"} and {row["seeds"] for row in rows} == {"2 and 2"}
+    assert {row["arm"] for row in rows} == {"same", "good", "bad"} and {row["original"] for row in rows} == {"2 and 2"}
     words = {arm: {row["over first"]["verdict"] for row in rows if row["arm"] == arm} for arm in NOISE}
     assert (words["good"], words["bad"], words["same"]) == ({"better"}, {"worse"}, {"undecided"})
     runs = planted[1]["runs"].values()

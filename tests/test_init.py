@@ -178,7 +178,7 @@ QUICK = dict(layers=2, hidden=128, heads=4, intermediate=512, concepts=8)
 MIDDLE = dict(layers=6, hidden=256, heads=4, intermediate=1024, concepts=32)
 STARTS = [
     (QUICK, 16),
-    (dict(MIDDLE, decoder="input", seeds_faithful=True), 128),
+    (dict(MIDDLE, decoder="input", original_structure=True), 128),
     (dict(MIDDLE, concept_position="sinusoidal", concepts=64, layers=2), 128),
 ]
 

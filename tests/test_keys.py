@@ -213,4 +213,4 @@ def test_what_is_read_is_recorded_and_the_query_begins_at_0():
     finally:
         del OBJECTIVES["forgetful"]
     spans = Objectives(ObjectiveConfig(objective="mlm", mask_unit="span")).uses
-    assert spans - Objectives(ObjectiveConfig(objective="mlm")).uses == {"span", "span_longest"}
+    assert spans - Objectives(ObjectiveConfig(objective="mlm")).uses == {"span", "max_span"}

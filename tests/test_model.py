@@ -17,7 +17,7 @@ from decoders import DECODERS
 from encoders import ENCODERS
 from lab.reference import ReferenceMLM, copy_weights, reference_inputs
 from layers import attention, keys_values, rotate
-from model import ConceptModel, ModelConfig, measure
+from model import ConceptModel, ModelConfig, count_flops
 from noise import Noise
 from objectives import OBJECTIVES, ObjectiveConfig, Objectives
 from problem import Problem, Rows, Vocabulary
@@ -67,7 +67,7 @@ CASES = itertools.product(FAITHFUL, PLAIN)
     ids=str,
 )
 def test_equals_reference(shape, objective):
-    model = perturb(build(**dict(zip(("decoder", "tied", "token_dim"), shape, strict=True)), seeds_faithful=True))
+    model = perturb(build(**dict(zip(("decoder", "tied", "token_dim"), shape, strict=True)), original_structure=True))
     reference = ReferenceMLM(model.config).double()
     copy_weights(model, reference)
     assert sum(p.numel() for p in reference.parameters()) == model.num_parameters()
@@ -376,7 +376,7 @@ def flops_by_hand(config, B, S, K, queries, sees):
     """Forward FLOPs (a multiply and an add are 2) of (encoder, decoder, head) for the perceiver, straight from the
     formulas. queries: for how many rows the first decoder layer makes queries; sees: tokens that `input` widens."""
     H, T, V, L, C = config.hidden, config.token_width, config.vocab_size, config.layers, config.concepts
-    inner, faithful, thin = config.intermediate, config.seeds_faithful, T != H
+    inner, faithful, thin = config.intermediate, config.original_structure, T != H
     encoder = 2 * B * S * T * H if thin and faithful else 0
     encoder += 2 * B * S * (H if faithful else T) * 2 * H * L  # keys and values
     encoder += 2 * C * H * H * (1 + (L - 1) * B + L * B)  # queries (the first equal for all rows) and outputs
@@ -393,7 +393,9 @@ def flops_by_hand(config, B, S, K, queries, sees):
     return encoder, decoder, head
 
 
-@pytest.mark.parametrize("widths", [dict(token_dim=8), dict(token_dim=8, tied=False, seeds_faithful=True)], ids=name)
+@pytest.mark.parametrize(
+    "widths", [dict(token_dim=8), dict(token_dim=8, tied=False, original_structure=True)], ids=name
+)
 @pytest.mark.parametrize("decoder", ["input", "posonly", "weighted"])
 def test_measured_flops_equal_the_formulas(decoder, widths):
     config, B, N = ModelConfig(**SMALL, decoder=decoder, decoder_layers=2, **widths), 3, 12
@@ -405,7 +407,7 @@ def test_measured_flops_equal_the_formulas(decoder, widths):
             pos = torch.arange(N)[None]
             model(Problem(source=zeros(B, S), targets=zeros(B, N), query_pos=pos, query_ids=ids, scored=scored))
 
-        _, modules = measure(config, work)
+        _, modules = count_flops(config, work)
         queries = 1 if K == N and not (shown and decoder == "input") else B  # equal for all rows: made once
         encoder, decoder_flops, head = flops_by_hand(config, B, S, K, queries, B * K if shown else 1)
         assert modules["encoder"] == encoder and modules["decoder"] == decoder_flops
@@ -415,7 +417,7 @@ def test_measured_flops_equal_the_formulas(decoder, widths):
 def test_measuring_holds_no_model():
     """A hundred billion parameters."""
     config = ModelConfig(layers=4, hidden=49152, heads=512, intermediate=49152, concepts=16, vocab_size=50000)
-    assert measure(config, lambda model: None)[0] > 1e11
+    assert count_flops(config, lambda model: None)[0] > 1e11
 
 
 def test_recomputing_large_ffns_changes_no_gradient(monkeypatch):
@@ -489,7 +491,7 @@ def test_compiled_bfloat16_is_one_graph_a_length_and_close_to_eager_float32(keys
 
 
 @pytest.mark.parametrize(
-    "keys", [dict(nested=True), dict(encoder="recursive", iterations=3, least_iterations=2)], ids=str
+    "keys", [dict(nested=True), dict(encoder="recursive", iterations=3, min_iterations=2)], ids=str
 )
 def test_compiled_once_for_all_that_a_step_may_run_with(keys):
     model = build(dtype=torch.float32, **keys)
@@ -517,9 +519,9 @@ def test_compiled_once_for_all_that_a_step_may_run_with(keys):
         (dict(layers=0), "layers"),
         (dict(dropout=1.0), "dropout"),
         (dict(vocab_size=-1), "vocab_size"),
-        (dict(seeds_faithful=True, token_position="rope"), "learned"),
-        (dict(seeds_faithful=True, decoder="weighted"), "tied = False"),
-        (dict(seeds_faithful=True, token_dim=64), "tied = False"),
+        (dict(original_structure=True, token_position="rope"), "learned"),
+        (dict(original_structure=True, decoder="weighted"), "tied = False"),
+        (dict(original_structure=True, token_dim=64), "tied = False"),
         (dict(token_position="rope", hidden=24, heads=8), "even"),
         (dict(concept_position="rope", hidden=24, heads=8), "even"),
         (dict(encoder="funnel", concept_position="learned"), "rope"),
@@ -529,7 +531,7 @@ def test_compiled_once_for_all_that_a_step_may_run_with(keys):
         (dict(registers=-1), "registers = 0"),
         (dict(iterations=10**6), "64 or fewer"),
         (dict(decoder_layers=65), "decoder_layers = 65 .*64 or fewer"),
-        (dict(encoder="recursive", iterations=64, least_iterations=1), "larger least_iterations"),
+        (dict(encoder="recursive", iterations=64, min_iterations=1), "larger min_iterations"),
         (dict(token_window=0), "token_window = 1"),
     ],
 )
@@ -539,7 +541,7 @@ def test_impossible_configurations_say_what_to_write(keys, word):
 
 
 def test_keys_that_the_chosen_parts_do_not_read():
-    others = {"iterations", "least_iterations", "backprop_iterations", "reads", "gru", "token_window"}
+    others = {"iterations", "min_iterations", "backprop_iterations", "reads", "gru", "token_window"}
     others |= {"decoder_window", "timestep", "word_dropout"}
     assert ModelConfig(token_init="spectral").unused() == others
     assert ModelConfig().unused() == others | {"spectral_share"}

@@ -49,7 +49,7 @@ def problems(ids=None, numbers=None, vocab=VOCAB, documents=None, **keys):
     return Objectives(ObjectiveConfig(**keys)).problems(rows)
 
 
-def spread(problem, x):
+def format_range(problem, x):
     """What stands at the scored positions, as `scored` lies, over the span: [B, T], zero elsewhere."""
     if problem.scored is None:
         return x
@@ -130,10 +130,12 @@ def test_noise_does_not_depend_on_the_micro_batch(keys):
                 assert (x is None) == (y is None)
                 assert x is None or torch.equal(x[at], y)
             if a.scored is not None:
-                ones = [spread(p, torch.ones(p.scored.shape)) for p in (a, b)]
+                ones = [format_range(p, torch.ones(p.scored.shape)) for p in (a, b)]
                 assert torch.equal(ones[0][at], ones[1])
             if a.weights is not None:  # they carry the normaliser: the mean of the parts is the whole
-                torch.testing.assert_close(spread(b, b.weights) * len(numbers), spread(a, a.weights)[at] * B)
+                torch.testing.assert_close(
+                    format_range(b, b.weights) * len(numbers), format_range(a, a.weights)[at] * B
+                )
 
 
 def shapes(problem: Problem):
@@ -158,7 +160,7 @@ def hidden_and_scored(problem: Problem, part, keys):
     if problem.predicts == "none":
         return nothing
     scored = torch.ones(problem.targets.shape if problem.scored is None else problem.scored.shape, dtype=torch.bool)
-    return nothing.flatten().scatter(0, origins_of(part, keys)[spread(problem, scored)], True).view(B, N)
+    return nothing.flatten().scatter(0, origins_of(part, keys)[format_range(problem, scored)], True).view(B, N)
 
 
 def survivors(problem, keys, part):
@@ -222,8 +224,8 @@ def test_what_an_objective_says_of_itself_is_so(keys):
     objectives = Objectives(config)
     for part, problem in zip(objectives.parts, made, strict=True):
         assert problem.predicts == part.predicts and (problem.targets is None) == (part.predicts == "none")
-        assert problem.weights is not None or not part.by_idf
-        assert part.floor(problem, lambda by_idf: 3.0 + by_idf) > 0
+        assert problem.weights is not None or not part.needs_idf
+        assert part.floor(problem, lambda needs_idf: 3.0 + needs_idf) > 0
     for key in {field.name for field in fields(config)} - objectives.uses:  # what it does not use makes no difference
         value = getattr(config, key)
         setattr(config, key, not value if isinstance(value, bool) else 0.5 if isinstance(value, float) else "nothing")
@@ -314,7 +316,7 @@ def test_special_tokens_are_chosen_last():
 
 # ---- weights by idf
 
-BY_IDF = [keys for keys in OBJECTIVE_SETTINGS if Objectives(ObjectiveConfig(**keys)).by_idf]
+BY_IDF = [keys for keys in OBJECTIVE_SETTINGS if Objectives(ObjectiveConfig(**keys)).needs_idf]
 
 
 @pytest.mark.parametrize("keys", BY_IDF, ids=name)
@@ -322,7 +324,7 @@ def test_weights_are_as_idf_and_sum_to_one_over_rows(keys):
     ids = text()
     ids[3] = 508  # a row in which no token tells anything
     for part, made in zip(Objectives(ObjectiveConfig(**keys)).parts, problems(ids, **keys), strict=True):
-        if not part.by_idf:
+        if not part.needs_idf:
             continue
         rows = len(made.targets)
         for row in range(0, rows, 3):
@@ -485,7 +487,7 @@ def test_objectives_are_read():
             ObjectiveConfig(objective=wrong)
 
 
-NEEDS = {  # objective: by_idf, pairs, group, one_document, negatives, predicts; where views = "both"
+NEEDS = {  # objective: needs_idf, pairs, group, one_document, negatives, predicts; where views = "both"
     "mlm": (False, False, 1, False, False, "positions"),
     "tsdae": (False, False, 1, False, False, "positions"),
     "bow": (True, False, 1, False, False, "pooled"),
@@ -505,29 +507,29 @@ PAIRED = {  # what a sum with diffusion asks for, by diffusion_source
 @pytest.mark.parametrize("source", PAIRED)
 def test_diffusion_asks_for_whole_mirrored_pairs(source):
     o = Objectives(ObjectiveConfig(objective="diffusion + mlm", diffusion_source=source))
-    assert (o.by_idf, o.pairs, o.group, o.one_document, o.negatives, o.predicts) == PAIRED[source]
+    assert (o.needs_idf, o.pairs, o.group, o.one_document, o.in_batch_negatives, o.predicts) == PAIRED[source]
 
 
 @pytest.mark.parametrize("objective", NEEDS)
 def test_a_sum_asks_for_what_its_strictest_part_does(objective):
     def needs(**keys):
         o = Objectives(ObjectiveConfig(objective=objective, **keys))
-        return o.by_idf, o.pairs, o.group, o.one_document, o.negatives, o.predicts
+        return o.needs_idf, o.pairs, o.group, o.one_document, o.in_batch_negatives, o.predicts
 
-    by_idf, pairs, group, *rest = NEEDS[objective]
+    needs_idf, pairs, group, *rest = NEEDS[objective]
     assert needs() == NEEDS[objective]
     of_next = "nextconcept" in objective
-    assert needs(views="adjacent") == (by_idf, pairs, min(group, 2), *rest)
-    assert needs(views="deletion") == (by_idf, of_next, 1 + of_next, *rest)
-    assert needs(next_target="spectral") == (by_idf or of_next, pairs, group, *rest)
-    assert needs(token_weight="idf")[0] == (by_idf or "mlm" in objective or "tsdae" in objective)
+    assert needs(views="adjacent") == (needs_idf, pairs, min(group, 2), *rest)
+    assert needs(views="deletion") == (needs_idf, of_next, 1 + of_next, *rest)
+    assert needs(next_target="spectral") == (needs_idf or of_next, pairs, group, *rest)
+    assert needs(token_weight="idf")[0] == (needs_idf or "mlm" in objective or "tsdae" in objective)
 
 
 def test_floors():
     def floors(objective, **keys):
         parts = Objectives(ObjectiveConfig(objective=objective, **keys)).parts
         made = problems(objective=objective, **keys)
-        return [part.floor(p, lambda by_idf: 8.0 if by_idf else 7.0) for part, p in zip(parts, made, strict=True)]
+        return [part.floor(p, lambda needs_idf: 8.0 if needs_idf else 7.0) for part, p in zip(parts, made, strict=True)]
 
     assert floors("mlm + tsdae + bow") == [7, 7, 8]
     assert floors("mlm", token_weight="idf") == [8]
@@ -570,7 +572,7 @@ def test_keys_that_are_used():
 
     mlm = {"mask_rate", "encoder_mask_rate", "mask_unit", "replace", "visible_only", "token_weight"}
     assert uses(objective="mlm", mask_unit="word") == mlm
-    assert uses(objective="mlm", mask_unit="span") == mlm | {"span", "span_longest"}
+    assert uses(objective="mlm", mask_unit="span") == mlm | {"span", "max_span"}
     tsdae = {"delete_rate", "delete_unit", "positions", "score_rate", "token_weight"}
     views = {"views", "view_delete_rate", "view_similarity", "temperature"}
     assert uses(objective="mlm") == mlm and uses(objective="tsdae") == tsdae

@@ -19,10 +19,10 @@ from lab.plan import (
     cost,
     count_shapes,
     decide_compile,
-    drawn_options,
     length_mixes,
     make_plan,
-    part_of,
+    sample_options,
+    schedule_stage,
 )
 from model import ConceptModel, ModelConfig
 from noise import Noise
@@ -133,7 +133,7 @@ def test_what_is_compiled():
 
     assert shapes(()) == 2 and shapes((0, 1)) == 1 and shapes(((1, 0), (0, 1))) == 2
     assert shapes((), mask_rate=(0.1, 0.9)) == 12 and shapes(((1, 0), (0, 1)), mask_rate=(0.1, 0.9)) == 10
-    assert shapes((), mask_unit="span", span_longest=(1, 10)) == 2
+    assert shapes((), mask_unit="span", max_span=(1, 10)) == 2
 
 
 def test_the_mix_of_a_step():
@@ -142,7 +142,7 @@ def test_the_mix_of_a_step():
     plan = Plan((8, 16), 64, 64, 1, mixes)
     assert [plan.mix(step, 13) for step in range(13)] == [mixes[step * 6 // 13] for step in range(13)]
     assert plan.mix(99, 13) == mixes[-1] and Plan((8,), 8, 8, 1).mix(3, 0) == ()
-    assert part_of(5, 0, 1) == 0 and Plan((8, 16), 64, 64, 1, ((0.5, 0.5),)).mix(3, 0) == (0.5, 0.5)
+    assert schedule_stage(5, 0, 1) == 0 and Plan((8, 16), 64, 64, 1, ((0.5, 0.5),)).mix(3, 0) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_the_cost_is_the_mean_over_what_a_step_may_run_with():
         return cost(plan, ModelConfig(**shape | keys), TSDAE)[1]
 
     one, two, three = (flops(iterations=k) for k in (1, 2, 3))
-    assert flops(iterations=3, least_iterations=1) == pytest.approx((one + two + three) / 3, rel=1e-12)
+    assert flops(iterations=3, min_iterations=1) == pytest.approx((one + two + three) / 3, rel=1e-12)
     assert flops(nested=True) == pytest.approx((flops() + flops(concepts=1)) / 2, rel=1e-12)
 
 
@@ -204,12 +204,12 @@ def test_a_large_batch_is_counted_as_one_product(monkeypatch):
 
 
 def test_what_a_step_runs_with_is_drawn_from_seed_and_step():
-    model = ModelConfig(encoder="recursive", iterations=4, least_iterations=3, nested=True, concepts=4)
-    drawn = [drawn_options(model, 7, step) for step in range(4000)]
+    model = ModelConfig(encoder="recursive", iterations=4, min_iterations=3, nested=True, concepts=4)
+    drawn = [sample_options(model, 7, step) for step in range(4000)]
     for share, options in model.variants():
         assert drawn.count(options) == pytest.approx(4000 * share, rel=0.15)
-    assert drawn[:50] == [drawn_options(model, 7, step) for step in range(50)]
-    assert drawn[:50] != [drawn_options(model, 8, step) for step in range(50)]
+    assert drawn[:50] == [sample_options(model, 7, step) for step in range(50)]
+    assert drawn[:50] != [sample_options(model, 8, step) for step in range(50)]
 
 
 def test_the_cost_does_not_depend_on_micro_batches():
@@ -286,7 +286,7 @@ def test_gradients_of_micro_batches_add_up_to_those_of_the_step():
         values = 0
         for part in numbers.chunk(parts):
             rows = Rows(ids[part], Noise(0, 5, part), vocab, documents=part)
-            values = values + optim.add_gradients(model, objectives, rows, world, parts)
+            values = values + optim.forward_backward(model, objectives, rows, world, parts)
         return values, torch.cat([p.grad.flatten() for p in model.parameters()])
 
     whole, cut = gradients(1), gradients(4)

@@ -8,7 +8,7 @@ from registries import MASK, build
 from decoders import DECODERS
 from lab import dataset
 from lab.plan import Plan, cost
-from lab.validation import Batch, Judge
+from lab.validation import Batch, Evaluator
 from model import ModelConfig
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives
@@ -47,10 +47,10 @@ def test_the_next_span_is_predicted_whole():
 
 def test_what_it_asks_for():
     o = prefix()
-    assert (o.one_document, o.pairs, o.group, o.cycle) == (True, False, 1, 3)
+    assert (o.one_document, o.pairs, o.group, o.shape_count) == (True, False, 1, 3)
     o = prefix(prefix_source="next")
-    assert (o.one_document, o.pairs, o.group, o.cycle) == (True, True, 2, 1)
-    assert Objectives(ObjectiveConfig(objective="tsdae + prefix", prefix_rate=(0.3, 0.5))).cycle == 2
+    assert (o.one_document, o.pairs, o.group, o.shape_count) == (True, True, 2, 1)
+    assert Objectives(ObjectiveConfig(objective="tsdae + prefix", prefix_rate=(0.3, 0.5))).shape_count == 2
 
 
 def test_rows_and_their_next_are_of_one_document(tmp_path):
@@ -89,7 +89,7 @@ def test_the_cost_is_the_mean_over_the_turns():
 
 def test_validation_batches_take_their_turns_whatever_the_rank():
     objectives, world = prefix(), type("World", (), {"device": torch.device("cpu")})
-    judge = Judge(None, objectives, VOCAB, world, [])
+    judge = Evaluator(None, objectives, VOCAB, world, [])
     rows = torch.arange(24).split(8)
     made = [judge.problem(objectives.parts[0], Batch(r, IDS, r)) for r in rows]
     assert [p.source.shape[1] for p in made] == [6, 8, 10]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from registries import read_config
 
-from model import ModelConfig, measure
+from model import ModelConfig, count_flops
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives
 from problem import Rows, Vocabulary
@@ -65,12 +65,12 @@ def one_row(name):
         rows = Rows(torch.zeros(B, N, dtype=torch.long), Noise(0, 0, torch.arange(B)), vocab)
         model(*objectives.problems(rows))
 
-    parameters, modules = measure(model_config, work)
+    parameters, modules = count_flops(model_config, work)
     return parameters, modules["Global"] / 2e9
 
 
 def test_every_preset_of_the_seeds_is_here():
-    faithful = {path.stem for path in (ROOT / "config").glob("*.py") if preset(path.stem)[0].seeds_faithful}
+    faithful = {path.stem for path in (ROOT / "config").glob("*.py") if preset(path.stem)[0].original_structure}
     assert faithful == PARAMETERS.keys()
 
 
@@ -98,8 +98,8 @@ VARIANTS = [  # of the seeds' six layers; the numbers are logged
 
 @pytest.mark.parametrize("keys,parameters", VARIANTS, ids=str)
 def test_parameters_of_the_seeds(keys, parameters):
-    seeds = dict(seeds_faithful=True, vocab_size=V, decoder="input", layers=6, intermediate=I6) | keys
-    assert measure(ModelConfig(**seeds), lambda model: None)[0] == parameters
+    seeds = dict(original_structure=True, vocab_size=V, decoder="input", layers=6, intermediate=I6) | keys
+    assert count_flops(ModelConfig(**seeds), lambda model: None)[0] == parameters
 
 
 # ---- cost: multiply-adds of one row, from the formulas of the seeds' system

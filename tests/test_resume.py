@@ -50,7 +50,7 @@ KINDS = {
     "bfloat16, micro-batches": ["--dtype=bfloat16", "--micro_batch=2", "--lengths=16,32"],
     "a sum with views": ["--objective=tsdae + 0.3*contrastive", "--lengths=16,40"],
     "spectral": ["--token_init=spectral", "--schedule=wsd"],
-    "nested, any depth": ["--encoder=recursive", "--iterations=3", "--least_iterations=1", "--nested=True"],
+    "nested, any depth": ["--encoder=recursive", "--iterations=3", "--min_iterations=1", "--nested=True"],
     "words dropped": ["--decoder=causal", "--word_dropout=0.3"],
     "curricula": [
         "--lengths=16,32",
@@ -58,7 +58,7 @@ KINDS = {
         "--objective=mlm",
         "--mask_rate=0.2,0.5",
         "--mask_unit=span",
-        "--span_longest=1,10",
+        "--max_span=1,10",
     ],
     "next concepts": ["--objective=bow + nextconcept", "--pooling=attention", "--nested=True"],
     "learnt weights": ["--concept_loss=uniformity,tregs", "--concept_balance=kendall_gal", "--lr=0.01"],

@@ -195,7 +195,7 @@ def test_what_cannot_be_written(tmp_path):
     """Progress that is lost costs nothing, a result does."""
     with open("/dev/full", "w") as full:
         keys = {"capture_output": False, "stdout": subprocess.PIPE, "stderr": full}
-        done = in_command("command.say('progress' * 2000); print('result'); return 3", **keys)
+        done = in_command("command.log('progress' * 2000); print('result'); return 3", **keys)
         assert (done.returncode, done.stdout) == (3, "result\n")
         done = in_command("print('result')", capture_output=False, stdout=full, stderr=subprocess.PIPE)
         assert done.returncode == 2 and done.stderr.startswith("error: a file cannot be used (No space left")

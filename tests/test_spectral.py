@@ -43,9 +43,9 @@ def test_factors_equal_the_svd_but_for_signs_and_rotations(corpus, dense, monkey
     U, S, _ = np.linalg.svd(matrix.toarray().astype(np.float64))
     width = 1 + int(np.argmax(S[:40] / S[1:41]))  # cut where the spectrum falls most, so that the subspace is sure
     expected = U[:, :width] * S[:width] ** 0.25
-    vectors = spectral.factors(matrix, width)
+    vectors = spectral.truncated_svd(matrix, width)
     assert np.allclose(vectors @ vectors.T, expected @ expected.T, atol=1e-3)
-    assert torch.equal(vectors, spectral.factors(matrix, width))  # the same bits when repeated
+    assert torch.equal(vectors, spectral.truncated_svd(matrix, width))  # the same bits when repeated
 
 
 def test_vectors_are_kept_and_made_again_when_damaged(corpus, capsys, monkeypatch):

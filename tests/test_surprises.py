@@ -136,7 +136,7 @@ def test_a_vocabulary_too_large_for_its_text(data, tmp_path, capsys, monkeypatch
 def test_only_the_originals_exact_sizes_set_a_vocabulary():
     for path in PRESETS:
         values = {key: value for key, (value, _) in read_config(path, ROOT).items()}
-        assert values.get("vocab_size", 0) == (50368 if values.get("seeds_faithful") else 0), path
-        assert not values.get("seeds_faithful") or "tied" in values
+        assert values.get("vocab_size", 0) == (50368 if values.get("original_structure") else 0), path
+        assert not values.get("original_structure") or "tied" in values
     for path in (ROOT / "config/grids").glob("*.py"):
         assert not read_config(path, ROOT).get("vocab_size", (0,))[0]

@@ -36,11 +36,11 @@ def test_f1_of_three_classes_is_the_mean_over_them(present):
     chance = np.random.default_rng(0)
     a, b = chance.choice(present, (2, 100))
     for task in ("mnli", "sick_e"):
-        found = tasks.scores(tasks.TASKS[task], {"predictions": a[None]}, b)
+        found = tasks.task_scores(tasks.TASKS[task], {"predictions": a[None]}, b)
         assert found["f1"] == pytest.approx(sk.f1_score(b, a, average="macro"), abs=1e-12)
         assert found["mcc"] == pytest.approx(sk.matthews_corrcoef(b, a), abs=1e-12)
     a, b = chance.integers(0, 2, (2, 100))
-    assert tasks.scores(tasks.TASKS["rte"], {"predictions": a[None]}, b)["f1"] == pytest.approx(sk.f1_score(b, a))
+    assert tasks.task_scores(tasks.TASKS["rte"], {"predictions": a[None]}, b)["f1"] == pytest.approx(sk.f1_score(b, a))
 
 
 def test_what_is_not_finite_has_no_correlation():
@@ -60,8 +60,8 @@ def test_a_vector_that_is_not_finite_is_named():
             text, damaged = splits[split].rows[3][1], vectors.copy()
             damaged[pairs.sentences.index(text), 2] = bad
             with pytest.raises(NonFinite, match=f"the vector of '{text}' is not finite; take another checkpoint"):
-                tasks.answer(damaged, pairs, "dev")
-        answers = tasks.answer(vectors * 0, pairs, "dev")  # a constant answer is one
+                tasks.predict(damaged, pairs, "dev")
+        answers = tasks.predict(vectors * 0, pairs, "dev")  # a constant answer is one
         assert not answers["cosines"].any() and "nan" not in str(answers)
 
 
@@ -151,19 +151,19 @@ def test_cosines_dense_sparse_and_centred(monkeypatch):
     monkeypatch.setattr(tasks, "CENTRED_ON", 6)
     first = [pairs.sentences.index(text) for row in splits["train"].rows[:3] for text in row]
     expected = tasks.cosine(vectors, pairs.index["dev"], vectors[first].astype(np.float64).mean(0))
-    answers = tasks.answer(vectors, pairs, "dev")
+    answers = tasks.predict(vectors, pairs, "dev")
     assert answers.keys() == {"cosines", "centred"} and np.allclose(answers["centred"], expected)
     needed = set(pairs.needed())  # no more is embedded than is looked at
     assert needed == {*first, *pairs.index["dev"].ravel(), *pairs.index["test"].ravel()}
     hidden = vectors.copy()
     hidden[[i for i in range(len(hidden)) if i not in needed]] = np.nan
-    assert np.array_equal(tasks.answer(hidden, pairs, "dev")["centred"], answers["centred"])
+    assert np.array_equal(tasks.predict(hidden, pairs, "dev")["centred"], answers["centred"])
 
 
 def test_predictions_are_by_the_threshold_of_the_fitting_split():
     splits, pairs = make_pairs("mrpc")
     vectors = np.random.default_rng(0).normal(size=(len(pairs.sentences), 8))
-    answers = tasks.answer(vectors, pairs, "dev")
+    answers = tasks.predict(vectors, pairs, "dev")
     threshold = tasks.best_threshold(tasks.cosine(vectors, pairs.index["train"]), splits["train"].labels)
     assert answers.keys() == {"cosines", "predictions"}
     assert answers["predictions"].tolist() == (answers["cosines"] >= threshold).astype(int).tolist()
@@ -394,7 +394,7 @@ def test_idf_and_centre_of_a_year_come_from_itself(tmp_path):
     pairs = tasks.Pairs("sts12", splits)
     assert pairs.scored == ["test"] and pairs.fitted_on == {"test": "test"} and "unlabelled" in pairs.fitting
     vectors = np.random.default_rng(0).normal(size=(len(pairs.sentences), 8)) + 2
-    answers = tasks.answer(vectors, pairs, "test")
+    answers = tasks.predict(vectors, pairs, "test")
     assert np.allclose(answers["centred"], tasks.cosine(vectors, pairs.index["test"], vectors.mean(0)))
     assert set(pairs.needed()) == set(range(len(pairs.sentences)))
 
@@ -404,7 +404,7 @@ def test_the_mean_over_the_sets_and_the_whole():
     sets, labels = np.array(["b"] * 30 + ["a"] * 50 + ["b"] * 20), chance.normal(size=100)
     answers = {kind: labels + chance.normal(size=(2, 100)) for kind in ("cosines", "centred")}
     answers["cosines"] += 5 * (sets == "a")
-    found = tasks.scores(tasks.TASKS["sts14"], answers, labels, sets)
+    found = tasks.task_scores(tasks.TASKS["sts14"], answers, labels, sets)
     assert found.keys() == {
         *("pearson", "spearman", "pearson_centred", "spearman_centred"),  # the others have no answers here
         *("pearson_by_set", "pearson_by_set_centred", "pearson_a", "pearson_b"),

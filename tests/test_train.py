@@ -162,7 +162,7 @@ def test_bags_and_views_train(name, data, tmp_path, capsys):
 
 def test_a_pair_of_rates_is_a_schedule(data, tmp_path, monkeypatch):
     """In six equal parts, judged at the last; a run that goes on has the rates of one that was never stopped."""
-    rates, shapes, gradients = [], [], optim.add_gradients
+    rates, shapes, gradients = [], [], optim.forward_backward
 
     def seen(forward, objectives, *rest, **keys):
         if not keys:  # a step; FLOPs are counted by the same function
@@ -171,7 +171,7 @@ def test_a_pair_of_rates_is_a_schedule(data, tmp_path, monkeypatch):
                 signal.raise_signal(signal.SIGTERM)
         return gradients(forward, objectives, *rest, **keys)
 
-    monkeypatch.setattr(optim, "add_gradients", seen)
+    monkeypatch.setattr(optim, "forward_backward", seen)
     monkeypatch.setattr(train, "decide_compile", lambda wanted, world, count, *_: shapes.append(count))
     words = [*BRIEF, "--objective=mlm", "--mask_rate=0.2,0.7", "--max_steps=12", "--ckpt_interval=0"]
     run(data, tmp_path / "whole", *words)
@@ -186,14 +186,14 @@ def test_a_pair_of_rates_is_a_schedule(data, tmp_path, monkeypatch):
 
 def test_a_mix_of_lengths_is_a_schedule(data, tmp_path, monkeypatch):
     """In six equal parts, together with the rates; all lengths are judged, also those that are no longer drawn."""
-    seen, gradients = [], optim.add_gradients
+    seen, gradients = [], optim.forward_backward
 
     def see(forward, objectives, rows, *rest, **keys):
         if not keys:  # a step; FLOPs are counted by the same function
             seen.append((rows.ids.shape[1], round(objectives.parts[0].config.mask_rate, 6)))
         return gradients(forward, objectives, rows, *rest, **keys)
 
-    monkeypatch.setattr(optim, "add_gradients", see)
+    monkeypatch.setattr(optim, "forward_backward", see)
     words = ["--objective=mlm", "--mask_rate=0.2,0.7", "--lengths=8,16", "--length_mix=(1,0),(0,1)", "--max_steps=60"]
     run(data, tmp_path / "run", *BRIEF, *words)
     parts = [seen[i : i + 10] for i in range(0, 60, 10)]
@@ -237,7 +237,7 @@ VIEW_MISTAKES = {
     "--lengths=16,32 --length_mix=(1,1),(1,-1)": "(1.0, -1.0) are no shares; write 0 or more",
     "--lengths=16,32 --length_mix=0,0": "are no shares; write 0 or more, not all 0",
     "--lengths=16,32 --length_mix=(1,1),1": "length_mix must be tuple",
-    "--objective=mlm --span_longest=1,65": "end at 1 to 64; take 10",
+    "--objective=mlm --max_span=1,65": "end at 1 to 64; take 10",
     "--objective=contrastive --view_delete_rate=1": "0 < view_delete_rate < 1",
 }
 

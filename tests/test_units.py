@@ -166,10 +166,10 @@ def test_lengths_of_spans(span, longest):
 
 def test_spans_grow_over_training():
     """In six parts, and as long as they say: one word at first. Without a pair ten is the longest."""
-    config = ObjectiveConfig(objective="mlm", mask_unit="span", span_longest=(1, 10))
+    config = ObjectiveConfig(objective="mlm", mask_unit="span", max_span=(1, 10))
     every = Objectives(config).plateaus()
-    assert [x.parts[0].config.span_longest for x in every] == [1, 3, 5, 6, 8, 10] and len(every) == 6
-    assert len(Objectives(ObjectiveConfig(objective="mlm", span_longest=(1, 10))).plateaus()) == 1  # no spans
+    assert [x.parts[0].config.max_span for x in every] == [1, 3, 5, 6, 8, 10] and len(every) == 6
+    assert len(Objectives(ObjectiveConfig(objective="mlm", max_span=(1, 10))).plateaus()) == 1  # no spans
     ids = text(50, 64)
     rows = [Rows(ids, Noise(5, 3, torch.arange(50)), VOCAB) for _ in range(3)]
     first, last = (every[i].problems(rows[i])[0] for i in (0, -1))
@@ -181,11 +181,9 @@ def test_spans_grow_over_training():
     assert runs[0] > 1.5 * runs[1] and (words.gather(1, number) == size)[hidden_of(first, ids)].float().mean() > 0.9
 
 
-@pytest.mark.parametrize(
-    "keys", [{"span_longest": 0}, {"span_longest": (1, 65)}, {"span_longest": 2, "span": "uniform"}]
-)
+@pytest.mark.parametrize("keys", [{"max_span": 0}, {"max_span": (1, 65)}, {"max_span": 2, "span": "uniform"}])
 def test_spans_that_are_none(keys):
-    with pytest.raises(ValueError, match="span_longest=.* end at [13] to 64; take 10"):
+    with pytest.raises(ValueError, match="max_span=.* end at [13] to 64; take 10"):
         ObjectiveConfig(**keys)
 
 

@@ -16,7 +16,7 @@ arms = {
     "rising": {"mask_rate": (0.15, 0.4)},
     "falling": {"mask_rate": (0.4, 0.15)},
     "spans_40": {"mask_rate": 0.4, "mask_unit": "span"},
-    "spans_growing": {"mask_rate": (0.15, 0.4), "mask_unit": "span", "span_longest": (1, 10)},
+    "spans_growing": {"mask_rate": (0.15, 0.4), "mask_unit": "span", "max_span": (1, 10)},
     "rows_growing": {"mask_rate": 0.4, "length_mix": ((1, 0), (0, 1))},
 }
 

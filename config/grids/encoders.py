@@ -12,7 +12,7 @@ arms = {
     "perceiver": {},
     "perceiver_local": {"token_layers": 1},
     "perceiver_io": {"encoder": "perceiver_io", "layers": 3},
-    "recursive": {"encoder": "recursive", "iterations": 4, "least_iterations": 1},
+    "recursive": {"encoder": "recursive", "iterations": 4, "min_iterations": 1},
     "slot": {"encoder": "slot"},
     "slot_gru": {"encoder": "slot", "gru": True},
     "two_way": {"encoder": "two_way"},

@@ -14,6 +14,6 @@ base = "config/grids/encoders.py"  # tsdae + bow, spectral tokens, H 128, rows o
 arms = {
     "own_6": {"layers": 6},
     "shared_6": {"encoder": "recursive", "iterations": 6},
-    "random_2_10": {"encoder": "recursive", "iterations": 10, "least_iterations": 2},
+    "random_2_10": {"encoder": "recursive", "iterations": 10, "min_iterations": 2},
     "last_2_learn": {"encoder": "recursive", "iterations": 6, "backprop_iterations": 2},
 }

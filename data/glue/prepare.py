@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lab.command import command, say  # isort: skip  (first: it tells an older Python)
+from lab.command import command, log  # isort: skip  (first: it tells an older Python)
 from typing import Annotated
 
 from lab import prepare, tasks
@@ -314,7 +314,7 @@ def make(names: tuple[str, ...], folder: Path | None, to: Path) -> int:
             warn(f"{error}; it is left out")
     for name in done:
         told = differences(name, to)
-        say("\n".join(told) or f"{name}: rows and labels as in the official files")
+        log("\n".join(told) or f"{name}: rows and labels as in the official files")
     return 0
 
 
