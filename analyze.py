@@ -24,13 +24,16 @@ import torch
 from torch import Tensor
 
 import geometry
-from lab import analysis, attention, probes, report, words
-from lab.analysis import Analysis, analyse, capacity, judge_of, nearest, numbers_of, same_texts, samples
+from lab import report
+from lab.analysis import attention, probes, words
+from lab.analysis import measure as analysis
+from lab.analysis.measure import Analysis, analyse, capacity, judge_of, nearest, numbers_of, same_texts, samples
 from lab.command import log
 from lab.configurator import PathStr, parse
 from lab.files import locked, write_atomic
-from lab.runs import LoadedRun, OneRun, RunFolder
-from lab.validation import Evaluator
+from lab.runs import LoadedRun, OneRun
+from lab.training.run_folder import RunFolder
+from lab.training.validation import Evaluator
 
 ROOT = Path(__file__).resolve().parent
 ROWS = 512

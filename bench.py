@@ -6,11 +6,12 @@ Measures the training step of a preset, as train.py takes it: speed, share of th
     python bench.py config/bixt_cpu.py --lengths=512,2048,8192 --batch=1    # how the cost grows with the row
     python bench.py --costs                       # parameters and FLOPs of every preset of the seeds' sizes, no timing
 
-A dense encoder of the same sizes and, where there is one (for `original_structure` presets), a plain reference of the same
-mathematics (lab/reference.py) take turns with ours on the same rows; ratios are of median times. Peak memory is that of
-a fresh process for each, everything included, in which what is freed is given back at once: what the step needs, not
-what an allocator keeps. Tokens are random; dropout is off on a CPU, and on a GPU as the preset has it, for it decides
-which attention runs there (the reference drops as much, drawn otherwise). Compilation is never the reference's.
+A dense encoder of the same sizes and, where there is one (for `original_structure` presets), a plain reference of
+the same mathematics (lab/reference.py) take turns with ours on the same rows; ratios are of median times. Peak memory
+is that of a fresh process for each, everything included, in which what is freed is given back at once: what the step
+needs, not what an allocator keeps. Tokens are random; dropout is off on a CPU, and on a GPU as the preset has it, for
+it decides which attention runs there (the reference drops as much, drawn otherwise). Compilation is never the
+reference's.
 """
 
 from lab import command  # isort: skip  (first: it tells an older Python)
@@ -32,12 +33,14 @@ import torch
 from torch.utils.benchmark import Timer, timer
 
 from encoders import ENCODERS
-from lab import distributed, files, optim, runs
+from lab import distributed, files
 from lab.configurator import PathStr, UserError, parse
 from lab.distributed import World
-from lab.plan import cost, encoding_flops, make_plan
 from lab.reference import ReferenceMLM, copy_weights, reference_inputs
 from lab.report import table
+from lab.training import optim
+from lab.training.plan import cost, encoding_flops, make_plan
+from lab.training.run_folder import commit
 from losses import Balance
 from model import ConceptModel, ModelConfig
 from noise import Noise
@@ -316,7 +319,7 @@ def main(argv) -> int:
     results = {
         "machine": machine | {"dtype": world.dtype, "reference_dtype": config.reference_dtype},
         "torch": torch.__version__,
-        "commit": runs.commit(),
+        "commit": commit(),
         "ceiling": best,
         "presets": [benchmark(path, config, world, best) for path in paths],
     }

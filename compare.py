@@ -34,13 +34,17 @@ from typing import Annotated
 
 import torch
 
-from lab import dataset, floors, grids, tasks
 from lab.command import CODES, STOPS, log, on_stop, optional
 from lab.configurator import PathStr, UserError, parse, read_layers, show
+from lab.data.corpus import load_meta
+from lab.evaluation import floors
+from lab.evaluation.scores import load_arrays
+from lab.evaluation.tasks import Pairs, load_task, task_names
 from lab.files import locked, read_json
-from lab.plan import HORIZONS
-from lab.registry import registry, run_numbers
-from lab.runs import RunFolder, completed
+from lab.grids import summary as grids
+from lab.grids.registry import registry, run_numbers
+from lab.training.plan import HORIZONS
+from lab.training.run_folder import RunFolder, completed
 
 ROOT = Path(__file__).resolve().parent
 
@@ -141,7 +145,7 @@ def check_arms(grid: Grid, data_dir: str) -> dict[str, dict]:
                 settings = Settings.read(grid.arguments(arm, data_dir))
                 resolved[arm] = settings.resolved()
             if settings.train.dataset != "pydocs" or (settings.data / "meta.json").is_file():  # train.py makes pydocs
-                size = dataset.load_meta(settings.data)["vocab_size"]
+                size = load_meta(settings.data)["vocab_size"]
                 if settings.model.vocab_size != size:
                     raise UserError(
                         f"vocab_size = {settings.model.vocab_size}, but {show(settings.data)} has {size}; "
@@ -155,8 +159,8 @@ def check_arms(grid: Grid, data_dir: str) -> dict[str, dict]:
 def check_tasks(grid: Grid, data: Path) -> dict[str, str]:
     """Name -> the present version of its records; the files of all tasks have been read once."""
     try:
-        names = tasks.task_names(grid.tasks, data, zero_shot=True)
-        return {name: floors.version(tasks.Pairs(name, tasks.load_task(name, data))) for name in names}
+        names = task_names(grid.tasks, data, zero_shot=True)
+        return {name: floors.version(Pairs(name, load_task(name, data))) for name in names}
     except UserError as error:
         raise UserError(f"{grid.tasks_where}: {error}") from None
 
@@ -327,7 +331,7 @@ def is_evaluated(out: RunFolder, name: str, version: str) -> bool:
         present += [config["remove_directions"], config["whitening"]]
         found = [record[key] for key in ("run_id", "checkpoint", "version")]
         found += [record["protocol"][key] for key in ("remove_directions", "whitening")]
-        return found == present and bool(floors.load_arrays(grids.record_path(out.path, name).with_suffix(".npz")))
+        return found == present and bool(load_arrays(grids.record_path(out.path, name).with_suffix(".npz")))
     return False
 
 

@@ -43,17 +43,29 @@ import geometry
 import losses
 from encoders import Options
 from heads import HEADS
-from lab import dataset, floors, tasks
 from lab.command import log
 from lab.configurator import PathStr, UserError, parse, warn
-from lab.contamination import contamination
+from lab.data.corpus import Corpus, check_name
+from lab.evaluation import scores, tasks
+from lab.evaluation.contamination import contamination
+from lab.evaluation.finetune import RATES, RECIPES, FineTuning, check
+from lab.evaluation.floors import embed, fine_tune_floors, predictions, task_floors, version, word_controls
+from lab.evaluation.huggingface import is_reference, load_reference
+from lab.evaluation.scores import (
+    PARTIALS,
+    answer_kind,
+    beyond_intervals,
+    cosine,
+    metric_values,
+    paired,
+    read_answers,
+    save_arrays,
+)
+from lab.evaluation.tasks import CENTRED_ON, FETCH, TASKS, Pairs, check_names, load_task, task_names
 from lab.files import locked, write_atomic
-from lab.finetune import RATES, RECIPES, FineTuning, check
-from lab.huggingface import is_reference, load_reference
-from lab.plan import encoding_flops
 from lab.report import dict_table, drop_empty_columns, interval, over_seeds, score_rows, sweep_figure, verdicts
 from lab.runs import LoadedRun, check_options, load_run
-from lab.tasks import Pairs
+from lab.training.plan import encoding_flops
 from objectives import described
 
 ROOT = Path(__file__).resolve().parent
@@ -105,7 +117,7 @@ class EvalConfig:
             raise ValueError("give a run, --run=out/quickstart, or --contamination=DATASET")
         if not self.tasks:
             raise ValueError("no task is given; write --tasks=concept")
-        tasks.check_names(self.tasks, self.mode == "zero_shot" and not self.contamination)
+        check_names(self.tasks, self.mode == "zero_shot" and not self.contamination)
         if self.whitening != -1 and not 0 <= self.whitening <= 1:
             raise ValueError(f"whitening = {self.whitening} is no power to scale by; write --whitening=0.25 or so")
         if self.seeds < 1:
@@ -136,28 +148,28 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple
     result, each = {}, {}
     for split in pairs.scored:
         answers = {floor: splits[split] for floor, splits in theirs.items()}
-        known = floors.word_controls(pairs, split, answers) if pairs.task.kind == "score" else None
-        each[split] = floors.metric_values(pairs, split, ours[split], known)
+        known = word_controls(pairs, split, answers) if pairs.task.kind == "score" else None
+        each[split] = metric_values(pairs, split, ours[split], known)
         metrics = {metric: float(np.median(v)) for metric, v in each[split].items()}
-        kinds = {metric: floors.answer_kind(metric, ours[split]) for metric in metrics}
-        seeds = {floor: floors.metric_values(pairs, split, answer, known) for floor, answer in answers.items()}
+        kinds = {metric: answer_kind(metric, ours[split]) for metric in metrics}
+        seeds = {floor: metric_values(pairs, split, answer, known) for floor, answer in answers.items()}
         means = {floor: {metric: float(v.mean()) for metric, v in values.items()} for floor, values in seeds.items()}
-        for metric, controls in floors.PARTIALS.items() if known else ():
+        for metric, controls in PARTIALS.items() if known else ():
             for floor in means.keys() & set(controls):  # given itself, nothing is left
                 means[floor][metric] = None
         spread = {metric: [float(v.min()), float(v.max())] for metric, v in seeds["untrained"].items()}
         result[split] = {"metrics": metrics, "floors": means, "untrained_range": spread}
         if known:
             centred = ours[split][kinds[tasks.HEADLINE]]
-            result[split]["beyond"] = floors.beyond_intervals(centred, pairs.labels[split], known)
+            result[split]["beyond"] = beyond_intervals(centred, pairs.labels[split], known)
         for metric, name in pairs.task.lifts.items():
             if metric not in metrics:
                 continue
             having = [floor for floor in means if means[floor].get(metric) is not None]
             best = max(having, key=lambda floor: means[floor][metric])  # noqa: B023
             named = [floor for floor in ("token_idf", "untrained") if floor in answers]
-            others = {floor: answers[floor][floors.answer_kind(metric, answers[floor])] for floor in (best, *named)}
-            lifts = floors.lifts(metric, ours[split][kinds[metric]], others, pairs.labels[split], known)
+            others = {floor: answers[floor][answer_kind(metric, answers[floor])] for floor in (best, *named)}
+            lifts = scores.lifts(metric, ours[split][kinds[metric]], others, pairs.labels[split], known)
             result[split][name] = {"best_floor": {"floor": best, **lifts[best]}}
             result[split][name] |= {floor: lifts[floor] for floor in named}
     sentences = verdicts(score_rows(pairs.name, [result], pairs.task.lifts))
@@ -171,7 +183,7 @@ def other_similarities(run: LoadedRun, pairs: Pairs, split: str, vectors, fittin
     `fitting`; first: of the first concepts; maxsim: `losses.maxsim` of all concepts."""
     index, values = pairs.index[split], torch.from_numpy(vectors).double()
     mean, matrix = geometry.isotropic(values[fitting], 0, 1.0)
-    answers = {"whitened": [tasks.cosine(((values - mean) @ matrix).numpy(), index)], "first": [], "maxsim": []}
+    answers = {"whitened": [cosine(((values - mean) @ matrix).numpy(), index)], "first": [], "maxsim": []}
     for rows in np.array_split(index, range(256, len(index), 256)):
         a, b = (F.normalize(run.concepts([pairs.sentences[i] for i in column]), dim=-1) for column in rows.T)
         cosines = a @ b.mT  # [rows, C, C]
@@ -182,15 +194,13 @@ def other_similarities(run: LoadedRun, pairs: Pairs, split: str, vectors, fittin
 
 def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     """The record of a task, as it is written to `folder`."""
-    theirs = floors.task_floors(run, pairs, cache)
+    theirs = task_floors(run, pairs, cache)
     log(f"{pairs.name}: {len(pairs.sentences):,} sentences")
-    vectors = floors.embed(run, pairs)
-    ours = floors.predictions(vectors, pairs)
+    vectors = embed(run, pairs)
+    ours = predictions(vectors, pairs)
     if pairs.task.kind == "score":
         for split, other in pairs.fitted_on.items():
-            ours[split] |= other_similarities(
-                run, pairs, split, vectors, pairs.index[other].ravel()[: tasks.CENTRED_ON]
-            )
+            ours[split] |= other_similarities(run, pairs, split, vectors, pairs.index[other].ravel()[:CENTRED_ON])
     judged = judge(ours, theirs, pairs)
     fitted = pairs.task.kind == "paraphrase"
     protocol = {
@@ -221,7 +231,7 @@ def write_record(run, pairs: Pairs, mode: str, splits: dict, each: dict, protoco
         "mode": mode,
         "run_id": run.config["run_id"],
         "checkpoint": f"ckpt_{run.step}",
-        "version": floors.version(pairs),
+        "version": version(pairs),
         "splits": splits,
         "protocol": protocol,
         "seeds": list(seeds),
@@ -231,7 +241,7 @@ def write_record(run, pairs: Pairs, mode: str, splits: dict, each: dict, protoco
     for split, answer in ours.items():
         arrays |= {f"{split}/{'predictions' if mode == 'fine_tune' else kind}": rows for kind, rows in answer.items()}
     name = record_name(mode, pairs.name, run.model.options)
-    floors.save_arrays(folder / f"{name}.npz", arrays)
+    save_arrays(folder / f"{name}.npz", arrays)
     write_atomic(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
     return record
 
@@ -250,7 +260,7 @@ def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, ca
     work = FineTuning(run, pairs, config, cache)
     log(f"{pairs.name}: {work.about()}")
     ours, rate = work.all_seeds(config)
-    theirs = floors.fine_tune_floors(run, pairs, cache)
+    theirs = fine_tune_floors(run, pairs, cache)
     theirs["untrained"], twins_rate = work.all_seeds(config, twin=True)
     judged = judge(ours, theirs, pairs)
     protocol = work.protocol | {
@@ -277,7 +287,7 @@ def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, ca
 def difference(record: dict, path: Path, other: dict, theirs: dict) -> list[str]:
     """A sentence for each split: by how much this run is above the other, medians of their seeds on the same rows.
     path: of our record; other, theirs: their record and answers."""
-    task, lines, (_, ours) = tasks.TASKS[record["task"]], [], floors.read_answers(path)
+    task, lines, (_, ours) = TASKS[record["task"]], [], read_answers(path)
     differs = [
         key
         for key in ("head", "epochs", "batch", "recipe")
@@ -288,7 +298,7 @@ def difference(record: dict, path: Path, other: dict, theirs: dict) -> list[str]
     for split in record["splits"]:
         metric = task.primary + ("_centred" if f"{split}/centred" in ours else "")
         name = f"{other['run_id']} in {record['task']}"
-        lift = floors.paired(metric, split, [ours], {name: [theirs]}, np.median)[name]
+        lift = paired(metric, split, [ours], {name: [theirs]}, np.median)[name]
         lines.append(f"{record['task']} {split}: {metric} {interval(lift)} over {other['run_id']}, paired{warning}")
     return lines
 
@@ -340,25 +350,25 @@ def main(argv) -> int:
         parsed.unused(keys, "by mode = 'zero_shot', in which nothing is trained")
     run = open_run(parsed, config) if config.run else None
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
-    names = tasks.task_names(config.tasks, data, zero_shot=zero and not config.contamination)
+    names = task_names(config.tasks, data, zero_shot=zero and not config.contamination)
     if not names:
-        raise UserError(f"no task that can be judged lies below {data}; give another --data=DIR, or {tasks.FETCH}")
+        raise UserError(f"no task that can be judged lies below {data}; give another --data=DIR, or {FETCH}")
     if config.contamination:
-        folder = Path(config.data_dir or ROOT / "data") / dataset.check_name(config.contamination)
-        corpus = dataset.Corpus(folder, "train")
-        print(contamination(corpus, {name: tasks.load_task(name, data) for name in names}))
+        folder = Path(config.data_dir or ROOT / "data") / check_name(config.contamination)
+        corpus = Corpus(folder, "train")
+        print(contamination(corpus, {name: load_task(name, data) for name in names}))
         return 0
     loaded = []
     for name in names:  # all mistakes in files first
         try:
-            loaded.append(Pairs(name, tasks.load_task(name, data), "" if zero else config.train_on))
+            loaded.append(Pairs(name, load_task(name, data), "" if zero else config.train_on))
         except UserError as error:
             if config.tasks != ("all",) or zero:
                 raise
             warn(f"{error}; it is left out")
     others = {}
     if config.against:
-        others = {name: floors.read_answers(config.record(config.against, name)) for name in names}
+        others = {name: read_answers(config.record(config.against, name)) for name in names}
     if not zero:
         run.config |= dict.fromkeys(POSTPROCESSING, 0)  # heads read the concepts as they are
         parsed.unused(POSTPROCESSING, "by mode = 'fine_tune'")

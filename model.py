@@ -88,7 +88,7 @@ class ModelConfig:
     ] = "fan_in_positions"
     token_init: Annotated[
         Literal["random", "spectral"],
-        "token embeddings begin random, or as the spectrum of the corpus's own co-occurrences (lab/spectral.py)",
+        "token embeddings begin random, or as the spectrum of the corpus's own co-occurrences (lab/data/spectral.py)",
     ] = "random"
     spectral_share: Annotated[float, "spectral: m in m * spectral + sqrt(1 - m^2) * random"] = 1.0
     original_structure: Annotated[
@@ -189,8 +189,8 @@ AFTER_CONCEPTS = ("tokens.", "decoder.", "norm.", "narrow.", "head.")  # what fr
 
 class ConceptModel(nn.Module):
     def __init__(self, config: ModelConfig, mask_id: int = 0, seed: int = 0, token_vectors=None):
-        """seed: of the first weights (layers.init_weights); token_vectors [V, T]: for token_init = "spectral", rows of norm
-        sqrt(T) that token embeddings begin as, zero where they begin random."""
+        """seed: of the first weights (layers.init_weights); token_vectors [V, T]: for token_init = "spectral", rows of
+        norm sqrt(T) that token embeddings begin as, zero where they begin random."""
         super().__init__()
         self.config, self.mask_id, self.token_vectors = config, mask_id, token_vectors
         self.options = AS_CONFIGURED  # of a call that says nothing else

@@ -16,13 +16,13 @@ def _mix(x):
 
 class Noise:
     """
-    Random numbers as a function of (seed, step, global row, stream, column) and of nothing else: the corruption of a row
+    Random numbers as a function of (seed, step, global row, stream, column) and nothing else: the corruption of a row
     is the same on any rank, micro-batch or device, and no generator has a state to save.
     """
 
     def __init__(self, seed: int, step: int, rows: Tensor, shape_index: int | None = None):
-        """rows [B] int64: the rows' numbers in the global batch of this step; shape_index: which of a few shapes all of them
-        take, in turn, known to the host; None: it follows from seed and step."""
+        """rows [B] int64: the rows' numbers in the global batch of this step; shape_index: which of a few shapes all
+        of them take, in turn, known to the host; None: it follows from seed and step."""
         self.shape_index = seed + step if shape_index is None else shape_index
         self.rows, self.start = rows, _mix((_mix(seed & MASK32) + step) & MASK32)
         self.key = _mix((self.start + rows) & MASK32)  # [B]

@@ -49,7 +49,7 @@ class ObjectiveConfig:
     ] = 0.0
     mask_unit: Annotated[
         Literal["token", "word", "span", "pmi"],
-        "mlm: what is hidden as a whole, an exact count of tokens; pmi: collocations, see python -m lab.pmi",
+        "mlm: what is hidden as a whole, an exact count of tokens; pmi: collocations, see python -m lab.data.pmi",
     ] = "token"
     span: Annotated[
         Literal["geometric", "uniform"],
@@ -217,8 +217,8 @@ class Objective:
         return predicted
 
     def floor(self, problem: Problem, unigram: Callable[[bool], float]) -> float:
-        """Its loss, in nats, without any text: unigram(needs_idf) is the cross-entropy of knowing only how common tokens
-        are."""
+        """Its loss, in nats, without any text: unigram(needs_idf) is the cross-entropy of knowing only how common
+        tokens are."""
         return unigram(self.needs_idf)
 
     def reported(self) -> dict[str, "Objective"]:
@@ -469,7 +469,7 @@ class NextConcept(Objective):
     concepts: a predictor's output [B, C, H] against what the same encoder makes of the next span, where no gradient
     flows (as in SimSiam, Chen & He 2021, arXiv:2011.10566).
     spectral: a linear of the pooled concepts against the idf-weighted mean of the next span's token vectors, which are
-    those of lab/spectral.py and never change.
+    those of lab/data/spectral.py and never change.
     The loss of both is losses.centred_cosine, over the rows of one forward (another cut into micro-batches gives
     another loss). With `concepts` alone the encoder may
     collapse: to say little that is easily foretold. The loss then falls while rank_slot_centred, rank_pooled and

@@ -16,9 +16,9 @@ from noise import Noise, count, phrase_starts
 @dataclass(frozen=True)
 class Vocabulary:
     """Size V of the vocabulary, the id of [MASK], all ids that are no text (chosen last by every noise), and on the
-    device, for the objectives that ask for it: how much each token tells, idf [V] float32; starts [V] bool, the tokens
-    that begin a word; phrases [M], sorted hashes of collocations; vectors [V, T] float32, of lab/spectral.py; ends [V]
-    bool, tokens behind which a word begins (None: none)."""
+    device, for the objectives that ask for it: inverse document frequency, idf [V] float32; starts [V] bool, the tokens
+    that begin a word; phrases [M], sorted hashes of collocations; vectors [V, T] float32, of lab/data/spectral.py;
+    ends [V] bool, tokens behind which a word begins (None: none)."""
 
     size: int
     mask_id: int

@@ -28,9 +28,11 @@ from typing import Annotated, Literal
 import torch
 from torch.nn.functional import normalize
 
-from lab import dataset, runs, text_files
-from lab.analysis import written
+from lab.analysis.measure import written
 from lab.configurator import PathStr, UserError, fields_of, parse, warn
+from lab.data import text_files
+from lab.data.tokenizers import clean, special_ids
+from lab.runs import LoadedRun, OneRun
 from noise import count
 from objectives import ObjectiveConfig, Objectives
 
@@ -39,7 +41,7 @@ PAIRED = ("interpolate", "swap")  # modes that take two texts
 
 
 @dataclass
-class SampleConfig(runs.OneRun):
+class SampleConfig(OneRun):
     mode: Annotated[
         Literal["reconstruct", "interpolate", "swap", "continue", "unmask", "embed", "neighbours"],
         "what to do with each text, or with each two",
@@ -74,20 +76,20 @@ class SampleConfig(runs.OneRun):
 
     def texts(self) -> list[str]:
         if not self.file:
-            return dataset.clean(self.text).splitlines()
+            return clean(self.text).splitlines()
         try:
             with open(self.file, "rb") as file:
-                return [dataset.clean(text) for text in text_files.lines(file)]
+                return [clean(text) for text in text_files.lines(file)]
         except OSError as error:
             raise UserError(
                 f"{self.file} cannot be read ({error.strerror}); write the path of a file of text"
             ) from None
 
 
-def neighbours(run: runs.LoadedRun, words: list[str]) -> list[dict]:
+def neighbours(run: LoadedRun, words: list[str]) -> list[dict]:
     """Of each word: its token, of how many it is the first, and the nearest others by the cosine of embeddings."""
     table = normalize(run.model.tokens.weight.detach().float(), dim=1)
-    special = list(dataset.special_ids(run.tokenizer).values())
+    special = list(special_ids(run.tokenizer).values())
     found = []
     for word, ids in zip(words, run.encode_texts(words), strict=True):
         cosines = table @ table[ids[0]]
@@ -107,7 +109,7 @@ def follows(part) -> bool:
     return part.name == "prefix" or part.adjacent_rows
 
 
-def trained_part(run: runs.LoadedRun, mode: str):
+def trained_part(run: LoadedRun, mode: str):
     """The part of the run's objective that trained what this mode shows; UserError where none did."""
     if run.model.config.predicts != "positions":
         raise UserError("the run was trained without a decoder, so it predicts no text; use its embeddings")
@@ -228,7 +230,7 @@ def lines_of(record: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def predictions(run: runs.LoadedRun, config: SampleConfig, texts: list[str]):
+def predictions(run: LoadedRun, config: SampleConfig, texts: list[str]):
     """Records, one after the other; an empty text predicts nothing."""
     part, size = trained_part(run, config.mode), 2 if config.mode in PAIRED else 1
     if len(texts) % size:

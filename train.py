@@ -25,11 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lab import dataset, distributed, optim, plan, report, runs
+from lab import distributed, report
 from lab.command import NonFinite, log
 from lab.configurator import Arguments, PathStr, UserError, convert, fields_of, parse, show, warn
+from lab.data.corpus import Corpus, check_name, load_meta, prepare
+from lab.data.sampler import Sampler
 from lab.distributed import Signals, World
-from lab.plan import (
+from lab.evaluation.final_report import final_report
+from lab.training import optim, plan, run_folder
+from lab.training.plan import (
     HORIZONS,
     Clock,
     cost,
@@ -40,9 +44,18 @@ from lab.plan import (
     sample_options,
     schedule_stage,
 )
-from lab.runs import RunFolder
-from lab.validation import Validation, final_report, learned
-from lab.vocabulary import make_vocabulary, token_vectors
+from lab.training.run_folder import (
+    RunFolder,
+    check_frozen,
+    frozen_weights,
+    load_part,
+    load_tensors,
+    load_weights,
+    run_id,
+    warm_start_file,
+)
+from lab.training.validation import Validation, learned
+from lab.training.vocabulary import make_vocabulary, token_vectors
 from losses import Balance, ConceptLossConfig
 from model import ConceptModel, ModelConfig
 from noise import Noise
@@ -143,7 +156,7 @@ class TrainConfig:
             raise ValueError(f"no end is set; give one of {', '.join(HORIZONS)}")
         if self.frozen_decoder and self.init_from:
             raise ValueError("frozen_decoder and init_from both give the token table; leave one of them out")
-        dataset.check_name(self.dataset)
+        check_name(self.dataset)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,7 +206,7 @@ class Settings:
         if (longest := max(config.lengths)) > shape.max_length:
             raise UserError(f"lengths={config.lengths} reach past max_length={shape.max_length}; write {longest}")
         if not shape.vocab_size and (settings.data / "meta.json").is_file():
-            shape.vocab_size = dataset.load_meta(settings.data)["vocab_size"]
+            shape.vocab_size = load_meta(settings.data)["vocab_size"]
         plan = make_plan(config, objectives, 1)
         if config.max_minutes and max(len(objectives.plateaus()), len(plan.mixes)) > 1:
             raise UserError("a schedule needs the number of steps, which max_minutes leaves open; write --max_steps")
@@ -266,7 +279,7 @@ class Trainer:
         self.settings, self.config, self.world, self.out, self.signals = settings, config, world, out, signals
         self.objectives = settings.objectives
         self.plan = make_plan(config, self.objectives, world.size)
-        self.train_text, self.val_text = (dataset.Corpus(settings.data, split) for split in ("train", "val"))
+        self.train_text, self.val_text = (Corpus(settings.data, split) for split in ("train", "val"))
         text = self.train_text
         text.counts()  # found wanting now, not at the end
         files = [(x.tokenizer_hash, x.count, x.documents.size, x.sentences.size) for x in (text, self.val_text)]
@@ -282,8 +295,8 @@ class Trainer:
         if self.objectives.in_batch_negatives and len(text.documents) < 3:  # starts, and the end
             raise UserError(f"{self.objectives.text} tells documents apart, but {show(text.path)} has one; take bow")
         rules = {"one_document": self.objectives.one_document, "pairs": self.objectives.adjacent_rows}
-        self.sampler = dataset.Sampler(text, config.lengths, seed=config.seed, **rules)
-        frozen = world.on_rank0(lambda: runs.frozen_weights(config.frozen_decoder, shape, text.tokenizer_hash, out))
+        self.sampler = Sampler(text, config.lengths, seed=config.seed, **rules)
+        frozen = world.on_rank0(lambda: frozen_weights(config.frozen_decoder, shape, text.tokenizer_hash, out))
         vectors, self.spectral_seconds = world.on_rank0(lambda: token_vectors(self))
         self.vocab = make_vocabulary(text, self.objectives, vectors, world.device)
         begins = vectors if shape.token_init == "spectral" else None
@@ -313,7 +326,7 @@ class Trainer:
     def load(self):
         """Takes over the latest checkpoint; rank 0 reads, so that all ranks stand at one step whatever their disks."""
         there = self.world.on_rank0(lambda: self.out.read("latest"))
-        runs.load_weights(self.model, there["weights"], there["folder"])
+        load_weights(self.model, there["weights"], there["folder"])
         try:
             self.optimizer.load_state_dict(there["optimizer"])
             for key, kinds in self.STATE.items():
@@ -525,9 +538,9 @@ def resolve(trainer: Trainer, old: dict | None, compiled: bool) -> dict:
         if "tag" not in settings.parsed.given:
             values["tag"] = old.get("tag", "")
         values = old | values
-    commit = runs.commit()
+    commit = run_folder.commit()
     return values | {
-        "run_id": values.get("run_id") or runs.run_id(settings.preset, settings.model),
+        "run_id": values.get("run_id") or run_id(settings.preset, settings.model),
         "preset": settings.preset,
         "commit": commit,
         "parameters": trainer.parameters,
@@ -553,8 +566,8 @@ def start_or_resume(trainer: Trainer, there: dict):
         trainer.load()
         resolved["segments"][-1]["step"] = trainer.step
     elif config.init_from:
-        theirs = world.on_rank0(lambda: runs.load_tensors(runs.warm_start_file(config.init_from)))
-        for kind, tensors in runs.load_part(trainer.model, theirs, config.init_part, config.init_from).items():
+        theirs = world.on_rank0(lambda: load_tensors(warm_start_file(config.init_from)))
+        for kind, tensors in load_part(trainer.model, theirs, config.init_part, config.init_from).items():
             log(f"warm start, {len(tensors)} tensors {kind}: {', '.join(tensors) or '-'}")
     horizon = trainer.find_horizon()
     if world.rank == 0 and not 0 < horizon <= trainer.step:
@@ -602,11 +615,11 @@ def run(settings: Settings, world: World, out: RunFolder) -> int:
     config, taken = settings.train, settings.train.init_from or settings.train.frozen_decoder
     there = world.on_rank0(lambda: out.inspect(config.resume, taken, settings.defaults()))
     if config.frozen_decoder and there["fresh"]:
-        world.on_rank0(lambda: runs.check_frozen(config.frozen_decoder, settings.model))
+        world.on_rank0(lambda: check_frozen(config.frozen_decoder, settings.model))
     if there["config"] and config.dtype == "auto" and "dtype" in there["config"]:
         world = replace(world, dtype=there["config"]["dtype"])  # decided once, when the run began
     signals = Signals(world)
-    if stopped := dataset.prepare(settings.data, world, signals):
+    if stopped := prepare(settings.data, world, signals):
         return 128 + stopped
     trainer = Trainer(settings, world, out, signals)
     start_or_resume(trainer, there)

@@ -1,7 +1,8 @@
 """The seeds' perceiver MLM as plainly as it can be written: slow, readable, the one reference for tests and bench.py.
 
 `nn.MultiheadAttention` with a padding mask, token keys and values projected anew in every layer, the decoder run at all
-N positions, the vocabulary head at the masked rows found by a boolean mask. Same structure as `original_structure = True`.
+N positions, the vocabulary head at the masked rows found by a boolean mask.
+Same structure as `original_structure = True`.
 """
 
 import torch
@@ -101,7 +102,7 @@ def reference_inputs(problem):
 
 
 def copy_weights(model, reference):
-    """Give the reference the weights of a original_structure ConceptModel with one decoder layer."""
+    """Give the reference the weights of an original_structure ConceptModel with one decoder layer."""
 
     def attention(module, q, kv, out):
         qkv = torch.cat([q.weight, kv.weight]), torch.cat([q.bias, kv.bias])

@@ -17,7 +17,7 @@ from lab.files import replacing
 
 FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "overlap_features", "untrained")
 LIFTS = ("best_floor", "token_idf", "untrained")
-HEADLINE = "partial_lexical"  # of what a score knows beyond words (lab/floors.py)
+HEADLINE = "partial_lexical"  # of what a score knows beyond words (lab/evaluation/floors.py)
 optional_picture = optional("a picture")  # a picture that fails is None, and costs nothing else
 DPI = 150  # of pictures
 

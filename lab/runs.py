@@ -1,388 +1,24 @@
 """The run folder: configuration, checkpoints, metrics; and `load_run`, from it back to a model that embeds text."""
 
-import json
-import math
-import re
-import shutil
-import subprocess
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import geometry
-from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
-from lab import dataset, report
-from lab.command import AT_EXIT, Failure, check_finite, optional
-from lab.configurator import PathStr, UserError, convert, fields_of, show, warn
+from lab.command import check_finite
+from lab.configurator import PathStr, UserError, convert, fields_of, warn
+from lab.data import tokenizers
+from lab.data.tokenizers import load_tokenizer, pad_batch, special_ids
 from lab.distributed import exact_matmul, pick_device
-from lab.files import locked, read_json, reading, replacing, sync, write_atomic
-from model import AFTER_CONCEPTS, ConceptModel, ModelConfig
-from objectives import recorded
+from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder, completed, load_tensors, load_weights
+from model import ConceptModel, ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the run folder
-
-
-FILES = ("model.safetensors", "optim.pt", "state.json")
-TOKEN_VECTORS, ROWS = "token_vectors.safetensors", "embed_rows.safetensors"
-
-# Keys of training that may differ when a run goes on, besides its horizon; and those of them that end bit-exactness.
-FREE = {"eval_interval", "ckpt_interval", "log_interval", "device", "resume", "out_dir", "data_dir", "tag"}
-FREE |= {"keep", "ckpt_steps", "final_report", "wandb", "remove_directions", "whitening"}
-INEXACT = {"micro_batch", "compile", "dtype", "machine", "ranks"}
-
-# What commands read of a run besides its model, as it is where older code had no such key
-OLDER = {"remove_directions": 0, "whitening": 0.0, "dataset": "pydocs", "data_dir": "", "tag": "", "frozen_decoder": ""}
-OLDER |= {key: field.default for key, field in fields_of(ModelConfig).items()}
-
-
-def completed(config: dict, path, defaults: dict = OLDER) -> dict:
-    """The config of the run in `path`, with the defaults of the keys that it lacks: they reproduce what older code did,
-    which had none of them. A warning names them."""
-    absent = {key: value for key, value in defaults.items() if key not in config}
-    if absent:
-        what = ", ".join(f"{key} = {value!r}" for key, value in absent.items())
-        warn(f"{show(path)}/config.json is of older code; what it lacks is taken to be {what}")
-    return config | absent
-
-
-class RunFolder:
-    """out/NAME: config.json, tokenizer.json, metrics.jsonl, ckpt_<step>/, `latest` and `best` naming one of them."""
-
-    def __init__(self, path):
-        self.path = Path(path)
-        self.lock = ExitStack()  # what `look` locked; leave it to let that go
-        self.run_id = None  # of the config that this process wrote
-        self.saved = None  # the step whose folder this process wrote
-        self.mirror = None
-
-    def exists(self) -> bool:
-        return any((self.path / name).exists() for name in ("config.json", "latest", "best"))
-
-    def create(self, config: dict, tokenizer: Path, rows: Tensor, token_vectors: Tensor | None):
-        """rows [n, N]: validation rows that `embed` may be fitted on; token_vectors [V, T]: what spectral token
-        embeddings began as, for untrained twins."""
-        with replacing(self.path / "tokenizer.json") as copy:
-            shutil.copyfile(tokenizer, copy)
-        for name, tensor in ((ROWS, rows), (TOKEN_VECTORS, token_vectors)):
-            if tensor is not None:
-                with replacing(self.path / name) as temporary:
-                    save_file({"data": tensor}, temporary)
-        self.write_config(config)
-
-    def load_tensor(self, name: str) -> Tensor | None:
-        """ROWS or TOKEN_VECTORS, as `create` kept them."""
-        path = self.path / name
-        return load_tensors(path).get("data") if path.is_file() else None
-
-    def check_there(self):
-        """Failure where this is no longer the folder of the run that this process trains."""
-        try:
-            found = json.loads((self.path / "config.json").read_text(encoding="utf-8")).get("run_id")
-        except (FileNotFoundError, NotADirectoryError):
-            found = None
-        except (OSError, ValueError, AttributeError):  # being edited; a disk that does not answer at the moment
-            return
-        if self.run_id and found != self.run_id:
-            what = "was deleted or moved" if found is None else f"has become that of another run ({found})"
-            raise Failure(f"{self.path} {what} while {self.run_id} went on; start that again with another --out_dir")
-
-    def inspect(self, resume: str, init_from: str, defaults: dict) -> dict:
-        """Locks the folder; what is there for a training run: {"config": its config.json, with `defaults` for what that
-        lacks, or None, "fresh": no checkpoint to go on from}.
-        resume: "auto", "must" or "never"; init_from: a run to take weights from, or ""."""
-        there = self.exists()
-        if resume == "must" and not there:
-            raise UserError(f"resume='must', but {self.path} holds no run; leave it out to start one")
-        if resume == "never" and there:
-            raise UserError(f"resume='never', but {self.path} holds a run; give another --out_dir")
-        self.lock.enter_context(locked(self.path, "give another --out_dir"))
-        fresh = self.pointer("latest") is None
-        if fresh and init_from:
-            warm_start_file(init_from)
-        config = completed(self.config(), self.path, defaults) if there else None
-        if there and "run_id" not in config:
-            raise UserError(f"{self.path}/config.json lacks run_id; put the run's own file back")
-        return {"config": config, "fresh": fresh}
-
-    def check_same(self, old: dict, new: dict, horizons: tuple[str, ...]):
-        """UserError where the run that is there differs in more than may change; a warning where bits are lost."""
-        differs = sorted(key for key in new if key in old and old[key] != new[key])
-        if fatal := [key for key in differs if key not in FREE | INEXACT | {*horizons}]:
-            what = ", ".join(f"{key} ({old[key]} there, {new[key]} now)" for key in fatal)
-            raise UserError(f"{self.path} holds a run that differs in {what}; give another --out_dir=")
-        if inexact := [key for key in differs if key in INEXACT]:
-            warn(f"{', '.join(inexact)} changed: the run goes on, but no longer bit for bit")
-
-    def config(self) -> dict:
-        if not self.path.is_dir():
-            raise UserError(
-                f"no run folder at {self.path}; give the folder that train.py wrote, such as out/quickstart"
-            )
-        return read_json(self.path / "config.json", "the run's configuration")
-
-    def write_config(self, config: dict):
-        self.run_id = config["run_id"]
-        write_atomic(self.path / "config.json", json.dumps(config, indent=1) + "\n")
-
-    def steps(self) -> list[int]:
-        """Steps with a checkpoint folder, ascending."""
-        return sorted(int(p.name[5:]) for p in self.path.glob("ckpt_*") if p.name[5:].isdigit())
-
-    def pointer(self, name: str) -> int | None:
-        """The step that `latest` or `best` names; without `latest`, the newest (a folder with that name is whole)."""
-        path = self.path / name
-        if not path.is_file():
-            return max(self.steps(), default=None) if name == "latest" else None
-        name = re.fullmatch(r"ckpt_([0-9]{1,18})", path.read_text(errors="replace").strip())
-        if not name:
-            raise UserError(f"{path} names no checkpoint; write the name of a ckpt_ folder into it")
-        return int(name[1])
-
-    def checkpoint(self, which: str = "latest", needs=FILES) -> Path:
-        """The folder of checkpoint 'latest', 'best' or a step, complete, or a UserError."""
-        if which in ("latest", "best"):
-            step = self.pointer(which)
-            if step is None:
-                raise UserError(f"{self.path} has no {which} checkpoint; train it first")
-        elif str(which).isdigit():
-            step = int(which)
-        else:
-            raise UserError(f"ckpt={which!r} is no checkpoint; write latest, best or a step")
-        folder = self.path / f"ckpt_{step}"
-        there = ", ".join(map(str, self.steps())) or "none"
-        if not folder.is_dir():
-            raise UserError(f"{self.path} has no checkpoint of step {step}; name one that there is: {there}")
-        for name in needs:
-            if not (folder / name).is_file():
-                raise UserError(
-                    f"checkpoint {folder} lacks {name}; name another in {self.path}/latest (steps there: {there}), "
-                    "or start anew with another --out_dir"
-                )
-        return folder
-
-    def read(self, which: str = "latest") -> dict:
-        """A whole checkpoint: {"folder", "weights", "optimizer", "state"}."""
-        folder = self.checkpoint(which)
-        with reading(folder / "optim.pt", "take another checkpoint"):
-            optimizer = torch.load(folder / "optim.pt", map_location="cpu", weights_only=True)
-        weights = load_tensors(folder / "model.safetensors")
-        state = read_json(folder / "state.json", "the state of training")
-        return {"folder": folder, "weights": weights, "optimizer": optimizer, "state": state}
-
-    def save(self, step: int, model: ConceptModel, optimizer, state: dict, keep: int, keep_steps=(), best=False):
-        """Writes ckpt_<step> as a whole or not at all: a temporary name, everything on disk, then the rename."""
-        self.check_there()
-        folder, temporary = self.path / f"ckpt_{step}", self.path / f".ckpt_{step}"
-        for rest in self.path.glob(".ckpt_*"):  # of a process that was killed: the folder is locked
-            shutil.rmtree(rest)
-        if step != self.saved:
-            temporary.mkdir()
-            try:
-                with replacing(temporary / "model.safetensors") as path:
-                    save_file(model.state_dict(), path)
-                with replacing(temporary / "optim.pt") as path:
-                    torch.save(optimizer.state_dict(), path)
-            except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
-                reason = str(error).splitlines()[0]
-                raise UserError(f"{temporary} cannot be written ({reason}); make room, then go on") from None
-            write_atomic(temporary / "state.json", json.dumps(state, indent=1) + "\n")
-            sync(temporary)
-            if folder.exists():  # left there by a process that was killed, or damaged
-                folder.rename(self.path / f".ckpt_{step}_old")
-            temporary.rename(folder)
-            shutil.rmtree(self.path / f".ckpt_{step}_old", ignore_errors=True)
-            sync(self.path)
-            self.saved = step
-        else:  # saved before its evaluation, which a signal broke off
-            write_atomic(folder / "state.json", json.dumps(state, indent=1) + "\n")
-        if best:
-            write_atomic(self.path / "best", folder.name + "\n")
-        write_atomic(self.path / "latest", folder.name + "\n")
-        wanted = {*self.steps()[-keep:], *keep_steps, self.pointer("best"), step}
-        for old in self.steps():
-            if old not in wanted:
-                shutil.rmtree(self.path / f"ckpt_{old}")
-
-    def mirror_to_wandb(self):
-        """From here on `log` also writes to the Weights & Biases run whose id and link config.json keeps."""
-        config = self.config()
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("wandb is not installed; pip install wandb, or leave --wandb out") from None
-        with optional("Weights & Biases"):  # no key, no network, a service that is gone
-            self.mirror = wandb.init(
-                project="nanoconcept",
-                name=config["run_id"],
-                id=config.get("wandb_id"),
-                resume="allow" if "wandb_id" in config else None,
-                dir=str(self.path),
-                config=config,
-            )
-            config |= {"wandb_id": self.mirror.id, "wandb_url": self.mirror.url}
-        self.write_config(config)
-        AT_EXIT.append(lambda code: self.mirror and self.mirror.finish(exit_code=code))
-
-    def log(self, **numbers):
-        self.check_there()
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps({k: rounded(v) for k, v in numbers.items()}) + "\n")
-        mirror, self.mirror = self.mirror, None  # one that has failed is left alone
-        if mirror:
-            with optional("Weights & Biases"):
-                mirror.log(numbers, step=numbers["step"])
-                self.mirror = mirror
-
-    def metrics(self) -> list[dict]:
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        records = []
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:  # the last line of a process that was killed
-                break
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                break
-            records.append(record)
-        return records
-
-    def beyond_words(self) -> dict[str, tuple[int, float]]:
-        """Task -> (step, what its dev score knows beyond words) of each zero-shot evaluation that is there."""
-        found = {}
-        for path in sorted((self.path / "eval").glob("zero_shot_*.json")):
-            with suppress(UserError, LookupError, TypeError, ValueError):  # damaged, of older code or another kind
-                record = read_json(path, "an evaluation")
-                if (path.stem[10:], self.config()["run_id"]) == (record["task"], record["run_id"]):
-                    value = record["splits"]["dev"]["metrics"][report.HEADLINE]
-                    found[record["task"]] = int(record["checkpoint"][5:]), value
-        return found
-
-    @report.optional_picture
-    def draw_geometry(self):
-        config = self.config()
-        most = {"rank_slot_centred": config["concepts"], "input_share": 1}
-        most["rank_pooled"] = min(geometry.ROWS - 1, config["hidden"])
-        report.geometry_curves(self.metrics(), most, self.beyond_words(), self.path / "geometry.png")
-
-    def truncate(self, step: int, best: int | None):
-        """Forgets what came after `step`, and will come again: metrics, checkpoints. best: the best until then."""
-        named = self.pointer("best")
-        if named is not None and named > step:
-            write_atomic(self.path / "best", f"ckpt_{best}\n") if best else (self.path / "best").unlink()
-        for later in self.steps():
-            if later > step:
-                shutil.rmtree(self.path / f"ckpt_{later}")
-        kept = [record for record in self.metrics() if record["step"] <= step]
-        write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def rounded(value):
-    """Seven digits say all that a float32 knows."""
-    return float(f"{value:.7g}") if isinstance(value, float) and math.isfinite(value) else value
-
-
-def load_tensors(path: Path, device="cpu") -> dict[str, Tensor]:
-    with reading(path, "take another checkpoint"):
-        return load_file(path, device=str(device))
-
-
-def load_weights(model: ConceptModel, tensors: dict[str, Tensor], path: Path):
-    """Strictly: every tensor there, none left over, every shape right. path: where they come from."""
-    own = model.state_dict()
-    wrong = sorted(k for k in own.keys() | tensors.keys() if k not in own or k not in tensors)
-    wrong += sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
-    if wrong:
-        raise UserError(
-            f"{path} is of another model, or of older code ({wrong[0]} differs, {len(wrong)} in all); "
-            "take the checkpoint of this config"
-        )
-    model.load_state_dict(tensors)
-
-
-def warm_start_file(run: str) -> Path:
-    """The tensors of another run's latest checkpoint."""
-    folder = RunFolder(run)
-    folder.config()
-    return folder.checkpoint("latest", needs=("model.safetensors",)) / "model.safetensors"
-
-
-def load_part(model: ConceptModel, theirs: dict[str, Tensor], part: str, run: str) -> dict[str, list[str]]:
-    """
-    Warm start: takes tensors of another run by name and shape.
-    part: 'encoder' or 'all'. Returns the names taken, new (kept as initialised) and left over.
-    """
-    ours, encoder = model.state_dict(), ("tokens.", "positions.", "token_layers.", "encoder.")
-    wanted = {k: v for k, v in theirs.items() if part == "all" or k.startswith(encoder)}
-    taken = {k: v for k, v in wanted.items() if k in ours and ours[k].shape == v.shape}
-    if not taken:
-        raise UserError(f"init_from={run}: no tensor fits this model; take a run of the same shape")
-    model.load_state_dict(taken, strict=False)
-    return {
-        "taken": sorted(taken),
-        "new": sorted(ours.keys() - taken.keys()),
-        "left over": sorted(theirs.keys() - taken.keys()),
-    }
-
-
-def check_frozen(run: str, model: ModelConfig) -> dict:
-    """The config of a run; UserError where its decoder is not of this configuration, whatever the text."""
-    theirs = completed(RunFolder(run).config(), run)
-    copy, read = recorded(replace(model, vocab_size=1))
-    with torch.device("meta"):
-        DECODERS[model.decoder](copy)
-    same = {"decoder", "hidden", "token_dim", "max_length", "tied", "init", "original_structure"}
-    free = {"vocab_size", "dropout", "word_dropout", "concept_position", "concepts"}
-    for key in sorted(same | (read & fields_of(ModelConfig).keys()) - free):
-        if theirs.get(key) != getattr(model, key):
-            what = f"{key}={theirs.get(key)}, this run {getattr(model, key)}"
-            raise UserError(f"frozen_decoder={run} has {what}; write --{key}={theirs.get(key)}, or take another run")
-    return theirs
-
-
-def frozen_weights(run: str, model: ModelConfig, tokenizer_hash: str, out: RunFolder) -> dict[str, Tensor] | None:
-    """Tensors of a run's latest checkpoint, for ConceptModel.freeze_decoder; None where no run is named, or `out` has a
-    checkpoint of its own. UserError where they do not fit."""
-    if not run or out.pointer("latest") is not None:
-        return None
-    theirs = check_frozen(run, model)
-    if theirs.get("tokenizer_hash") != tokenizer_hash:
-        raise UserError(f"frozen_decoder={run} has another tokenizer; write --dataset={theirs.get('dataset')}")
-    weights = load_tensors(warm_start_file(run))
-    with FakeTensorMode():
-        ours = ConceptModel(model).state_dict()
-    kept = {k for k in ours.keys() | weights.keys() if k.startswith(AFTER_CONCEPTS)}
-    if wrong := sorted(k for k in kept if k not in ours or k not in weights or ours[k].shape != weights[k].shape):
-        raise UserError(f"frozen_decoder={run}: its {wrong[0]} does not fit this model; take a run of the same decoder")
-    return {k: weights[k] for k in kept}
-
-
-def run_id(preset: str, model: ModelConfig) -> str:
-    depth = model.iterations if "iterations" in ENCODERS[model.encoder].options else model.layers
-    shape = f"H{model.hidden}L{depth}C{model.concepts}"
-    return f"{preset}_{shape}_{datetime.now():%Y%m%d_%H%M%S}"
-
-
-def commit() -> str | None:
-    """The commit this code stands at, marked when files differ from it; None outside a repository."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -415,13 +51,13 @@ class LoadedRun:
     @one_or_many
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, as training encoded it; never empty."""
-        return dataset.encode_texts(self.tokenizer, texts)
+        return tokenizers.encode_texts(self.tokenizer, texts)
 
     added = 0, 1  # tokens that `wrap` adds to one text, to a pair
 
     def wrap(self, a: list[int], b: list[int] | None = None) -> list[int]:
         """The ids of a text, or of a pair that is read as one text, as the model reads them."""
-        return a if b is None else [*a, dataset.special_ids(self.tokenizer)["sep"], *b]
+        return a if b is None else [*a, special_ids(self.tokenizer)["sep"], *b]
 
     @one_or_many
     @torch.no_grad()
@@ -445,7 +81,7 @@ class LoadedRun:
         while at < len(pieces):
             batch = pieces[at : at + max(1, batch_tokens // len(pieces[at][1]))]
             at += len(batch)
-            ids, mask = dataset.pad_batch([ids for _, ids in batch], self.config["pad_id"])
+            ids, mask = pad_batch([ids for _, ids in batch], self.config["pad_id"])
             ids, mask = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
             with exact_matmul():
                 vectors = self.model.embed(ids, mask).double().cpu()
@@ -484,7 +120,7 @@ class LoadedRun:
         """list of n strings -> float32 [n, C, hidden], one string -> [C, hidden]; of a longer text the first
         max(lengths) tokens."""
         rows = [self.wrap(ids[: self.max_length - self.added[0]]) for ids in self.encode_texts(texts)]
-        ids, mask = (torch.from_numpy(x).to(self.device) for x in dataset.pad_batch(rows, self.config["pad_id"]))
+        ids, mask = (torch.from_numpy(x).to(self.device) for x in pad_batch(rows, self.config["pad_id"]))
         with exact_matmul():
             concepts = self.model.encode(ids, mask=mask).float().cpu()
         check_finite(concepts, texts)
@@ -562,8 +198,8 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
             raise ValueError("special ids outside the vocabulary")
     except (LookupError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}/config.json describes no model ({error}); was it edited, or by older code?") from None
-    tokenizer = dataset.load_tokenizer(run.path / "tokenizer.json")
-    if dataset.tokenizer_hash(run.path / "tokenizer.json") != config["tokenizer_hash"]:
+    tokenizer = load_tokenizer(run.path / "tokenizer.json")
+    if tokenizers.tokenizer_hash(run.path / "tokenizer.json") != config["tokenizer_hash"]:
         raise UserError(f"{path}/tokenizer.json is not the one the run was trained with; put that one back")
     vectors = run.load_tensor(TOKEN_VECTORS) if shape.token_init == "spectral" else None
     if shape.token_init == "spectral" and (vectors is None or vectors.shape != (shape.vocab_size, shape.token_width)):

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lab import dataset
+from lab.data import tokenizers
+from lab.data.corpus import CorpusWriter
+from lab.data.tokenizers import add_special_tokens, special_ids, tokenizer_hash
 
 WORDS = "red green blue old new small large cold warm dry ship house river stone road tree dog bird man child".split()
 VERBS = "sees finds takes leaves likes makes moves holds keeps loses".split()
@@ -32,12 +34,12 @@ def make_corpus(folder: Path, documents: int = 1200, vocab_size: int = 400) -> P
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([" " + s for text in texts for s in text], trainer)
-    dataset.add_special_tokens(tokenizer)
+    add_special_tokens(tokenizer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    digest, special = dataset.tokenizer_hash(folder / "tokenizer.json"), dataset.special_ids(tokenizer)
-    size = dataset.vocab_size(tokenizer)
+    digest, special = tokenizer_hash(folder / "tokenizer.json"), special_ids(tokenizer)
+    size = tokenizers.vocab_size(tokenizer)
     for split, part in (("val", texts[::5]), ("train", [t for i, t in enumerate(texts) if i % 5])):
-        writer = dataset.CorpusWriter(folder / f"{split}.bin", size, special, digest)
+        writer = CorpusWriter(folder / f"{split}.bin", size, special, digest)
         counts, holds = np.zeros((2, size), np.int64)  # of tokens, and of sentences that hold each; last of train
         for text in part:
             encoded = [e.ids for e in tokenizer.encode_batch_fast([" " + s for s in text], add_special_tokens=False)]

@@ -14,11 +14,13 @@ from test_eval_glue import SMALL
 
 import analyze
 import geometry
-from lab import analysis, report
+from lab import report
+from lab.analysis import measure as analysis
+from lab.analysis.words import Words
 from lab.configurator import UserError
 from lab.report import html_table, shaded
-from lab.runs import RunFolder, load_run
-from lab.words import Words
+from lab.runs import load_run
+from lab.training.run_folder import RunFolder
 from tests import training
 from tests.browser import assert_fits
 from tests.corpus import make_corpus

@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from encoders import ENCODERS
-from lab import attention
+from lab.analysis import attention
 from lab.runs import LoadedRun
 from model import ConceptModel, ModelConfig
 

@@ -19,11 +19,14 @@ import numpy as np
 import pytest
 
 import compare
-from lab import grids, registry, report, tasks
+from lab import report
 from lab.command import STOPS
 from lab.configurator import UserError
+from lab.evaluation.tasks import Pairs
 from lab.files import locked
-from lab.runs import RunFolder
+from lab.grids import registry
+from lab.grids import summary as grids
+from lab.training.run_folder import RunFolder
 from tests import training
 from tests.corpus import make_corpus
 from tests.test_eval_glue import write_tasks
@@ -226,7 +229,7 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
     (run.path / "eval/zero_shot_stsb.json").write_text(json.dumps(record))
     present = compare.check_tasks(compare.read_grid(grid), place / "glue")["stsb"]
     assert compare.judged(run, "stsb", present)
-    monkeypatch.setattr(tasks.Pairs, "digest", lambda self: "other rows")
+    monkeypatch.setattr(Pairs, "digest", lambda self: "other rows")
     assert compare.check_tasks(compare.read_grid(grid), place / "glue")["stsb"] != present
     assert not compare.judged(run, "stsb", "another")
 

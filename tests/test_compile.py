@@ -13,8 +13,8 @@ from corpus import make_corpus
 from safetensors.torch import load_file, save_file
 
 import losses as loss_functions
-from lab import optim, plan
-from lab.runs import RunFolder
+from lab.training import optim, plan
+from lab.training.run_folder import RunFolder
 from tests.training import (
     BRIEF,
     ROOT,

@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 
 import losses
-from lab import optim
 from lab.distributed import World
+from lab.training import optim
 from losses import CONCEPT_LOSSES, Balance, ConceptLossConfig
 
 B, C, H = 5, 6, 7

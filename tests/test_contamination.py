@@ -1,8 +1,9 @@
 """Planted sentences are found, and nothing else: against a search by strings."""
 
 import eval_glue
-from lab.contamination import SHORTEST, found_in
-from lab.dataset import Corpus, encode_texts, load_tokenizer, split_sentences
+from lab.data.corpus import Corpus
+from lab.data.tokenizers import encode_texts, load_tokenizer, split_sentences
+from lab.evaluation.contamination import SHORTEST, found_in
 from tests.corpus import make_corpus
 from tests.test_eval_glue import write_tasks
 

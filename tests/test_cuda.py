@@ -45,7 +45,8 @@ STEPS += [dict(objective="mlm", mask_unit="word", replace="80_10_10", mask_rate=
 def test_a_training_step_never_waits_for_the_device(keys):
     from registries import built_for
 
-    from lab import distributed, optim
+    from lab import distributed
+    from lab.training import optim
     from model import ConceptModel, ModelConfig
     from noise import Noise
     from objectives import ObjectiveConfig, Objectives

@@ -10,9 +10,20 @@ import pytest
 from scipy import stats
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from lab import dataset
 from lab.configurator import UserError
-from lab.dataset import Corpus, CorpusWriter, Sampler, TokenFile
+from lab.data import corpus as dataset
+from lab.data.corpus import CHECKED, MAGIC, Corpus, CorpusWriter, TokenFile, check_name, prepare_command, unigram_floor
+from lab.data.sampler import LENGTH, Sampler, choose, hash64
+from lab.data.tokenizers import (
+    add_special_tokens,
+    encode_texts,
+    load_tokenizer,
+    pad_batch,
+    special_ids,
+    split_sentences,
+    tokenizer_hash,
+    vocab_size,
+)
 from tests.corpus import make_corpus
 
 TEXT = """The river is old. It was here before us! Who knows why?
@@ -29,7 +40,7 @@ def byte_level(vocab=400, lowercase=False):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([TEXT] * 3, trainer)
-    dataset.add_special_tokens(tokenizer)
+    add_special_tokens(tokenizer)
     return tokenizer
 
 
@@ -39,7 +50,7 @@ def write(folder, documents, vocab=65_536, tokenizer=None, eod=EOD, split="train
     (tokenizer or byte_level()).save(str(folder / "tokenizer.json"))
     special = {"eod": eod, "mask": 1, "pad": 2, "sep": 3}
     writer = CorpusWriter(
-        folder / f"{split}.bin", vocab, special, dataset.tokenizer_hash(folder / "tokenizer.json")
+        folder / f"{split}.bin", vocab, special, tokenizer_hash(folder / "tokenizer.json")
     )  # fmt: skip
     for document in documents:
         starts = np.cumsum([0, *map(len, document)])
@@ -137,7 +148,7 @@ def patch(path, at, data):
 
 DAMAGE = {
     "where its header says": lambda folder: cut(folder / "train.bin"),
-    "cut off": lambda folder: (folder / "train.bin").write_bytes(dataset.MAGIC + b"12"),
+    "cut off": lambda folder: (folder / "train.bin").write_bytes(MAGIC + b"12"),
     "not a token file": lambda folder: patch(folder / "train.bin", 0, b"PK"),
     "empty|not a token file": lambda folder: (folder / "train.bin").write_bytes(b""),
     "version 7": lambda folder: patch(folder / "train.bin", 8, b"\7"),
@@ -195,7 +206,7 @@ def damage(raw: bytearray, rng) -> bytearray:
     return raw
 
 
-@pytest.mark.parametrize("checked", [dataset.CHECKED, 64])  # 64 bytes: most damage is found only where it is used
+@pytest.mark.parametrize("checked", [CHECKED, 64])  # 64 bytes: most damage is found only where it is used
 def test_a_damaged_file_works_or_is_refused(tmp_path, monkeypatch, checked):
     monkeypatch.setattr(dataset, "CHECKED", checked)
     folder = make_corpus(tmp_path / "toy", documents=500)
@@ -233,13 +244,13 @@ def test_an_id_beyond_the_checked_ends_is_found_when_sampled(corpus, monkeypatch
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", ".hidden", "a..b", "a\\b", "-x", "a b"])
 def test_names_that_are_paths_are_refused(name):
     with pytest.raises(UserError, match="; "):
-        dataset.check_name(name)
+        check_name(name)
 
 
 def test_prepare_commands():
-    assert dataset.prepare_command("data/pydocs") == "python data/pydocs/prepare.py"
-    assert dataset.prepare_command("/d/minipile") == "python data/hub/prepare.py --name=minipile"
-    assert dataset.prepare_command("data/wiki") == "python data/text/prepare.py --name=wiki --files FILES"
+    assert prepare_command("data/pydocs") == "python data/pydocs/prepare.py"
+    assert prepare_command("/d/minipile") == "python data/hub/prepare.py --name=minipile"
+    assert prepare_command("data/wiki") == "python data/text/prepare.py --name=wiki --files FILES"
 
 
 # -----------------------------------------------------------------------------------------------------------------
@@ -247,56 +258,56 @@ def test_prepare_commands():
 
 
 def test_sentences():
-    assert dataset.split_sentences(TEXT)[:4] == [
+    assert split_sentences(TEXT)[:4] == [
         " The river is old.", " It was here before us!", " Who knows why?", " A line break ends a sentence, too",
     ]  # fmt: skip
-    assert dataset.split_sentences("3.14 is a.b\r\n\r\n  x  \n") == [" 3.14 is a.b", " x"]
-    assert dataset.split_sentences(" \n\t ") == []
+    assert split_sentences("3.14 is a.b\r\n\r\n  x  \n") == [" 3.14 is a.b", " x"]
+    assert split_sentences(" \n\t ") == []
 
 
 def test_a_sentence_has_the_same_ids_in_a_text_and_alone():
     tokenizer = byte_level()
-    sentences = dataset.split_sentences(TEXT)
-    text, *alone = dataset.encode_texts(tokenizer, [TEXT, *sentences])
+    sentences = split_sentences(TEXT)
+    text, *alone = encode_texts(tokenizer, [TEXT, *sentences])
     assert text == [i for ids in alone for i in ids]
-    assert [dataset.encode_texts(tokenizer, [sentence])[0] for sentence in sentences] == alone
+    assert [encode_texts(tokenizer, [sentence])[0] for sentence in sentences] == alone
     assert tokenizer.decode(alone[1]) == " It was here before us!"
 
 
 def test_an_empty_text_is_one_separator():
     tokenizer = byte_level()
     sep = tokenizer.token_to_id("[SEP]")
-    assert dataset.encode_texts(tokenizer, ["", "It was.", " \n"])[::2] == [[sep], [sep]]
-    assert dataset.encode_texts(tokenizer, []) == []
+    assert encode_texts(tokenizer, ["", "It was.", " \n"])[::2] == [[sep], [sep]]
+    assert encode_texts(tokenizer, []) == []
 
 
 def test_special_strings_in_text_are_text(tmp_path):
     byte_level().save(str(tmp_path / "tokenizer.json"))
-    tokenizer = dataset.load_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     text = "<|endoftext|> [MASK] and [SEP] [PAD]"
-    (ids,) = dataset.encode_texts(tokenizer, [text])
-    assert not set(ids) & set(dataset.special_ids(tokenizer).values())
+    (ids,) = encode_texts(tokenizer, [text])
+    assert not set(ids) & set(special_ids(tokenizer).values())
     assert tokenizer.decode(ids, skip_special_tokens=True) == " " + text
 
 
 def test_special_ids_first_name_wins_and_missing_ones_are_appended():
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "</s>": 1, "<pad>": 2, "[PAD]": 3, "<mask>": 4}, unk_token="a"))
-    dataset.add_special_tokens(tokenizer)
-    assert dataset.special_ids(tokenizer) == {"eod": 1, "mask": 4, "pad": 3, "sep": 1}
-    assert dataset.vocab_size(tokenizer) == 5
+    add_special_tokens(tokenizer)
+    assert special_ids(tokenizer) == {"eod": 1, "mask": 4, "pad": 3, "sep": 1}
+    assert vocab_size(tokenizer) == 5
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "[SEP]": 7}, unk_token="a"))
     with pytest.raises(UserError, match="endoftext"):
-        dataset.special_ids(tokenizer)
-    dataset.add_special_tokens(tokenizer)
-    assert dataset.special_ids(tokenizer)["sep"] == 7
-    assert len(set(dataset.special_ids(tokenizer).values())) == 4
-    assert dataset.vocab_size(tokenizer) == 1 + max(tokenizer.get_vocab().values())
+        special_ids(tokenizer)
+    add_special_tokens(tokenizer)
+    assert special_ids(tokenizer)["sep"] == 7
+    assert len(set(special_ids(tokenizer).values())) == 4
+    assert vocab_size(tokenizer) == 1 + max(tokenizer.get_vocab().values())
 
 
 def test_lowercase_holds_for_later_text(tmp_path):
     byte_level(lowercase=True).save(str(tmp_path / "tokenizer.json"))
-    tokenizer = dataset.load_tokenizer(tmp_path / "tokenizer.json")
-    upper, lower = dataset.encode_texts(tokenizer, ["THE RIVER ÉTÉ.", "the river été."])
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    upper, lower = encode_texts(tokenizer, ["THE RIVER ÉTÉ.", "the river été."])
     assert upper == lower
 
 
@@ -304,11 +315,11 @@ def test_tokenizers_that_are_none(tmp_path):
     (tmp_path / "t.json").write_text("{}")
     for path in (tmp_path / "t.json", tmp_path / "missing.json", tmp_path):
         with pytest.raises(UserError, match="; "):
-            dataset.load_tokenizer(path)
+            load_tokenizer(path)
 
 
 def test_pad_batch():
-    ids, mask = dataset.pad_batch([[5], [6, 7, 8], [9, 9]], pad=2)
+    ids, mask = pad_batch([[5], [6, 7, 8], [9, 9]], pad=2)
     assert ids.tolist() == [[5, 2, 2], [6, 7, 8], [9, 9, 2]] and ids.dtype == np.int64
     assert mask.tolist() == [[True, False, False], [True, True, True], [True, True, False]]
 
@@ -316,7 +327,7 @@ def test_pad_batch():
 def test_unigram_floor():
     counts, tokens = [3, 0, 4, 1, 100], np.array([0, 0, 1, 4, 2, 4], np.uint16)
     p = np.array([4, 1, 5, 2]) / 12
-    assert dataset.unigram_floor(counts, tokens, eod=4) == pytest.approx(-np.log(p[[0, 0, 1, 2]]).mean())
+    assert unigram_floor(counts, tokens, eod=4) == pytest.approx(-np.log(p[[0, 0, 1, 2]]).mean())
 
 
 def test_weighted_unigram_floor(monkeypatch):
@@ -326,11 +337,11 @@ def test_weighted_unigram_floor(monkeypatch):
     said = [(weights[t], guess[t] / sum(guess)) for t in tokens if t != 4]
     expected = sum(-w * np.log(p) for w, p in said if w) / sum(w for w, _ in said)
     monkeypatch.setattr(dataset, "CHUNK", 4)  # in several pieces
-    assert dataset.unigram_floor(counts, tokens, 4, weights) == pytest.approx(expected)
-    assert dataset.unigram_floor(counts, tokens, 4, np.ones(5)) == dataset.unigram_floor(counts, tokens, 4)
+    assert unigram_floor(counts, tokens, 4, weights) == pytest.approx(expected)
+    assert unigram_floor(counts, tokens, 4, np.ones(5)) == unigram_floor(counts, tokens, 4)
     own = np.bincount(tokens, minlength=5) * 1000 - 1  # the guess from the counts of the text itself
     for other in np.random.default_rng(0).integers(1, 1000, (20, 5)):
-        assert dataset.unigram_floor(own, tokens, 4, weights) <= dataset.unigram_floor(other, tokens, 4, weights)
+        assert unigram_floor(own, tokens, 4, weights) <= unigram_floor(other, tokens, 4, weights)
 
 
 def test_idf(tmp_path, corpus):
@@ -431,23 +442,23 @@ def test_lengths_have_their_shares(corpus):
     corpus, _ = corpus
     corpus.split = "val"
     steps, lengths = np.arange(100_000), np.array([8, 16, 32, 64])
-    drawn = lengths[dataset.choose((0.1, 0.0, 0.6, 0.3), 1, dataset.LENGTH, steps)].tolist()
+    drawn = lengths[choose((0.1, 0.0, 0.6, 0.3), 1, LENGTH, steps)].tolist()
     found = [drawn.count(n) for n in (8, 32, 64)]
     assert drawn.count(16) == 0 and stats.chisquare(found, [10_000, 60_000, 30_000]).pvalue > 1e-3
     sampler = Sampler(corpus, lengths.tolist(), seed=1)
     assert drawn[7000:7100] == [sampler.length(step, (1, 0, 6, 3)) for step in range(7000, 7100)]
     for i in range(4):
-        assert (dataset.choose(np.eye(4)[i], 1, dataset.LENGTH, steps) == i).all()
+        assert (choose(np.eye(4)[i], 1, LENGTH, steps) == i).all()
 
 
 def test_hashes_are_even_and_independent():
-    values = dataset.hash64(1, 2, 3, np.arange(100_000))
+    values = hash64(1, 2, 3, np.arange(100_000))
     assert len(np.unique(values)) == 100_000
     for shift in range(64):  # every bit is fair, and neighbours share half of their bits
         bits = values >> np.uint64(shift) & np.uint64(1)
         assert abs(bits.mean() - 0.5) < 0.01
         assert abs((bits[1:] == bits[:-1]).mean() - 0.5) < 0.01
-    assert (dataset.hash64(1, 2, 3, np.arange(9)) == [dataset.hash64(1, 2, 3, i)[0] for i in range(9)]).all()
+    assert (hash64(1, 2, 3, np.arange(9)) == [hash64(1, 2, 3, i)[0] for i in range(9)]).all()
 
 
 def test_a_length_without_enough_rows_is_refused_with_the_next_shorter(tmp_path):

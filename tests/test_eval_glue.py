@@ -16,9 +16,14 @@ from sklearn import metrics as sk
 
 import eval_glue
 from encoders import Options
-from lab import floors, sources, tasks
+from lab import sources
 from lab.command import NonFinite
 from lab.configurator import UserError
+from lab.evaluation import floors
+from lab.evaluation.floors import UNTRAINED_SEEDS, cache_key, model_floors, predictions, text_floors, word_controls
+from lab.evaluation.retrieval import retrieval_hits
+from lab.evaluation.scores import BEYOND, PARTIALS, best_threshold, beyond_words, bootstrap
+from lab.evaluation.tasks import Pairs, load_task
 from lab.runs import load_run
 from model import ConceptModel
 from tests import training
@@ -71,7 +76,7 @@ def write_tasks(folder):
 @pytest.fixture(scope="module", autouse=True)
 def fewer_resamples():
     """Of each interval, which tests/test_floors.py compares with loops."""
-    with patch.object(floors.bootstrap, "__defaults__", (0, 200)):
+    with patch.object(bootstrap, "__defaults__", (0, 200)):
         yield
 
 
@@ -101,7 +106,7 @@ def records(place):
 
 
 OTHERS = {"pearson_whitened", "pearson_first", "pearson_maxsim"}
-CORRELATIONS = {"pearson", "spearman", "pearson_centred", "spearman_centred", *OTHERS, *floors.BEYOND}
+CORRELATIONS = {"pearson", "spearman", "pearson_centred", "spearman_centred", *OTHERS, *BEYOND}
 SHARES = {"accuracy", "f1", "mcc"}
 FLOORS = {"word_tfidf", "char_tfidf", "random_vectors", "token_idf", "untrained"}
 
@@ -148,7 +153,7 @@ def embed(run, splits):
 
 def test_scores_by_hand_and_in_other_batches(place, records):
     run = load_run(place / "out/run", device="cpu")
-    splits = tasks.load_task("stsb", place / "glue")
+    splits = load_task("stsb", place / "glue")
     vectors = embed(run, splits)
     head = [vectors[text] for pair in splits["train"].rows for text in pair]
     for name in ("dev", "test"):
@@ -158,9 +163,9 @@ def test_scores_by_hand_and_in_other_batches(place, records):
             assert metrics[f"pearson{suffix}"] == pytest.approx(stats.pearsonr(x, gold)[0], abs=1e-4)
             assert metrics[f"spearman{suffix}"] == pytest.approx(stats.spearmanr(x, gold)[0], abs=1e-4)
 
-    splits = tasks.load_task("paws", place / "glue")
+    splits = load_task("paws", place / "glue")
     vectors = embed(run, splits)
-    threshold = tasks.best_threshold(cosines(vectors, splits["test"]), splits["test"].labels)
+    threshold = best_threshold(cosines(vectors, splits["test"]), splits["test"].labels)
     predicted = (cosines(vectors, splits["dev"]) >= threshold).astype(int)
     metrics, gold = records["paws"]["splits"]["dev"]["metrics"], splits["dev"].labels
     assert metrics["accuracy"] == pytest.approx(sk.accuracy_score(gold, predicted), abs=1e-4)
@@ -169,20 +174,20 @@ def test_scores_by_hand_and_in_other_batches(place, records):
 
 
 def test_beyond_words_in_the_record(place, records):
-    pairs = tasks.Pairs("stsb", tasks.load_task("stsb", place / "glue"))
+    pairs = Pairs("stsb", load_task("stsb", place / "glue"))
     with np.load(place / "out/run/eval/zero_shot_stsb.npz") as rows:
         ours = rows["dev/centred"]
-    theirs = {floor: answers["dev"] for floor, answers in floors.text_floors(pairs).items()}
+    theirs = {floor: answers["dev"] for floor, answers in text_floors(pairs).items()}
     run = load_run(place / "out/run", device="cpu")
-    theirs |= {floor: answers["dev"] for floor, answers in floors.model_floors(run, pairs).items()}
-    known, dev = floors.word_controls(pairs, "dev", theirs), records["stsb"]["splits"]["dev"]
-    own = {floor: {m for m, controls in floors.PARTIALS.items() if floor in controls} for floor in FLOORS}
+    theirs |= {floor: answers["dev"] for floor, answers in model_floors(run, pairs).items()}
+    known, dev = word_controls(pairs, "dev", theirs), records["stsb"]["splits"]["dev"]
+    own = {floor: {m for m, controls in PARTIALS.items() if floor in controls} for floor in FLOORS}
     assert own["token_idf"] == {"partial_token_idf"} and own["word_tfidf"] == {"partial_lexical"}
     for name, centred, metrics in (
         ("", ours, dev["metrics"]),
         *((f, theirs[f]["centred"], dev["floors"][f]) for f in own),
     ):
-        expected = floors.beyond_words(centred, pairs.labels["dev"], known)
+        expected = beyond_words(centred, pairs.labels["dev"], known)
         for metric, value in expected.items():
             null = metric in own.get(name, ())
             assert metrics[metric] == (None if null else pytest.approx(value.mean(), abs=1e-6))
@@ -237,7 +242,7 @@ def test_other_similarities_by_loops(place):
     run = load_run(place / "out/run", device="cpu")
     with np.load(place / "out/run/eval/zero_shot_sick_r.npz") as rows:
         answers = {kind: rows[f"dev/{kind}"][0] for kind in ("first", "maxsim", "whitened")}
-    splits = tasks.load_task("sick_r", place / "glue")
+    splits = load_task("sick_r", place / "glue")
 
     def cosine(a, b):
         return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
@@ -256,7 +261,7 @@ def test_other_similarities_by_loops(place):
 
 def test_untrained_and_token_idf_by_hand(place, records):
     run = load_run(place / "out/run", device="cpu")
-    splits = tasks.load_task("sick_r", place / "glue")
+    splits = load_task("sick_r", place / "glue")
     untrained, lexical, first = [], [], run.model
     train_texts = [text for row in splits["train"].rows for text in row]
     sets = [set(ids) for ids in run.encode_texts(train_texts)]
@@ -317,7 +322,7 @@ def test_a_text_whose_vector_is_not_finite_is_named(place, tmp_path):
             read([good, bad, good])
     assert run.embed([]).shape == (0, run.config["hidden"])
     with pytest.raises(NonFinite, match=named):
-        floors.retrieval_hits(run, [good, good + ".", bad, good + "!"])
+        retrieval_hits(run, [good, good + ".", bad, good + "!"])
     run.rows = torch.tensor([[only] * 4, [2] * 4])
     run.config["whitening"] = 0.5
     with pytest.raises(NonFinite, match="validation row 0"):
@@ -326,8 +331,8 @@ def test_a_text_whose_vector_is_not_finite_is_named(place, tmp_path):
 
 def test_damaged_or_other_floors_are_computed_anew(place, records, monkeypatch):
     run = load_run(place / "out/run", device="cpu")
-    pairs = tasks.Pairs("sick_r", tasks.load_task("sick_r", place / "glue"))
-    key = floors.cache_key(run, pairs)
+    pairs = Pairs("sick_r", load_task("sick_r", place / "glue"))
+    key = cache_key(run, pairs)
     (kept,) = (place / "out/.floors").glob("sick_r_*.npz")
     assert key in kept.name
     kept.write_bytes(kept.read_bytes()[:1000])
@@ -337,7 +342,7 @@ def test_damaged_or_other_floors_are_computed_anew(place, records, monkeypatch):
     def changed(place, name, value):
         with monkeypatch.context() as patch:
             (patch.setitem if isinstance(place, dict) else patch.setattr)(place, name, value)
-            return floors.cache_key(run, pairs) != key
+            return cache_key(run, pairs) != key
 
     assert changed(pairs.labels, "dev", pairs.labels["dev"] + 1) and changed(pairs, "sentences", pairs.sentences[1:])
     assert changed(run.model.config, "init", "gpt2") and changed(run, "max_length", 8)
@@ -350,7 +355,7 @@ def test_damaged_or_other_floors_are_computed_anew(place, records, monkeypatch):
         sources.digest.cache_clear()
         with monkeypatch.context() as patch:
             patch.setattr(Path, "read_bytes", lambda self: read(self) + b"# new" * (self.name in names))
-            found = floors.cache_key(run, pairs) != key, floors.version(pairs) != version
+            found = cache_key(run, pairs) != key, floors.version(pairs) != version
         sources.digest.cache_clear()
         return found
 
@@ -423,9 +428,9 @@ def test_a_sweep_over_concepts_and_iterations(place, capsys, monkeypatch):
     assert cells[4] == f"{100 * dev['metrics']['pearson_centred']:.4g}"
     assert cells[5] == f"{100 * dev['floors']['untrained']['pearson_centred']:.4g}"
     run = load_run(out, device="cpu", options=Options(1, 2))
-    pairs = tasks.Pairs("stsb", tasks.load_task("stsb", place / "glue"))
-    twin = [floors.embed(run.twin(seed), pairs) for seed in range(floors.UNTRAINED_SEEDS)]
-    answers = [floors.predictions(vectors, pairs)["dev"]["centred"][0] for vectors in twin]
+    pairs = Pairs("stsb", load_task("stsb", place / "glue"))
+    twin = [floors.embed(run.twin(seed), pairs) for seed in range(UNTRAINED_SEEDS)]
+    answers = [predictions(vectors, pairs)["dev"]["centred"][0] for vectors in twin]
     expected = np.mean([stats.pearsonr(answer, pairs.labels["dev"])[0] for answer in answers])
     assert dev["floors"]["untrained"]["pearson_centred"] == pytest.approx(expected, abs=1e-6)
     for other in "concepts8_iterations2", "concepts1_iterations1":

@@ -17,12 +17,15 @@ import torch
 from filelock import FileLock
 
 import analyze
-from lab import dataset, files, pmi, prepare
+from lab import files
 from lab.command import Failure
 from lab.configurator import UserError
-from lab.dataset import Corpus
+from lab.data import corpus, pmi, prepare
+from lab.data.corpus import Corpus
+from lab.data.tokenizers import load_tokenizer
 from lab.files import locked, replacing
-from lab.runs import RunFolder, load_run
+from lab.runs import load_run
+from lab.training.run_folder import RunFolder
 from tests import test_prepare
 from tests.corpus import make_corpus
 from tests.test_eval_glue import judge, write_tasks
@@ -214,11 +217,9 @@ def test_a_second_preparation_waits(same, prepared, text, place, tmp_path):
 def test_another_node_prepared_the_same_data(place, tmp_path, monkeypatch):
     data = tmp_path / "pydocs"
     ended = SimpleNamespace(poll=lambda: 2, returncode=2)
-    monkeypatch.setattr(
-        dataset.subprocess, "Popen", lambda words: [shutil.copytree(place / "data/toy", data), ended][1]
-    )
+    monkeypatch.setattr(corpus.subprocess, "Popen", lambda words: [shutil.copytree(place / "data/toy", data), ended][1])
     world = SimpleNamespace(barrier=lambda: None, on_rank0=lambda function: function())
-    assert dataset.prepare(data, world, SimpleNamespace(received=0)) == 0
+    assert corpus.prepare(data, world, SimpleNamespace(received=0)) == 0
 
 
 def finished(folder):
@@ -305,7 +306,7 @@ LOADED += ("ckpt_2/model.safetensors",)
 DENIED = {f"run/{name}": lambda place, out: load_run(out, device="cpu") for name in LOADED}
 DENIED |= {f"run/ckpt_2/{name}": goes_on for name in ("model.safetensors", "optim.pt", "state.json")}
 DENIED |= {f"toy/{name}": lambda place, out: Corpus(out.parent / "toy", "train") for name in ("meta.json", "train.bin")}
-DENIED["toy/tokenizer.json"] = lambda place, out: dataset.load_tokenizer(out.parent / "toy/tokenizer.json")
+DENIED["toy/tokenizer.json"] = lambda place, out: load_tokenizer(out.parent / "toy/tokenizer.json")
 DENIED[f"toy/{pmi.FILE}"] = lambda place, out: pmi.load(Corpus(out.parent / "toy", "train"))
 DENIED["x.json"] = lambda place, out: files.read_json(out.parent / "x.json", "an evaluation")
 

@@ -12,12 +12,14 @@ from sklearn.linear_model import LogisticRegression, Ridge
 import eval_glue
 from decoders import DECODERS
 from heads import HEADS
-from lab import finetune, floors, tasks
 from lab.command import NonFinite
-from lab.dataset import pad_batch
-from lab.finetune import FineTuning, batches, loss_of, shorten, stretched
+from lab.data.tokenizers import pad_batch
+from lab.evaluation import finetune
+from lab.evaluation.finetune import FineTuning, batches, loss_of, shorten, stretched
+from lab.evaluation.floors import linear_fit
+from lab.evaluation.metrics import METRICS
+from lab.evaluation.tasks import TASKS, Pairs, load_task
 from lab.runs import load_run
-from lab.tasks import Pairs
 from model import ConceptModel, ModelConfig
 from tests import training
 from tests.corpus import make_corpus
@@ -102,12 +104,12 @@ def test_overlap_floor_equals_scikit_learn():
     chance = np.random.default_rng(0)
     x, y = chance.normal(size=(80, 5)), chance.integers(0, 3, 80)
     ones = np.hstack([x, np.ones((80, 1))])
-    ours = ones @ floors.linear_fit(ones, y, 3)
+    ours = ones @ linear_fit(ones, y, 3)
     theirs = LogisticRegression(C=1.0, fit_intercept=False, tol=1e-8, max_iter=2000).fit(ones, y)
     assert np.allclose(ours - ours.mean(1, keepdims=True), theirs.decision_function(ones), atol=1e-3)
     scores = chance.normal(size=80)
     theirs = Ridge(alpha=1.0, fit_intercept=False).fit(ones, scores)
-    assert np.allclose((ones @ floors.linear_fit(ones, scores, 0))[:, 0], theirs.predict(ones))
+    assert np.allclose((ones @ linear_fit(ones, scores, 0))[:, 0], theirs.predict(ones))
 
 
 # ---- rows
@@ -151,7 +153,7 @@ def test_stretched_positions():
 
 
 def mrpc(place):
-    return Pairs("mrpc", tasks.load_task("mrpc", place / "glue"), "train")
+    return Pairs("mrpc", load_task("mrpc", place / "glue"), "train")
 
 
 def record(place, name, run="run"):
@@ -170,10 +172,10 @@ def test_the_record_of_each_task(place, capsys):
             for split, judged in made["splits"].items():
                 assert {"overlap_features", "untrained"} <= judged["floors"].keys()
                 assert ("majority" in judged["floors"]) == (name != "stsb")
-                primary = tasks.TASKS[name].primary
+                primary = TASKS[name].primary
                 labels = rows[f"{split}/labels"]
                 assert rows[f"{split}/predictions"].shape == (2, len(labels))
-                scores = [tasks.METRICS[primary][0](p, labels) for p in rows[f"{split}/predictions"]]
+                scores = [METRICS[primary][0](p, labels) for p in rows[f"{split}/predictions"]]
                 assert judged["metrics"][primary] == pytest.approx(np.median(scores))
                 assert [seed[split][primary] for seed in made["per_seed"]] == pytest.approx(scores)
                 lift = judged["lift"]["best_floor"]
@@ -213,7 +215,7 @@ def test_labels_that_are_judged_choose_nothing(place, tmp_path):
     run = load_run(place / "out/run", device="cpu")
     made = []
     for turned in (False, True):
-        splits = tasks.load_task("stsb", place / "glue")
+        splits = load_task("stsb", place / "glue")
         if turned:  # what is best by them would be worst
             for split in ("dev", "test"):
                 splits[split].labels = 5 - splits[split].labels
@@ -229,7 +231,7 @@ def test_labels_that_are_judged_choose_nothing(place, tmp_path):
 def test_the_best_epoch_is_kept(place, tmp_path, monkeypatch):
     run, pairs = (
         load_run(place / "out/run", device="cpu"),
-        Pairs("mrpc", tasks.load_task("mrpc", place / "glue"), "train"),
+        Pairs("mrpc", load_task("mrpc", place / "glue"), "train"),
     )
     config = eval_glue.EvalConfig(run="x", mode="fine_tune", epochs=4, seeds=1)
     work, seen = FineTuning(run, pairs, config, tmp_path), []
@@ -244,7 +246,7 @@ def test_killed_and_gone_on(place, tmp_path, monkeypatch):
     """Stopped in its third epoch it goes on with the third, to the same bits."""
     run, pairs = (
         load_run(place / "out/run", device="cpu"),
-        Pairs("mrpc", tasks.load_task("mrpc", place / "glue"), "train"),
+        Pairs("mrpc", load_task("mrpc", place / "glue"), "train"),
     )
     config = eval_glue.EvalConfig(run="x", mode="fine_tune", epochs=4, seeds=1)
     whole = FineTuning(run, pairs, config, tmp_path / "whole").answers(0, 1e-3)

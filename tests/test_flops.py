@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import losses
 from encoders import ENCODERS
-from lab import optim
 from lab.distributed import World
-from lab.plan import Plan, cost
+from lab.training import optim
+from lab.training.plan import Plan, cost
 from losses import CONCEPT_LOSSES, Balance, ConceptLossConfig
 from model import ConceptModel, ModelConfig
 from noise import Noise

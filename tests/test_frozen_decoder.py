@@ -9,9 +9,10 @@ from registries import build, built_for, make_problems
 from safetensors.torch import load_file
 
 from decoders import DECODERS
-from lab import optim
 from lab.configurator import UserError
-from lab.runs import RunFolder, load_run
+from lab.runs import load_run
+from lab.training import optim
+from lab.training.run_folder import RunFolder
 from model import AFTER_CONCEPTS
 from tests.training import BRIEF, arguments, assert_same_checkpoint, assert_same_run, run, run_ranks
 

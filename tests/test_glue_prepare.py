@@ -12,8 +12,8 @@ import pytest
 from httpx import Request, Response
 from huggingface_hub.errors import RevisionNotFoundError
 
-from lab import tasks
 from lab.configurator import UserError
+from lab.evaluation.tasks import TASKS, load_task
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = runpy.run_path(str(ROOT / "data/glue/prepare.py"), run_name="prepare_glue")
@@ -63,18 +63,18 @@ def test_every_task_from_parquet(hub, tmp_path, capsys):
     told = capsys.readouterr().err
     for name, source in HUB.items():
         for task in ("sick_r", "sick_e") if name == "sick" else (name,):
-            splits = tasks.load_task(task, tmp_path / "glue")
+            splits = load_task(task, tmp_path / "glue")
             assert splits.keys() == source.splits.keys()
             for split, content in splits.items():
                 rows = rows_of(name, source.splits[split])
                 columns = SENTENCES.get(name, ("sentence1", "sentence2"))
                 assert content.rows == [tuple(" ".join(row[c].split()) for c in columns) for row in rows]
-                if tasks.TASKS[task].kind == "score":
+                if TASKS[task].kind == "score":
                     key = "relatedness_score" if name == "sick" else "label"
                     assert content.labels.tolist() == pytest.approx([row[key] for row in rows])
                 else:
                     wanted = [source.names[row["label"]] for row in rows]
-                    own = [tasks.TASKS[task].labels[label].lower() for label in content.labels]
+                    own = [TASKS[task].labels[label].lower() for label in content.labels]
                     numbers = [str(row["label"]) for row in rows]
                     assert own in (wanted, numbers)
     assert "mrpc train: rows (3, 3), officially (1194, 2474)" in told
@@ -87,7 +87,7 @@ def test_labels_in_another_order_go_by_their_names(tmp_path, capsys):
     main([f"--from={tmp_path / 'hub'}", f"--data_dir={tmp_path / 'to'}", "--tasks=rte"])
     told = capsys.readouterr().err
     assert "numbers its labels ['not_entailment', 'entailment']" in told and "rte: there is no train split" in told
-    assert tasks.load_task("rte", tmp_path / "to/glue")["dev"].labels.tolist() == [0, 1, 0, 1]
+    assert load_task("rte", tmp_path / "to/glue")["dev"].labels.tolist() == [0, 1, 0, 1]
 
 
 def test_hidden_labels_and_damage(tmp_path):
@@ -157,7 +157,7 @@ def test_files_are_found_on_the_converter_s_branch_and_on_main(hub, tmp_path, mo
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
     assert main([f"--data_dir={tmp_path}", "--tasks=rte"]) == 0
     assert asked == ["refs/convert/parquet", "main"] * 2
-    assert tasks.load_task("rte", tmp_path / "glue").keys() == {"train", "dev"}
+    assert load_task("rte", tmp_path / "glue").keys() == {"train", "dev"}
 
 
 def test_mistakes(tmp_path, monkeypatch):

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from lab import grids, report, tasks
+from lab import report
+from lab.evaluation.metrics import pearson
+from lab.grids import summary as grids
 from lab.report import HEADLINE
-from lab.runs import RunFolder
+from lab.training.run_folder import RunFolder
 from tests.browser import assert_fits
 
 NOISE = {"first": 0.5, "same": 0.5, "good": 0.1, "bad": 3.0}  # an arm's answers: the labels and so much noise
@@ -31,7 +33,7 @@ def planted(tmp_path_factory):
             answers = labels + noise * chance.normal(size=(1, 300))
             arrays = {"dev/labels": labels, "dev/cosines": answers, "dev/centred": answers}
             np.savez(grids.record_path(out.path, "stsb").with_suffix(".npz"), **arrays)
-            value = tasks.pearson(answers[0], labels)
+            value = pearson(answers[0], labels)
             lift = {"best_floor": {"floor": "char_tfidf"}, "untrained": {}, "token_idf": {}}
             lift = {name: {**one, "value": value - 0.5, "low": 0.0, "high": 1.0} for name, one in lift.items()}
             metrics = {"pearson": value, "pearson_centred": value, HEADLINE: value / 2}

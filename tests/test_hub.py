@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from lab import dataset
-from lab.dataset import Corpus
+from lab.data.corpus import Corpus
+from lab.data.tokenizers import load_tokenizer, split_sentences
 from tests import test_prepare
 from tests.test_prepare import ROOT, all_tokens, documents, ids_of, script
 
@@ -47,14 +47,14 @@ def test_hub_goes_on_where_it_stopped(run, bpe, tmp_path, minipile, monkeypatch)
     code, out, err = run("hub", *flags, module=hub)
     assert code == 0 and "1 of 3 parts" in err and len(encoded) == 4, err
 
-    tokenizer = dataset.load_tokenizer(bpe)
+    tokenizer = load_tokenizer(bpe)
     train, val = (Corpus(tmp_path / "data" / "minipile", split) for split in ("train", "val"))
     assert train.tokens.tolist() == all_tokens(texts["train-0"] + texts["train-1"], tokenizer)
     assert val.tokens.tolist() == all_tokens(texts["validation-0"], tokenizer)
     assert train.tokens[train.documents[:-1]].tolist() == [
         ids_of(text, tokenizer)[0] for text in texts["train-0"] + texts["train-1"]
     ]
-    assert len(train.sentences) == sum(len(dataset.split_sentences(t)) for t in texts["train-0"] + texts["train-1"])
+    assert len(train.sentences) == sum(len(split_sentences(t)) for t in texts["train-0"] + texts["train-1"])
     assert train.meta["counts"] == np.bincount(train.tokens, minlength=train.vocab_size).tolist()
     assert sorted(path.name for path in train.folder.iterdir()) == FINISHED
 
@@ -96,7 +96,7 @@ def test_hub_of_two_repositories_holds_documents_out(run, bpe, tmp_path, two_rep
     code, out, err = run("hub", *flags, module=hub)
     assert code == 0 and "2 of 3 parts" in err and len(done) == 4, err
 
-    tokenizer, sides = dataset.load_tokenizer(bpe), {"train": [], "val": []}
+    tokenizer, sides = load_tokenizer(bpe), {"train": [], "val": []}
     for text in sum(shards, []):
         sides[hub.drawn_split(text)].append(text)
     texts = {split: Corpus(tmp_path / "data" / "openwebtext_wikipedia", split) for split in sides}
@@ -148,7 +148,7 @@ def test_shards_and_row_groups_without_rows_and_text_in_bytes(run, bpe, tmp_path
     shards_of(shards, tmp_path / "hub")
     code, _, err = run("hub", "--name=minipile", f"--local={tmp_path / 'hub'}", f"--tokenizer={bpe}")
     assert code == 0, err
-    tokenizer = dataset.load_tokenizer(bpe)
+    tokenizer = load_tokenizer(bpe)
     assert Corpus(tmp_path / "data/minipile", "train").tokens.tolist() == all_tokens(texts, tokenizer)
     assert Corpus(tmp_path / "data/minipile", "val").tokens.tolist() == all_tokens(["Held out. Text."], tokenizer)
 

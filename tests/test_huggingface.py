@@ -8,11 +8,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import eval_glue
-from lab import tasks
 from lab.configurator import UserError
-from lab.finetune import token_rows
-from lab.huggingface import is_reference, load_reference
-from lab.tasks import Pairs
+from lab.evaluation.finetune import token_rows
+from lab.evaluation.huggingface import is_reference, load_reference
+from lab.evaluation.tasks import Pairs, load_task
 from tests.test_eval_glue import write_tasks
 
 transformers = pytest.importorskip("transformers")
@@ -47,7 +46,7 @@ def test_embeddings_are_the_mean_over_tokens(place):
     assert torch.allclose(run.embed(texts[1]), run.embed(texts)[1], atol=1e-6) and run.embed("a ship").ndim == 1
     assert run.concepts("a ship").shape == (1, 32) and run.encode_texts("a ship") == run.encode_texts(["a ship"])[0]
     assert torch.equal(run.embed(["a \ud83d ship"]), run.embed(["a ? ship"]))
-    pairs = Pairs("mrpc", tasks.load_task("mrpc", place / "glue"), "train")
+    pairs = Pairs("mrpc", load_task("mrpc", place / "glue"), "train")
     rows, cut = token_rows(run, pairs, apart=False, most=9)
     end = tokenizer.sep_token_id
     dev = [row[0] % run.model.tokens.num_embeddings for row in rows["dev"]]
@@ -121,7 +120,7 @@ def test_pairs_are_as_the_tokenizer_says(kind, tmp_path):
 
 def test_segments_reach_a_head_that_is_trained(place):
     run = load_reference(place / "bert", "cpu")
-    pairs = Pairs("mrpc", tasks.load_task("mrpc", place / "glue"), "train")
+    pairs = Pairs("mrpc", load_task("mrpc", place / "glue"), "train")
     rows, _ = token_rows(run, pairs, apart=False, most=500)
     tokenizer = transformers.AutoTokenizer.from_pretrained(place / "bert")
     V = run.model.tokens.num_embeddings

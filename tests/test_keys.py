@@ -15,8 +15,8 @@ import torch
 import compare
 import train
 from decoders import DECODERS
-from lab import prepare
 from lab.configurator import PathStr, UserError, fields_of, parse
+from lab.data import prepare
 from model import ConceptModel, ModelConfig
 from noise import Noise
 from objectives import OBJECTIVES, Objective, ObjectiveConfig, Objectives
@@ -184,7 +184,7 @@ def test_an_older_python_reads_as_far_as_the_sentence():
 def test_an_older_python_gets_the_sentence(python):
     if subprocess.run([python, "--version"], capture_output=True).returncode:
         pytest.skip("no such Python behind this name")
-    for words in ([ROOT / "train.py"], [ROOT / "data/text/prepare.py"], ["-m", "lab.pmi"]):
+    for words in ([ROOT / "train.py"], [ROOT / "data/text/prepare.py"], ["-m", "lab.data.pmi"]):
         done = subprocess.run([python, *words], cwd=ROOT, capture_output=True, text=True, timeout=20)
         assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
         assert done.stderr.startswith("error: Python 3.") and "is too old; write: python3.11 -m venv" in done.stderr

@@ -20,9 +20,10 @@ from corpus import sentence
 from safetensors.torch import load_file
 
 import nano
-from lab import optim
-from lab.dataset import Corpus, Sampler
-from lab.runs import RunFolder
+from lab.data.corpus import Corpus
+from lab.data.sampler import Sampler
+from lab.training import optim
+from lab.training.run_folder import RunFolder
 from model import ConceptModel, ModelConfig
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives

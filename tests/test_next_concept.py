@@ -7,10 +7,12 @@ from registries import build, built_for, make_problems
 
 import losses
 from encoders import Options
-from lab import dataset, spectral
 from lab.configurator import UserError
-from lab.plan import make_plan
-from lab.runs import TOKEN_VECTORS, RunFolder, load_run
+from lab.data import spectral
+from lab.data.corpus import Corpus
+from lab.runs import load_run
+from lab.training.plan import make_plan
+from lab.training.run_folder import TOKEN_VECTORS, RunFolder
 from objectives import ObjectiveConfig, Objectives
 from tests.training import BRIEF, arguments, assert_same_checkpoint, assert_same_run, run, run_ranks
 from train import TrainConfig
@@ -146,7 +148,7 @@ def test_a_run_and_what_it_prints(target, data, tmp_path, capsys):
     kept = RunFolder(out).kept(TOKEN_VECTORS)
     assert (kept is None) == (target == "concepts")
     if kept is not None:
-        text = dataset.Corpus(data / "toy", "train")
+        text = Corpus(data / "toy", "train")
         assert torch.equal(kept, spectral.token_vectors(text, 64, 5e7)[0])
     state = torch.load(RunFolder(out).checkpoint() / "optim.pt", weights_only=True)["state"]
     assert all(x["exp_avg"].any() for x in state.values()) and len(state) == len(loaded.model.state_dict())

@@ -8,7 +8,7 @@ from corpus import make_corpus
 
 import train
 from lab import command, report
-from lab.runs import RunFolder
+from lab.training.run_folder import RunFolder
 from tests.training import BRIEF, arguments, losses, run
 
 

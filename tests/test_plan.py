@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import losses
-from lab import optim, plan
 from lab.configurator import UserError
 from lab.distributed import World
-from lab.plan import (
+from lab.training import optim, plan
+from lab.training.plan import (
     COMPILE_SAVES,
     COMPILE_SECONDS,
     EAGER_FLOPS,

@@ -9,8 +9,10 @@ import pytest
 import torch
 from corpus import make_corpus
 
-from lab import dataset, pmi
 from lab.configurator import UserError
+from lab.data import pmi
+from lab.data.corpus import Corpus
+from lab.data.tokenizers import load_tokenizer, word_starts
 from noise import PRIME, phrase_hashes, phrase_starts
 from tests.training import run
 
@@ -74,8 +76,8 @@ def test_phrases_are_the_longest_from_left_to_right():
 
 def test_scores_are_the_least_over_all_cuts(data):
     """Of every n-gram of words of the corpus that is there often enough, by plain counting."""
-    text = dataset.Corpus(data / "toy", "train")
-    starts = dataset.word_starts(dataset.load_tokenizer(data / "toy" / "tokenizer.json"))
+    text = Corpus(data / "toy", "train")
+    starts = word_starts(load_tokenizer(data / "toy" / "tokenizer.json"))
     grams = [{} for _ in range(5)]
     tokens = text.tokens.tolist()
     begins, row = [], []  # row: its words
@@ -128,13 +130,13 @@ def test_counts_in_bounded_memory_keep_what_is_frequent():
 
 def test_a_run_with_collocations(data, tmp_path):
     words = ["--objective=mlm", "--mask_unit=pmi", "--max_steps=2", "--eval_interval=0", "--warmup=0"]
-    with pytest.raises(UserError, match="run python -m lab.pmi --dataset=toy"):
+    with pytest.raises(UserError, match="run python -m lab.data.pmi --dataset=toy"):
         run(data, tmp_path / "run", *words)
     assert pmi.main(["--dataset=toy", f"--data_dir={data}", "--size=100"]) == 0
     assert run(data, tmp_path / "run", *words) == 0
     meta = data / "toy" / "meta.json"
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"created": "later"}))
-    with pytest.raises(UserError, match="of other text; run python -m lab.pmi --dataset=toy"):
+    with pytest.raises(UserError, match="of other text; run python -m lab.data.pmi --dataset=toy"):
         run(data, tmp_path / "other", *words)
     (data / "toy" / pmi.FILE).write_bytes(b"nothing")
     with pytest.raises(UserError, match="damaged"):

@@ -6,9 +6,10 @@ from corpus import make_corpus
 from registries import MASK, build
 
 from decoders import DECODERS
-from lab import dataset
-from lab.plan import Plan, cost
-from lab.validation import Batch, Evaluator
+from lab.data.corpus import Corpus
+from lab.data.sampler import Sampler
+from lab.training.plan import Plan, cost
+from lab.training.validation import Batch, Evaluator
 from model import ModelConfig
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives
@@ -54,10 +55,10 @@ def test_what_it_asks_for():
 
 
 def test_rows_and_their_next_are_of_one_document(tmp_path):
-    corpus = dataset.Corpus(make_corpus(tmp_path / "toy"), "train")
+    corpus = Corpus(make_corpus(tmp_path / "toy"), "train")
     for source, length in (("row", 48), ("next", 16)):
         o = prefix(prefix_source=source)
-        sampler = dataset.Sampler(corpus, (length,), 0, one_document=o.one_document, pairs=o.pairs)
+        sampler = Sampler(corpus, (length,), 0, one_document=o.one_document, pairs=o.pairs)
         ids, documents = sampler.batch(0, length, torch.arange(64).numpy())
         assert not (ids[:, :-1] == corpus.eod).any()
         assert source == "row" or (documents[0::2] == documents[1::2]).all()

@@ -20,10 +20,19 @@ import pytest
 import tiktoken
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from lab import dataset, prepare, text_files
 from lab.command import command
 from lab.configurator import UserError
-from lab.dataset import Corpus
+from lab.data import prepare, text_files
+from lab.data.corpus import Corpus
+from lab.data.tokenizers import (
+    add_special_tokens,
+    encode_texts,
+    load_tokenizer,
+    special_ids,
+    split_sentences,
+    tokenizer_hash,
+    vocab_size,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("NANOCONCEPT_DATA", ROOT.parent / "shared" / "data"))
@@ -103,12 +112,12 @@ def start(name, *flags, cores=None, **kwargs):
 
 
 def ids_of(text, tokenizer):
-    (ids,) = dataset.encode_texts(tokenizer, [text])
+    (ids,) = encode_texts(tokenizer, [text])
     return ids
 
 
 def all_tokens(texts, tokenizer):
-    eod = dataset.special_ids(tokenizer)["eod"]
+    eod = special_ids(tokenizer)["eod"]
     return [i for text in texts for i in [*ids_of(text, tokenizer), eod]]
 
 
@@ -122,7 +131,7 @@ def test_tiktoken_gives_the_ids_of_the_tokenizer(tmp_path, lowercase):
     prepare.make_tokenizer("bpe:700", Texts(texts), lowercase, tmp_path / "t.json")
     encoder = prepare.Encoder(tmp_path / "t.json")
     assert encoder.twin is not None
-    sentences = [s for text in texts for s in dataset.split_sentences(text)]
+    sentences = [s for text in texts for s in split_sentences(text)]
     normalize = encoder.tokenizer.normalizer.normalize_str if lowercase else str
     assert [encoder.twin.encode_ordinary(normalize(s)) for s in sentences] == encoder.slow(sentences)
     assert encoder(sentences) == encoder.slow(sentences)
@@ -135,13 +144,13 @@ def test_tiktoken_gives_the_ids_of_the_tokenizer_on_real_text(tmp_path):
     )
     prepare.make_tokenizer("bpe:4096", Texts([text]), False, tmp_path / "t.json")
     encoder = prepare.Encoder(tmp_path / "t.json")
-    sentences = dataset.split_sentences(text)
+    sentences = split_sentences(text)
     assert [encoder.twin.encode_ordinary(sentence) for sentence in sentences] == encoder.slow(sentences)
 
 
 def test_an_encoder_falls_back_where_tiktoken_differs(bpe):
     encoder = prepare.Encoder(bpe)
-    sentences = [s for text in documents(50) for s in dataset.split_sentences(text)]
+    sentences = [s for text in documents(50) for s in split_sentences(text)]
     encoder.twin = tiktoken.Encoding(
         "bytes", pat_str=r"(?s).", mergeable_ranks={bytes([b]): b for b in range(256)}, special_tokens={}
     )
@@ -170,10 +179,10 @@ def test_a_fast_encoder_that_fails_falls_back(bpe, monkeypatch):
 
 def test_a_text_that_no_encoder_can_read_is_named(run, tmp_path):
     texts = documents(40)
-    words = sorted({word for text in texts for s in dataset.split_sentences(text) for word in s.split()})
+    words = sorted({word for text in texts for s in split_sentences(text) for word in s.split()})
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="none"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    dataset.add_special_tokens(tokenizer)
+    add_special_tokens(tokenizer)
     tokenizer.save(str(tmp_path / "t.json"))
     texts[25] += " Unheard-of words."
     (tmp_path / "a.txt").write_text("\n\n".join(texts))
@@ -184,7 +193,7 @@ def test_a_text_that_no_encoder_can_read_is_named(run, tmp_path):
 
     broken = types.SimpleNamespace(encode_batch_fast=Mock(side_effect=Panic("stack overflow")))
     with pytest.raises(UserError, match="cannot encode 'One.' .5 characters: stack overflow"):
-        dataset.encode_texts(broken, ["One. Two."])
+        encode_texts(broken, ["One. Two."])
 
 
 def test_only_the_words_of_long_sentences_are_cut_for_training():
@@ -200,7 +209,7 @@ def test_a_million_spaces_are_prepared(run, bpe, tmp_path):
     code, _, err = run("text", "--name=a", "--files", tmp_path / "a.txt", f"--tokenizer={bpe}")
     assert code == 0 and "panicked" not in err, err
     tokens = [Corpus(tmp_path / "data" / "a", split).tokens.tolist() for split in ("train", "val")]
-    assert sum(tokens, []) == all_tokens(text.strip().split("\n\n"), dataset.load_tokenizer(bpe))
+    assert sum(tokens, []) == all_tokens(text.strip().split("\n\n"), load_tokenizer(bpe))
 
 
 def test_added_tokens_that_are_ordinary_text_are_kept(bpe, tmp_path):
@@ -209,7 +218,7 @@ def test_added_tokens_that_are_ordinary_text_are_kept(bpe, tmp_path):
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.save(str(tmp_path / "t.json"))
     encoder = prepare.Encoder(tmp_path / "t.json")
-    sentences = [s for text in HARD for s in dataset.split_sentences(text)] + [" plain"] * 60
+    sentences = [s for text in HARD for s in split_sentences(text)] + [" plain"] * 60
     assert encoder.twin is not None and encoder(sentences) == encoder.slow(sentences)
     assert encoder.tokenizer.token_to_id("|||EMAIL|||") in sum(encoder(sentences), [])
 
@@ -228,11 +237,11 @@ def test_a_tiktoken_encoding_becomes_a_tokenizer(bpe, tmp_path, monkeypatch):
     encoding = tiktoken.Encoding("gpt2", pat_str=prepare.GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
     monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": encoding}.get)
     prepare.make_tokenizer("tiktoken:gpt2", Texts([]), False, tmp_path / "t.json")
-    tokenizer = dataset.load_tokenizer(tmp_path / "t.json")
-    special = dataset.special_ids(tokenizer)
+    tokenizer = load_tokenizer(tmp_path / "t.json")
+    special = special_ids(tokenizer)
     assert sorted(special.values()) == list(range(len(ranks), len(ranks) + 4)) and special["eod"] == len(ranks)
     for text in HARD + documents(30):
-        expected = [i for s in dataset.split_sentences(text) for i in encoding.encode_ordinary(s)]
+        expected = [i for s in split_sentences(text) for i in encoding.encode_ordinary(s)]
         assert ids_of(text, tokenizer) == expected
     assert prepare.fast_twin(tokenizer) is not None
 
@@ -267,7 +276,7 @@ def test_every_kind_of_file_gives_the_same_corpus(run, bpe, tmp_path):
         "h.txt": plain.encode("utf-16"),
         "i.txt": plain.replace("\r\n", "\n").replace("\n", "\r").encode(),  # as old Macs wrote
     }
-    tokenizer = dataset.load_tokenizer(bpe)
+    tokenizer = load_tokenizer(bpe)
     flags = (f"--tokenizer={bpe}", "--val_fraction=0")
     results = []
     for name, data in files.items():
@@ -282,7 +291,7 @@ def test_every_kind_of_file_gives_the_same_corpus(run, bpe, tmp_path):
     assert val.tokens.tolist() == all_tokens(texts[-1:], tokenizer)  # none is chosen: the last one
     assert train.tokens.tolist() == all_tokens(texts[:-1], tokenizer)
     assert not set(train.tokens.tolist()) & {train.mask, train.pad, train.sep}  # HARD[1] spells them out
-    sentences = [s for text in texts[:-1] for s in dataset.split_sentences(text)]
+    sentences = [s for text in texts[:-1] for s in split_sentences(text)]
     ends = np.append(train.sentences[1:], train.count)
     assert len(sentences) == len(ends)
     for sentence, begin, end in zip(sentences, train.sentences, ends, strict=True):
@@ -297,8 +306,8 @@ def test_every_kind_of_file_gives_the_same_corpus(run, bpe, tmp_path):
     assert meta["document_counts"] == holds.tolist()
     assert (meta["train_tokens"], meta["val_tokens"]) == (train.count, val.count)
     assert (meta["train_documents"], meta["val_documents"]) == (len(texts) - 1, 1)
-    assert meta["vocab_size"] == train.vocab_size == dataset.vocab_size(tokenizer)
-    assert meta["tokenizer_hash"] == dataset.tokenizer_hash(folder / "tokenizer.json") and meta["lowercase"] is False
+    assert meta["vocab_size"] == train.vocab_size == vocab_size(tokenizer)
+    assert meta["tokenizer_hash"] == tokenizer_hash(folder / "tokenizer.json") and meta["lowercase"] is False
     assert set(tmp_path.glob("data/.*")) == set()
 
 
@@ -322,7 +331,7 @@ def test_one_long_document_streams_and_is_split_at_a_sentence(run, bpe, tmp_path
     assert 0.94 < train.count / (train.count + val.count) < 0.96
     assert train.tokens[-1] == val.tokens[-1] == train.eod and val.sentences[0] == 0
     ids = train.tokens[:-1].tolist() + val.tokens[:-1].tolist()
-    tokenizer = dataset.load_tokenizer(bpe)
+    tokenizer = load_tokenizer(bpe)
     unending = len(ids_of("nothing ends here " * 300, tokenizer))  # its line is cut at spaces
     assert ids[:-unending] == ids_of(text.rpartition("\n")[0], tokenizer)
     assert train.meta["counts"] == np.bincount(train.tokens, minlength=train.vocab_size).tolist()
@@ -334,8 +343,8 @@ def test_lowercase_is_saved_and_applied(run, tmp_path):
     code, _, err = run("text", "--name=a", "--files", tmp_path / "a.txt", "--tokenizer=bpe:300", "--lowercase")
     assert code == 0, err
     corpus = Corpus(tmp_path / "data" / "a", "train")
-    tokenizer = dataset.load_tokenizer(corpus.folder / "tokenizer.json")
-    assert corpus.meta["lowercase"] is True and dataset.vocab_size(tokenizer) == 300
+    tokenizer = load_tokenizer(corpus.folder / "tokenizer.json")
+    assert corpus.meta["lowercase"] is True and vocab_size(tokenizer) == 300
     text = tokenizer.decode(corpus.tokens.tolist())
     assert text == text.lower() and "été" in text
     assert ids_of("THE OLD CAT.", tokenizer) == ids_of("the old cat.", tokenizer)
@@ -419,7 +428,7 @@ def test_pydocs(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     train, val = (Corpus(tmp_path / "pydocs", split) for split in ("train", "val"))
-    tokenizer = dataset.load_tokenizer(tmp_path / "pydocs" / "tokenizer.json")
+    tokenizer = load_tokenizer(tmp_path / "pydocs" / "tokenizer.json")
     texts = [
         tokenizer.decode(corpus.tokens[a:b].tolist())
         for corpus in (train, val)

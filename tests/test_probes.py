@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.linear_model import RidgeClassifierCV
 
-from lab import probes
-from lab.analysis import capacity
+from lab.analysis import probes
+from lab.analysis.measure import capacity
 from tests.test_attention import TEXTS, run_of, tokenizer  # noqa: F401
 
 

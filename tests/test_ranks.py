@@ -11,7 +11,7 @@ import torch
 from corpus import make_corpus
 
 from lab import command
-from lab.runs import RunFolder
+from lab.training.run_folder import RunFolder
 from tests.training import (
     BRIEF,
     ENDLESS,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from lab import report
-from lab.runs import RunFolder
+from lab.training.run_folder import RunFolder
 
 STEPS = (0, 10, 20)
 

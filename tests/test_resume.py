@@ -9,10 +9,10 @@ import pytest
 from corpus import make_corpus
 
 import train
-from lab import plan
 from lab.configurator import UserError
-from lab.runs import RunFolder
-from lab.validation import Validation
+from lab.training import plan
+from lab.training.run_folder import RunFolder
+from lab.training.validation import Validation
 from tests.training import BRIEF, Process, arguments, assert_same_run, losses, run
 
 

@@ -10,7 +10,8 @@ import torch
 from corpus import make_corpus
 
 from lab.configurator import UserError
-from lab.runs import ROWS, TOKEN_VECTORS, RunFolder, load_run
+from lab.runs import load_run
+from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder
 from model import ConceptModel
 from tests.training import BRIEF, losses, run
 

@@ -12,9 +12,9 @@ from corpus import make_corpus
 
 import train
 from lab.distributed import Signals, World
-from lab.plan import compiles
-from lab.runs import RunFolder
-from lab.validation import Validation
+from lab.training.plan import compiles
+from lab.training.run_folder import RunFolder
+from lab.training.validation import Validation
 from tests.training import (
     BRIEF,
     ENDLESS,

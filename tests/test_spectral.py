@@ -5,8 +5,8 @@ import pytest
 import torch
 from corpus import make_corpus
 
-from lab import spectral
-from lab.dataset import Corpus
+from lab.data import spectral
+from lab.data.corpus import Corpus
 
 
 @pytest.fixture(scope="module")

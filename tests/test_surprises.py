@@ -12,7 +12,10 @@ from registries import read_config
 from training import PRESETS, run
 
 import train
-from lab import dataset, plan
+from lab.data.corpus import MIN_WINDOWS, Corpus, CorpusWriter, warn_of_vocabulary
+from lab.data.sampler import Sampler
+from lab.data.tokenizers import SPECIAL_NAMES
+from lab.training import plan
 from objectives import ObjectiveConfig, Objectives
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,18 +29,18 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("n", [3, 16, 24, 32, 40, 90])
 @pytest.mark.parametrize("rule", [(False, False), (True, False), (True, True)], ids=["any", "one document", "pairs"])
 def test_what_rows_can_hold_is_what_a_loop_marks(n, rule, data):
-    corpus = dataset.Corpus(data / "toy", "train")
-    sampler, held = dataset.Sampler(corpus, (), 0, *rule), np.zeros(corpus.count, bool)
+    corpus = Corpus(data / "toy", "train")
+    sampler, held = Sampler(corpus, (), 0, *rule), np.zeros(corpus.count, bool)
     sentences = np.arange(corpus.sentences.size)
     for second in (0, 1) if rule[1] else (0,):
         for start, rows in zip(*sampler.places(n, sentences, second), strict=True):
             held[start : start + rows + n - 1] |= rows > 0
     expected = held.sum()
-    assert sampler.reach(n) == pytest.approx(max(expected, dataset.MIN_WINDOWS), rel=0.15 if rule[1] else 0.06, abs=60)
+    assert sampler.reach(n) == pytest.approx(max(expected, MIN_WINDOWS), rel=0.15 if rule[1] else 0.06, abs=60)
 
 
 def test_it_is_estimated_from_some_sentences(data, monkeypatch):
-    sampler = dataset.Sampler(dataset.Corpus(data / "toy", "train"), (), 0)
+    sampler = Sampler(Corpus(data / "toy", "train"), (), 0)
     whole, linspace = sampler.reach(32), np.linspace
     monkeypatch.setattr(np, "linspace", lambda first, last, count: linspace(first, last, 500))
     assert sampler.reach(32) == pytest.approx(whole, rel=0.15)
@@ -50,7 +53,7 @@ def said(capsys):
 def of_horizon(capsys, corpus, steps, lengths=(16, 32), batch_size=8, **keys):
     config = train.TrainConfig(lengths=lengths, batch_size=batch_size, max_steps=steps, **keys)
     made = plan.make_plan(config, Objectives(ObjectiveConfig()), 1)
-    sampler = dataset.Sampler(corpus, lengths, 0)
+    sampler = Sampler(corpus, lengths, 0)
     run = SimpleNamespace(config=config, plan=made, horizon=steps, sampler=sampler, train_text=corpus)
     plan.warn_of_horizon(run)
     return said(capsys)
@@ -61,7 +64,7 @@ def of_horizon(capsys, corpus, steps, lengths=(16, 32), batch_size=8, **keys):
     [(100, 3000, "3%"), (10, 300, "3%"), (10, 10, "100%"), (10, 5, "100%"), (10, 4, ""), (1, 0, "")],
 )
 def test_a_warm_up_that_takes_most_of_the_run(steps, warmup, rises, data, capsys):
-    found = of_horizon(capsys, dataset.Corpus(data / "toy", "train"), steps, warmup=warmup)
+    found = of_horizon(capsys, Corpus(data / "toy", "train"), steps, warmup=warmup)
     assert len(found) == bool(rises)
     for line in found:
         assert f"warmup={warmup} of {steps} steps: the learning rate rises to {rises} of lr=0.001" in line
@@ -79,7 +82,7 @@ def test_it_is_said_when_the_steps_are_known(horizon, data, tmp_path, capsys):
 
 def few_long_sentences(data, folder):
     """The toy corpus with a hundredth of its sentences: those are all there are of 32 tokens."""
-    source = dataset.Corpus(data / "toy", "train")
+    source = Corpus(data / "toy", "train")
     starts, ends = source.sentence_spans(np.arange(source.sentences.size))
     long, kept = 0, []
     for i, length in enumerate(ends - starts):
@@ -89,19 +92,19 @@ def few_long_sentences(data, folder):
     folder.mkdir()
     for name in ("tokenizer.json", "val.bin", "meta.json"):
         (folder / name).write_bytes((data / "toy" / name).read_bytes())
-    special = dict(zip(dataset.SPECIAL_NAMES, (source.eod, source.mask, source.pad, source.sep), strict=True))
-    writer = dataset.CorpusWriter(folder / "train.bin", source.vocab_size, special, source.tokenizer_hash)
+    special = dict(zip(SPECIAL_NAMES, (source.eod, source.mask, source.pad, source.sep), strict=True))
+    writer = CorpusWriter(folder / "train.bin", source.vocab_size, special, source.tokenizer_hash)
     for i in kept:
         ids = np.append(source.tokens[starts[i] : ends[i]][: ends[i] - starts[i]], source.eod)
         writer.append(ids[: len(ids) - (ids[-2] == source.eod)], [0], [0])
     writer.close()
-    return dataset.Corpus(folder, "train")
+    return Corpus(folder, "train")
 
 
 def test_epochs_count_what_rows_of_a_length_can_hold(data, tmp_path, monkeypatch, capsys):
     """Half of the tokens are drawn from the few sentences of 32 tokens; by corpus tokens it would be one epoch."""
     corpus = few_long_sentences(data, tmp_path / "toy")
-    monkeypatch.setattr("lab.dataset.MIN_WINDOWS", 1)
+    monkeypatch.setattr("lab.data.corpus.MIN_WINDOWS", 1)
     starts, ends = corpus.sentence_spans(np.arange(corpus.sentences.size))
     long = int((ends - starts)[ends - starts - 1 >= 32].sum())
     steps = 100
@@ -114,22 +117,22 @@ def test_epochs_count_what_rows_of_a_length_can_hold(data, tmp_path, monkeypatch
     assert not of_horizon(capsys, corpus, steps, warmup=0, length_mix=(1.0, 0.0))
     monkeypatch.setattr(plan, "EPOCHS", 50)
     assert not of_horizon(capsys, corpus, steps, warmup=0)
-    plain = dataset.Corpus(data / "toy", "train")
+    plain = Corpus(data / "toy", "train")
     for epochs, least in (51, 1), (45, 0):
         found = of_horizon(capsys, plain, -(-epochs * plain.count // 128), (16,), warmup=0)
         assert len(found) == least and all("drawn for 5" in line for line in found)
 
 
 def test_a_vocabulary_too_large_for_its_text(data, tmp_path, capsys, monkeypatch):
-    corpus = dataset.Corpus(data / "toy", "train")
-    monkeypatch.setattr("lab.dataset.ENTRY_TOKENS", corpus.count // corpus.vocab_size + 1)
+    corpus = Corpus(data / "toy", "train")
+    monkeypatch.setattr("lab.data.corpus.ENTRY_TOKENS", corpus.count // corpus.vocab_size + 1)
     assert run(data, tmp_path / "run", "--max_steps=1", "--warmup=0", "--token_init=random") == 0
     (found,) = said(capsys)
     made = json.loads((tmp_path / "run" / "config.json").read_text())["vocab_size"]
     assert made == corpus.vocab_size  # the preset leaves it to the data
     assert f"{corpus.count:,} tokens of training text" in found and re.search("with --tokenizer=bpe:260$", found)
-    monkeypatch.setattr("lab.dataset.ENTRY_TOKENS", corpus.count // corpus.vocab_size)
-    dataset.warn_of_vocabulary(corpus)
+    monkeypatch.setattr("lab.data.corpus.ENTRY_TOKENS", corpus.count // corpus.vocab_size)
+    warn_of_vocabulary(corpus)
     assert capsys.readouterr().err == ""
 
 

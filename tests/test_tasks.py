@@ -8,9 +8,12 @@ import pytest
 from scipy import sparse, stats
 from sklearn import metrics as sk
 
-from lab import tasks
 from lab.command import NonFinite
 from lab.configurator import UserError
+from lab.evaluation import tasks
+from lab.evaluation.metrics import accuracy, f1, mcc, pearson, spearman
+from lab.evaluation.scores import best_threshold, cosine, predict, stack, task_scores
+from lab.evaluation.tasks import TASKS, Pairs, Split, load_task, task_names
 
 # ---- metrics
 
@@ -20,15 +23,15 @@ def test_metrics_equal_scipy_and_scikit_learn(seed):
     chance = np.random.default_rng(seed)
     x = chance.normal(size=200)
     y = np.round(x + chance.normal(size=200))  # many ties
-    assert tasks.pearson(x, y) == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-12)
-    assert tasks.pearson(x * 1e-6 + 1, y) == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-6)
-    assert tasks.spearman(x, y) == pytest.approx(stats.spearmanr(x, y)[0], abs=1e-12)
+    assert pearson(x, y) == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-12)
+    assert pearson(x * 1e-6 + 1, y) == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-6)
+    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y)[0], abs=1e-12)
     a, b = (x > 0).astype(int), (y > 0.5).astype(int)
-    assert tasks.accuracy(a, b) == sk.accuracy_score(b, a)
-    assert tasks.f1(a, b) == pytest.approx(sk.f1_score(b, a), abs=1e-12)
-    assert tasks.mcc(a, b) == pytest.approx(sk.matthews_corrcoef(b, a), abs=1e-12)
+    assert accuracy(a, b) == sk.accuracy_score(b, a)
+    assert f1(a, b) == pytest.approx(sk.f1_score(b, a), abs=1e-12)
+    assert mcc(a, b) == pytest.approx(sk.matthews_corrcoef(b, a), abs=1e-12)
     a, b = chance.integers(0, 3, 200), chance.integers(0, 4, 200)
-    assert tasks.mcc(a, b) == pytest.approx(sk.matthews_corrcoef(b, a), abs=1e-12)
+    assert mcc(a, b) == pytest.approx(sk.matthews_corrcoef(b, a), abs=1e-12)
 
 
 @pytest.mark.parametrize("present", [(0, 1, 2), (0, 1), (1, 2)])
@@ -36,18 +39,18 @@ def test_f1_of_three_classes_is_the_mean_over_them(present):
     chance = np.random.default_rng(0)
     a, b = chance.choice(present, (2, 100))
     for task in ("mnli", "sick_e"):
-        found = tasks.task_scores(tasks.TASKS[task], {"predictions": a[None]}, b)
+        found = task_scores(TASKS[task], {"predictions": a[None]}, b)
         assert found["f1"] == pytest.approx(sk.f1_score(b, a, average="macro"), abs=1e-12)
         assert found["mcc"] == pytest.approx(sk.matthews_corrcoef(b, a), abs=1e-12)
     a, b = chance.integers(0, 2, (2, 100))
-    assert tasks.task_scores(tasks.TASKS["rte"], {"predictions": a[None]}, b)["f1"] == pytest.approx(sk.f1_score(b, a))
+    assert task_scores(TASKS["rte"], {"predictions": a[None]}, b)["f1"] == pytest.approx(sk.f1_score(b, a))
 
 
 def test_what_is_not_finite_has_no_correlation():
     x, y = np.arange(4.0), np.array([1.0, 3, 2, 4])
     for bad in (np.nan, np.inf, -np.inf):
         for a, b in ((np.array([1, 2, bad, 3]), y), (x, np.array([1, 2, bad, 3]))):
-            for metric in (tasks.pearson, tasks.spearman):
+            for metric in (pearson, spearman):
                 with pytest.raises(ValueError, match="value 2 of 4 is not finite"):
                     metric(a, b)
 
@@ -60,18 +63,18 @@ def test_a_vector_that_is_not_finite_is_named():
             text, damaged = splits[split].rows[3][1], vectors.copy()
             damaged[pairs.sentences.index(text), 2] = bad
             with pytest.raises(NonFinite, match=f"the vector of '{text}' is not finite; take another checkpoint"):
-                tasks.predict(damaged, pairs, "dev")
-        answers = tasks.predict(vectors * 0, pairs, "dev")  # a constant answer is one
+                predict(damaged, pairs, "dev")
+        answers = predict(vectors * 0, pairs, "dev")  # a constant answer is one
         assert not answers["cosines"].any() and "nan" not in str(answers)
 
 
 def test_a_constant_answer_scores_zero():
     labels = np.array([0, 1, 1, 0, 1])
     for constant in (np.zeros(5), np.full(5, 0.1), np.full(5, 1 / 3)):
-        assert tasks.pearson(constant, labels) == tasks.spearman(constant, labels) == 0
-        assert tasks.pearson(labels, constant) == 0
-    assert tasks.mcc(np.ones(5), labels) == 0
-    assert tasks.f1(np.zeros(5), labels) == 0 == tasks.f1(np.zeros(5), np.zeros(5))
+        assert pearson(constant, labels) == spearman(constant, labels) == 0
+        assert pearson(labels, constant) == 0
+    assert mcc(np.ones(5), labels) == 0
+    assert f1(np.zeros(5), labels) == 0 == f1(np.zeros(5), np.zeros(5))
 
 
 def test_thresholds_are_the_best_of_all():
@@ -79,14 +82,14 @@ def test_thresholds_are_the_best_of_all():
     for n in (1, 2, 5, 40):
         for _ in range(20):
             x, labels = np.round(chance.normal(size=n), 1), chance.integers(0, 2, n)
-            t = tasks.best_threshold(x, labels)
+            t = best_threshold(x, labels)
             every = [-math.inf, math.inf, *x, *(x + 0.05)]
-            assert tasks.accuracy(x >= t, labels) == max(tasks.accuracy(x >= other, labels) for other in every)
-    assert tasks.best_threshold([0.1, 0.2, 0.6, 0.8], [0, 0, 1, 1]) == pytest.approx(0.4)
-    assert tasks.best_threshold([0.5, 0.5], [0, 1]) == -math.inf  # equal values cannot be parted
+            assert accuracy(x >= t, labels) == max(accuracy(x >= other, labels) for other in every)
+    assert best_threshold([0.1, 0.2, 0.6, 0.8], [0, 0, 1, 1]) == pytest.approx(0.4)
+    assert best_threshold([0.5, 0.5], [0, 1]) == -math.inf  # equal values cannot be parted
     for low in (0.7, 0.1, 0.9999999999999999):  # no number lies between
         x = np.array([low, np.nextafter(low, 2)])
-        assert (x >= tasks.best_threshold(x, [0, 1])).tolist() == [False, True]
+        assert (x >= best_threshold(x, [0, 1])).tolist() == [False, True]
 
 
 # ---- vectors
@@ -97,13 +100,13 @@ def make_split(chance, n, kind="score", vocabulary=12):
         return " ".join(f"word{i}" for i in chance.integers(0, vocabulary, chance.integers(1, 6)))
 
     labels = chance.uniform(0, 5, n) if kind == "score" else chance.integers(0, 2, n)
-    return tasks.Split([(sentence(), sentence()) for _ in range(n)], labels)
+    return Split([(sentence(), sentence()) for _ in range(n)], labels)
 
 
 def make_pairs(name="stsb", seed=0, names=("train", "dev", "test")):
-    chance, kind = np.random.default_rng(seed), tasks.TASKS[name].kind
+    chance, kind = np.random.default_rng(seed), TASKS[name].kind
     splits = {split: make_split(chance, n, kind) for split, n in zip(names, (30, 20, 25), strict=False)}
-    return splits, tasks.Pairs(name, splits)
+    return splits, Pairs(name, splits)
 
 
 def test_pairs_keep_every_sentence_once():
@@ -119,15 +122,15 @@ def test_pairs_keep_every_sentence_once():
 
 def test_single_sentences_stand_alone():
     texts = [("Good.",), ("Bad.",), ("Good.",)]
-    pairs = tasks.Pairs("sst2", {name: tasks.Split(texts, np.array([1, 0, 1])) for name in ("train", "dev")})
+    pairs = Pairs("sst2", {name: Split(texts, np.array([1, 0, 1])) for name in ("train", "dev")})
     assert pairs.sentences == ["Good.", "Bad."] and pairs.index["dev"].tolist() == [[0], [1], [0]]
-    assert pairs.needed().tolist() == [0, 1] and tasks.TASKS["sst2"].metrics == ["accuracy", "f1", "mcc"]
+    assert pairs.needed().tolist() == [0, 1] and TASKS["sst2"].metrics == ["accuracy", "f1", "mcc"]
 
 
 def test_lifts_are_of_the_primary_metric():
     centred = {"pearson": "lift", "pearson_centred": "lift_centred"}
-    assert tasks.TASKS["stsb"].lifts == centred | {"partial_lexical": "lift_beyond"}
-    assert tasks.TASKS["mrpc"].lifts == {"accuracy": "lift"} and tasks.TASKS["cola"].lifts == {"mcc": "lift"}
+    assert TASKS["stsb"].lifts == centred | {"partial_lexical": "lift_beyond"}
+    assert TASKS["mrpc"].lifts == {"accuracy": "lift"} and TASKS["cola"].lifts == {"mcc": "lift"}
 
 
 def test_cosines_dense_sparse_and_centred(monkeypatch):
@@ -141,30 +144,30 @@ def test_cosines_dense_sparse_and_centred(monkeypatch):
         x, y = (vectors[index[:, i]] - (0 if m is None else m) for i in (0, 1))
         with np.errstate(invalid="ignore"):
             naive = np.nan_to_num((x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1))
-        assert np.allclose(tasks.cosine(vectors, index, m), naive, atol=1e-12)
-        assert np.allclose(tasks.cosine(sparse.csr_array(vectors), index, m), naive, atol=1e-12)
-    assert tasks.cosine(vectors, index)[0] == 0
+        assert np.allclose(cosine(vectors, index, m), naive, atol=1e-12)
+        assert np.allclose(cosine(sparse.csr_array(vectors), index, m), naive, atol=1e-12)
+    assert cosine(vectors, index)[0] == 0
 
     # centred on the first sentences of the fitting split, first and second of each pair by turns
     splits, pairs = make_pairs()
     vectors = chance.normal(size=(len(pairs.sentences), 8)).astype(np.float32) + 3
     monkeypatch.setattr(tasks, "CENTRED_ON", 6)
     first = [pairs.sentences.index(text) for row in splits["train"].rows[:3] for text in row]
-    expected = tasks.cosine(vectors, pairs.index["dev"], vectors[first].astype(np.float64).mean(0))
-    answers = tasks.predict(vectors, pairs, "dev")
+    expected = cosine(vectors, pairs.index["dev"], vectors[first].astype(np.float64).mean(0))
+    answers = predict(vectors, pairs, "dev")
     assert answers.keys() == {"cosines", "centred"} and np.allclose(answers["centred"], expected)
     needed = set(pairs.needed())  # no more is embedded than is looked at
     assert needed == {*first, *pairs.index["dev"].ravel(), *pairs.index["test"].ravel()}
     hidden = vectors.copy()
     hidden[[i for i in range(len(hidden)) if i not in needed]] = np.nan
-    assert np.array_equal(tasks.predict(hidden, pairs, "dev")["centred"], answers["centred"])
+    assert np.array_equal(predict(hidden, pairs, "dev")["centred"], answers["centred"])
 
 
 def test_predictions_are_by_the_threshold_of_the_fitting_split():
     splits, pairs = make_pairs("mrpc")
     vectors = np.random.default_rng(0).normal(size=(len(pairs.sentences), 8))
-    answers = tasks.predict(vectors, pairs, "dev")
-    threshold = tasks.best_threshold(tasks.cosine(vectors, pairs.index["train"]), splits["train"].labels)
+    answers = predict(vectors, pairs, "dev")
+    threshold = best_threshold(cosine(vectors, pairs.index["train"]), splits["train"].labels)
     assert answers.keys() == {"cosines", "predictions"}
     assert answers["predictions"].tolist() == (answers["cosines"] >= threshold).astype(int).tolist()
     assert set(pairs.needed()) == set(range(len(pairs.sentences)))
@@ -172,7 +175,7 @@ def test_predictions_are_by_the_threshold_of_the_fitting_split():
 
 def test_answers_of_runs_are_stacked():
     one, two = ({"dev": {"cosines": np.full((1, 3), x)}} for x in (1.0, 2.0))
-    assert tasks.stack([one, two])["dev"]["cosines"].tolist() == [[1] * 3, [2] * 3]
+    assert stack([one, two])["dev"]["cosines"].tolist() == [[1] * 3, [2] * 3]
 
 
 # ---- files
@@ -191,28 +194,28 @@ def test_original_layouts(tmp_path):
     here = tmp_path / "STS-B"
     write(here, "sts-train.csv", sts(5, 'a "quoted', "b, c"), sts(0.25, "d", "e", "x", "y"))
     write(here, "sts-dev.csv", sts("2.500", "\u2028 u", " f "))
-    splits = tasks.load_task("stsb", tmp_path)
+    splits = load_task("stsb", tmp_path)
     assert list(splits) == ["train", "dev"]
     assert splits["train"].rows == [('a "quoted', "b, c"), ("d", "e")]
     assert splits["train"].labels.tolist() == [5, 0.25] and splits["dev"].rows == [("u", "f")]
 
     header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"
     write(tmp_path / "SICK", "SICK_trial.txt", header, "1\ta\tb\t4.5\tNEUTRAL", "2\tc\td\t1\tCONTRADICTION", end="\r\n")
-    assert tasks.load_task("sick_r", tmp_path)["dev"].labels.tolist() == [4.5, 1]
-    assert tasks.load_task("sick_e", tmp_path)["dev"].labels.tolist() == [1, 2]
+    assert load_task("sick_r", tmp_path)["dev"].labels.tolist() == [4.5, 1]
+    assert load_task("sick_e", tmp_path)["dev"].labels.tolist() == [1, 2]
 
     header = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String"
     rows = [f'{i % 2}\t{i}\t{i + 1}\tone {i} " x\ttwo {i}' for i in range(5)]
     write(tmp_path / "MRPC", "msr_paraphrase_train.txt", header, *rows)
     write(tmp_path / "MRPC", "msr_paraphrase_test.txt", header, rows[0])
     write(tmp_path / "MRPC", "dev_ids.tsv", "1\t2", "3\t4")
-    splits = tasks.load_task("mrpc", tmp_path)
+    splits = load_task("mrpc", tmp_path)
     assert list(splits) == ["train", "dev", "test"]
     assert [b for _, b in splits["train"].rows] == ["two 0", "two 2", "two 4"]
     assert splits["dev"].labels.tolist() == [1, 1] and len(splits["test"].rows) == 1
 
     write(tmp_path / "PAWS", "val.csv", ",sentence1,sentence2,label", '0,"a ""b"", c",d,1', "1,e,f,0")
-    paws = tasks.load_task("paws", tmp_path)["dev"]
+    paws = load_task("paws", tmp_path)["dev"]
     assert (
         paws.rows == [('a "b", c', "d"), ("e", "f")]
         and paws.labels.tolist() == [1, 0]
@@ -220,13 +223,13 @@ def test_original_layouts(tmp_path):
     )
 
     write(tmp_path / "CoLA", "dev.tsv", "gj04\t1\t\tGood.", "gj04\t0\t*\tBad a.")
-    cola = tasks.load_task("cola", tmp_path)["dev"]
+    cola = load_task("cola", tmp_path)["dev"]
     assert cola.rows == [("Good.",), ("Bad a.",)] and cola.labels.tolist() == [1, 0]
     write(tmp_path / "SST-2", "train.tsv", "sentence\tlabel", "fine \t1")
-    assert tasks.load_task("sst2", tmp_path)["train"].rows == [("fine",)]
+    assert load_task("sst2", tmp_path)["train"].rows == [("fine",)]
     write(tmp_path / "RTE", "dev.tsv", "index\tsentence1\tsentence2\tlabel", "0\ta\tb\tnot_entailment")
     write(tmp_path / "RTE", "test.tsv", "index\tsentence1\tsentence2", "0\ta\tb")  # no labels, not read
-    assert list(tasks.load_task("rte", tmp_path)) == ["dev"]
+    assert list(load_task("rte", tmp_path)) == ["dev"]
 
 
 SICK_HEADER = "pair_ID sentence_A sentence_B entailment_label relatedness_score entailment_AB SemEval_set".split()
@@ -236,11 +239,11 @@ def test_further_layouts_as_published(tmp_path):
     paws = ["id\tsentence1\tsentence2\tlabel", '1\tThe "a" , b\tc "\t1', "2\td\te\t0"]
     for split in ("train", "dev", "test"):
         write(tmp_path / "PAWS", f"{split}.tsv", *paws)
-    found = tasks.load_task("paws", tmp_path)
+    found = load_task("paws", tmp_path)
     assert list(found) == ["train", "dev", "test"] and found["dev"].labels.tolist() == [1, 0]
     assert found["dev"].rows == [('The "a" , b', 'c "'), ("d", "e")]
     write(tmp_path / "PAWS", "val.csv", ",sentence1,sentence2,label", '0,"a, ""b""",d,1', end="\r\n")
-    assert tasks.load_task("paws", tmp_path)["dev"].rows == [('a, "b"', "d")]  # what stands first in the table
+    assert load_task("paws", tmp_path)["dev"].rows == [('a, "b"', "d")]  # what stands first in the table
 
     sick = [
         f"{i}\ta {i}\tb\tNEUTRAL\t{1 + i / 2}\tA_neutral_B\t{s}"
@@ -248,7 +251,7 @@ def test_further_layouts_as_published(tmp_path):
     ]
     write(tmp_path / "SICK", "SICK.txt", "\t".join(SICK_HEADER), *sick, end="\r\n")
     for name, labels in (("sick_r", [1.5, 2.5]), ("sick_e", [1, 1])):
-        found = tasks.load_task(name, tmp_path)
+        found = load_task(name, tmp_path)
         assert {split: len(content.rows) for split, content in found.items()} == {"train": 1, "dev": 1, "test": 2}
         assert found["test"].rows == [("a 1", "b"), ("a 3", "b")] and found["test"].labels.tolist() == labels
 
@@ -257,7 +260,7 @@ def test_further_layouts_as_published(tmp_path):
     for split in ("train", "dev"):
         write(tmp_path / "STS-B", f"{split}.tsv", f"{header}\tscore", f"{row}\t2.500")
     write(tmp_path / "STS-B", "test.tsv", header, row)  # without scores: not read
-    found = tasks.load_task("stsb", tmp_path)
+    found = load_task("stsb", tmp_path)
     assert list(found) == ["train", "dev"] and found["dev"].sets.tolist() == ["main-news"]
     assert found["dev"].rows == [('a "b', "c")] and found["dev"].labels.tolist() == [2.5]
 
@@ -266,7 +269,7 @@ def test_further_layouts_as_published(tmp_path):
     )
     write(tmp_path / "MRPC", "dev.tsv", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "0\t1\t2\tc\td")
     write(tmp_path / "MRPC", "test.tsv", "index\t#1 ID\t#2 ID\t#1 String\t#2 String", "0\t1\t2\ta\tb")
-    found = tasks.load_task("mrpc", tmp_path)
+    found = load_task("mrpc", tmp_path)
     assert list(found) == ["train", "dev"] and found["train"].rows == [("a", "b")]
 
 
@@ -274,21 +277,21 @@ def test_neighbouring_files(tmp_path):
     """Line ends of other systems and inside a question, capitals, columns that are missing or to spare."""
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
     write(tmp_path / "QQP", "dev.tsv", header, '1\t2\t3\tone\rline "\tb\t1', "1\t2\t3\tc\td\t0", "", "")
-    assert tasks.load_task("qqp", tmp_path)["dev"].rows == [('one\rline "', "b"), ("c", "d")]
+    assert load_task("qqp", tmp_path)["dev"].rows == [('one\rline "', "b"), ("c", "d")]
     for end in ("\r\n", "\r"):
         write(tmp_path / "QQP", "dev.tsv", "\ufeff" + header, "1\t2\t3\ta\tb\t1", "1\t2\t3\tc\td\t0", end=end)
-        assert tasks.load_task("qqp", tmp_path)["dev"].labels.tolist() == [1, 0]
+        assert load_task("qqp", tmp_path)["dev"].labels.tolist() == [1, 0]
     write(tmp_path / "rte", "DEV.TSV", "INDEX\tSentence1\tSentence2\tLabel", "0\ta\tb\tNot_Entailment")
-    assert tasks.load_task("rte", tmp_path)["dev"].labels.tolist() == [0]
-    assert {"rte", "qqp"} == set(tasks.task_names(("all",), tmp_path))
+    assert load_task("rte", tmp_path)["dev"].labels.tolist() == [0]
+    assert {"rte", "qqp"} == set(task_names(("all",), tmp_path))
     header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"
     write(tmp_path / "SICK", "SICK_trial.txt", header, "1\ta\tb\t4.5")
-    assert tasks.load_task("sick_r", tmp_path)["dev"].labels.tolist() == [4.5]
+    assert load_task("sick_r", tmp_path)["dev"].labels.tolist() == [4.5]
     with pytest.raises(UserError, match="SICK_trial.txt:2: 4 columns where 5 are expected"):
-        tasks.load_task("sick_e", tmp_path)
+        load_task("sick_e", tmp_path)
     write(tmp_path / "SICK", "SICK_trial.txt", header, "1\ta\tone\ttoo many\t4.5\tNEUTRAL")
     with pytest.raises(UserError, match="6 columns where 5 are expected"):
-        tasks.load_task("sick_r", tmp_path)
+        load_task("sick_r", tmp_path)
 
 
 def test_stsb_without_repeats(tmp_path):
@@ -299,20 +302,20 @@ def test_stsb_without_repeats(tmp_path):
     }
     for split, pairs in rows.items():
         write(tmp_path / "STS-B", f"sts-{split}.csv", *(sts(i, *pair) for i, pair in enumerate(pairs)))
-    found = tasks.load_task("stsb_v2", tmp_path)
+    found = load_task("stsb_v2", tmp_path)
     kept = {split: (content.rows, content.labels.tolist(), len(content.sets)) for split, content in found.items()}
     assert kept == {
         "train": ([("a", "b"), ("s", "s")], [0, 4], 2),
         "dev": ([("A", "b")], [4], 1),
         "test": ([("k", "l"), ("m", "n"), ("k", "n")], [0, 1, 3], 3),
     }
-    assert len(tasks.load_task("stsb", tmp_path)["dev"].rows) == 5
+    assert len(load_task("stsb", tmp_path)["dev"].rows) == 5
 
 
 def test_damaged_rows_of_qqp_are_left_out(tmp_path, capsys):
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
     write(tmp_path / "QQP", "dev.tsv", header, "1\t2\t3\ta\tb\t1", "1\t2\t3\t\tb\t1", "broken\t3")
-    assert len(tasks.load_task("qqp", tmp_path)["dev"].rows) == 1
+    assert len(load_task("qqp", tmp_path)["dev"].rows) == 1
     assert "2 damaged rows are left out" in capsys.readouterr().err
 
 
@@ -335,14 +338,14 @@ GOOD = sts(1, "a", "b")
 def test_mistakes_in_a_task_file_name_the_line(lines, message, tmp_path):
     write(tmp_path / "STS-B", "sts-dev.csv", *lines, *([GOOD] if lines[1:] == [""] else []))
     with pytest.raises(UserError) as error:
-        tasks.load_task("stsb", tmp_path)
+        load_task("stsb", tmp_path)
     assert message in str(error.value) and "; " in str(error.value) and "\n" not in str(error.value)
 
 
 def test_more_mistakes_in_task_files(tmp_path):
     def refuses(name, message):
         with pytest.raises(UserError, match=message):
-            tasks.load_task(name, tmp_path)
+            load_task(name, tmp_path)
 
     refuses("stsb", "stsb has no files in .*; put there: sts-train.csv")
     write(tmp_path / "STS-B", "sts-dev.csv", GOOD, sts(1, "caf\xe9", "b"), encoding="latin-1")
@@ -358,7 +361,7 @@ def test_more_mistakes_in_task_files(tmp_path):
     write(tmp_path / "MRPC", "msr_paraphrase_train.txt", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t1\t2\ta\tb")
     refuses("mrpc", "dev_ids.tsv is missing")
     with pytest.raises(UserError, match="no folder .*; give --data="):
-        tasks.load_task("stsb", tmp_path / "nothing")
+        load_task("stsb", tmp_path / "nothing")
 
 
 # ---- STS12-16: a folder a year, one split of several sets
@@ -377,25 +380,25 @@ def write_years(folder):
 
 def test_a_year_is_one_split_of_several_sets(tmp_path):
     write_years(tmp_path)
-    assert tasks.task_names(("sts",), tmp_path, zero_shot=True) == ["sts12", "sts16"]
-    (split,) = (tasks.load_task("sts12", tmp_path)[name] for name in ("test",))
+    assert task_names(("sts",), tmp_path, zero_shot=True) == ["sts12", "sts16"]
+    (split,) = (load_task("sts12", tmp_path)[name] for name in ("test",))
     assert split.rows == [('a "b', "c"), ("g", "h"), ("i", "j")] and split.labels.tolist() == [4.5, 0, 2]
     assert split.sets.tolist() == ["MSRpar", "MSRpar", "surprise.OnWN"]
-    split = tasks.load_task("sts16", tmp_path)["test"]
+    split = load_task("sts16", tmp_path)["test"]
     assert split.rows == [("m n", "o"), ("r", "s")] and split.sets.tolist() == ["plagiarism"] * 2
     shutil.copyfile(tmp_path / "STS12/STS.gs.MSRpar.txt", tmp_path / "STS12/STS2016.gs.x.txt")
     shutil.copyfile(tmp_path / "STS12/STS.input.MSRpar.txt", tmp_path / "STS12/STS2016.input.x.txt")
-    assert len(tasks.load_task("sts12", tmp_path)["test"].rows) == 5
+    assert len(load_task("sts12", tmp_path)["test"].rows) == 5
 
 
 def test_idf_and_centre_of_a_year_come_from_itself(tmp_path):
     write_years(tmp_path)
-    splits = tasks.load_task("sts12", tmp_path)
-    pairs = tasks.Pairs("sts12", splits)
+    splits = load_task("sts12", tmp_path)
+    pairs = Pairs("sts12", splits)
     assert pairs.scored == ["test"] and pairs.fitted_on == {"test": "test"} and "unlabelled" in pairs.fitting
     vectors = np.random.default_rng(0).normal(size=(len(pairs.sentences), 8)) + 2
-    answers = tasks.predict(vectors, pairs, "test")
-    assert np.allclose(answers["centred"], tasks.cosine(vectors, pairs.index["test"], vectors.mean(0)))
+    answers = predict(vectors, pairs, "test")
+    assert np.allclose(answers["centred"], cosine(vectors, pairs.index["test"], vectors.mean(0)))
     assert set(pairs.needed()) == set(range(len(pairs.sentences)))
 
 
@@ -404,7 +407,7 @@ def test_the_mean_over_the_sets_and_the_whole():
     sets, labels = np.array(["b"] * 30 + ["a"] * 50 + ["b"] * 20), chance.normal(size=100)
     answers = {kind: labels + chance.normal(size=(2, 100)) for kind in ("cosines", "centred")}
     answers["cosines"] += 5 * (sets == "a")
-    found = tasks.task_scores(tasks.TASKS["sts14"], answers, labels, sets)
+    found = task_scores(TASKS["sts14"], answers, labels, sets)
     assert found.keys() == {
         *("pearson", "spearman", "pearson_centred", "spearman_centred"),  # the others have no answers here
         *("pearson_by_set", "pearson_by_set_centred", "pearson_a", "pearson_b"),
@@ -425,7 +428,7 @@ def test_mistakes_in_the_files_of_a_year(tmp_path):
         write(here, "STS.gs.a.txt", "1", "2")
         write(here, name, *lines)
         with pytest.raises(UserError, match=message) as error:
-            tasks.load_task("sts13", tmp_path)
+            load_task("sts13", tmp_path)
         assert "; " in str(error.value) and "\n" not in str(error.value)
 
     refuses("STS.gs.a.txt:2: the score '2,5' is no number", "STS.gs.a.txt", "1", "2,5")
@@ -441,23 +444,23 @@ def test_mistakes_in_the_files_of_a_year(tmp_path):
     for folder in (tmp_path / "STS14", tmp_path):
         folder.mkdir(exist_ok=True)
         with pytest.raises(UserError, match="sts14 has no files in .*; put there: STS.input.NAME.txt and"):
-            tasks.load_task("sts14", tmp_path)
+            load_task("sts14", tmp_path)
     shutil.rmtree(tmp_path)
     with pytest.raises(UserError, match="none of STS12 ... STS16 lies below .*; give --data="):
-        tasks.task_names(("sts",), tmp_path)
+        task_names(("sts",), tmp_path)
 
 
 def test_task_names(tmp_path):
-    assert tasks.task_names(("stsb", "concept"), tmp_path) == ["stsb", "sick_r", "mrpc", "paws"]
+    assert task_names(("stsb", "concept"), tmp_path) == ["stsb", "sick_r", "mrpc", "paws"]
     (tmp_path / "SICK").mkdir()
-    assert tasks.task_names(("all",), tmp_path) == ["sick_r", "sick_e"]
-    assert tasks.task_names(("all",), tmp_path, zero_shot=True) == ["sick_r"]
+    assert task_names(("all",), tmp_path) == ["sick_r", "sick_e"]
+    assert task_names(("all",), tmp_path, zero_shot=True) == ["sick_r"]
     with pytest.raises(UserError, match="rte has no zero-shot score, .*; take of stsb"):
-        tasks.task_names(("all", "rte"), tmp_path, zero_shot=True)
+        task_names(("all", "rte"), tmp_path, zero_shot=True)
     with pytest.raises(UserError, match="--tasks=sstb is no task; did you mean stsb?"):
-        tasks.task_names(("sstb",), tmp_path)
+        task_names(("sstb",), tmp_path)
     with pytest.raises(UserError, match="--tasks=nope is no task; "):
-        tasks.task_names(("nope",), tmp_path)
+        task_names(("nope",), tmp_path)
 
 
 # ---- the real data
@@ -478,7 +481,7 @@ def test_sizes_of_the_real_tasks(real_data, tmp_path):
         "qnli": (None, 5463, None),
         "mnli": (None, 9815, None),
     }
-    found = {name: tasks.load_task(name, real_data("glue")) for name in sizes}
+    found = {name: load_task(name, real_data("glue")) for name in sizes}
     for name, counts in sizes.items():
         assert tuple(len(found[name][s].rows) if s in found[name] else None for s in ("train", "dev", "test")) == counts
 
@@ -487,7 +490,7 @@ def test_sizes_of_the_real_tasks(real_data, tmp_path):
         for file in files:
             shutil.copy(real_data("glue") / task / file, tmp_path / task)
     for name, counts in (("sick_r", [4439, 495, 4906]), ("sick_e", [4439, 495, 4906]), ("stsb", [5749, 1500])):
-        other = tasks.load_task(name, tmp_path)
+        other = load_task(name, tmp_path)
         assert [len(split.rows) for split in other.values()] == counts
         for split, content in other.items():
             assert set(content.rows) <= set(found[name][split].rows)

@@ -10,8 +10,8 @@ import random
 import numpy as np
 import pytest
 
-from lab import text_files
 from lab.configurator import UserError
+from lab.data import text_files
 
 TEXTS = [
     "One café. Two – 東京 three!",

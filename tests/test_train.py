@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 
 import sample
 import train
-from lab import distributed, optim
+from lab import distributed
 from lab.command import NonFinite
 from lab.configurator import UserError
-from lab.runs import RunFolder, load_run
+from lab.runs import load_run
+from lab.training import optim
+from lab.training.run_folder import RunFolder
 from model import ConceptModel
 from objectives import ObjectiveConfig, Objectives
 from tests.training import BRIEF, PRESETS, ROOT, Process, arguments, assert_same_checkpoint, losses, run

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from corpus import make_corpus
 from registries import built_for
 
-from lab import dataset, validation
 from lab.configurator import UserError
+from lab.data import corpus as dataset
+from lab.data.corpus import Corpus, unigram_floor
+from lab.data.sampler import Sampler
 from lab.distributed import World
-from lab.validation import Validation
+from lab.training.validation import SEED, Evaluator, Validation
 from model import ConceptModel, ModelConfig
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives
@@ -21,7 +23,7 @@ from problem import Rows, Vocabulary
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    return dataset.Corpus(make_corpus(tmp_path_factory.mktemp("data") / "toy"), "val")
+    return Corpus(make_corpus(tmp_path_factory.mktemp("data") / "toy"), "val")
 
 
 def make(corpus, objective="tsdae + 0.5*mlm", lengths=(16, 40), tokens=20_000, world=None, **keys):
@@ -39,13 +41,13 @@ def make(corpus, objective="tsdae + 0.5*mlm", lengths=(16, 40), tokens=20_000, w
 @torch.no_grad()
 def plain_loss(judge, corpus, part, n, tokens=20_000, concepts_of=lambda own: own):
     """Batch by batch, with all logits: what `val_loss_<n>` of a part should be."""
-    sampler = dataset.Sampler(corpus, (n,), seed=validation.SEED)
+    sampler = Sampler(corpus, (n,), seed=SEED)
     size = min(8192 // n, max(8, tokens // n)) // 4 * 4
     found = []
     for i in range(max(8, tokens // n) // size):
         numbers = torch.arange(i * size, (i + 1) * size)
         ids, documents = (torch.from_numpy(x) for x in sampler.batch(0, n, numbers.numpy()))
-        problem = part.problem(Rows(ids, Noise(validation.SEED, 0, numbers), judge.vocab, documents))
+        problem = part.problem(Rows(ids, Noise(SEED, 0, numbers), judge.vocab, documents))
         concepts = concepts_of(judge.model.encode(problem.source, problem.source_pos))
         logits = judge.model.logits(judge.model.decode(concepts, problem))
         targets = problem.targets if problem.scored is None else problem.targets.gather(1, problem.scored)
@@ -140,9 +142,9 @@ def test_a_length_without_enough_rows_is_left_out(corpus, capsys):
 
 @pytest.mark.parametrize("objective", ["tsdae + 0.5*mlm", "mlm", "contrastive", "bow + nextconcept"])
 def test_every_loss_has_its_floor_which_is_computed_once(objective, corpus, monkeypatch):
-    judge, counted, unigram = make(corpus, objective, tokens=2000), [], dataset.unigram_floor
+    judge, counted, unigram = make(corpus, objective, tokens=2000), [], unigram_floor
     monkeypatch.setattr(dataset, "unigram_floor", lambda *x: counted.append(x[3]) or unigram(*x))
-    train = dataset.Corpus(corpus.folder, "train")
+    train = Corpus(corpus.folder, "train")
     known, parts = judge.floors(train, corpus), judge.objectives.parts
     assert known.keys() == {key for key in judge.run() if key.startswith("val_loss_")}
     assert judge.floors(train, corpus) is known and len(counted) == len({x is None for x in counted})
@@ -173,7 +175,7 @@ def test_what_concepts_tell_of_the_next_span_is_asked_of_adjacent_rows(corpus):
     for batch in judge.rows_of(part):
         assert torch.equal(batch.documents[0::2], batch.documents[1::2])
     assert sum(len(batch.ids) for batch in judge.rows_of(part)) == 256 and judge.judged() is part
-    assert validation.Evaluator.rows_of(judge, part) == [] and "delta_shuffle" in judge.run()
+    assert Evaluator.rows_of(judge, part) == [] and "delta_shuffle" in judge.run()
     other = make(corpus, "prefix + tsdae", (16,))
     assert [part.one_document for part in other.objectives.parts] == [True, False]
     assert other.rows_of(other.objectives.parts[1]) is other.fixed

@@ -5,7 +5,10 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from lab import dataset, pmi, report, words
+from lab import report
+from lab.analysis import words
+from lab.data import pmi
+from lab.data.tokenizers import encode_texts, load_tokenizer, word_ends, word_starts
 from noise import Noise
 from problem import Rows, Vocabulary
 
@@ -160,8 +163,8 @@ KINDS = {
 def test_words_begin_where_the_kind_of_tokenizer_says(kind, tmp_path):
     """Not where some entry of the vocabulary looks like a mark. In every reader of it: words, noise, collocations."""
     KINDS[kind].save(str(tmp_path / "t.json"))
-    tokenizer = dataset.load_tokenizer(tmp_path / "t.json")
-    (ids,) = dataset.encode_texts(tokenizer, ["the unseen cats, the cats"])
+    tokenizer = load_tokenizer(tmp_path / "t.json")
+    (ids,) = encode_texts(tokenizer, ["the unseen cats, the cats"])
     found, numbers = words.Words(tokenizer)(ids)
     assert found == ["the", "unseen", "cats", ",", "the", "cats"], tokenizer.encode(" the unseen cats").tokens
     assert len(ids) > len(found) == numbers[-1] + 1
@@ -170,7 +173,7 @@ def test_words_begin_where_the_kind_of_tokenizer_says(kind, tmp_path):
     assert all(text[0] == " " for text in written[1:] if not text.startswith(","))
 
     mask = tokenizer.token_to_id("[MASK]")
-    starts, ends = (f(tokenizer) for f in (dataset.word_starts, dataset.word_ends))
+    starts, ends = (f(tokenizer) for f in (word_starts, word_ends))
     size, row = len(starts), torch.tensor([*ids, mask, *ids])
     vocab = Vocabulary(size, mask, (), None, torch.from_numpy(starts), ends=torch.from_numpy(ends))
     apart = "##" in kind or "WordPiece" in kind or "</w>" in kind or kind == "CLIP"  # the comma is a word of its own
@@ -190,7 +193,7 @@ def test_where_no_word_is_marked_every_token_is_one():
         of(level, pre_tokenizers.ByteLevel()),
         of(bpe("the", "Ġx"), pre_tokenizers.Whitespace()),
     ):
-        assert dataset.word_starts(tokenizer).all() and not dataset.word_ends(tokenizer).any()
+        assert word_starts(tokenizer).all() and not word_ends(tokenizer).any()
 
 
 def test_a_word_is_wrong_where_one_of_its_tokens_is():

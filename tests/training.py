@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from lab import command, optim
-from lab.plan import cost
-from lab.runs import RunFolder
+from lab import command
+from lab.training import optim
+from lab.training.plan import cost
+from lab.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = sorted((ROOT / "config").glob("*.py"))

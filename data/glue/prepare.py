@@ -2,7 +2,7 @@
 Sentence tasks in their original layouts, for eval_glue.py: from the Hugging Face hub, or from a local folder.
 
     python data/glue/prepare.py [--tasks=stsb,mrpc]
-    python data/glue/prepare.py --from=DIR          # files as published (lab/tasks.py), or the hub's parquet files
+    python data/glue/prepare.py --from=DIR          # as published (lab/evaluation/tasks.py), or the hub's parquet files
 
 The hub's parquet files are read (of the branch refs/convert/parquet, else of main), never a script. Row counts and
 labels are compared with the official ones, and a difference is said. STS-B's test and SICK are not GLUE's; the test
@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lab.command import command, log  # isort: skip  (first: it tells an older Python)
 from typing import Annotated
 
-from lab import prepare, tasks
 from lab.configurator import PathStr, UserError, parse, show, warn
+from lab.data import prepare
+from lab.evaluation.tasks import TASKS, beside, load_task
 from lab.files import locked, replacing, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -239,7 +240,7 @@ def lines(hub: Hub, rows: list[dict], quoted: bool) -> str:
 
 def from_parquet(name: str, folder: Path | None, to: Path) -> bool:
     """Writes the files of a task; False where the local folder has none of its splits."""
-    hub, task = HUB[name], tasks.TASKS[MADE_OF.get(name, [name])[0]]
+    hub, task = HUB[name], TASKS[MADE_OF.get(name, [name])[0]]
     found = {split: [row for path in find(hub, split, folder) for row in rows_of(hub, path)] for split in hub.splits}
     found = {split: rows for split, rows in found.items() if rows}
     if not found:
@@ -257,10 +258,10 @@ def from_parquet(name: str, folder: Path | None, to: Path) -> bool:
 
 def copy_files(name: str, folder: Path, to: Path) -> bool:
     """Copies what there is of a task; False where its folder is not there."""
-    task = tasks.TASKS[MADE_OF.get(name, [name])[0]]
-    own, target = tasks.beside(folder, task.folder), to / task.folder
+    task = TASKS[MADE_OF.get(name, [name])[0]]
+    own, target = beside(folder, task.folder), to / task.folder
     wanted = {file for files, *_ in task.layouts for file in files.values()} | {"dev_ids.tsv"}
-    there = {file: path for file in sorted(wanted) if (path := tasks.beside(own, file)).is_file()}
+    there = {file: path for file in sorted(wanted) if (path := beside(own, file)).is_file()}
     if there and own.resolve() != target.resolve():
         target.mkdir(parents=True, exist_ok=True)
         for file, path in there.items():
@@ -271,7 +272,7 @@ def copy_files(name: str, folder: Path, to: Path) -> bool:
 
 def differences(name: str, folder: Path) -> list[str]:
     """What is not as in the official files, in a sentence each."""
-    found, sentences = tasks.load_task(name, folder), []
+    found, sentences = load_task(name, folder), []
     for split, official in OFFICIAL[name].items():
         if split not in found:
             sentences.append(f"{name}: there is no {split} split")

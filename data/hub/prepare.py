@@ -27,10 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lab.command import command  # isort: skip  (first: it tells an older Python)
 from typing import Annotated
 
-from lab import dataset, files, prepare
+from lab import files
 from lab.configurator import PathStr, UserError, show
+from lab.data import prepare
+from lab.data.corpus import HUB_CORPORA, TokenFile
+from lab.data.tokenizers import clean
 
-NAMES = ", ".join(dataset.HUB_CORPORA)
+NAMES = ", ".join(HUB_CORPORA)
 HELD_OUT = 0.001  # of the documents, where the hub has no validation split
 
 
@@ -44,7 +47,7 @@ class Hub(prepare.Output):
     ] = ""
 
     def __post_init__(self):
-        if self.name not in dataset.HUB_CORPORA:
+        if self.name not in HUB_CORPORA:
             raise ValueError(f"there is no corpus {self.name!r}; write --name=NAME, one of {NAMES}")
 
 
@@ -76,7 +79,7 @@ def find_shards(repository: str, train: str, val: str, local: str) -> list[tuple
 
 def drawn_split(text: str) -> str:
     """Of a document of a repository without val."""
-    digest = hashlib.blake2b(dataset.clean(text).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(clean(text).encode(), digest_size=8).digest()
     return "val" if prepare.in_val(HELD_OUT, int.from_bytes(digest, "little")) else "train"
 
 
@@ -160,7 +163,7 @@ def encode_parts(config: Hub, shards: list[tuple[str, str]], parts: Path):
 
 def main(argv):
     config = prepare.configure(argv, Hub, "data/hub/prepare.py", __doc__)
-    repositories, parts = dataset.HUB_CORPORA[config.name], config.folder / ".parts"
+    repositories, parts = HUB_CORPORA[config.name], config.folder / ".parts"
 
     def work(temporary):
         shards = []
@@ -171,7 +174,7 @@ def main(argv):
         tokenizer = shutil.copy(parts / "tokenizer.json", temporary)
         with closing(prepare.Splits(temporary, tokenizer)) as splits:
             for path in sorted(parts.glob("?????/*.bin")):
-                text = dataset.TokenFile(path, f"delete {show(path.parent)} and run this again")
+                text = TokenFile(path, f"delete {show(path.parent)} and run this again")
                 splits.writers[path.stem].copy(text, 0, text.count)
             about = {"repository": " + ".join(name for name, *_ in repositories), "shards": len(shards)}
             prepare.finish(splits, config, about)

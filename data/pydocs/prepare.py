@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lab.command import command  # isort: skip  (first: it tells an older Python)
 from typing import Annotated
 
-from lab import dataset, prepare
 from lab.configurator import PathStr, UserError
+from lab.data import prepare
+from lab.data.tokenizers import clean
 
 VAL_FRACTION = 0.05  # of the files
 SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}
@@ -146,7 +147,7 @@ class Docstrings(prepare.Source):
                 key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
                 split = "val" if prepare.in_val(VAL_FRACTION, key) else "train"
                 for text in texts:
-                    text = dataset.clean(text)
+                    text = clean(text)
                     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
                     if digest in seen:
                         duplicates += 1

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lab.command import command  # isort: skip  (first: it tells an older Python)
 from typing import Annotated
 
-from lab import prepare, text_files
 from lab.configurator import PathStr, UserError, show
+from lab.data import prepare, text_files
 
 
 @dataclass

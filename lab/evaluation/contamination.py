@@ -2,9 +2,11 @@
 
 import numpy as np
 
-from lab.dataset import Corpus, encode_texts, hash64, load_tokenizer, split_sentences
+from lab.data.corpus import Corpus
+from lab.data.sampler import hash64
+from lab.data.tokenizers import encode_texts, load_tokenizer, split_sentences
+from lab.evaluation.tasks import Split
 from lab.report import table
-from lab.tasks import Split
 
 SHORTEST = 5  # tokens: what is shorter stands in any large corpus by itself
 LISTED = 20  # sentences that are printed of a task

@@ -37,11 +37,24 @@ import tiktoken
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from lab import dataset, files
+from lab import files
 from lab.command import STOPS
 from lab.configurator import PathStr, UserError, parse, show
+from lab.data.corpus import MAX_VOCAB, CorpusWriter, TokenFile, check_name, load_meta, warn_of_vocabulary
+from lab.data.sampler import hash32
+from lab.data.tokenizers import (
+    PASSED_ON,
+    SPECIAL_NAMES,
+    add_special_tokens,
+    encode_sentences,
+    load_tokenizer,
+    special_ids,
+    split_sentences,
+    tokenizer_hash,
+    vocab_size,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TRAINING_TEXT = 100_000_000  # characters a tokenizer is trained on, at most
 BATCH = 1_000_000  # characters that a process encodes in one go
 FILES = ("tokenizer.json", "train.bin", "val.bin", "meta.json")  # of a finished folder, in the order they are moved
@@ -69,7 +82,7 @@ def configure(argv: list[str], kind: type[Output], script: str, doc: str):
     config = parse(argv, kind, prog=script, doc=doc, root=ROOT, positional=False).make(kind)
     if not config.name:
         raise UserError("the dataset has no name; add --name=NAME")
-    dataset.check_name(config.name)
+    check_name(config.name)
     check_free(config)
     check_spec(config.tokenizer)
     return config
@@ -102,7 +115,7 @@ class Source:
 
 def in_val(fraction: float, *keys: int) -> bool:
     """A seeded choice that puts this fraction of all keys into the validation split."""
-    return bool(dataset.hash32(0x0DA7A, *keys)[0] < fraction * 2**32)
+    return bool(hash32(0x0DA7A, *keys)[0] < fraction * 2**32)
 
 
 def progress(*items, **about) -> tqdm:
@@ -163,7 +176,7 @@ def check_spec(spec: str):
     """Refuses a --tokenizer that cannot work."""
     kind, _, rest = spec.partition(":")
     if kind == "bpe":
-        least, most = 256 + len(dataset.SPECIAL_NAMES), dataset.MAX_VOCAB
+        least, most = 256 + len(SPECIAL_NAMES), MAX_VOCAB
         if not (rest.isascii() and rest.isdigit() and least <= int(rest) <= most):
             raise UserError(f"--tokenizer={spec} names no vocabulary size of {least} to {most}; write bpe:8192")
     elif kind == "tiktoken":
@@ -176,7 +189,7 @@ def check_spec(spec: str):
         kind = "bpe" if spec.isdigit() else "tiktoken" if spec in TIKTOKEN else "hub"
         raise UserError(f"{spec} does not exist; write --tokenizer={kind}:{spec}, or name a tokenizer.json")
     else:
-        dataset.load_tokenizer(spec)
+        load_tokenizer(spec)
 
 
 def byte_level(model: models.BPE) -> Tokenizer:
@@ -193,7 +206,7 @@ def cut_words(sentence: str) -> list[str]:
 
 def train_bpe(tokenizer: Tokenizer, source: Source, size: int):
     """`size` entries, the special tokens first, from the source's first 100 MB of training text."""
-    special = [names[0] for names in dataset.SPECIAL_NAMES.values()]
+    special = [names[0] for names in SPECIAL_NAMES.values()]
     about = {"vocab_size": size, "special_tokens": special, "initial_alphabet": CHARS}
 
     def sentences():
@@ -201,7 +214,7 @@ def train_bpe(tokenizer: Tokenizer, source: Source, size: int):
         for piece in source:
             if piece.split == "train":
                 read += len(piece.text)
-                yield [part for sentence in dataset.split_sentences(piece.text) for part in cut_words(sentence)]
+                yield [part for sentence in split_sentences(piece.text) for part in cut_words(sentence)]
             if read >= TRAINING_TEXT:
                 return
 
@@ -241,7 +254,7 @@ def from_hub(name: str) -> Tokenizer:
     except Exception as error:  # of many libraries
         remedy = "connect to the network, or give --tokenizer=PATH.json or --tokenizer=bpe:8192"
         raise offline(f"hub:{name}", error, remedy) from None
-    return dataset.load_tokenizer(path)
+    return load_tokenizer(path)
 
 
 def offline(what: str, error: Exception, remedy: str) -> UserError:
@@ -253,13 +266,13 @@ def make_tokenizer(spec: str, source: Source, lowercase: bool, path: Path):
     """Saves the tokenizer that --tokenizer names as `path`, with all special tokens."""
     kind, _, rest = spec.partition(":")
     load = {"bpe": lambda size: byte_level(models.BPE()), "tiktoken": from_tiktoken, "hub": from_hub}.get(kind)
-    tokenizer = load(rest) if load else dataset.load_tokenizer(spec)
+    tokenizer = load(rest) if load else load_tokenizer(spec)
     if lowercase:
         own, lower = tokenizer.normalizer, normalizers.Lowercase()
         tokenizer.normalizer = normalizers.Sequence([own, lower]) if own else lower
     if kind == "bpe":
         train_bpe(tokenizer, source, int(rest))
-    dataset.add_special_tokens(tokenizer)
+    add_special_tokens(tokenizer)
     tokenizer.save(str(path))
 
 
@@ -284,20 +297,20 @@ class Encoder:
 
     def __init__(self, path, digest: str = ""):
         """digest: of the file, which may have been replaced since a process made its encoder."""
-        self.tokenizer = dataset.load_tokenizer(path)
-        self.eod = dataset.special_ids(self.tokenizer)["eod"]
+        self.tokenizer = load_tokenizer(path)
+        self.eod = special_ids(self.tokenizer)["eod"]
         self.twin = fast_twin(self.tokenizer)
         added = self.tokenizer.get_added_tokens_decoder().values()
         ordinary = [re.escape(token.content) for token in added if not token.special]  # tiktoken does not know these
         self.ordinary = re.compile("|".join(ordinary)) if ordinary else None
 
     def slow(self, sentences: list[str]) -> list[list[int]]:
-        return dataset.encode_sentences(self.tokenizer, sentences)
+        return encode_sentences(self.tokenizer, sentences)
 
     def __call__(self, sentences: list[str]) -> list[list[int]]:
         try:
             return self.fast(sentences) if self.twin else self.slow(sentences)
-        except dataset.PASSED_ON:
+        except PASSED_ON:
             raise
         except BaseException:  # a panic of tiktoken's is no Exception
             return self.slow(sentences)
@@ -339,7 +352,7 @@ def batches(source: Source) -> Iterator[list[Piece]]:
 def encode_pieces(tokenizer: Path, digest: str, batch: list[Piece]) -> list[tuple]:
     """(split, tokens, sentence starts, document starts) of each piece; documents without text are left out."""
     encode = encoder(tokenizer, digest)
-    sentences = [dataset.split_sentences(piece.text) for piece in batch]
+    sentences = [split_sentences(piece.text) for piece in batch]
     ids = iter(encode([sentence for own in sentences for sentence in own]))
     result = []
     for piece, own in zip(batch, sentences, strict=True):
@@ -356,11 +369,11 @@ class Splits:
     """train.bin and val.bin of a folder while they grow; `close` deletes what is not complete."""
 
     def __init__(self, folder: Path, tokenizer: Path):
-        self.folder, self.tokenizer, self.hash = folder, tokenizer, dataset.tokenizer_hash(tokenizer)
-        loaded = dataset.load_tokenizer(tokenizer)
-        self.about = dataset.vocab_size(loaded), dataset.special_ids(loaded), self.hash
+        self.folder, self.tokenizer, self.hash = folder, tokenizer, tokenizer_hash(tokenizer)
+        loaded = load_tokenizer(tokenizer)
+        self.about = vocab_size(loaded), special_ids(loaded), self.hash
         paths = {split: folder / f"{split}.bin" for split in ("train", "val")}
-        self.writers = {split: dataset.CorpusWriter(path, *self.about) for split, path in paths.items()}
+        self.writers = {split: CorpusWriter(path, *self.about) for split, path in paths.items()}
 
     def encode(self, source: Source, about: str = "encoding"):
         """Appends a whole source."""
@@ -389,8 +402,8 @@ class Splits:
         if whole.sentences < 2:
             raise UserError("the text has only one sentence, too little to train and validate on; give more text")
         whole.close()
-        text = dataset.TokenFile(whole.path.rename(self.folder / "whole.bin"), "prepare it again")
-        self.writers["train"] = train = dataset.CorpusWriter(whole.path, *self.about)
+        text = TokenFile(whole.path.rename(self.folder / "whole.bin"), "prepare it again")
+        self.writers["train"] = train = CorpusWriter(whole.path, *self.about)
         if whole.documents > 1:
             cut = int(text.documents[-2])
             train.copy(text, 0, cut)
@@ -432,7 +445,7 @@ def make(config: Output, work):
     has made it meanwhile by the same command, as nodes that share a disk do, it is left as it is."""
     folder = config.folder
     with files.locked(folder, "name another --data_dir", wait=True) as waited:
-        if waited and (folder / "meta.json").exists() and dataset.load_meta(folder).get("command") == command_line():
+        if waited and (folder / "meta.json").exists() and load_meta(folder).get("command") == command_line():
             print(f"{show(folder)}: prepared meanwhile by the same command", file=sys.stderr)
             return
         check_free(config)
@@ -443,8 +456,8 @@ def make(config: Output, work):
 def finish(splits: Splits, config: Output, more: dict):
     """Completes the files and moves them into place: the old meta.json goes first, the new one, with `more`, last."""
     splits.complete()
-    text = dataset.TokenFile(splits.folder / "train.bin", "prepare it again")
-    dataset.warn_of_vocabulary(text)
+    text = TokenFile(splits.folder / "train.bin", "prepare it again")
+    warn_of_vocabulary(text)
     counts = sum(ordered_map(partial(count_tokens, text.vocab_size), text.pieces(text.count)))
     counts[:, text.eod] = len(text.documents) - 1, 0
     meta = {

@@ -14,11 +14,11 @@ from pathlib import Path
 from lab import report
 from lab.command import log, optional
 from lab.configurator import UserError, show, warn
+from lab.evaluation.tasks import TASKS
 from lab.files import read_json, replacing, write_atomic
-from lab.plan import HORIZONS
 from lab.report import lift_text, score_rows
-from lab.runs import RunFolder, completed
-from lab.tasks import TASKS
+from lab.training.plan import HORIZONS
+from lab.training.run_folder import RunFolder, completed
 
 LOGGED = ("seconds", "loss", "val_loss", "val_loss_mlm15", "rank_slot_centred", "rank_raw", "rank_pooled")
 LOGGED += ("input_share", "dead_slots", "delta_shuffle", "verdict", "learned", "tokens_per_s")

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lab import dataset
+from lab.analysis.words import TYPES, Words, token_types
+from lab.data.tokenizers import pad_batch
 from lab.distributed import exact_matmul
 from lab.runs import LoadedRun
-from lab.words import TYPES, Words, token_types
 
 SEEN = 5  # times that a token must occur to be told as one that a concept reads
 
@@ -70,7 +70,7 @@ def attention(run: LoadedRun, texts: list[str]) -> Attention | None:
     if longest < 1:
         return None
     rows = [row[:longest] for row in rows]
-    ids, mask = (torch.from_numpy(x).to(run.device) for x in dataset.pad_batch(rows, run.config["pad_id"]))
+    ids, mask = (torch.from_numpy(x).to(run.device) for x in pad_batch(rows, run.config["pad_id"]))
     parts = []
     for at in range(0, len(rows), 64):
         some = ids[at : at + 64], mask[at : at + 64]

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 import geometry
-from lab import dataset
 from lab.configurator import UserError, warn
+from lab.data.corpus import MIN_WINDOWS, Corpus, unigram_floor
+from lab.data.sampler import Sampler
 from lab.distributed import World, exact_matmul
-from lab.report import table
-from lab.runs import ROWS, LoadedRun
 from model import ConceptModel
 from noise import Noise
 from objectives import Objective, Objectives
@@ -124,15 +123,15 @@ class Evaluator:
 class Validation(Evaluator):
     """Validation rows of each length, and what the model makes of them."""
 
-    def __init__(self, corpus: dataset.Corpus, lengths: tuple[int, ...], tokens: int, trainer):
+    def __init__(self, corpus: Corpus, lengths: tuple[int, ...], tokens: int, trainer):
         """tokens: how many are read of each length; trainer: has the model, objectives, vocab and world."""
         super().__init__(trainer.model, trainer.objectives, trainer.vocab, trainer.world, [])
         rules = {(False, False), *((part.one_document, part.adjacent_rows) for part in self.objectives.parts)}
         self.samplers = {
-            rule: dataset.Sampler(corpus, lengths, seed=SEED, one_document=rule[0], pairs=rule[1]) for rule in rules
+            rule: Sampler(corpus, lengths, seed=SEED, one_document=rule[0], pairs=rule[1]) for rule in rules
         }
         windows = {n: min(sampler.windows(n) for sampler in self.samplers.values()) for n in lengths}
-        enough = [n for n in windows if windows[n] >= dataset.MIN_WINDOWS]
+        enough = [n for n in windows if windows[n] >= MIN_WINDOWS]
         for n in sorted(set(windows) - set(enough)):
             judged = "left out" if enough else "rough"
             warn(f"the validation text has only {windows[n]} rows of length {n}; its loss is {judged}")
@@ -212,14 +211,14 @@ class Validation(Evaluator):
         finally:
             self.model.train()
 
-    def floors(self, train: dataset.Corpus, val: dataset.Corpus) -> dict[str, float]:
+    def floors(self, train: Corpus, val: Corpus) -> dict[str, float]:
         """Loss of `evaluate` -> about that of guessing that knows nothing of the text: by how common tokens are (idf
         weights pooled over rows), or by chance. Computed at the first call."""
 
         @cache
         def unigram(needs_idf):
             weights = train.idf() if needs_idf else None
-            return dataset.unigram_floor(train.counts(), val.tokens, val.eod, weights)
+            return unigram_floor(train.counts(), val.tokens, val.eod, weights)
 
         if not self.known_floors:
             parts, known = self.objectives.parts, self.known_floors
@@ -232,21 +231,6 @@ class Validation(Evaluator):
         return self.known_floors
 
 
-def final_table(numbers: dict[str, float], validation: Validation, train: dataset.Corpus, val: dataset.Corpus) -> str:
-    """The losses of an evaluation beside the floors of guessing without the text, in Markdown."""
-    objectives, floors = validation.objectives, validation.floors(train, val)
-    titles = {f"val_loss_{n}": f"validation loss, rows of {n}" for n in validation.lengths}
-    for part, own in zip(objectives.parts, objectives.names, strict=True):
-        unit = "" if part.unit == "nats" else f" ({part.unit})"
-        titles[f"val_loss_{own}"] = f"of it {part.name}{unit}, longest rows"
-        titles |= {f"val_loss_{name}": f"validation loss, {name}, longest rows" for name in part.reported()}
-    rows = [[title, numbers[key], floors[key]] for key, title in titles.items() if key in floors]
-    if "delta_shuffle" in numbers:
-        rows.append(["added by another row's concepts, longest rows", numbers["delta_shuffle"], 0.0])
-    kinds = dict.fromkeys(part.floor_name for part in objectives.parts)
-    return table([objectives.unit, "loss", ", ".join(kinds)], rows)
-
-
 def learned(trainer, numbers: dict) -> dict:
     """Of an evaluation the floor of its val_loss, and `learned`, in words: the loss beside the floor, and its vectors
     beside those of step 0, the untrained twin's (a warm start has none)."""
@@ -255,47 +239,3 @@ def learned(trainer, numbers: dict) -> dict:
     twin = first if first["step"] == 0 and not trainer.config.init_from else {}
     loss = numbers["val_loss"], floor, trainer.objectives.unit
     return {"val_floor": floor, "learned": geometry.learned(numbers, twin, loss)}
-
-
-@torch.no_grad()
-def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
-    """Held-out rows of the shortest length: the text, what the encoder read of it, what the decoder predicted; nothing
-    where the model has no decoder."""
-    model, n = validation.model, validation.lengths[0]
-    if (part := validation.decoded()) is None:
-        return ""
-    problem = validation.problem(part, validation.batches_of(part, n)[0])
-    model.eval()
-    concepts = model.encode(problem.source, problem.source_pos)[:rows]
-    predicted = model.generate(concepts, problem.targets.shape[1])  # [rows, T]
-    model.train()
-    kinds = {"text": problem.targets, "read": problem.source, "predicted": predicted}
-    lines = []
-    for i in range(rows):
-        lines += [f"  {name + ':':<11}{one_line(tokenizer, ids[i])}" for name, ids in kinds.items()] + [""]
-    return "\n".join(lines)
-
-
-def one_line(tokenizer, ids: Tensor) -> str:
-    """ids [n] -> their text, special tokens too."""
-    return " ".join(tokenizer.decode(ids.tolist(), skip_special_tokens=False).split())
-
-
-def final_report(trainer, retrieval: bool) -> str:
-    """What a finished run prints: its losses beside their floors, geometry, retrieval if it is asked for, samples."""
-    validation, tokenizer = trainer.validation, dataset.load_tokenizer(trainer.val_text.folder / "tokenizer.json")
-    parts = [final_table(trainer.numbers, validation, trainer.train_text, trainer.val_text)]
-    parts.append(geometry.line(trainer.numbers, trainer.model.config.concepts))
-    parts[-1] += f"\nlearned: {learned(trainer, trainer.numbers)['learned']}"
-    if retrieval and not trainer.signals.received:
-        from lab.floors import retrieval_table  # late: scipy
-
-        run = LoadedRun(
-            trainer.model.eval(), tokenizer, trainer.out.config(), trainer.step, trainer.out.load_tensor(ROWS)
-        )
-        run.warned = True  # of texts in chunks: the table says it
-        parts.append(retrieval_table(run, trainer.val_text))
-    if texts := reconstructions(validation, tokenizer):
-        parts.append(f"held-out rows (text, what of it the encoder read, what was predicted):\n\n{texts}".rstrip())
-    parts.append(f"run: {trainer.out.path} (curves.png, geometry.png, metrics.jsonl)")
-    return "\n" + "\n\n".join(parts)

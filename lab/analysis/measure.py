@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import geometry
-from lab import dataset, report
+from lab import report
+from lab.analysis.words import Words
 from lab.configurator import UserError, fields_of
+from lab.data.tokenizers import special_ids, word_ends, word_starts
 from lab.distributed import World
+from lab.evaluation.final_report import one_line
 from lab.runs import LoadedRun
-from lab.validation import Batch, Evaluator, one_line
-from lab.words import Words
+from lab.training.validation import Batch, Evaluator
 from model import ConceptModel
 from objectives import ObjectiveConfig, Objectives
 from problem import Problem, Vocabulary
@@ -39,8 +41,8 @@ def judge_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int
     if keys.get("mask_unit") == "pmi":
         keys["mask_unit"] = "word"  # a run does not keep the collocations
     objectives = Objectives(ObjectiveConfig(**keys))
-    V, special = run.model.config.vocab_size, tuple(dataset.special_ids(run.tokenizer).values())
-    starts, ends = (torch.from_numpy(f(run.tokenizer)).to(run.device) for f in (dataset.word_starts, dataset.word_ends))
+    V, special = run.model.config.vocab_size, tuple(special_ids(run.tokenizer).values())
+    starts, ends = (torch.from_numpy(f(run.tokenizer)).to(run.device) for f in (word_starts, word_ends))
     vocab = Vocabulary(V, run.model.mask_id, special, torch.ones(V, device=run.device), starts, ends=ends)
     if len(rows) < least:
         raise UserError(f"{len(rows)} rows of text are too few, {least} are needed; train on more text")

@@ -13,12 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import floors, report, tasks
+from lab import report
 from lab.command import log
 from lab.configurator import UserError, warn
+from lab.evaluation import scores
+from lab.evaluation.floors import text_floors, word_controls
+from lab.evaluation.scores import read_answers
+from lab.evaluation.tasks import TASKS, Pairs, load_task
 from lab.files import write_atomic
 from lab.report import HEADLINE, LIFTS, format_range, lift_text, over_seeds, score_rows, verdicts
-from lab.runs import RunFolder
+from lab.training.run_folder import RunFolder
 from objectives import ObjectiveConfig
 
 
@@ -33,7 +37,7 @@ def summary(runs: list[dict]) -> dict[str, dict]:
 def score_lines(runs: list[dict], arm: str, task: str) -> list[dict]:
     """Rows of those metrics of a task that have a lift, over the seeds of an arm."""
     seeds = [run["tasks"][task] for run in runs if run["arm"] == arm]
-    lifts = tasks.TASKS[task].lifts
+    lifts = TASKS[task].lifts
     return [row for row in score_rows(task, seeds, lifts, arm=arm) if row["metric"] in lifts]
 
 
@@ -116,10 +120,10 @@ def shown(splits: dict) -> str:
 @cache
 def lexical_controls(task: str, split: str, data: Path) -> dict[str, np.ndarray]:
     """What HEADLINE is given, of all models alike."""
-    pairs = tasks.Pairs(task, tasks.load_task(task, data))
+    pairs = Pairs(task, load_task(task, data))
     log(f"{task}: overlap of words, for what is known beyond it")
-    theirs = {floor: splits[split] for floor, splits in floors.text_floors(pairs).items()}
-    return floors.word_controls(pairs, split, theirs)
+    theirs = {floor: splits[split] for floor, splits in text_floors(pairs).items()}
+    return word_controls(pairs, split, theirs)
 
 
 def paired_rows(results: dict, data: Path) -> list[dict]:
@@ -129,16 +133,16 @@ def paired_rows(results: dict, data: Path) -> list[dict]:
     for task in results["tasks"]:
         answers = {arm: [] for arm in results["arms"]}
         for run in results["runs"].values():
-            answers[run["arm"]].append(floors.read_answers(record_path(run["folder"], task))[1])
+            answers[run["arm"]].append(read_answers(record_path(run["folder"], task))[1])
         compared = {arm: answers[arm] for arm in others if answers[arm]}
         if not answers[first] or not compared:
             continue
         splits = next(run["tasks"][task] for run in results["runs"].values())
         split = shown(splits)
-        for metric in [metric for metric in tasks.TASKS[task].lifts if metric in splits[split]["metrics"]]:
+        for metric in [metric for metric in TASKS[task].lifts if metric in splits[split]["metrics"]]:
             known = lexical_controls(task, split, data) if metric == HEADLINE else None
             try:
-                under = floors.paired(metric, split, answers[first], compared, np.mean, known)
+                under = scores.paired(metric, split, answers[first], compared, np.mean, known)
             except UserError as error:  # the task's files have changed since
                 warn(f"no paired difference in {task}: {error}")
                 break
@@ -160,7 +164,7 @@ def compared(paired: list[dict], first: str) -> dict[tuple[str, str], dict[str, 
     """(task, metric) -> arm -> its difference to the first, of the `headline` metrics and of what is beyond words."""
     groups = {}
     for row in paired:
-        if row["metric"] in (HEADLINE, headline(tasks.TASKS[row["task"]].lifts)):
+        if row["metric"] in (HEADLINE, headline(TASKS[row["task"]].lifts)):
             groups.setdefault((row["task"], row["metric"]), {})[row["arm"]] = row[f"over {first}"]
     return groups
 
@@ -211,7 +215,7 @@ def pictures(results: dict, folder: Path) -> list[Path]:
     metrics = {run["folder"]: RunFolder(run["folder"]).metrics() for runs in by_arm.values() for run in runs}
     drawn = {}  # file -> (label, arm -> points of each seed)
     for task in results["tasks"]:
-        lifts = tasks.TASKS[task].lifts
+        lifts = TASKS[task].lifts
         centred = lifts[headline(lifts)]
         wanted = {  # file -> label, where the value stands among what is known of a split
             "over_best_floor": ("over the best floor", centred, "best_floor", "value"),

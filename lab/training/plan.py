@@ -17,10 +17,12 @@ import numpy as np
 import torch
 
 from encoders import AS_CONFIGURED, Options
-from lab import dataset, optim
 from lab.command import AT_EXIT, log, out_of_memory, reason
 from lab.configurator import UserError, warn
+from lab.data.corpus import warn_of_vocabulary
+from lab.data.sampler import VARIANT, choose
 from lab.distributed import World
+from lab.training import optim
 from losses import Balance, ConceptLossConfig
 from model import CountedProducts, ModelConfig, count_flops, imagined
 from objectives import PLATEAUS, RATES, Objectives
@@ -172,7 +174,7 @@ def encoding_flops(model: ModelConfig, length: int, options: Options = AS_CONFIG
 def sample_options(model: ModelConfig, seed: int, step: int) -> Options:
     """What a training step runs with."""
     shares, options = zip(*model.variants(), strict=True)
-    return options[dataset.choose(shares, seed, dataset.VARIANT, step)[0]]
+    return options[choose(shares, seed, VARIANT, step)[0]]
 
 
 # Seen on an AVX512_BF16 machine: what compiling a shape costs without torch's cache, the share of a step's time that it
@@ -274,7 +276,7 @@ EPOCHS = 50  # the same text seen more often is learned by heart
 def warn_of_horizon(trainer):
     """Of a warm-up that takes most of the steps, and of text that is too little, now that all are known."""
     config, plan, steps = trainer.config, trainer.plan, trainer.horizon
-    dataset.warn_of_vocabulary(trainer.train_text)
+    warn_of_vocabulary(trainer.train_text)
     if config.warmup >= steps / 2 > 0 and config.warmup:
         share = min(1, steps / config.warmup)
         warn(

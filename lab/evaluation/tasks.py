@@ -23,11 +23,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy import sparse
-from scipy.stats import rankdata
 
-from lab.command import check_finite
 from lab.configurator import UserError, nearest, show, warn
+from lab.evaluation.metrics import METRICS
 from lab.report import HEADLINE
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -308,90 +306,6 @@ def without_repeats(splits: dict[str, Split]) -> dict[str, Split]:
     return splits
 
 
-def pearson(x, y) -> float:
-    """Correlation of x [n] and y [n]; 0 where one of them is constant. ValueError for what is not finite."""
-    return float(np.mean(standardised(x) * standardised(y)))
-
-
-def standardised(x):
-    x = finite(x)
-    deviation = x - x.mean()
-    scale = np.sqrt(np.mean(deviation**2))
-    return deviation / scale if scale > 1e-13 * np.abs(x).max() else np.zeros_like(x)
-
-
-def spearman(x, y) -> float:
-    """Pearson of the ranks; ties share their average rank."""
-    return pearson(rankdata(finite(x)), rankdata(finite(y)))
-
-
-def finite(x) -> np.ndarray:
-    """x [n] as float64."""
-    x = np.asarray(x, np.float64)
-    if not np.isfinite(x).all():
-        raise ValueError(f"value {np.isfinite(x).argmin()} of {len(x)} is not finite: it has no correlation")
-    return x
-
-
-def accuracy(predicted, labels) -> float:
-    return float(np.mean(predicted == labels))
-
-
-def f1(predicted, labels, positive: int = 1) -> float:
-    """Of the class `positive`; 0 where it is neither predicted nor there."""
-    both = (predicted == positive).sum() + (labels == positive).sum()
-    return float(2 * ((predicted == positive) & (labels == positive)).sum() / both) if both else 0.0
-
-
-def macro_f1(predicted, labels) -> float:
-    """The mean of the F1 of each class that is predicted or there."""
-    return float(np.mean([f1(predicted, labels, number) for number in np.union1d(predicted, labels)]))
-
-
-def mcc(predicted, labels) -> float:
-    """Matthews correlation, for any number of classes (Gorodkin 2004); 0 where one of them is constant."""
-    classes = np.union1d(predicted, labels)[:, None]
-    x, y = (predicted == classes).astype(float), (labels == classes).astype(float)  # [K, n]
-    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
-    scale = np.sqrt((x * x).sum() * (y * y).sum())
-    return float((x * y).sum() / scale) if scale > 0 else 0.0
-
-
-METRICS = {  # name -> (function, the answers it judges)
-    "pearson": (pearson, "cosines"),
-    "spearman": (spearman, "cosines"),
-    "pearson_centred": (pearson, "centred"),
-    "spearman_centred": (spearman, "centred"),
-    "pearson_whitened": (pearson, "whitened"),
-    "pearson_first": (pearson, "first"),
-    "pearson_maxsim": (pearson, "maxsim"),
-    "accuracy": (accuracy, "predictions"),
-    "f1": (f1, "predictions"),
-    "mcc": (mcc, "predictions"),
-}
-
-
-def task_scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.ndarray]:
-    """Every metric of the task -> [F], one for each run of the method; f1 is that of the positive class of two, of more
-    classes the mean over them (macro). Of a task made of sets [n], such as genres, also the Pearson correlation inside
-    each, and their mean."""
-    functions = {metric: METRICS[metric] for metric in task.metrics if METRICS[metric][1] in answers}
-    if task.kind != "score" and len(task.labels) > 2 and "f1" in functions:
-        functions["f1"] = macro_f1, "predictions"
-    if sets is not None and len(np.unique(sets)) > 1:
-
-        def inside(name):
-            return lambda x, y: pearson(x[sets == name], y[sets == name])
-
-        def by_set(x, y):
-            return float(np.mean([inside(name)(x, y) for name in np.unique(sets)]))
-
-        functions |= {"pearson_by_set": (by_set, "cosines"), "pearson_by_set_centred": (by_set, "centred")}
-        functions |= {f"pearson_{name}": (inside(name), "cosines") for name in np.unique(sets)}
-        functions = {metric: (f, kind) for metric, (f, kind) in functions.items() if kind in answers}
-    return {metric: np.array([f(row, labels) for row in answers[kind]]) for metric, (f, kind) in functions.items()}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # From vectors to answers
 
@@ -450,63 +364,3 @@ class Pairs:
         parts = [self.index[split].ravel() for split in self.scored]
         parts += [self.index[other].ravel()[:fitting] for other in self.fitted_on.values()]
         return np.unique(np.concatenate(parts))
-
-
-def dot(x, y):
-    """Row by row: x, y [n, D], dense or sparse -> [n]."""
-    return np.asarray(x.multiply(y).sum(1)).ravel() if sparse.issparse(x) else np.einsum("nd,nd->n", x, y)
-
-
-def cosine(vectors, index, mean=None):
-    """Cosines of pairs index [n, 2] of rows of vectors [U, D], dense or sparse, less mean [D]; 0 for a row of zeros."""
-    x, y = vectors[index[:, 0]], vectors[index[:, 1]]
-    if not sparse.issparse(vectors):
-        x, y = x.astype(np.float64), y.astype(np.float64)
-        if mean is not None:
-            x, y = x - mean, y - mean
-    xy, xx, yy = dot(x, y), dot(x, x), dot(y, y)
-    if mean is not None and sparse.issparse(vectors):  # the difference would be dense
-        xm, ym, mm = x @ mean, y @ mean, mean @ mean
-        xy, xx, yy = xy - xm - ym + mm, xx - 2 * xm + mm, yy - 2 * ym + mm
-    scale = np.sqrt(np.maximum(xx, 0) * np.maximum(yy, 0))
-    return np.divide(xy, scale, out=np.zeros_like(xy), where=scale != 0)  # not "> 0": a NaN stays one
-
-
-def best_threshold(x, labels) -> float:
-    """The lowest t for which "1 where x >= t" is right most often: half-way between two values of x (the upper one
-    where no number lies between), or infinite."""
-    order = np.argsort(x, kind="stable")
-    x, labels = np.asarray(x, np.float64)[order], np.asarray(labels)[order]
-    # gained[i]: right answers if the i lowest are 0 and the others 1, less those if all are 1
-    gained = np.cumsum([0, *np.where(labels == 0, 1, -1)])
-    gained[1:-1][x[1:] == x[:-1]] = -len(x) - 1  # equal values cannot be parted
-    cut = gained.argmax()
-    ends = [-np.inf, *x, np.inf]
-    middle = (ends[cut] + ends[cut + 1]) / 2
-    return float(ends[cut + 1] if middle == ends[cut] > -np.inf else middle)
-
-
-def predict(vectors, pairs: Pairs, split: str) -> dict[str, np.ndarray]:
-    """What vectors [U, D] of pairs.sentences answer to the rows of a split, [1, n]: cosines, and centred ones or, for
-    paraphrases, predictions by the threshold that is best on the split's fitting split. NonFinite names a sentence
-    whose vector is not finite."""
-    other = pairs.fitted_on[split]
-    centre = pairs.index[other].ravel()
-    if other != split and pairs.task.kind != "paraphrase":
-        centre = centre[:CENTRED_ON]
-    if not sparse.issparse(vectors):
-        used = np.union1d(pairs.index[split], centre)
-        check_finite(vectors.sum(1, keepdims=True)[used], [pairs.sentences[i] for i in used])
-    cosines = cosine(vectors, pairs.index[split])[None]
-    if pairs.task.kind == "paraphrase":
-        threshold = best_threshold(cosine(vectors, pairs.index[other]), pairs.labels[other])
-        return {"cosines": cosines, "predictions": (cosines >= threshold).astype(np.int64)}
-    mean = np.asarray(vectors[centre].mean(0, dtype=np.float64)).ravel()
-    return {"cosines": cosines, "centred": cosine(vectors, pairs.index[split], mean)[None]}
-
-
-def stack(runs: list):
-    """Answers of several runs of a method, in equal nested dicts, as those of one: [F, n]."""
-    if isinstance(runs[0], dict):
-        return {key: stack([run[key] for run in runs]) for key in runs[0]}
-    return np.concatenate(runs)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import dataset
 from lab.configurator import UserError
+from lab.data.corpus import Corpus
+from lab.data.tokenizers import subword_marks, word_ends, word_starts
 from lab.runs import LoadedRun
 
 FUNCTION = set(
@@ -25,9 +26,9 @@ class Words:
     """Token ids -> the words that they write."""
 
     def __init__(self, tokenizer):
-        self.starts, self.ends = dataset.word_starts(tokenizer), dataset.word_ends(tokenizer)
+        self.starts, self.ends = word_starts(tokenizer), word_ends(tokenizer)
         self.decode = tokenizer.decode
-        prefix, suffix = dataset.subword_marks(tokenizer)
+        prefix, suffix = subword_marks(tokenizer)
         pieces = (tokenizer.decode([i], skip_special_tokens=False) for i in range(len(self.starts)))
         self.pieces = [piece.strip().removeprefix(prefix).removesuffix(suffix) for piece in pieces]
 
@@ -92,7 +93,7 @@ def sentences(run: LoadedRun, folder: Path, count: int) -> tuple[list[str], str]
     """About `count` sentences of the validation text in `folder`, none twice, in random order; where that gives hardly
     any, is not there or has another tokenizer, the rows that the run keeps. And which it is, in words."""
     try:
-        corpus = dataset.Corpus(folder, "val")
+        corpus = Corpus(folder, "val")
         found = drawn(run, corpus, count) if corpus.tokenizer_hash == run.config["tokenizer_hash"] else []
     except UserError:
         found = []
@@ -102,7 +103,7 @@ def sentences(run: LoadedRun, folder: Path, count: int) -> tuple[list[str], str]
     return texts, f"{len(texts)} rows that the run keeps (no sentences of its text in {folder})"
 
 
-def drawn(run: LoadedRun, corpus: dataset.Corpus, count: int, seed: int = 20250101) -> list[str]:
+def drawn(run: LoadedRun, corpus: Corpus, count: int, seed: int = 20250101) -> list[str]:
     numbers = np.random.default_rng(seed).permutation(corpus.sentences.size)[: 20 * count]  # many are too long
     start, end = corpus.sentence_spans(numbers)
     end = end - (corpus.tokens[end - 1] == corpus.eod)

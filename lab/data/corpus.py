@@ -34,15 +34,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import WordLevel
 
 from lab.command import log
 from lab.configurator import UserError, show, warn
+from lab.data.tokenizers import SPECIAL_NAMES, tokenizer_hash
 from lab.files import reading
 
 MAGIC, VERSION = b"NCONCEPT", 1
@@ -53,13 +51,6 @@ ENTRY_TOKENS = 50  # of training text for each entry of the vocabulary, at the l
 CHUNK = 1 << 22  # items of a file that are looked at in one go
 CHECKED = 1 << 27  # bytes at either end of tokens and tables that are checked when a file is opened: 0.1 s
 
-SPECIAL_NAMES = {  # the first name that a tokenizer has is taken; where it has none, the first is appended
-    "eod": ("<|endoftext|>", "</s>", "[EOS]"),
-    "mask": ("[MASK]", "<mask>"),
-    "pad": ("[PAD]", "<pad>", "<|padding|>"),
-    "sep": ("[SEP]", "</s>"),
-}
-
 
 HUB_CORPORA = {  # name -> its repositories on the Hugging Face hub: name, how parquet files of train and of val begin
     "minipile": [("JeanKaddour/minipile", "data/train-", "data/validation-")],
@@ -68,140 +59,6 @@ HUB_CORPORA = {  # name -> its repositories on the Hugging Face hub: name, how p
         ("wikimedia/wikipedia", "20231101.en/train-", ""),
     ],
 }
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# tokenizers, and text -> ids
-
-
-def add_special_tokens(tokenizer: Tokenizer):
-    """Appends the special tokens that a tokenizer lacks."""
-    for names in SPECIAL_NAMES.values():
-        name = next((name for name in names if tokenizer.token_to_id(name) is not None), names[0])
-        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False)])
-
-
-def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """{"eod", "mask", "pad", "sep"} -> id, each by the first of its names that the tokenizer has."""
-    special = {}
-    for role, names in SPECIAL_NAMES.items():
-        ids = [i for i in map(tokenizer.token_to_id, names) if i is not None]
-        if not ids:
-            raise UserError(f"the tokenizer has no token named {' or '.join(names)}; prepare the data again with it")
-        special[role] = ids[0]
-    return special
-
-
-def vocab_size(tokenizer: Tokenizer) -> int:
-    """One more than the largest id (a vocabulary may have holes)."""
-    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-
-
-def subword_marks(tokenizer: Tokenizer) -> tuple[str, str]:
-    """(before a token that continues a word, such as ##; behind one that ends a word, such as </w>); "": none."""
-    keys = "continuing_subword_prefix", "end_of_word_suffix"
-    return tuple(getattr(tokenizer.model, key, None) or "" for key in keys)
-
-
-def space_mark(tokenizer: Tokenizer) -> str:
-    """What the space before a word is in its first token: Ġ (byte-level), ▁ (SentencePiece), itself; "": not kept."""
-    text = tokenizer.normalizer.normalize_str("a b") if tokenizer.normalizer else "a b"
-    if tokenizer.pre_tokenizer:
-        text = "".join(piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
-    mark = text[-2:-1].replace("a", "")
-    if mark == " " and tokenizer.decoder:  # which alone may tell
-        return next((m for m in ("Ġ", "▁") if tokenizer.decoder.decode(["a", f"{m}b"]) == "a b"), mark)
-    return mark
-
-
-def word_starts(tokenizer: Tokenizer) -> np.ndarray:
-    """[V] bool: tokens that begin a word, by the kind of the tokenizer: those without the mark of a continued word
-    (WordPiece: ##); none where only ends are marked (see `word_ends`); else those with the space before it. All, where
-    tokens are whole words or keep no spaces."""
-    tokens = [tokenizer.id_to_token(i) or "" for i in range(vocab_size(tokenizer))]
-    (prefix, suffix), mark = subword_marks(tokenizer), space_mark(tokenizer)
-    if prefix or suffix:
-        return np.array([bool(prefix) and not token.startswith(prefix) for token in tokens])
-    whole = isinstance(tokenizer.model, WordLevel) or not mark
-    return np.array([whole or token.startswith((mark, " ")) for token in tokens])  # added tokens keep their space
-
-
-def word_ends(tokenizer: Tokenizer) -> np.ndarray:
-    """[V] bool: tokens behind which a word begins, where ends of words are marked (</w>); else none."""
-    _, suffix = subword_marks(tokenizer)
-    tokens = [tokenizer.id_to_token(i) or "" for i in range(vocab_size(tokenizer))]
-    return np.array([bool(suffix) and token.endswith(suffix) for token in tokens])
-
-
-def load_tokenizer(path) -> Tokenizer:
-    """tokenizer.json -> a tokenizer to which special strings inside text are ordinary text."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{show(path)} does not exist; name a tokenizer.json, or prepare the data again")
-    with reading(path, "name a tokenizer.json"):
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise UserError(f"{show(path)} is not a tokenizer ({error}); name a tokenizer.json") from None
-    tokenizer.encode_special_tokens = True  # not saved in the file
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def tokenizer_hash(path) -> str:
-    """sha256 of the file's bytes, in hex."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[\r\n]+")
-
-
-def clean(text: str) -> str:
-    """The text with ? for half characters (written as \\ud800, or bytes that are no UTF-8), which have no bytes."""
-    if not isinstance(text, str):
-        raise UserError(f"a text is a str, not {type(text).__name__} ({text!r:.40}); leave it out, or make it one")
-    return text.encode("utf-8", "replace").decode()
-
-
-def split_sentences(text: str) -> list[str]:
-    """Text -> its sentences as they are encoded: clean, stripped, one space in front; empty ones are dropped."""
-    return [" " + stripped for part in SENTENCE_END.split(clean(text)) if (stripped := part.strip())]
-
-
-PASSED_ON = KeyboardInterrupt, SystemExit, MemoryError  # errors that are not of the text
-
-
-def encode_sentences(tokenizer: Tokenizer, sentences: list[str]) -> list[list[int]]:
-    """Sentences -> ids of each. UserError that names the one that the tokenizer cannot encode."""
-    try:
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(sentences, add_special_tokens=False)]
-    except PASSED_ON:
-        raise
-    except BaseException as error:  # a panic of the library is no Exception
-        if len(sentences) > 1:
-            return [encode_sentences(tokenizer, [sentence])[0] for sentence in sentences]
-        reason, (text,) = " ".join(str(error).split())[:100], sentences
-        what = f"the tokenizer cannot encode {text.strip()[:60]!r} ({len(text):,} characters: {reason})"
-        raise UserError(f"{what}; leave that text out, or take another tokenizer") from None
-
-
-def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Texts -> ids of each, exactly as in the training files. A text without any token is one separator."""
-    sentences = [split_sentences(text) for text in texts]
-    flat = [sentence for own in sentences for sentence in own]
-    encoded = iter(encode_sentences(tokenizer, flat))
-    rows = [[i for ids in islice(encoded, len(own)) for i in ids] for own in sentences]
-    return [row or [special_ids(tokenizer)["sep"]] for row in rows]
-
-
-def pad_batch(rows: list[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lists of ids -> ids [B, n] int64, mask [B, n] bool (True: a token), n the longest of them."""
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    mask = np.arange(lengths.max(initial=0)) < lengths[:, None]  # [B, n]
-    ids = np.full(mask.shape, pad, dtype=np.int64)
-    ids[mask] = np.fromiter((i for row in rows for i in row), np.int64, lengths.sum())
-    return ids, mask
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -308,7 +165,7 @@ def prepare(data: Path, world, signals) -> int:
         log("preparing the embedded corpus once: docstrings of this Python's packages, at most 90 s")
         script = [
             sys.executable,
-            str(Path(__file__).resolve().parent.parent / "data/pydocs/prepare.py"),
+            str(Path(__file__).resolve().parents[2] / "data/pydocs/prepare.py"),
             f"--data_dir={data.parent}",
         ]
         process = subprocess.Popen(script)
@@ -477,139 +334,3 @@ def unigram_floor(counts, tokens, eod: int, weights=None) -> float:
     used = (seen > 0) & (weights > 0)
     seen = seen[used] * weights[used]
     return float(-(seen * np.log(smoothed[used] / smoothed.sum())).sum() / seen.sum())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# the sampler: rows as a pure function of (seed, step, row)
-
-LENGTH, SENTENCE, OFFSET, VARIANT = 1, 2, 3, 4  # streams of random numbers that share nothing
-
-
-def hash32(salt: int, *keys) -> np.ndarray:
-    """uint32 from integers or integer arrays (broadcast): MurmurHash3's finaliser over each half of each key."""
-    state = np.full(1, salt, np.uint32)
-    for key in keys:
-        key = np.asarray(key, np.int64).view(np.uint64) if not isinstance(key, int) else np.uint64(key & (1 << 64) - 1)
-        for half in (key & np.uint64(0xFFFFFFFF), key >> np.uint64(32)):
-            state = (state ^ half.astype(np.uint32)) + np.uint32(0x9E3779B9)
-            state = (state ^ state >> np.uint32(16)) * np.uint32(0x85EBCA6B)
-            state = (state ^ state >> np.uint32(13)) * np.uint32(0xC2B2AE35)
-            state = state ^ state >> np.uint32(16)
-    return state
-
-
-def hash64(*keys) -> np.ndarray:
-    """Two joined 32-bit hashes: uint64, enough to address 10^11 tokens evenly."""
-    high, low = hash32(0x243F6A88, *keys), hash32(0x85A308D3, *keys)
-    return high.astype(np.uint64) << np.uint64(32) | low
-
-
-def choose(shares, *keys) -> np.ndarray:
-    """Indices, drawn with these shares (of their sum) as functions of the keys (broadcast)."""
-    ends = np.cumsum(shares)
-    return np.searchsorted(ends / ends[-1], hash64(*keys) / 2.0**64, side="right").clip(max=len(ends) - 1)
-
-
-class Sampler:
-    """Rows of one length a step, from sentence starts that are all equally likely.
-
-    n <= 16: n tokens of a sentence from a random offset; a shorter one is joined with the next ones of its document.
-    n <= 32: n tokens of a sentence at least that long, from a random offset. Neither holds an end-of-document token.
-    n > 32: from a sentence start on, across documents unless `one_document` (then up to its end-of-document token).
-
-    `pairs`: rows 2i and 2i + 1 are adjacent spans of one document: n <= 32 tokens of each of two sentences in a row
-    (only the second may be joined with what follows it), or the halves of 2n tokens.
-    Raises UserError where a length of a training split has fewer than 1,000 windows; elsewhere ask `windows`.
-    """
-
-    def __init__(self, corpus: Corpus, lengths, seed: int, one_document: bool = False, pairs: bool = False):
-        self.corpus, self.lengths, self.seed = corpus, tuple(lengths), seed
-        self.one_document, self.pairs = one_document or pairs, pairs
-        for n in self.lengths if corpus.split == "train" else ():
-            if self.windows(n) < MIN_WINDOWS:
-                raise UserError(self.refusal(n))
-
-    def refusal(self, n: int) -> str:
-        what = f"{show(self.corpus.path)} has only {self.windows(n)} rows of length {n}, fewer than {MIN_WINDOWS:,}"
-        shorter = {m for m in self.lengths if m < n} | {1 << k for k in range(1, n.bit_length()) if 1 << k < n}
-        for m in sorted(shorter, reverse=True):
-            if self.windows(m) >= MIN_WINDOWS:
-                return f"{what}; use length {m} instead, or more text"
-        return f"{what}, nor enough of any shorter length; use more text"
-
-    def length(self, step: int, mix: tuple[float, ...] = ()) -> int:
-        """The row length of a step, drawn with the shares `mix`; (): all alike."""
-        if mix:
-            return self.lengths[choose(mix, self.seed, LENGTH, step)[0]]
-        return self.lengths[int(hash64(self.seed, LENGTH, step)[0] % np.uint64(len(self.lengths)))]
-
-    def places(self, n: int, sentence: np.ndarray, second=0) -> tuple[np.ndarray, np.ndarray]:
-        """For sentence numbers: where the first row of n tokens starts, and how many rows the sentence offers. Of pairs
-        the first rows, or where `second` (1, broadcast) the second ones, which are offered together or not at all."""
-        if not self.pairs:
-            return self.single_places(n, sentence)
-        if n > 32:
-            start, rows = self.single_places(2 * n, sentence)
-            return start + second * n, rows
-        corpus, following = self.corpus, np.minimum(sentence + 1, self.corpus.sentences.size - 1)
-        start, rows = self.single_places(n, sentence, join=False)
-        start2, rows2 = self.single_places(n, following)
-        both = (following > sentence) & (corpus.document_of(start) == corpus.document_of(start2))
-        both &= (rows > 0) & (rows2 > 0)
-        return np.where(second, start2, start), np.where(second, rows2, rows) * both
-
-    def single_places(self, n: int, sentence: np.ndarray, join: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """The same for rows that are no pairs; join: a short sentence may be joined with the next ones."""
-        corpus = self.corpus
-        start, end = corpus.sentence_spans(sentence)
-        if n > 32:
-            limit = corpus.documents[corpus.document_of(start) + 1] if self.one_document else corpus.count
-            return start, (start + n <= limit).astype(np.int64)
-        end = end - (corpus.tokens[end - 1] == corpus.eod)  # of a document's last sentence
-        rows = np.maximum(end - start - n + 1, 0)
-        if n <= 16 and join:
-            text_end = corpus.documents[corpus.document_of(start) + 1] - 1
-            rows = np.maximum(rows, start + n <= text_end)
-        return start, rows
-
-    def windows(self, n: int) -> int:
-        """Rows of n tokens the corpus offers, counted until 1,000 are sure."""
-        count, size = 0, self.corpus.sentences.size
-        for at in range(0, size, CHUNK // 16):
-            count += int(self.places(n, np.arange(at, min(at + CHUNK // 16, size)))[1].sum())
-            if count >= MIN_WINDOWS:
-                return MIN_WINDOWS
-        return count
-
-    def reach(self, n: int) -> int:
-        """How many tokens of the corpus rows of n can hold, about: by at most 131,072 sentences, evenly spread."""
-        size, span = self.corpus.sentences.size, 2 * n if self.pairs else n
-        sentences = np.linspace(0, size - 1, min(size, 1 << 17)).astype(np.int64)
-        start, end = self.corpus.sentence_spans(sentences)
-        first, next_ = (self.places(n, np.minimum(sentences + i, size - 1))[1] > 0 for i in (0, 1))
-        held = first * np.where(next_ & (sentences < size - 1), end - start, np.maximum(end - start, span))
-        return int(np.clip(held.mean() * size, MIN_WINDOWS, self.corpus.count))
-
-    def batch(self, step: int, n: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Global row numbers [R] -> ids int64 [R, n] and the document each row starts in, int64 [R]: sentences are
-        drawn until one offers a row, in each round more for the rows still without one."""
-        rows = np.asarray(rows, np.int64)
-        sentences = np.uint64(self.corpus.sentences.size)
-        starts = np.zeros(rows.size, np.int64)
-        left = np.arange(rows.size)
-        tried, ahead = 0, 2
-        while left.size:
-            row, draws = rows[left], np.arange(tried, tried + ahead)
-            text, second = (row // 2, row % 2) if self.pairs else (row, row * 0)
-            drawn = (hash64(self.seed, SENTENCE, step, text[:, None], draws) % sentences).astype(np.int64)  # [r, ahead]
-            start, offered = self.places(n, drawn, second[:, None])
-            hit = (offered > 0).any(1)
-            first = (offered > 0).argmax(1)[hit, None]  # the draw that counts does not depend on `ahead`
-            start, offered = (np.take_along_axis(a[hit], first, 1)[:, 0] for a in (start, offered))
-            offset = hash64(self.seed, OFFSET, step, row[hit]) % offered.astype(np.uint64)
-            starts[left[hit]] = start + offset.astype(np.int64)
-            left = left[~hit]
-            tried, ahead = tried + ahead, min(2 * ahead, 512)
-            if tried > 1_000_000 and left.size:
-                raise UserError(f"{show(self.corpus.path)} has hardly a row of length {n}; leave this length out")
-        return self.corpus.gather(starts, n), self.corpus.document_of(starts)

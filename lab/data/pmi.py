@@ -1,7 +1,7 @@
 """
 Collocations of a prepared corpus: which runs of two to five words are hidden as one by `mask_unit = "pmi"`.
 
-    python -m lab.pmi --dataset=wiki
+    python -m lab.data.pmi --dataset=wiki
 
 An n-gram's score is the smallest log p(n-gram) / product of p(part) over all ways to cut it into parts (PMI-Masking,
 Levine et al. 2021, arXiv:2010.01825); half of those kept are bigrams, a quarter trigrams, an eighth each longer. Counts
@@ -17,15 +17,16 @@ from typing import Annotated
 import numpy as np
 import torch
 
-from lab import dataset
 from lab.command import command, log
 from lab.configurator import PathStr, UserError, parse, show
+from lab.data.corpus import Corpus, check_name
+from lab.data.tokenizers import load_tokenizer, word_ends, word_starts
 from lab.files import reading, replacing
 from noise import LONGEST_PHRASE, phrase_hashes
 
 FILE = "pmi.npz"  # beside train.bin: the hashes of what is kept, int64 [M], sorted
 SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}  # of the n-grams that are kept
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -95,7 +96,7 @@ def scores(shares: list[np.ndarray]) -> list[np.ndarray]:
     return found
 
 
-def collocations(text: dataset.Corpus, starts: np.ndarray, config: PMI, ends: np.ndarray | None = None) -> np.ndarray:
+def collocations(text: Corpus, starts: np.ndarray, config: PMI, ends: np.ndarray | None = None) -> np.ndarray:
     """The hashes of what is kept, int64 [M], sorted. Two passes over the training text: counts, then scores."""
     special = np.isin(np.arange(text.vocab_size), text.special_ids)
     ends = special if ends is None else ends
@@ -119,11 +120,11 @@ def collocations(text: dataset.Corpus, starts: np.ndarray, config: PMI, ends: np
 
 
 def main(argv) -> int:
-    config = parse(argv, PMI, prog="-m lab.pmi", doc=__doc__, root=ROOT, positional=False).make(PMI)
-    folder = Path(config.data_dir or ROOT / "data") / dataset.check_name(config.dataset)
-    text = dataset.Corpus(folder, "train")
-    tokenizer = dataset.load_tokenizer(folder / "tokenizer.json")
-    kept = collocations(text, dataset.word_starts(tokenizer), config, dataset.word_ends(tokenizer))
+    config = parse(argv, PMI, prog="-m lab.data.pmi", doc=__doc__, root=ROOT, positional=False).make(PMI)
+    folder = Path(config.data_dir or ROOT / "data") / check_name(config.dataset)
+    text = Corpus(folder, "train")
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    kept = collocations(text, word_starts(tokenizer), config, word_ends(tokenizer))
     if not len(kept):
         raise UserError(f"{show(text.path)} has no collocation; write a smaller --min_count, or use more text")
     with replacing(folder / FILE) as path, open(path, "wb") as file:
@@ -132,9 +133,9 @@ def main(argv) -> int:
     return 0
 
 
-def load(text: dataset.Corpus) -> np.ndarray:
+def load(text: Corpus) -> np.ndarray:
     """What `main` wrote beside train.bin."""
-    path, remedy = text.folder / FILE, f"run python -m lab.pmi --dataset={text.folder.name}"
+    path, remedy = text.folder / FILE, f"run python -m lab.data.pmi --dataset={text.folder.name}"
     if not path.is_file():
         raise UserError(f"{show(path)} does not exist; {remedy}")
     with reading(path, remedy), open(path, "rb") as file, np.load(file) as kept:

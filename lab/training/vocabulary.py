@@ -3,20 +3,22 @@
 import torch
 from torch import Tensor
 
-from lab import dataset, pmi
-from lab.runs import TOKEN_VECTORS
+from lab.data import pmi
+from lab.data.corpus import Corpus
+from lab.data.tokenizers import load_tokenizer, word_ends, word_starts
+from lab.training.run_folder import TOKEN_VECTORS
 from objectives import Objectives
 from problem import Vocabulary
 
 
-def make_vocabulary(text: dataset.Corpus, objectives: Objectives, vectors: Tensor | None, device) -> Vocabulary:
-    """vectors [V, T]: of lab/spectral.py, where they are asked for."""
+def make_vocabulary(text: Corpus, objectives: Objectives, vectors: Tensor | None, device) -> Vocabulary:
+    """vectors [V, T]: of lab/data/spectral.py, where they are asked for."""
     idf = torch.from_numpy(text.idf()).to(device) if objectives.needs_idf else None
     starts = phrases = ends = None
     if objectives.needs_word_starts:
-        tokenizer = dataset.load_tokenizer(text.folder / "tokenizer.json")
-        starts = torch.from_numpy(dataset.word_starts(tokenizer)).to(device)
-        ends = torch.from_numpy(dataset.word_ends(tokenizer)).to(device)
+        tokenizer = load_tokenizer(text.folder / "tokenizer.json")
+        starts = torch.from_numpy(word_starts(tokenizer)).to(device)
+        ends = torch.from_numpy(word_ends(tokenizer)).to(device)
     if objectives.needs_collocations:
         phrases = torch.from_numpy(pmi.load(text)).to(device)
     vectors = vectors.to(device) if objectives.needs_token_vectors else None
@@ -27,7 +29,7 @@ def token_vectors(trainer) -> tuple[Tensor | None, float]:
     """([V, T] of the run that is there, else of its text; the seconds it took); (None, 0): nothing needs them."""
     if trainer.settings.model.token_init != "spectral" and not trainer.objectives.needs_token_vectors:
         return None, 0.0
-    from lab import spectral  # late: scipy
+    from lab.data import spectral  # late: scipy
 
     out = trainer.out
     if (out.path / "config.json").is_file() and (there := out.load_tensor(TOKEN_VECTORS)) is not None:

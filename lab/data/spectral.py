@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lab.command import log
 from lab.configurator import warn
-from lab.dataset import Corpus
+from lab.data.corpus import Corpus
 from lab.files import replacing
 from lab.sources import sources
 
@@ -106,7 +106,7 @@ def make_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> torch
 
 def token_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> tuple[torch.Tensor, float]:
     """(`make_vectors`, the seconds they took), kept beside the data under a hash of all that they depend on."""
-    settings = [sources("lab/spectral.py"), width, min(most, corpus.count), corpus.digest()]
+    settings = [sources("lab/data/spectral.py"), width, min(most, corpus.count), corpus.digest()]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     path = Path(corpus.folder) / f"spectral_{digest}.safetensors"
     try:

@@ -19,14 +19,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from heads import HEADS
-from lab import command, dataset, floors, optim, tasks
+from lab import command
 from lab.command import NonFinite
 from lab.configurator import UserError, warn
+from lab.data.tokenizers import pad_batch
 from lab.distributed import World, exact_matmul, pick_dtype
+from lab.evaluation.floors import cache_key
+from lab.evaluation.scores import best_threshold, load_arrays, save_arrays, stack, task_scores
+from lab.evaluation.tasks import Pairs
 from lab.files import reading, replacing
 from lab.runs import LoadedRun
 from lab.sources import sources, weights
-from lab.tasks import Pairs
+from lab.training import optim
 from model import ConceptModel
 
 RATES = (1e-4, 3e-4, 1e-3)  # what --grid=lr tries
@@ -145,7 +149,7 @@ class FineTuning:
         order = chance.permutation(len(self.rows[pairs.trained_on]))
         held = max(1, min(int(HELD_OUT[0] * len(order)), HELD_OUT[1]))
         self.held, self.train = order[:held], order[held:]
-        self.key = [sources("lab/finetune.py", self.new_head(run.model, 0)), floors.cache_key(run, pairs)]
+        self.key = [sources("lab/evaluation/finetune.py", self.new_head(run.model, 0)), cache_key(run, pairs)]
         self.weights = weights(run.model)
 
     def about(self) -> str:
@@ -166,13 +170,13 @@ class FineTuning:
         settings = [*self.key, begun, seed, self.protocol | {"lr": rate}]
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         path = self.cache / f"fine_tune_{self.pairs.name}_{digest}.npz"
-        if kept := floors.load_arrays(path):
+        if kept := load_arrays(path):
             return kept
         self.cache.mkdir(exist_ok=True)
         what = f"{self.pairs.name}, {'untrained twin' if twin else 'run'}, lr {rate:g}, seed {seed}"
         model = self.run.twin(seed).model if twin else self.run.model
         result = self.fit(model, seed, rate, what, path.with_suffix(".pt"))
-        floors.save_arrays(path, result)
+        save_arrays(path, result)
         path.with_suffix(".pt").unlink(missing_ok=True)
         return result
 
@@ -254,7 +258,7 @@ class FineTuning:
         """The one or two texts of these rows, each as (ids [B, S], mask [B, S])."""
         both = ([rows[i][k] for i in numbers] for k in range(self.texts))
         pad, device = self.run.config["pad_id"], self.run.device
-        return [tuple(torch.from_numpy(x).to(device) for x in dataset.pad_batch(texts, pad)) for texts in both]
+        return [tuple(torch.from_numpy(x).to(device) for x in pad_batch(texts, pad)) for texts in both]
 
     @torch.no_grad()
     def outputs(self, model: ConceptModel, head: nn.Module, rows: list, size: int = 64) -> np.ndarray:
@@ -277,14 +281,12 @@ class FineTuning:
             return {"cosines": outputs.T.astype(np.float64)}
         if self.head.linear:
             return {"predictions": outputs.argmax(1)[None]}
-        threshold = tasks.best_threshold(held[:, 0], self.pairs.labels[self.pairs.trained_on][self.held])
+        threshold = best_threshold(held[:, 0], self.pairs.labels[self.pairs.trained_on][self.held])
         return {"predictions": (outputs[:, 0].astype(np.float64) >= threshold).astype(np.int64)[None]}
 
     def held_out_score(self, outputs: np.ndarray) -> float:
         labels = self.pairs.labels[self.pairs.trained_on][self.held]
-        return float(
-            tasks.task_scores(self.pairs.task, self.predict(outputs, outputs), labels)[self.pairs.task.primary][0]
-        )
+        return float(task_scores(self.pairs.task, self.predict(outputs, outputs), labels)[self.pairs.task.primary][0])
 
     def rate(self, wanted: str, twin: bool) -> float:
         """The learning rate of the protocol, or the one of RATES that is best on the held-out rows."""
@@ -297,4 +299,4 @@ class FineTuning:
         rate = self.rate(config.grid, twin)
         made = [self.predictions(seed, rate, twin) for seed in range(config.seeds)]
         each = [{split: self.predict(m[split], m["held_out"]) for split in self.pairs.scored} for m in made]
-        return tasks.stack(each), rate
+        return stack(each), rate

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import binomtest
 
-from lab.floors import word_counts
+from lab.evaluation.floors import word_counts
 from lab.runs import LoadedRun
 
 STRENGTHS = 10.0 ** np.arange(-5, 3)  # of the ridge, x the mean diagonal of the Gram matrix

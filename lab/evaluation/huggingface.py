@@ -17,7 +17,7 @@ from torch import nn
 from encoders import AS_CONFIGURED
 from heads import mean_over
 from lab.configurator import UserError
-from lab.dataset import clean
+from lab.data.tokenizers import clean
 from lab.distributed import pick_device
 from lab.files import reading
 from lab.runs import LoadedRun, one_or_many

@@ -1,0 +1,289 @@
+"""
+Floors: what a score must be compared with before it means anything, what it knows beyond words, and the bootstrap that
+says whether it is above.
+
+    floors = task_floors(run, pairs, cache)             # {"word_tfidf": {"dev": answers, ..}, .., "untrained": ..}
+    lifts("pearson", ours, {"untrained": theirs}, labels)       # the difference, with its 95 % interval
+    beyond_words(ours, labels, word_controls(pairs, "dev", theirs))     # partial rank correlations
+    print(retrieval_table(run, corpus))
+
+Words are `[a-z0-9']+` of the lower-cased text; character n-grams (3, 4, 5) lie inside one word padded with a space on
+each side; tf is the raw count, idf = ln((1 + n) / (1 + df)) + 1 over both sentences of the task's train pairs. Where a
+task has no train split, the other labelled split serves for idf, centring and thresholds alike; where it has one split,
+that one's own sentences do, without their labels.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+
+from lab.command import log
+from lab.configurator import warn
+from lab.evaluation.scores import cosine, dot, load_arrays, predict, save_arrays, stack
+from lab.evaluation.tasks import Pairs
+from lab.runs import LoadedRun
+from lab.sources import sources, weights
+from model import AFTER_CONCEPTS
+
+WORD = re.compile(r"[a-z0-9']+")
+RANDOM_WIDTH, RANDOM_SEEDS, UNTRAINED_SEEDS = 256, 8, 5
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Floors of a task that need its texts alone
+
+
+def count_matrix(rows, width: int) -> sparse.csr_array:
+    """Lists of ids below `width` -> how often each occurs in each list, float64 [n, width]."""
+    ends = np.cumsum([0] + [len(row) for row in rows])
+    ids = np.fromiter((i for row in rows for i in row), np.int64, ends[-1])
+    counts = sparse.csr_array((np.ones(len(ids)), ids, ends), shape=(len(rows), width))
+    counts.sum_duplicates()
+    return counts
+
+
+def word_counts(sentences) -> tuple[sparse.csr_array, list[str]]:
+    """Counts [n, W] and the W words of its columns."""
+    number = {}
+    rows = [[number.setdefault(word, len(number)) for word in WORD.findall(text.lower())] for text in sentences]
+    return count_matrix(rows, len(number)), list(number)
+
+
+def char_counts(counts, words) -> sparse.csr_array:
+    """Word counts [n, W] -> counts of the character 3-, 4- and 5-grams inside the words [n, G]."""
+    number = {}
+    rows = []
+    for word in words:
+        padded = f" {word} "
+        grams = [padded[i : i + n] for n in (3, 4, 5) for i in range(len(padded) - n + 1)]
+        rows.append([number.setdefault(gram, len(number)) for gram in grams])
+    return sparse.csr_array(counts @ count_matrix(rows, len(number)))
+
+
+def idf(counts) -> np.ndarray:
+    """ln((1 + n) / (1 + df)) + 1 of each column of counts [n, W]."""
+    n, seen = counts.shape[0], (counts > 0).sum(0)
+    return np.log((1 + n) / (1 + np.asarray(seen).ravel())) + 1
+
+
+def scale_columns(counts, weights) -> sparse.csr_array:
+    return sparse.csr_array(counts @ sparse.diags_array(weights))
+
+
+def scale_rows(counts, weights) -> sparse.csr_array:
+    return sparse.csr_array(sparse.diags_array(weights) @ counts)
+
+
+def averages(counts, weights) -> sparse.csr_array:
+    """A [n, W] such that A @ vectors is the mean of vectors [W, D] over the items of each row of counts [n, W], item w
+    having the weight weights[w]; 0 where there is no item."""
+    weighted = scale_columns(counts, weights)
+    total = np.asarray(weighted.sum(1)).ravel()
+    return scale_rows(weighted, 1 / np.where(total > 0, total, 1))
+
+
+def random_vectors(words, seed: int, width: int = RANDOM_WIDTH) -> np.ndarray:
+    """A Gaussian vector for each word [W, width], a function of the word and the seed alone: splitmix64 over a hash
+    of the word, then Box-Muller."""
+    digests = b"".join(
+        hashlib.blake2b(w.encode(), digest_size=8, salt=seed.to_bytes(8, "little")).digest() for w in words
+    )
+    key = np.frombuffer(digests, "<u8")
+    z = key[:, None] + np.arange(1, width // 2 + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    z = z ^ z >> np.uint64(31)
+    radius = np.sqrt(-2 * np.log(((z >> np.uint64(32)).astype(np.float64) + 0.5) / 2**32))
+    angle = (z & np.uint64(0xFFFFFFFF)).astype(np.float64) * (2 * np.pi / 2**32)
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], 1)
+
+
+def majority(pairs: Pairs) -> dict[str, dict]:
+    """Split -> answers: always the commonest class of the split itself, what no constant answer can beat."""
+    labels = {split: pairs.labels[split] for split in pairs.scored}
+    return {split: {"predictions": np.full((1, len(x)), np.bincount(x).argmax())} for split, x in labels.items()}
+
+
+def each_idf(counts, pairs: Pairs) -> dict[str, np.ndarray]:
+    """Fitting split -> idf over both sentences of its pairs, as often as they occur."""
+    return {other: idf(counts[pairs.index[other].ravel()]) for other in set(pairs.fitted_on.values())}
+
+
+def predictions(vectors, pairs: Pairs) -> dict[str, dict]:
+    """Split -> answers; `vectors` [U, D], or a dict of them where they depend on the fitting split."""
+    return {
+        split: predict(vectors[other] if isinstance(vectors, dict) else vectors, pairs, split)
+        for split, other in pairs.fitted_on.items()
+    }
+
+
+def text_floors(pairs: Pairs) -> dict[str, dict[str, dict]]:
+    """Floor -> split -> answers: majority (of classes), word_tfidf, char_tfidf, random_vectors."""
+    words, vocabulary = word_counts(pairs.sentences)
+    floors = {} if pairs.task.kind == "score" else {"majority": majority(pairs)}
+    for floor, counts in (("word_tfidf", words), ("char_tfidf", char_counts(words, vocabulary))):
+        tfidf = {other: scale_columns(counts, weights) for other, weights in each_idf(counts, pairs).items()}
+        floors[floor] = predictions(tfidf, pairs)
+    plain = averages(words, np.ones(len(vocabulary)))
+    runs = [predictions(plain @ random_vectors(vocabulary, seed), pairs) for seed in range(RANDOM_SEEDS)]
+    return floors | {"random_vectors": stack(runs)}
+
+
+NEGATIONS = {"no", "not", "never", "nobody", "nothing", "none", "n't", "without", "isn't", "don't", "doesn't", "can't"}
+
+
+def overlap_features(pairs: Pairs, splits: list[str]) -> dict[str, sparse.csr_array | np.ndarray]:
+    """Split -> [n, F] of what a pair shows without being understood: overlap of its words and characters, lengths,
+    negations, less their means and in units of their deviations in the training split; of a single sentence its TF-IDF,
+    in rows of norm 1."""
+    words, vocabulary = word_counts(pairs.sentences)
+    fitting = pairs.index[pairs.trained_on].ravel()
+    tfidf = scale_columns(words, idf(words[fitting]))
+    if pairs.index[splits[0]].shape[1] == 1:
+        unit = scale_rows(tfidf, 1 / np.maximum(np.sqrt(dot(tfidf, tfidf)), 1e-12))
+        return {split: unit[pairs.index[split][:, 0]] for split in splits}
+    chars = char_counts(words, vocabulary)
+    chars = scale_columns(chars, idf(chars[fitting]))
+    present = (words > 0).astype(np.float64)
+    sizes, lengths = np.maximum(present.sum(1), 1), np.log(np.maximum(words.sum(1), 1))
+    negations = present[:, [i for i, word in enumerate(vocabulary) if word in NEGATIONS]].sum(1)
+    features = {}
+    for split in splits:
+        index = pairs.index[split]
+        a, b = index.T
+        shared = dot(present[a], present[b])
+        columns = [shared / (sizes[a] + sizes[b] - shared), shared / sizes[a], shared / sizes[b]]
+        columns += [cosine(x, index) for x in (tfidf, chars)] + [np.abs(lengths[a] - lengths[b]), lengths[a]]
+        columns += [negations[a], negations[b], np.abs(negations[a] - negations[b])]
+        features[split] = np.stack(columns, 1)
+    known = features[pairs.trained_on]
+    mean, scale = known.mean(0), np.maximum(known.std(0), 1e-9)
+    return {split: (x - mean) / scale for split, x in features.items()}
+
+
+def linear_fit(x, labels, classes: int) -> np.ndarray:
+    """x [n, F], dense or sparse -> weights [F, K] of logistic regression (ridge regression where classes is 0), each
+    with a penalty of half the squared weights; x has a column for the constant."""
+    if not classes:
+        return np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ labels)[:, None]
+    truth = np.eye(classes)[labels]
+
+    def loss(w):
+        w = w.reshape(-1, classes)
+        scores = x @ w
+        log_sum = logsumexp(scores, axis=1, keepdims=True)
+        gradient = x.T @ (np.exp(scores - log_sum) - truth) + w
+        return (log_sum.sum() - (scores * truth).sum()) + (w * w).sum() / 2, gradient.ravel()
+
+    start = np.zeros(x.shape[1] * classes)
+    return minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x.reshape(-1, classes)
+
+
+def overlap_floor(pairs: Pairs) -> dict[str, dict]:
+    """Split -> answers of a linear model of `overlap_features`, fitted on the training split."""
+    x = overlap_features(pairs, [pairs.trained_on, *pairs.scored])
+    stacked = sparse.hstack if sparse.issparse(x[pairs.trained_on]) else np.hstack
+    x = {split: stacked([rows, np.ones((rows.shape[0], 1))]) for split, rows in x.items()}
+    classes = 0 if pairs.task.kind == "score" else len(pairs.task.labels)
+    weights = linear_fit(x[pairs.trained_on], pairs.labels[pairs.trained_on], classes)
+    outputs = {split: x[split] @ weights for split in pairs.scored}
+    if classes:
+        return {split: {"predictions": y.argmax(1)[None]} for split, y in outputs.items()}
+    return {split: {"cosines": y.T} for split, y in outputs.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Floors of a task that need a model, and where all of them are kept
+
+
+def embed(run: LoadedRun, pairs: Pairs) -> np.ndarray:
+    """Vectors [U, H] of pairs.sentences; zero where nobody will look."""
+    needed = pairs.needed()
+    vectors = np.zeros((len(pairs.sentences), run.config["hidden"]), np.float32)
+    vectors[needed] = run.embed([pairs.sentences[i] for i in needed]).numpy()
+    return vectors
+
+
+def model_floors(run: LoadedRun, pairs: Pairs) -> dict[str, dict[str, dict]]:
+    """Floor -> split -> answers at 5 initial seeds. untrained: the same architecture and init; token_idf: the
+    idf-weighted mean of its token embeddings."""
+    counts = count_matrix(run.encode_texts(pairs.sentences), run.model.config.vocab_size)
+    means = {other: averages(counts, weights) for other, weights in each_idf(counts, pairs).items()}
+    seeds = []
+    for seed in range(UNTRAINED_SEEDS):
+        twin = run.twin(seed)
+        tokens = twin.model.tokens.weight.detach().cpu().double().numpy()  # [V, T]
+        lexical = predictions({other: mean @ tokens for other, mean in means.items()}, pairs)
+        seeds.append({"token_idf": lexical, "untrained": predictions(embed(twin, pairs), pairs)})
+    return stack(seeds)
+
+
+def cache_key(run: LoadedRun, pairs: Pairs) -> str:
+    """Hash of all that the floors of a task depend on, code too."""
+    model = asdict(run.model.config) | {"mask_id": run.model.mask_id, "chunk": run.max_length}
+    model |= run.model.options._asdict()
+    settings = [sources("lab/evaluation/floors.py", run.model), model, run.config["tokenizer_hash"], pairs.digest()]
+    if run.config["remove_directions"] or run.config["whitening"]:
+        settings += [run.config["remove_directions"], run.config["whitening"], run.rows.tolist()]
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    if run.model.token_vectors is not None:  # untrained twins begin with them
+        digest.update(run.model.token_vectors.cpu().numpy().tobytes())
+    if run.model.frozen:  # and with these
+        digest.update(weights(run.model, AFTER_CONCEPTS).encode())
+    return digest.hexdigest()[:16]
+
+
+def version(pairs: Pairs) -> str:
+    """What a record is of, besides its run: the code and the rows."""
+    return f"{sources('eval_glue.py')[:16]}_{pairs.digest()}"
+
+
+def task_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dict[str, dict]]:
+    """Floor -> split -> answers, read from the folder `cache`, or computed and put there."""
+    path = cache / f"{pairs.name}_{cache_key(run, pairs)}.npz"
+    if arrays := load_arrays(path):
+        floors = {}
+        for name, array in arrays.items():
+            floor, split, kind = name.split("/")
+            floors.setdefault(floor, {}).setdefault(split, {})[kind] = array
+        return floors
+    log(f"{pairs.name}: floors, and the untrained model at {UNTRAINED_SEEDS} seeds")
+    floors = text_floors(pairs) | model_floors(run, pairs)
+    try:
+        cache.mkdir(exist_ok=True)
+        save_arrays(path, {f"{f}/{s}/{k}": v for f, d in floors.items() for s, a in d.items() for k, v in a.items()})
+    except OSError as error:
+        warn(f"{cache} cannot be written ({error.strerror}); the floors will be computed again next time")
+    return floors
+
+
+def fine_tune_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dict[str, dict]]:
+    """Floor -> split -> answers, for a head that is trained: the zero-shot ones of a question of similarity, majority,
+    overlap_features."""
+    if pairs.task.kind == "classification":
+        floors = {"majority": majority(pairs)}
+    else:
+        floors = task_floors(run, pairs, cache)
+        del floors["untrained"]  # the twin is trained, too
+    return floors | {"overlap_features": overlap_floor(pairs)}
+
+
+def word_controls(pairs: Pairs, split: str, theirs: dict[str, dict]) -> dict[str, np.ndarray]:
+    """Control -> [n]: cosines of three floors, the mean of their runs (raw; token_idf's centred, like those that are
+    judged: given its raw ones, centring alone would look like knowledge); Jaccard of the word sets; |ln of the ratio
+    of lengths in words|, where no word counts as one. theirs: floor -> answers to the split."""
+    counts = word_counts(pairs.sentences)[0]
+    present, lengths = (counts > 0).astype(np.float64), np.maximum(counts.sum(1), 1)
+    a, b = pairs.index[split].T
+    shared, sizes = dot(present[a], present[b]), present.sum(1)
+    jaccard = shared / np.maximum(sizes[a] + sizes[b] - shared, 1)
+    ratio = np.maximum(lengths[a], lengths[b]) / np.minimum(lengths[a], lengths[b])  # equal ratios are equal bits
+    kinds = {"char_tfidf": "cosines", "word_tfidf": "cosines", "token_idf": "centred"}
+    cosines = {floor: theirs[floor][kind].mean(0) for floor, kind in kinds.items() if floor in theirs}
+    return cosines | {"jaccard": jaccard, "length": np.log(ratio)}

@@ -1,0 +1,67 @@
+"""Metrics of answers to a task: correlations, accuracy, F1, Matthews; cosines of vectors."""
+
+import numpy as np
+from scipy.stats import rankdata
+
+
+def pearson(x, y) -> float:
+    """Correlation of x [n] and y [n]; 0 where one of them is constant. ValueError for what is not finite."""
+    return float(np.mean(standardised(x) * standardised(y)))
+
+
+def standardised(x):
+    x = finite(x)
+    deviation = x - x.mean()
+    scale = np.sqrt(np.mean(deviation**2))
+    return deviation / scale if scale > 1e-13 * np.abs(x).max() else np.zeros_like(x)
+
+
+def spearman(x, y) -> float:
+    """Pearson of the ranks; ties share their average rank."""
+    return pearson(rankdata(finite(x)), rankdata(finite(y)))
+
+
+def finite(x) -> np.ndarray:
+    """x [n] as float64."""
+    x = np.asarray(x, np.float64)
+    if not np.isfinite(x).all():
+        raise ValueError(f"value {np.isfinite(x).argmin()} of {len(x)} is not finite: it has no correlation")
+    return x
+
+
+def accuracy(predicted, labels) -> float:
+    return float(np.mean(predicted == labels))
+
+
+def f1(predicted, labels, positive: int = 1) -> float:
+    """Of the class `positive`; 0 where it is neither predicted nor there."""
+    both = (predicted == positive).sum() + (labels == positive).sum()
+    return float(2 * ((predicted == positive) & (labels == positive)).sum() / both) if both else 0.0
+
+
+def macro_f1(predicted, labels) -> float:
+    """The mean of the F1 of each class that is predicted or there."""
+    return float(np.mean([f1(predicted, labels, number) for number in np.union1d(predicted, labels)]))
+
+
+def mcc(predicted, labels) -> float:
+    """Matthews correlation, for any number of classes (Gorodkin 2004); 0 where one of them is constant."""
+    classes = np.union1d(predicted, labels)[:, None]
+    x, y = (predicted == classes).astype(float), (labels == classes).astype(float)  # [K, n]
+    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
+    scale = np.sqrt((x * x).sum() * (y * y).sum())
+    return float((x * y).sum() / scale) if scale > 0 else 0.0
+
+
+METRICS = {  # name -> (function, the answers it judges)
+    "pearson": (pearson, "cosines"),
+    "spearman": (spearman, "cosines"),
+    "pearson_centred": (pearson, "centred"),
+    "spearman_centred": (spearman, "centred"),
+    "pearson_whitened": (pearson, "whitened"),
+    "pearson_first": (pearson, "first"),
+    "pearson_maxsim": (pearson, "maxsim"),
+    "accuracy": (accuracy, "predictions"),
+    "f1": (f1, "predictions"),
+    "mcc": (mcc, "predictions"),
+}

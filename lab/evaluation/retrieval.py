@@ -1,0 +1,134 @@
+"""Retrieval: how often a held-out document is found by its first sentence."""
+
+import numpy as np
+
+from lab.data.corpus import Corpus
+from lab.evaluation.floors import (
+    RANDOM_SEEDS,
+    UNTRAINED_SEEDS,
+    averages,
+    count_matrix,
+    idf,
+    random_vectors,
+    scale_columns,
+    word_counts,
+)
+from lab.evaluation.scores import lifts, stack
+from lab.report import format_range, interval, table
+from lab.runs import LoadedRun
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Retrieval without labels, for the end of a run: which of 500 held-out bodies belongs to this first sentence?
+#
+# A query is the first sentence of a validation document, its answer what follows in it. Vectors are means of concepts,
+# as in `LoadedRun.embed`; similarity is the cosine, raw and centred (less the mean over all queries and bodies). A
+# query is answered where its own body is strictly the most similar: a tie is a miss. Intervals are of the difference to
+# a floor, over paired resamples of the queries; the bodies they choose among stay.
+
+PAIRS, FEWEST = 500, 20  # how many are asked for; fewer than these tell nothing
+SEED = 20250101  # of the choice of documents: the same in every run
+SHORTEST = 3, 8  # tokens of a first sentence and of a body; what is shorter hardly tells anything
+LONGEST = 128  # tokens that are read of either: what bounds the cost on a corpus of long documents
+TIE = 1e-9  # cosines that differ by less are equal: the order of a sum must not decide
+KINDS = "raw", "centred"
+RANDOM, TFIDF, TOKENS, UNTRAINED = "random vectors", "word TF-IDF", "token_idf", "the untrained twin"
+
+
+def retrieval_pairs(corpus: Corpus, tokenizer, count: int = PAIRS) -> list[tuple[str, str]]:
+    """
+    Up to `count` (first sentence, rest of the document, without end-of-document), in a fixed pseudo-random order.
+    No first sentence and no body comes twice, whatever its case and spaces: each query has one answer.
+    """
+    chosen, seen = [], set()
+    for document in np.random.default_rng(SEED).permutation(len(corpus.documents) - 1):
+        if len(chosen) == count:
+            break
+        start, end = corpus.documents[document : document + 2]
+        second = np.searchsorted(corpus.sentences, start) + 1
+        if second == len(corpus.sentences) or (cut := corpus.sentences[second]) >= end:
+            continue
+        end -= corpus.tokens[end - 1] == corpus.eod
+        if cut - start < SHORTEST[0] or end - cut < SHORTEST[1]:
+            continue
+        ids = corpus.tokens[start:cut], corpus.tokens[cut:end]
+        pair = [tokenizer.decode(x[:LONGEST].tolist(), skip_special_tokens=False).strip() for x in ids]
+        keys = {(side, " ".join(text.lower().split())) for side, text in enumerate(pair)}
+        if all(key for _, key in keys) and not keys & seen:
+            chosen.append(tuple(pair))
+            seen |= keys
+    return chosen
+
+
+def answered(queries: np.ndarray, bodies: np.ndarray) -> np.ndarray:
+    """Vectors [n, D] of queries and of their bodies -> bool [n]: is a query's own body strictly the most alike? The
+    cosine of a row of zeros is 0."""
+    norms = (np.linalg.norm(v, axis=1, keepdims=True) for v in (queries, bodies))
+    x, y = (v / np.where(norm > 0, norm, 1) for v, norm in zip((queries, bodies), norms, strict=True))
+    cosines = x @ y.T  # [n, n]
+    own = cosines.diagonal().copy()
+    np.fill_diagonal(cosines, -np.inf)
+    return own > cosines.max(1) + TIE
+
+
+def hits(vectors) -> dict[str, np.ndarray]:
+    """Vectors [2n, D] of n queries, then their n bodies -> {"raw", "centred": int64 [1, n]}, 1 where answered."""
+    vectors = np.asarray(vectors, np.float64)
+    n = len(vectors) // 2
+    both = vectors, vectors - vectors.mean(0)
+    return {kind: answered(v[:n], v[n:])[None].astype(np.int64) for kind, v in zip(KINDS, both, strict=True)}
+
+
+def retrieval_hits(run: LoadedRun, texts: list[str]):
+    """(hits of the model, {floor: hits of its runs}); texts: n queries, then their n bodies."""
+    words, vocabulary = word_counts(texts)
+    plain = averages(words, np.ones(len(vocabulary)))
+    tokens = count_matrix(run.encode_texts(texts), run.model.config.vocab_size)
+    means, twins = averages(tokens, idf(tokens)), [run.twin(seed) for seed in range(UNTRAINED_SEEDS)]
+    floors = {
+        RANDOM: [hits(plain @ random_vectors(vocabulary, seed)) for seed in range(RANDOM_SEEDS)],
+        TFIDF: [hits(scale_columns(words, idf(words)).toarray())],  # dense: LONGEST bounds it
+        TOKENS: [hits(means @ twin.model.tokens.weight.detach().cpu().double().numpy()) for twin in twins],
+        UNTRAINED: [hits(twin.embed(texts).numpy()) for twin in twins],
+    }
+    return hits(run.embed(texts).numpy()), {name: stack(runs) for name, runs in floors.items()}
+
+
+def retrieval_verdict(lifts: dict[str, dict]) -> str:
+    """Differences to the floors -> where retrieval stands. Its floor is what knows nothing that training taught."""
+    groups = {"above": [], "not above": [], "below": []}
+    for name, lift in lifts.items():
+        groups["above" if lift["low"] > 0 else "below" if lift["high"] < 0 else "not above"].append(name)
+    where = ", ".join(f"{how} {' and '.join(names)}" for how, names in groups.items() if names)
+    at_floor = not {RANDOM, TOKENS, UNTRAINED} <= set(groups["above"])
+    return f"retrieval is at its floor: {where}" if at_floor else f"retrieval is {where}"
+
+
+def retrieval_table(run: LoadedRun, corpus: Corpus) -> str:
+    """The table in Markdown with its verdict, or a sentence where there is too little text. corpus: held out."""
+    pairs = retrieval_pairs(corpus, run.tokenizer)
+    n = len(pairs)
+    if n < FEWEST:
+        return f"retrieval: {n} held-out documents have a first sentence and a body of their own, {FEWEST} are needed"
+    texts = [query for query, _ in pairs] + [body for _, body in pairs]
+    ours, floors = retrieval_hits(run, texts)
+    over = {k: lifts("accuracy", ours[k], {f: runs[k] for f, runs in floors.items()}, np.ones(n)) for k in KINDS}
+
+    def score(runs):  # [F, n]
+        each = runs.mean(1)
+        return format_range((each.mean(), each.min(), each.max()))
+
+    rows = [["chance", *[format_range((1 / n,))] * 2, "", ""]]
+    for name, runs in floors.items():
+        rows.append([name, *(score(runs[k]) for k in KINDS), *(interval(over[k][name]) for k in KINDS)])
+    rows.append(["this model", *(score(ours[k]) for k in KINDS), "", ""])
+    header = [f"first sentence -> its body among {n}, % right", *KINDS, "this model less it, raw", "centred"]
+    verdicts = {k: retrieval_verdict(over[k]) for k in KINDS}
+    agree = len(set(verdicts.values())) == 1
+    notes = [f"{verdicts['raw']} (raw and centred)"] if agree else [f"{k}: {text}" for k, text in verdicts.items()]
+    few = "" if n == PAIRS else f"; {n} pairs are all that the validation text has"
+    notes.append(
+        f"[95 % interval over queries]; (least..most of {RANDOM_SEEDS} seeds of random vectors, {UNTRAINED_SEEDS} of "
+        f"the twin and of token_idf, the idf-weighted mean of its token embeddings); texts end at {LONGEST} tokens and "
+        f"are read {run.max_length} at a time{few}"
+    )
+    return "\n".join([table(header, rows), "", *notes])

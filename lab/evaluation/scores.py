@@ -1,0 +1,275 @@
+"""What a score means: metrics of answers, what they know beyond words, bootstrap intervals and lifts over floors."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from lab.command import check_finite
+from lab.configurator import UserError
+from lab.evaluation.metrics import METRICS, macro_f1, pearson, standardised
+from lab.evaluation.tasks import CENTRED_ON, Pairs, Task
+from lab.files import read_json, reading, replacing
+from lab.report import HEADLINE
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `save_arrays` wrote; nothing where it cannot be read: it is computed anew then."""
+    with suppress(UserError):
+        return read_arrays(path)
+    return {}
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `save_arrays` wrote, or a UserError."""
+    with reading(path, "judge that run again"), open(path, "rb") as file, np.load(file) as arrays:
+        return dict(arrays)
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]):
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Beyond words: how a score agrees with the gold where the overlap of words is known already
+#
+# A partial rank correlation: Pearson of what is left of the ranks of answer and gold after least squares on the ranks
+# of the controls and a constant. Ranks, so that no monotone copy of a control passes for knowledge.
+
+PARTIALS = {  # metric -> its controls; a method that is one of them has no such number
+    HEADLINE: ("char_tfidf", "word_tfidf", "jaccard", "length"),
+    "partial_char_tfidf": ("char_tfidf",),
+    "partial_token_idf": ("token_idf",),
+}
+TERCILES = ("spearman_low_overlap", "spearman_mid_overlap", "spearman_high_overlap")  # of the Jaccard of word sets
+BEYOND = (*PARTIALS, *TERCILES)
+
+
+def ranks(x, times) -> np.ndarray:
+    """Ranks of x [n] in resamples that hold its items times [n, R]; ties share their average, the mean is taken off."""
+    order = np.argsort(x, kind="stable")
+    first = np.flatnonzero(np.diff(x[order], prepend=np.nan) != 0)  # of each run of equal values
+    group = np.empty(len(x), np.int64)
+    group[order] = np.repeat(np.arange(len(first)), np.diff(first, append=len(x)))
+    held = times[order] if len(first) == len(x) else np.add.reduceat(times[order], first)
+    middle = held.cumsum(0)
+    middle -= held / 2
+    middle -= times.sum(0) / 2
+    return middle[group]
+
+
+def partial_correlations(controls: list, label, answers: list, times) -> np.ndarray:
+    """Pearson [R, K] of the residuals of a label and of each of K answers after least squares on the controls: all of
+    them ranks [n, R] in resamples that hold the items times [n, R]. 0 where nothing is left."""
+    known, every, C = [*controls, label], [*controls, label, *answers], len(controls)
+    moments = np.array([[np.einsum("nr,nr->r", x, y) for y in every] for x in (x * times for x in known)])
+    squares = np.array([np.einsum("nr,nr->r", x * times, x) for x in every])  # [C + 1 + K, R]
+    unit = np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
+    correlations = (moments * unit[: C + 1, None] * unit).transpose(2, 0, 1)  # [R, C + 1, C + 1 + K]
+    among, ours = correlations[:, :C, :C], correlations[:, :C, C:]
+    fit = np.linalg.pinv(among, rcond=1e-9, hermitian=True) @ ours
+    left = correlations[:, C, C:] - np.einsum("rc,rck->rk", ours[:, :, 0], fit)
+    own = 1 - np.einsum("rck,rck->rk", ours, fit)  # [R, 1 + K], the label first
+    safe = (own[:, 1:] > 1e-9) & (own[:, :1] > 1e-9)
+    return np.divide(left[:, 1:], np.sqrt(np.where(safe, own[:, 1:] * own[:, :1], 1)), where=safe, out=0 * left[:, 1:])
+
+
+def beyond_words(answers, labels, known: dict[str, np.ndarray], counts=None, metrics=BEYOND) -> dict[str, np.ndarray]:
+    """Metric -> [R, K] of the centred cosines answers [K, n], on resamples counts [R, n] (None: the rows as they are).
+    known: `word_controls`. A tercile holds the same rows in every resample; ties go by the order of rows."""
+    times = np.ones((len(labels), 1)) if counts is None else np.ascontiguousarray(counts.T)
+    label, ours = ranks(labels, times), [ranks(row, times) for row in answers]
+    needed = {name for metric in metrics for name in PARTIALS.get(metric, ())}
+    controls = {name: ranks(known[name], times) for name in needed}
+    values = {}
+    for metric, rows in zip(TERCILES, np.array_split(np.argsort(known["jaccard"], kind="stable"), 3), strict=True):
+        if metric in metrics:
+            inside = [ranks(row[rows], times[rows]) for row in (labels, *answers)]
+            values[metric] = partial_correlations([], inside[0], inside[1:], times[rows])
+    for metric in PARTIALS:
+        if metric in metrics:
+            values[metric] = partial_correlations([controls[name] for name in PARTIALS[metric]], label, ours, times)
+    return {metric: values[metric] for metric in metrics}
+
+
+def metric_values(pairs: Pairs, split: str, answers: dict, known=None) -> dict[str, np.ndarray]:
+    """Every metric of answers [F, n] to a split -> [F]; with `word_controls` also what goes beyond words."""
+    values = task_scores(pairs.task, answers, pairs.labels[split], pairs.sets[split])
+    beyond = beyond_words(answers[answer_kind(HEADLINE, answers)], pairs.labels[split], known) if known else {}
+    return values | {metric: value[0] for metric, value in beyond.items()}
+
+
+def answer_kind(metric: str, answers: dict) -> str:
+    """Which of the answers a metric judges. Scores of a trained head are not centred."""
+    if metric in BEYOND:
+        return "centred" if "centred" in answers else "cosines"
+    return METRICS[metric][1] if metric in METRICS else "cosines"
+
+
+def beyond_intervals(ours, labels, known) -> dict[str, dict[str, float]]:
+    """Metric -> {"value", "low", "high"}: the median over our runs [S, n], with its 95 % percentile interval."""
+
+    def medians(counts):
+        values = beyond_words(ours, labels, known, counts)
+        return np.stack([np.median(values[metric], axis=1) for metric in BEYOND], 1)
+
+    return dict(zip(BEYOND, bootstrap(medians, len(labels)), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lift: is the difference more than luck in the choice of items?
+
+
+def bootstrap(statistic, n: int, seed: int = 0, resamples: int = 2000) -> list[dict[str, float]]:
+    """M times {"value", "low", "high"}: of the n items as they are, and the 95 % percentile interval over paired
+    resamples. statistic: counts [R, n] of how often a resample holds an item -> [R, M]."""
+    chance = np.random.default_rng(seed)
+    value = statistic(np.ones((1, n)))[0]
+    drawn = []
+    for at in range(0, resamples, 100):  # a hundred at a time: 6 MB of counts for 8,000 items
+        rows = min(100, resamples - at)
+        items = chance.integers(0, n, (rows, n)) + n * np.arange(rows)[:, None]
+        drawn.append(statistic(np.bincount(items.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)))
+    ends = np.percentile(np.concatenate(drawn), [2.5, 97.5], axis=0)
+    return [dict(zip(("value", "low", "high"), column.tolist(), strict=True)) for column in np.stack([value, *ends], 1)]
+
+
+def resampled(metric: str, answers, labels, counts, known=None) -> np.ndarray:
+    """The metric of each answer [K, n] on each resample, counts [R, n] of how often it holds an item -> [R, K].
+    known: `word_controls`, for what goes beyond words."""
+    if metric in BEYOND:
+        return beyond_words(answers, labels, known, counts, (metric,))[metric]
+    total = counts.sum(1, keepdims=True)
+    if metric == "mcc" or metric.startswith("pearson"):  # mcc of two classes is the correlation of their numbers
+        x, y = np.stack([standardised(a) for a in answers], 1), standardised(labels)  # [n, K], [n]
+        mean_x, mean_y = counts @ x / total, counts @ y[:, None] / total
+        var_x, var_y = counts @ x**2 / total - mean_x**2, counts @ y[:, None] ** 2 / total - mean_y**2
+        covariance = counts @ (x * y[:, None]) / total - mean_x * mean_y
+        safe = (var_x > 1e-12) & (var_y > 1e-12)
+        return np.divide(
+            covariance, np.sqrt(np.where(safe, var_x * var_y, 1)), where=safe, out=np.zeros_like(covariance)
+        )
+    if metric == "accuracy":
+        return counts @ (answers == labels).T.astype(np.float64) / total
+    raise ValueError(f"no bootstrap of {metric}")
+
+
+def lifts(metric: str, ours, others: dict, labels, known=None, middle=np.mean, own=np.median, **resampling):
+    """
+    By how much `ours` [S, n] is above each of others {floor: [F, n]}: `own` of our S runs, the median, minus the
+    `middle` of the floor's F. {floor: {"value", "low", "high", "verdict"}} with the 95 % percentile interval over
+    paired resamples of the items. "above floor" only where all of it lies above 0. known: for `resampled`.
+    """
+    every = np.concatenate([ours, *others.values()])
+    ends = np.cumsum([len(ours)] + [len(other) for other in others.values()])
+
+    def differences(counts):
+        metrics = resampled(metric, every, labels, counts, known)
+        mine = own(metrics[:, : ends[0]], 1)
+        return np.stack([mine - middle(metrics[:, a:b], 1) for a, b in zip(ends[:-1], ends[1:], strict=True)], 1)
+
+    found = dict(zip(others, bootstrap(differences, len(labels), **resampling), strict=True))
+    return {name: one | {"verdict": "above floor" if one["low"] > 0 else "at floor"} for name, one in found.items()}
+
+
+def read_answers(path: Path) -> tuple[dict, dict]:
+    """MODE_TASK.json of eval_glue.py -> the record, and the answers beside it: "SPLIT/KIND" -> [S, n]."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; judge that run first, with the same --mode and --tasks")
+    return read_json(path, "an evaluation"), read_arrays(path.with_suffix(".npz"))
+
+
+def paired(metric: str, split: str, ours: list[dict], others: dict[str, list[dict]], middle, known=None):
+    """`lifts` of runs over other runs, name -> runs, on the same rows of a split: of the `middle` of the seeds. A run
+    is its answers, as `read_answers` returns them."""
+    labels, kinds = ours[0][f"{split}/labels"], {key.removeprefix(f"{split}/") for key in ours[0]}
+    kind = kind if (kind := answer_kind(metric, kinds)) in kinds else "predictions"  # of a trained head
+    for name, runs in others.items():
+        if not all(np.array_equal(labels, run.get(f"{split}/labels")) for run in (*ours, *runs)):
+            raise UserError(f"{name} was judged on other rows of {split}; judge it again")
+    rows = {name: np.concatenate([run[f"{split}/{kind}"] for run in runs]) for name, runs in others.items()}
+    mine = np.concatenate([run[f"{split}/{kind}"] for run in ours])
+    return lifts(metric, mine, rows, labels, known, middle, middle)
+
+
+def task_scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.ndarray]:
+    """Every metric of the task -> [F], one for each run of the method; f1 is that of the positive class of two, of more
+    classes the mean over them (macro). Of a task made of sets [n], such as genres, also the Pearson correlation inside
+    each, and their mean."""
+    functions = {metric: METRICS[metric] for metric in task.metrics if METRICS[metric][1] in answers}
+    if task.kind != "score" and len(task.labels) > 2 and "f1" in functions:
+        functions["f1"] = macro_f1, "predictions"
+    if sets is not None and len(np.unique(sets)) > 1:
+
+        def inside(name):
+            return lambda x, y: pearson(x[sets == name], y[sets == name])
+
+        def by_set(x, y):
+            return float(np.mean([inside(name)(x, y) for name in np.unique(sets)]))
+
+        functions |= {"pearson_by_set": (by_set, "cosines"), "pearson_by_set_centred": (by_set, "centred")}
+        functions |= {f"pearson_{name}": (inside(name), "cosines") for name in np.unique(sets)}
+        functions = {metric: (f, kind) for metric, (f, kind) in functions.items() if kind in answers}
+    return {metric: np.array([f(row, labels) for row in answers[kind]]) for metric, (f, kind) in functions.items()}
+
+
+def dot(x, y):
+    """Row by row: x, y [n, D], dense or sparse -> [n]."""
+    return np.asarray(x.multiply(y).sum(1)).ravel() if sparse.issparse(x) else np.einsum("nd,nd->n", x, y)
+
+
+def cosine(vectors, index, mean=None):
+    """Cosines of pairs index [n, 2] of rows of vectors [U, D], dense or sparse, less mean [D]; 0 for a row of zeros."""
+    x, y = vectors[index[:, 0]], vectors[index[:, 1]]
+    if not sparse.issparse(vectors):
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        if mean is not None:
+            x, y = x - mean, y - mean
+    xy, xx, yy = dot(x, y), dot(x, x), dot(y, y)
+    if mean is not None and sparse.issparse(vectors):  # the difference would be dense
+        xm, ym, mm = x @ mean, y @ mean, mean @ mean
+        xy, xx, yy = xy - xm - ym + mm, xx - 2 * xm + mm, yy - 2 * ym + mm
+    scale = np.sqrt(np.maximum(xx, 0) * np.maximum(yy, 0))
+    return np.divide(xy, scale, out=np.zeros_like(xy), where=scale != 0)  # not "> 0": a NaN stays one
+
+
+def best_threshold(x, labels) -> float:
+    """The lowest t for which "1 where x >= t" is right most often: half-way between two values of x (the upper one
+    where no number lies between), or infinite."""
+    order = np.argsort(x, kind="stable")
+    x, labels = np.asarray(x, np.float64)[order], np.asarray(labels)[order]
+    # gained[i]: right answers if the i lowest are 0 and the others 1, less those if all are 1
+    gained = np.cumsum([0, *np.where(labels == 0, 1, -1)])
+    gained[1:-1][x[1:] == x[:-1]] = -len(x) - 1  # equal values cannot be parted
+    cut = gained.argmax()
+    ends = [-np.inf, *x, np.inf]
+    middle = (ends[cut] + ends[cut + 1]) / 2
+    return float(ends[cut + 1] if middle == ends[cut] > -np.inf else middle)
+
+
+def predict(vectors, pairs: Pairs, split: str) -> dict[str, np.ndarray]:
+    """What vectors [U, D] of pairs.sentences answer to the rows of a split, [1, n]: cosines, and centred ones or, for
+    paraphrases, predictions by the threshold that is best on the split's fitting split. NonFinite names a sentence
+    whose vector is not finite."""
+    other = pairs.fitted_on[split]
+    centre = pairs.index[other].ravel()
+    if other != split and pairs.task.kind != "paraphrase":
+        centre = centre[:CENTRED_ON]
+    if not sparse.issparse(vectors):
+        used = np.union1d(pairs.index[split], centre)
+        check_finite(vectors.sum(1, keepdims=True)[used], [pairs.sentences[i] for i in used])
+    cosines = cosine(vectors, pairs.index[split])[None]
+    if pairs.task.kind == "paraphrase":
+        threshold = best_threshold(cosine(vectors, pairs.index[other]), pairs.labels[other])
+        return {"cosines": cosines, "predictions": (cosines >= threshold).astype(np.int64)}
+    mean = np.asarray(vectors[centre].mean(0, dtype=np.float64)).ravel()
+    return {"cosines": cosines, "centred": cosine(vectors, pairs.index[split], mean)[None]}
+
+
+def stack(runs: list):
+    """Answers of several runs of a method, in equal nested dicts, as those of one: [F, n]."""
+    if isinstance(runs[0], dict):
+        return {key: stack([run[key] for run in runs]) for key in runs[0]}
+    return np.concatenate(runs)
