@@ -73,12 +73,12 @@ class BenchConfig:
 
 def read_preset(path: Path, batch: int, lengths: tuple[int, ...] = ()):
     """What train.py makes of a config with this many rows of the longest length."""
-    from train import Settings  # late: only its configuration
+    from train import read_settings  # late: only its configuration
 
     words = [str(path), f"--batch_size={batch}", "--micro_batch=0"]
     if lengths:
         words += [f"--lengths={','.join(map(str, lengths))}", f"--max_length={max(lengths)}", "--length_mix=()"]
-    settings = Settings.read(words)
+    settings = read_settings(words)
     if not settings.model.vocab_size:  # and there are no data: what its corpus has when prepared as by default
         settings.model.vocab_size = 4096 if settings.train.dataset == "pydocs" else 50_368
     return settings

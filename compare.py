@@ -134,7 +134,7 @@ def read_grid(path: Path) -> Grid:
 
 def check_arms(grid: Grid, data_dir: str) -> dict[str, dict]:
     """Arm -> every key of training, as train.py resolves it."""
-    from train import Settings  # late: `--help` and the registry do without
+    from train import read_settings  # late: `--help` and the registry do without
 
     resolved = {}
     for arm, keys in grid.arms.items():
@@ -142,7 +142,7 @@ def check_arms(grid: Grid, data_dir: str) -> dict[str, dict]:
             if ours := [key for key in OURS if key in keys]:
                 raise UserError(f"{ours[0]} is set by compare.py; write seeds = (0, 1), and leave {ours[0]} out")
             with redirect_stderr(io.StringIO()):  # its warnings come again when the arm is trained
-                settings = Settings.read(grid.arguments(arm, data_dir))
+                settings = read_settings(grid.arguments(arm, data_dir))
                 resolved[arm] = settings.resolved()
             if settings.train.dataset != "pydocs" or (settings.data / "meta.json").is_file():  # train.py makes pydocs
                 size = load_meta(settings.data)["vocab_size"]

@@ -12,57 +12,37 @@ Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 saves and stops; the same command goes on whe
 from lab import command  # isort: skip  (first: it tells an older Python)
 import gc
 import json
-import math
 import os
 import signal
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from lab import distributed, report
 from lab.command import NonFinite, log
-from lab.configurator import Arguments, PathStr, UserError, convert, fields_of, parse, show, warn
-from lab.data.corpus import Corpus, check_name, load_meta, prepare
+from lab.configurator import PathStr, UserError, convert, show, warn
+from lab.data.corpus import Corpus, check_name, prepare
 from lab.data.sampler import Sampler
 from lab.distributed import Signals, World
 from lab.evaluation.final_report import final_report
-from lab.training import optim, plan, run_folder
-from lab.training.plan import (
-    HORIZONS,
-    Clock,
-    cost,
-    count_shapes,
-    decide_compile,
-    make_plan,
-    rehearse,
-    sample_options,
-    schedule_stage,
-)
-from lab.training.run_folder import (
-    RunFolder,
-    check_frozen,
-    frozen_weights,
-    load_part,
-    load_tensors,
-    load_weights,
-    run_id,
-    warm_start_file,
-)
+from lab.training import optim, run_folder
+from lab.training.compilation import Trained, decide_compile
+from lab.training.horizon import Clock, StepTimer, find_horizon, warn_of_horizon
+from lab.training.plan import HORIZONS, cost, count_shapes, make_plan, sample_options, schedule_stage
+from lab.training.run_folder import RunFolder
+from lab.training.settings import Settings
 from lab.training.validation import Validation, learned
 from lab.training.vocabulary import make_vocabulary, token_vectors
-from losses import Balance, ConceptLossConfig
-from model import ConceptModel, ModelConfig
+from losses import Balance
+from model import ConceptModel
 from noise import Noise
-from objectives import ObjectiveConfig, Objectives
 from problem import Rows
-
-ROOT = Path(__file__).resolve().parent
 
 
 @dataclass
@@ -159,260 +139,102 @@ class TrainConfig:
         check_name(self.dataset)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# All that the user sets
+def read_settings(argv: list[str]) -> Settings:
+    """All that the command line and its config say; UserError."""
+    return Settings.read(argv, TrainConfig, __doc__)
 
 
-@dataclass
-class Settings:
-    """What the command line and its config say, checked as far as it can be without data."""
-
-    parsed: Arguments
-    train: TrainConfig
-    objective: ObjectiveConfig
-    model: ModelConfig
-    regulariser: ConceptLossConfig
-
-    GROUPS = (TrainConfig, ObjectiveConfig, ModelConfig, ConceptLossConfig)
-
-    @classmethod
-    def read(cls, argv: list[str]) -> "Settings":
-        """Raises UserError; warns of keys that are given and not used, and builds no decoder where none is trained."""
-        parsed = parse(argv, *cls.GROUPS, prog="train.py", doc=__doc__, root=ROOT, exclusive=(HORIZONS,))
-        if parsed.config is None:
-            raise UserError("no config is given; try: python train.py config/quickstart.py")
-        settings = cls(parsed, *(parsed.make(group) for group in cls.GROUPS))
-        config, shape, objectives = settings.train, settings.model, settings.objectives
-        if objectives.predicts != "positions" and shape.decoder != objectives.predicts:
-            warn(f"objective={objectives.text!r} trains no decoder, so decoder={shape.decoder!r} is not built")
-            shape.decoder = objectives.predicts
-        shape.predictor = objectives.predictor
-        if shape.pooling == "attention" and not objectives.pools:
-            raise UserError(
-                f"objective={objectives.text!r} trains no pooling; write pooling='mean', or add '+ 0.1*bow'"
-            )
-        if config.frozen_decoder:
-            if objectives.predicts != "positions":
-                what = f"objective={objectives.text!r} trains through no decoder, so none is frozen"
-                raise UserError(f"{what}; add 'tsdae'")
-            shape.token_init = "random"  # the table is the other run's
-        for text in settings.regulariser.warnings(shape.concepts, shape.hidden):
-            warn(text)
-        settings.warn_unused()
-        if objectives.predicts == "positions" and shape.predicts != "positions":
-            raise UserError(f"decoder={shape.decoder!r} predicts no single position; write --decoder=posonly")
-        if "contrastive" in objectives.names and settings.objective.views == "dropout" and not shape.dropout:
-            raise UserError("views='dropout' are one without dropout; write --dropout=0.1")
-        if (longest := max(config.lengths)) > shape.max_length:
-            raise UserError(f"lengths={config.lengths} reach past max_length={shape.max_length}; write {longest}")
-        if not shape.vocab_size and (settings.data / "meta.json").is_file():
-            shape.vocab_size = load_meta(settings.data)["vocab_size"]
-        plan = make_plan(config, objectives, 1)
-        if config.max_minutes and max(len(objectives.plateaus()), len(plan.mixes)) > 1:
-            raise UserError("a schedule needs the number of steps, which max_minutes leaves open; write --max_steps")
-        return settings
-
-    @property
-    def objectives(self) -> Objectives:
-        return Objectives(self.objective)
-
-    @property
-    def preset(self) -> str:
-        return self.parsed.config.stem
-
-    @property
-    def data(self) -> Path:
-        return Path(self.train.data_dir or ROOT / "data") / self.train.dataset
-
-    def values(self) -> dict:
-        """Every key but print_config."""
-        groups = (self.train, self.objective, self.model, self.regulariser)
-        values = {key: value for group in groups for key, value in asdict(group).items()}
-        del values["print_config"]
-        return values
-
-    def defaults(self) -> dict:
-        """Of every key whose value is not found out when a run begins: what a run of older code had without the key."""
-        groups = {key: field.default for group in self.GROUPS for key, field in fields_of(group).items()}
-        found_out = {"print_config", "dtype", "compile", "vocab_size"}
-        return json.loads(json.dumps({key: value for key, value in groups.items() if key not in found_out}))
-
-    def resolved(self) -> dict:
-        """What --print_config prints: JSON values, and what follows from them; null where the vocabulary is unknown."""
-        plan = make_plan(self.train, self.objectives, 1)
-        known, frozen = self.model.vocab_size > 0, bool(self.train.frozen_decoder)
-        parameters, flops = cost(plan, self.model, self.objectives, frozen, self.regulariser) if known else (None, None)
-        derived = {"parameters": parameters, "train_flops_per_token": flops}
-        derived |= {"tokens_per_step": plan.tokens, "shapes": plan.shapes()}
-        return json.loads(json.dumps(self.values() | derived))
-
-    def warn_unused(self):
-        reasons = {key: f"(objective = {self.objective.objective!r})" for key in fields_of(ObjectiveConfig)}
-        unused = reasons.keys() - self.objectives.uses
-        parts = f"(encoder = {self.model.encoder!r}, decoder = {self.model.decoder!r})"
-        reasons |= dict.fromkeys(self.model.unused(), parts) | {"init_part": "(there is no init_from)"}
-        reasons |= {"predictor": "(the objective says it)", "token_init": "(the token table is the frozen decoder's)"}
-        unused |= {"predictor"} | ({"token_init"} if self.train.frozen_decoder else set())
-        unused |= self.model.unused() | (set() if self.train.init_from else {"init_part"}) | self.regulariser.unused()
-        balance = f"(concept_loss = {self.regulariser.concept_loss!r}, "
-        balance += f"concept_balance = {self.regulariser.concept_balance!r})"
-        reasons |= dict.fromkeys(self.regulariser.unused(), balance)
-        own = ("--", show(self.parsed.config))  # what a base says may serve its other heirs
-        for key, where in self.parsed.given.items():
-            if key in unused and where.startswith(own):
-                self.parsed.unused([key], reasons[key])
+def main(argv) -> int:
+    settings = read_settings(argv)
+    config = settings.train
+    if config.print_config:
+        if not settings.model.vocab_size:
+            warn("vocab_size is 0 and there are no data, so parameters and FLOPs are null; give --vocab_size")
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(settings.resolved(), indent=1))
+        return 0
+    world = distributed.start(config.device, config.dtype, config.deterministic)
+    make_plan(config, settings.objectives, world.size)  # says what does not divide
+    out = RunFolder(config.out_dir or Path("out") / settings.preset)
+    with out.lock:
+        taken = config.init_from or config.frozen_decoder
+        there = world.on_rank0(lambda: out.inspect(config.resume, taken, settings.defaults()))
+        if config.frozen_decoder and there["fresh"]:
+            world.on_rank0(lambda: run_folder.check_frozen(config.frozen_decoder, settings.model))
+        if there["config"] and config.dtype == "auto" and "dtype" in there["config"]:
+            world = replace(world, dtype=there["config"]["dtype"])  # decided once, when the run began
+        signals = Signals(world)
+        if stopped := prepare(settings.data, world, signals):
+            return 128 + stopped
+        run = Run(settings, world, out, signals)
+        start_or_resume(run, there)
+        if stopped := train(run):
+            what = f"saved step {run.step}" if run.step else "nothing is lost"
+            log(f"{what} in {out.path}; the same command goes on")
+            return 128 + stopped
+        run.numbers = run.numbers or run.validation.run(signals.agreed)
+        if run.numbers is None:
+            log(f"stopped before the tables of {out.path}; the same command prints them")
+            return 128 + signals.stopped
+        if world.rank == 0:
+            print(final_report(run, config.final_report == "retrieval"), flush=True)
+        world.barrier()
+        stopped = world.on_rank0(lambda: signals.received)
+        return 128 + stopped if stopped else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Training
+# What a run is made of
 
 
-class Trainer:
-    """Model, optimizer, text and run folder, and what is done with them: steps, evaluations, checkpoints."""
+class Run:
+    """Text, sampler, model, optimizer and evaluator of a run, and where it stands."""
 
     # What a checkpoint keeps of it: name -> types
     STATE = {"step": (int,), "seconds": (float,), "horizon": (int,), "seconds_per_step": (float,)}
     STATE |= {"best": (float, NoneType), "best_step": (int, NoneType)}
 
     def __init__(self, settings: Settings, world: World, out: RunFolder, signals: Signals):
-        config, shape = settings.train, settings.model
-        self.settings, self.config, self.world, self.out, self.signals = settings, config, world, out, signals
-        self.objectives = settings.objectives
-        self.plan = make_plan(config, self.objectives, world.size)
-        self.train_text, self.val_text = (Corpus(settings.data, split) for split in ("train", "val"))
+        config, shape, objectives = settings.train, settings.model, settings.objectives
+        self.settings, self.config, self.objectives = settings, config, objectives
+        self.world, self.out, self.signals = world, out, signals
+        self.train_text, self.val_text = open_text(settings, world)
         text = self.train_text
-        text.counts()  # found wanting now, not at the end
-        files = [(x.tokenizer_hash, x.count, x.documents.size, x.sentences.size) for x in (text, self.val_text)]
-        differs = torch.tensor(files != world.on_rank0(lambda: files), dtype=torch.int32, device=world.device)
-        if count := int(world.all_sum(differs)):
-            raise UserError(f"{count} ranks have another {show(settings.data)} than rank 0; copy it to each node")
-        if shape.vocab_size not in (0, text.vocab_size):
-            raise UserError(
-                f"vocab_size={shape.vocab_size}, but {settings.data} has {text.vocab_size}; "
-                "write --vocab_size=0 to take its own"
-            )
         shape.vocab_size = text.vocab_size
-        if self.objectives.in_batch_negatives and len(text.documents) < 3:  # starts, and the end
-            raise UserError(f"{self.objectives.text} tells documents apart, but {show(text.path)} has one; take bow")
-        rules = {"one_document": self.objectives.one_document, "pairs": self.objectives.adjacent_rows}
+        self.plan, self.plateaus = make_plan(config, objectives, world.size), objectives.plateaus()
+        rules = {"one_document": objectives.one_document, "pairs": objectives.adjacent_rows}
         self.sampler = Sampler(text, config.lengths, seed=config.seed, **rules)
-        frozen = world.on_rank0(lambda: frozen_weights(config.frozen_decoder, shape, text.tokenizer_hash, out))
+
+        frozen = world.on_rank0(
+            lambda: run_folder.frozen_weights(config.frozen_decoder, shape, text.tokenizer_hash, out)
+        )
         vectors, self.spectral_seconds = world.on_rank0(lambda: token_vectors(self))
-        self.vocab = make_vocabulary(text, self.objectives, vectors, world.device)
+        self.vocab = make_vocabulary(text, objectives, vectors, world.device)
         begins = vectors if shape.token_init == "spectral" else None
         self.model = ConceptModel(shape, text.mask, config.seed, begins).to(world.device)
         if config.frozen_decoder:
             self.model.freeze_decoder(frozen)
-        self.forward: nn.Module = self.model  # what trains, compiled or not
-        self.wrapped, self.rehearsed = self.model, set()  # the same uncompiled; kinds of steps
-        self.plateaus = self.objectives.plateaus()
-        self.shapes = count_shapes(self.plan, shape, self.objectives)
-        what = self.plan, shape, self.objectives, bool(config.frozen_decoder), settings.regulariser
+        self.shapes = count_shapes(self.plan, shape, objectives)
+        what = self.plan, shape, objectives, bool(config.frozen_decoder), settings.regulariser
         self.parameters, self.flops_per_token = cost(*what)
+        self.forward = Trained(self.model, world, self.shapes)
         self.balance = Balance(settings.regulariser, world.device)
         betas, others = (config.beta1, config.beta2), self.balance.parameters()
         self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, betas, others)
         self.validation = Validation(self.val_text, config.lengths, config.eval_tokens, self)
-        self.step, self.seconds, self.horizon = 0, 0.0, 0
-        self.seconds_per_step = 0.0  # once timed, when the horizon is given in minutes
+
+        self.step, self.horizon = 0, 0
+        self.seconds, self.seconds_per_step = 0.0, 0.0  # of training; of a step, once timed for a horizon in minutes
         self.best: float | None = None  # validation loss
         self.best_step: int | None = None
         self.evaluated_steps: set[int] = set()  # steps whose evaluation is in the metrics
         self.numbers: dict | None = None  # the evaluation of this step
-        self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
-
-    # What there is to go on from
-
-    def load(self):
-        """Takes over the latest checkpoint; rank 0 reads, so that all ranks stand at one step whatever their disks."""
-        there = self.world.on_rank0(lambda: self.out.read("latest"))
-        load_weights(self.model, there["weights"], there["folder"])
-        try:
-            self.optimizer.load_state_dict(there["optimizer"])
-            for key, kinds in self.STATE.items():
-                setattr(self, key, convert(there["state"][key], kinds))
-            self.balance.load(there["state"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            why = f"optim.pt or state.json is of another model, or of older code ({error})"
-            raise UserError(f"{there['folder']}: {why}; take another checkpoint") from None
-        if self.best_step not in self.world.on_rank0(self.out.steps):
-            self.best = self.best_step = None
-        self.out.saved = self.step
-        log(f"going on at step {self.step} of {self.out.path}")
-
-    def state(self) -> dict:
-        own = {key: getattr(self, key) for key in self.STATE}
-        return {"tokens": self.step * self.plan.tokens} | own | self.balance.state()
-
-    def save(self, best: bool = False):
-        if self.world.rank == 0:
-            keep = (self.config.keep, self.config.ckpt_steps)
-            self.out.save(self.step, self.model, self.optimizer, self.state(), *keep, best)
+        self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)  # the first that was not finite
 
     def find_horizon(self) -> int:
         """Steps to the end; 0 while minutes are not yet timed."""
-        config, tokens = self.config, self.plan.tokens
-        if config.max_steps:
-            return config.max_steps
-        if config.max_minutes:
-            seconds = self.seconds_per_step
-            return max(1, self.step, int(config.max_minutes * 60 / seconds)) if seconds else 0
-        wanted = config.max_tokens or config.max_epochs * self.train_text.count
-        wanted = wanted or config.max_flops / self.flops_per_token
-        return max(1, math.ceil(wanted / tokens))
-
-    # One step
-
-    def wrap(self, compiled: bool):
-        """Wraps the model for its ranks and compiles it; what compiles is exactly what trains."""
-        if self.world.size > 1:
-            ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-            self.wrapped = DistributedDataParallel(self.model, ids, gradient_as_bucket_view=True)
-        self.forward = self.wrapped
-        if compiled:
-            torch._dynamo.config.cache_size_limit = max(8, self.shapes + 1)
-            self.forward = torch.compile(self.wrapped, dynamic=False)
-
-    def train_step(self, batches) -> tuple[Tensor, Tensor, Tensor]:
-        """Takes this step's micro-batches from `batches`; returns (losses of the parts, loss, gradient norm), all on
-        the device. A step whose loss or gradient is not finite changes nothing and leaves its number in bad_step."""
-        config, world, plan = self.config, self.world, self.plan
-        if self.model.config.dropout or self.model.config.word_dropout:
-            # the one use of a generator, seeded anew each step
-            torch.manual_seed(int(Noise(config.seed, self.step, world.rank).key))
-        options = sample_options(self.model.config, config.seed, self.step)
-        objectives = self.plateaus[schedule_stage(self.step, self.horizon, len(self.plateaus))]
-        parts = torch.zeros(len(self.objectives.parts), device=world.device)
-        for i in range(plan.parts):
-            step, numbers, ids, documents = next(batches)
-            assert step == self.step
-            rows = Rows(ids, Noise(config.seed, step, numbers), self.vocab, documents)
-            if i == 0:
-                rehearse(self, objectives, rows, options)
-            waits = world.size > 1 and i < plan.parts - 1  # gradients are reduced once, after the last part
-            with self.wrapped.no_sync() if waits else nullcontext():
-                what = (objectives, rows, world, plan.parts, options, self.balance)
-                parts += optim.forward_backward(self.forward, *what)
-        world.all_sum(parts).div_(world.size)
-        if self.balance:
-            self.balance.finish(lambda x: world.all_sum(x).div_(world.size))
-        loss = self.objectives.total(parts)
-        rate = optim.learning_rate(config.schedule, config.lr, self.step, self.horizon, config.warmup, config.lr_end)
-        norm, bad = optim.clipped_step(self.model, self.optimizer, rate, config.clip, loss)
-        self.bad_step = torch.where(bad & (self.bad_step < 0), self.step, self.bad_step)
-        self.step += 1
-        self.numbers = None
-        return parts, loss, norm
-
-    def check_finite(self):
-        """Waits for the device; called before anything is logged, judged or saved."""
-        if (step := int(self.bad_step)) >= 0:
-            raise NonFinite(
-                f"loss or gradient of step {step} is not finite; the checkpoints before it are untouched, "
-                "take a smaller --lr or a longer --warmup"
-            )
-
-    # All steps
+        known = self.train_text.count, self.flops_per_token, self.seconds_per_step, self.step
+        return find_horizon(self.config, self.plan, *known)
 
     def length(self, step: int) -> int:
         """Of the rows of a step."""
@@ -427,215 +249,289 @@ class Trainer:
                 yield step, n, self.plan.rows(n, self.world.rank, part)
             step += 1
 
-    def due(self) -> bool:
-        """This step is to be evaluated."""
-        interval = self.config.eval_interval
-        return self.step in (0, self.horizon) or bool(interval and self.step % interval == 0)
+    def check_finite(self):
+        """Waits for the device; called before anything is logged, evaluated or saved."""
+        if (step := int(self.bad_step)) >= 0:
+            raise NonFinite(
+                f"loss or gradient of step {step} is not finite; the checkpoints before it are untouched, "
+                "take a smaller --lr or a longer --warmup"
+            )
 
-    def train(self) -> int:
-        """Trains to the horizon; returns the signal that stopped it, or 0."""
-        loader = distributed.Loader(self.sampler, self.rows_to_come(), self.world.device)
-        try:
-            stopped = self.train_on(iter(loader))
-        finally:
-            loader.close()
-        if stopped:
-            self.check_finite()
-            if self.step:
-                self.save()
-            self.world.barrier()
-        return stopped
 
-    def train_on(self, batches) -> int:
-        config, clock = self.config, Clock(self)
-        if self.due() and self.step not in self.evaluated_steps and not self.evaluate():
-            return self.signals.stopped
-        gc.collect()
-        gc.freeze()  # a collection in the middle of a step walks all of torch, half a second
-        clock.start()
-        while self.step < self.horizon or not self.horizon:
-            if self.signals.agreed():
-                clock.pause()
-                return self.signals.stopped
-            try:
-                result = self.train_step(batches)
-            except KeyboardInterrupt:  # of what compiles, on all ranks; nothing of the step is done
-                clock.pause()
-                return self.signals.received or signal.SIGINT
-            clock.stepped()
-            last = self.step == self.horizon
-            if self.step % config.log_interval == 0 or last:
-                self.log(*result, clock.speed(), last)
-            saved = last or self.step in config.ckpt_steps
-            saved = saved or bool(config.ckpt_interval and self.step % config.ckpt_interval == 0)
-            if self.due() or saved:
-                self.check_finite()
-                clock.pause()
-                if self.due() and not self.evaluate():
-                    return self.signals.stopped
-                if saved:
-                    self.save()
-                clock.start()
-        return 0
-
-    def evaluate(self) -> bool:
-        """False after a signal: it is made when the run goes on."""
-        numbers = self.numbers = self.validation.run(self.signals.agreed)
-        if numbers is None:
-            return False
-        best = self.step > 0 and (self.best is None or numbers["val_loss"] < self.best)
-        if best:
-            self.best, self.best_step = numbers["val_loss"], self.step
-        if self.world.rank == 0:
-            numbers |= learned(self, numbers)
-            self.out.log(step=self.step, **numbers)
-            floors = self.validation.floors(self.train_text, self.val_text)
-            report.curves(self.out.metrics(), floors, self.out.path / "curves.png", self.objectives.unit)
-            self.out.draw_geometry()
-            report.weight_curves(self.out.metrics(), self.out.path / "weights.png")
-        shown = ", ".join(v if isinstance(v, str) else f"{k} {v:.4g}" for k, v in numbers.items())
-        log(f"step {self.step}: {shown}")
-        if best:
-            self.save(best=True)
-        return True
-
-    def log(self, parts: Tensor, loss: Tensor, norm: Tensor, speed: float, last: bool):
-        """A line of metrics and of status. speed: tokens a second since the last one."""
-        self.check_finite()
-        step, tokens = self.step, self.step * self.plan.tokens
-        numbers = {"loss": float(loss), "lr": self.optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
-        if len(parts) > 1:
-            numbers |= {f"loss_{name}": float(x) for name, x in zip(self.objectives.names, parts, strict=True)}
-        if self.balance:
-            numbers |= self.balance.numbers()
-        if self.world.rank == 0:
-            spent = {"flops": tokens * self.flops_per_token, "seconds": self.seconds}
-            self.out.log(step=step, tokens=tokens, **numbers, tokens_per_s=speed, **spent)
-        left = int(max(0, self.horizon - step) * self.plan.tokens / speed)
-        command.status(
-            f"step {step}/{self.horizon or '?'}  loss {numbers['loss']:.4f}  lr {numbers['lr']:.2e}  "
-            f"norm {numbers['grad_norm']:.2f}  {speed:,.0f} tok/s  "
-            f"{speed * self.flops_per_token / 1e9:,.1f} model GFLOP/s  "
-            f"ETA {f'{left // 60}:{left % 60:02d}' if self.horizon else '?'}",
-            last,
+def open_text(settings: Settings, world: World) -> tuple[Corpus, Corpus]:
+    """The training and the validation text, the same on all ranks; UserError."""
+    train_text, val_text = (Corpus(settings.data, split) for split in ("train", "val"))
+    train_text.counts()  # found wanting now, not at the end
+    files = [(x.tokenizer_hash, x.count, x.documents.size, x.sentences.size) for x in (train_text, val_text)]
+    differs = torch.tensor(files != world.on_rank0(lambda: files), dtype=torch.int32, device=world.device)
+    if count := int(world.all_sum(differs)):
+        raise UserError(f"{count} ranks have another {show(settings.data)} than rank 0; copy it to each node")
+    if settings.model.vocab_size not in (0, train_text.vocab_size):
+        raise UserError(
+            f"vocab_size={settings.model.vocab_size}, but {settings.data} has {train_text.vocab_size}; "
+            "write --vocab_size=0 to take its own"
         )
+    if settings.objectives.in_batch_negatives and len(train_text.documents) < 3:  # starts, and the end
+        what = f"{settings.objectives.text} tells documents apart, but {show(train_text.path)} has one"
+        raise UserError(f"{what}; take bow")
+    return train_text, val_text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
+def start_or_resume(run: Run, there: dict):
+    """Puts the run that is there, or a new one, in place: weights, folder, horizon. there: see RunFolder.inspect."""
+    config, world, out, old = run.config, run.world, run.out, there["config"]
+    wanted = old.get("compile", "auto") if old and config.compile == "auto" else config.compile
+    flops = run.find_horizon() * run.plan.tokens * run.flops_per_token / world.size
+    compiled = decide_compile(wanted, world, run.shapes, flops, config.max_minutes, run.signals)
+    if compiled and run.shapes > 32:
+        raise UserError(
+            f"{run.shapes} shapes (lengths x plateaus x what a step may run with) to compile; write compile=False"
+        )
+    resolved = resolve(run, old, compiled)  # says what is wrong before anything is loaded
+    if not there["fresh"]:
+        load(run)
+        resolved["segments"][-1]["step"] = run.step
+    elif config.init_from:
+        theirs = world.on_rank0(lambda: run_folder.load_tensors(run_folder.warm_start_file(config.init_from)))
+        found = run_folder.load_part(run.model, theirs, config.init_part, config.init_from)
+        for kind, tensors in found.items():
+            log(f"warm start, {len(tensors)} tensors {kind}: {', '.join(tensors) or '-'}")
+    horizon = run.find_horizon()
+    if world.rank == 0 and not 0 < horizon <= run.step:
+        out.truncate(-1 if there["fresh"] else run.step, run.best_step)
+        vectors = run.vocab.vectors if run.objectives.needs_token_vectors else run.model.token_vectors
+        out.create(resolved, run.settings.data / "tokenizer.json", run.validation.rows(), vectors)
+        if config.wandb:
+            out.mirror_to_wandb()
+    run.evaluated_steps = world.on_rank0(lambda: {record["step"] for record in out.metrics() if "val_loss" in record})
+    if horizon and run.horizon not in (0, horizon):
+        warn(f"the horizon moves from {run.horizon} to {horizon} steps; the schedule is computed anew")
+    run.horizon = horizon
+    if world.rank == 0 and horizon > run.step:
+        warn_of_horizon(config, run.plan, run.sampler, horizon)
+    if compiled:
+        run.forward.compile()
+    log(
+        f"{run.settings.preset}: {run.parameters:,} parameters, {run.flops_per_token / 1e6:.2f} MFLOP a token; "
+        f"{world.size} x {resolved['machine']['device']}, {world.dtype}, {'compiled' if compiled else 'eager'}; "
+        f"{run.train_text.count:,} tokens of text, {run.plan.tokens:,} a step in {world.size} x {run.plan.parts} "
+        f"parts -> {out.path}"
+    )
 
 
-def resolve(trainer: Trainer, old: dict | None, compiled: bool) -> dict:
+def resolve(run: Run, old: dict | None, compiled: bool) -> dict:
     """config.json: every key as it is in force, and what follows from them; `segments` has an entry for each time the
     run was started or went on."""
-    settings, world, text = trainer.settings, trainer.world, trainer.train_text
+    settings, world, text = run.settings, run.world, run.train_text
     now = {"machine": distributed.machine(world.device), "ranks": world.size}
     values = settings.values() | {"dtype": world.dtype, "compile": compiled} | now
     values |= {"mask_id": text.mask, "pad_id": text.pad, "tokenizer_hash": text.tokenizer_hash}
     values = json.loads(json.dumps(values))  # tuples become lists, as in the file
     if old is not None:
-        trainer.out.check_same(old, values, HORIZONS)
+        run.out.check_same(old, values, HORIZONS)
         if "tag" not in settings.parsed.given:
             values["tag"] = old.get("tag", "")
         values = old | values
     commit = run_folder.commit()
     return values | {
-        "run_id": values.get("run_id") or run_id(settings.preset, settings.model),
+        "run_id": values.get("run_id") or run_folder.run_id(settings.preset, settings.model),
         "preset": settings.preset,
         "commit": commit,
-        "parameters": trainer.parameters,
-        "train_flops_per_token": trainer.flops_per_token,
-        "tokens_per_step": trainer.plan.tokens,
-        "spectral_seconds": trainer.spectral_seconds,
-        "segments": [*values.get("segments", []), {"step": trainer.step, "commit": commit, **now}],
+        "parameters": run.parameters,
+        "train_flops_per_token": run.flops_per_token,
+        "tokens_per_step": run.plan.tokens,
+        "spectral_seconds": run.spectral_seconds,
+        "segments": [*values.get("segments", []), {"step": run.step, "commit": commit, **now}],
     }
 
 
-def start_or_resume(trainer: Trainer, there: dict):
-    """Puts the run that is there, or a new one, in place: weights, folder, horizon."""
-    config, world, out, old = trainer.config, trainer.world, trainer.out, there["config"]
-    wanted = old.get("compile", "auto") if old and config.compile == "auto" else config.compile
-    flops = trainer.find_horizon() * trainer.plan.tokens * trainer.flops_per_token / world.size
-    compiled = decide_compile(wanted, world, trainer.shapes, flops, config.max_minutes, trainer.signals)
-    if compiled and trainer.shapes > 32:
-        raise UserError(
-            f"{trainer.shapes} shapes (lengths x plateaus x what a step may run with) to compile; write compile=False"
-        )
-    resolved = resolve(trainer, old, compiled)  # says what is wrong before anything is loaded
-    if not there["fresh"]:
-        trainer.load()
-        resolved["segments"][-1]["step"] = trainer.step
-    elif config.init_from:
-        theirs = world.on_rank0(lambda: load_tensors(warm_start_file(config.init_from)))
-        for kind, tensors in load_part(trainer.model, theirs, config.init_part, config.init_from).items():
-            log(f"warm start, {len(tensors)} tensors {kind}: {', '.join(tensors) or '-'}")
-    horizon = trainer.find_horizon()
-    if world.rank == 0 and not 0 < horizon <= trainer.step:
-        out.truncate(-1 if there["fresh"] else trainer.step, trainer.best_step)
-        rows = trainer.validation.rows()
-        vectors = trainer.vocab.vectors if trainer.objectives.needs_token_vectors else trainer.model.token_vectors
-        out.create(resolved, trainer.settings.data / "tokenizer.json", rows, vectors)
-        if config.wandb:
-            out.mirror_to_wandb()
-    trainer.evaluated_steps = world.on_rank0(
-        lambda: {record["step"] for record in out.metrics() if "val_loss" in record}
-    )
-    if horizon and trainer.horizon not in (0, horizon):
-        warn(f"the horizon moves from {trainer.horizon} to {horizon} steps; the schedule is computed anew")
-    trainer.horizon = horizon
-    if world.rank == 0 and horizon > trainer.step:
-        plan.warn_of_horizon(trainer)
-    trainer.wrap(compiled)
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+def train(run: Run) -> int:
+    """Trains to the horizon; returns the signal that stopped it, or 0."""
+    config = run.config
+    loader = distributed.Loader(run.sampler, run.rows_to_come(), run.world.device)
+    batches, clock = iter(loader), Clock(run.world.device, run.seconds, run.step)
+    timer = StepTimer() if config.max_minutes and not run.horizon else None
+    stopped = 0
+    try:
+        if due(run) and run.step not in run.evaluated_steps and not evaluate(run):
+            stopped = run.signals.stopped
+        gc.collect()
+        gc.freeze()  # a collection in the middle of a step walks all of torch, half a second
+        clock.start()
+        while not stopped and (run.step < run.horizon or not run.horizon):
+            if stopped := run.signals.agreed():
+                break
+            try:
+                result = train_step(run, batches)
+            except KeyboardInterrupt:  # of what compiles, on all ranks; nothing of the step is done
+                stopped = run.signals.received or signal.SIGINT
+                break
+            if timer:
+                timer = time_step(run, clock, timer)
+            last = run.step == run.horizon
+            if run.step % config.log_interval == 0 or last:
+                log_step(run, *result, clock, last)
+            saved = last or run.step in config.ckpt_steps
+            saved = saved or bool(config.ckpt_interval and run.step % config.ckpt_interval == 0)
+            if due(run) or saved:
+                run.check_finite()
+                clock.pause()
+                run.seconds = clock.seconds
+                if due(run) and not evaluate(run):
+                    stopped = run.signals.stopped
+                elif saved:
+                    save(run)
+                clock.start()
+    finally:
+        loader.close()
+    if stopped:
+        clock.pause()
+        run.seconds = clock.seconds
+        run.check_finite()
+        if run.step:
+            save(run)
+        run.world.barrier()
+    return stopped
+
+
+def train_step(run: Run, batches) -> tuple[Tensor, Tensor, Tensor]:
+    """Takes this step's micro-batches from `batches`; returns (losses of the objective's parts, loss, gradient norm),
+    all on the device. A step whose loss or gradient is not finite changes nothing and leaves its number in bad_step."""
+    config, world, parts = run.config, run.world, run.plan.parts
+    if run.model.config.dropout or run.model.config.word_dropout:
+        torch.manual_seed(int(Noise(config.seed, run.step, world.rank).key))  # the one use of a generator
+    options = sample_options(run.model.config, config.seed, run.step)
+    objectives = run.plateaus[schedule_stage(run.step, run.horizon, len(run.plateaus))]
+    losses = torch.zeros(len(run.objectives.parts), device=world.device)
+    for i in range(parts):
+        step, numbers, ids, documents = next(batches)
+        assert step == run.step
+        rows = Rows(ids, Noise(config.seed, step, numbers), run.vocab, documents)
+        if i == 0:
+            rehearse(run, objectives, rows, options)
+        with run.forward.no_sync() if i < parts - 1 else nullcontext():  # gradients are reduced once
+            losses += optim.forward_backward(run.forward, objectives, rows, world, parts, options, run.balance)
+    world.all_sum(losses).div_(world.size)
+    if run.balance:
+        run.balance.finish(lambda x: world.all_sum(x).div_(world.size))
+    loss = run.objectives.total(losses)
+    rate = optim.learning_rate(config.schedule, config.lr, run.step, run.horizon, config.warmup, config.lr_end)
+    norm, bad = optim.clipped_step(run.model, run.optimizer, rate, config.clip, loss)
+    run.bad_step = torch.where(bad & (run.bad_step < 0), run.step, run.bad_step)
+    run.step += 1
+    run.numbers = None
+    return losses, loss, norm
+
+
+def rehearse(run: Run, objectives, rows: Rows, options):
+    """Compiles a kind of step before the first of it counts; where that fails, config.json says so."""
+    kind = objectives, options, rows.ids.shape, run.step % objectives.shape_count
+    alone = replace(run.world, rank=0, size=1)
+
+    def attempt():
+        balance = deepcopy(run.balance)
+        optim.forward_backward(run.forward, objectives, rows, alone, run.plan.parts, options, balance)
+
+    compiled = run.forward.rehearse(kind, attempt, run.signals)
+    run.optimizer.zero_grad(set_to_none=True)
+    if not compiled and run.world.rank == 0:
+        run.out.write_config(run.out.config() | {"compile": False})
+
+
+def time_step(run: Run, clock: Clock, timer: StepTimer) -> StepTimer | None:
+    """A horizon in minutes becomes one in steps once enough of them are timed: then there is nothing more to time."""
+    kind = run.length(run.step - 1), run.step % run.objectives.shape_count
+    seconds = timer.add(kind, clock.pause())
+    if not seconds:
+        return timer
+    run.seconds_per_step = run.world.on_rank0(lambda: seconds)
+    run.horizon = run.find_horizon()
+    if run.world.rank == 0:
+        warn_of_horizon(run.config, run.plan, run.sampler, run.horizon)
     log(
-        f"{trainer.settings.preset}: {trainer.parameters:,} parameters, {trainer.flops_per_token / 1e6:.2f} MFLOP a "
-        f"token; {world.size} x {resolved['machine']['device']}, {world.dtype}, "
-        f"{'compiled' if compiled else 'eager'}; {trainer.train_text.count:,} tokens of text, "
-        f"{trainer.plan.tokens:,} a step in {world.size} x {trainer.plan.parts} parts -> {out.path}"
+        f"{run.config.max_minutes:g} minutes are {run.horizon} steps of {run.seconds_per_step:.3f} s "
+        f"({timer.excluded:.1f} s of first steps are left out, and so are evaluations)"
+    )
+    return None
+
+
+def due(run: Run) -> bool:
+    """This step is to be evaluated."""
+    interval = run.config.eval_interval
+    return run.step in (0, run.horizon) or bool(interval and run.step % interval == 0)
+
+
+def evaluate(run: Run) -> bool:
+    """False after a signal: it is made when the run goes on."""
+    numbers = run.numbers = run.validation.run(run.signals.agreed)
+    if numbers is None:
+        return False
+    best = run.step > 0 and (run.best is None or numbers["val_loss"] < run.best)
+    if best:
+        run.best, run.best_step = numbers["val_loss"], run.step
+    if run.world.rank == 0:
+        numbers |= learned(run, numbers)
+        run.out.log(step=run.step, **numbers)
+        floors = run.validation.floors(run.train_text, run.val_text)
+        report.curves(run.out.metrics(), floors, run.out.path / "curves.png", run.objectives.unit)
+        run.out.draw_geometry()
+        report.weight_curves(run.out.metrics(), run.out.path / "weights.png")
+    log(f"step {run.step}: {', '.join(v if isinstance(v, str) else f'{k} {v:.4g}' for k, v in numbers.items())}")
+    if best:
+        save(run, best=True)
+    return True
+
+
+def log_step(run: Run, losses: Tensor, loss: Tensor, norm: Tensor, clock: Clock, last: bool):
+    """A line of metrics and of status."""
+    run.check_finite()
+    speed = clock.steps_per_second(run.step) * run.plan.tokens
+    run.seconds = clock.seconds
+    step, tokens = run.step, run.step * run.plan.tokens
+    numbers = {"loss": float(loss), "lr": run.optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
+    if len(losses) > 1:
+        numbers |= {f"loss_{name}": float(x) for name, x in zip(run.objectives.names, losses, strict=True)}
+    if run.balance:
+        numbers |= run.balance.numbers()
+    if run.world.rank == 0:
+        spent = {"flops": tokens * run.flops_per_token, "seconds": run.seconds}
+        run.out.log(step=step, tokens=tokens, **numbers, tokens_per_s=speed, **spent)
+    left = int(max(0, run.horizon - step) * run.plan.tokens / speed)
+    command.status(
+        f"step {step}/{run.horizon or '?'}  loss {numbers['loss']:.4f}  lr {numbers['lr']:.2e}  "
+        f"norm {numbers['grad_norm']:.2f}  {speed:,.0f} tok/s  {speed * run.flops_per_token / 1e9:,.1f} model GFLOP/s  "
+        f"ETA {f'{left // 60}:{left % 60:02d}' if run.horizon else '?'}",
+        last,
     )
 
 
-def main(argv) -> int:
-    settings = Settings.read(argv)
-    if settings.train.print_config:
-        if not settings.model.vocab_size:
-            warn("vocab_size is 0 and there are no data, so parameters and FLOPs are null; give --vocab_size")
-        if os.environ.get("RANK", "0") == "0":
-            print(json.dumps(settings.resolved(), indent=1))
-        return 0
-    config = settings.train
-    world = distributed.start(config.device, config.dtype, config.deterministic)
-    make_plan(config, settings.objectives, world.size)
-    out = RunFolder(config.out_dir or Path("out") / settings.preset)
-    with out.lock:
-        return run(settings, world, out)
+def save(run: Run, best: bool = False):
+    if run.world.rank == 0:
+        state = {"tokens": run.step * run.plan.tokens} | {key: getattr(run, key) for key in run.STATE}
+        state |= run.balance.state()
+        run.out.save(run.step, run.model, run.optimizer, state, run.config.keep, run.config.ckpt_steps, best)
 
 
-def run(settings: Settings, world: World, out: RunFolder) -> int:
-    """Begins or goes on with what `out` holds, and trains to the end; returns the exit code."""
-    config, taken = settings.train, settings.train.init_from or settings.train.frozen_decoder
-    there = world.on_rank0(lambda: out.inspect(config.resume, taken, settings.defaults()))
-    if config.frozen_decoder and there["fresh"]:
-        world.on_rank0(lambda: check_frozen(config.frozen_decoder, settings.model))
-    if there["config"] and config.dtype == "auto" and "dtype" in there["config"]:
-        world = replace(world, dtype=there["config"]["dtype"])  # decided once, when the run began
-    signals = Signals(world)
-    if stopped := prepare(settings.data, world, signals):
-        return 128 + stopped
-    trainer = Trainer(settings, world, out, signals)
-    start_or_resume(trainer, there)
-    if stopped := trainer.train():
-        saved = f"saved step {trainer.step} in" if trainer.step else "nothing is lost in"
-        log(f"{saved} {out.path}; the same command goes on")
-        return 128 + stopped
-    trainer.numbers = trainer.numbers or trainer.validation.run(signals.agreed)
-    if trainer.numbers is None:
-        log(f"stopped before the tables of {out.path}; the same command prints them")
-        return 128 + signals.stopped
-    if world.rank == 0:
-        print(final_report(trainer, config.final_report == "retrieval"), flush=True)
-    world.barrier()
-    stopped = world.on_rank0(lambda: signals.received)
-    return 128 + stopped if stopped else 0
+def load(run: Run):
+    """Takes over the latest checkpoint; rank 0 reads, so that all ranks stand at one step whatever their disks."""
+    there = run.world.on_rank0(lambda: run.out.read("latest"))
+    run_folder.load_weights(run.model, there["weights"], there["folder"])
+    try:
+        run.optimizer.load_state_dict(there["optimizer"])
+        for key, kinds in run.STATE.items():
+            setattr(run, key, convert(there["state"][key], kinds))
+        run.balance.load(there["state"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"optim.pt or state.json is of another model, or of older code ({error})"
+        raise UserError(f"{there['folder']}: {why}; take another checkpoint") from None
+    if run.best_step not in run.world.on_rank0(run.out.steps):
+        run.best = run.best_step = None
+    run.out.saved = run.step
+    log(f"going on at step {run.step} of {run.out.path}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from corpus import make_corpus
 from safetensors.torch import load_file, save_file
 
 import losses as loss_functions
-from lab.training import optim, plan
+from lab.training import compilation, optim
 from lab.training.run_folder import RunFolder
 from tests.training import (
     BRIEF,
@@ -128,7 +128,7 @@ def failing(times, monkeypatch=None, rank="0"):
 
     put = monkeypatch.setattr if monkeypatch else setattr
     put(torch, "compile", compile)
-    put(plan, "empty_cache", lambda: emptied.append(left[0]))
+    put(compilation, "empty_cache", lambda: emptied.append(left[0]))
     return emptied
 
 
@@ -168,10 +168,11 @@ def test_ranks_leave_compiling_together(data, tmp_path):
 DAMAGE = """
 import os, pathlib, sys
 import torch
-from lab import command, distributed, plan
+from lab import command, distributed
+from lab.training import compilation
 world, x = distributed.World(0, 1, torch.device("cpu"), "float32"), torch.ones(16, 16, requires_grad=True)
 compiled = torch.compile(lambda x: (x @ x).softmax(-1).sin().sum(), dynamic=False)
-assert not plan.compiles(world, lambda: compiled(x).backward())
+assert not compilation.compiles(world, lambda: compiled(x).backward())
 for finish in command.AT_EXIT:
     finish(0)
 for library in pathlib.Path(sys.argv[1]).rglob("*.so"):

@@ -17,6 +17,7 @@ import train
 from decoders import DECODERS
 from lab.configurator import PathStr, UserError, fields_of, parse
 from lab.data import prepare
+from lab.training.settings import MATHEMATICS
 from model import ConceptModel, ModelConfig
 from noise import Noise
 from objectives import OBJECTIVES, Objective, ObjectiveConfig, Objectives
@@ -110,7 +111,7 @@ GROUPS = {Path(where.partition(":")[0]).name: kind for where, kind in KINDS.item
 
 @pytest.mark.parametrize("command", ABROAD)
 def test_names_from_elsewhere_get_the_key(command, tmp_path):
-    groups = train.Settings.GROUPS if command == "train.py" else [GROUPS[command]]
+    groups = (train.TrainConfig, *MATHEMATICS) if command == "train.py" else [GROUPS[command]]
     keys = {key: field for group in groups for key, field in fields_of(group).items()}
     for theirs, ours in (pair.split("=") for pair in ABROAD[command].split()):
         (tmp_path / "x.py").write_text(f"{theirs.replace('-', '_')} = 1")
@@ -131,7 +132,7 @@ def test_a_name_from_elsewhere_is_named_only_where_the_command_has_the_key():
 def test_a_config_is_found_by_its_name(word, monkeypatch, tmp_path):
     for folder in (ROOT, tmp_path) if "/" not in word else (ROOT,):
         monkeypatch.chdir(folder)
-        assert train.Settings.read([word]).preset == "quickstart"
+        assert train.read_settings([word]).preset == "quickstart"
     parsed = parse([word.replace("config", "config/grids").replace("quickstart", "smoke")], prog="", doc="", root=ROOT,
                    positional="many", configs="config/grids")  # fmt: skip
     assert parsed.configs[0].resolve() == ROOT / "config/grids/smoke.py"
@@ -141,7 +142,7 @@ def test_a_config_that_is_not_there_names_the_nearest(monkeypatch):
     monkeypatch.chdir(ROOT)
     for word in ("quikstart", "config/quikstart", "quickstrat.py"):
         with pytest.raises(UserError, match=r"does not exist; did you mean config/quickstart.py\?"):
-            train.Settings.read([word])
+            train.read_settings([word])
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,12 @@ from torch import nn
 import losses
 from lab.configurator import UserError
 from lab.distributed import World
-from lab.training import optim, plan
+from lab.training import compilation, horizon, optim
+from lab.training.compilation import COMPILE_SAVES, COMPILE_SECONDS, EAGER_FLOPS, decide_compile
 from lab.training.plan import (
-    COMPILE_SAVES,
-    COMPILE_SECONDS,
-    EAGER_FLOPS,
     Plan,
     cost,
     count_shapes,
-    decide_compile,
     length_mixes,
     make_plan,
     sample_options,
@@ -304,34 +301,28 @@ def test_the_clock_waits_for_a_device_when_it_is_read_and_only_then(monkeypatch)
     def synchronize(device):
         now[0] = max(now[0], done[0])
 
-    monkeypatch.setattr(plan.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(horizon, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    world = World(0, 1, torch.device("cuda", 0), "float32")
-    config = SimpleNamespace(max_minutes=0)
-    trainer = SimpleNamespace(
-        world=world, step=0, seconds=0.0, config=config, horizon=100, plan=SimpleNamespace(tokens=50)
-    )
-    clock = plan.Clock(trainer)
+    clock, step = horizon.Clock(torch.device("cuda", 0), 0.0, 0), 0
     clock.start()
-    for speed in (50, 50):
+    for _ in range(2):
         for _ in range(10):
             done[0] = max(now[0], done[0]) + 1
             now[0] += 0.1
-            trainer.step += 1
-            clock.stepped()
+            step += 1
         assert now[0] <= done[0] - 8.9  # no step has waited
-        assert clock.speed() == pytest.approx(speed)
-        assert trainer.seconds == pytest.approx(trainer.step)
-    done[0], trainer.step = now[0] + 1, 21
+        assert clock.steps_per_second(step) == pytest.approx(1)
+        assert clock.seconds == pytest.approx(step)
+    done[0] = now[0] + 1
     clock.pause()
-    assert trainer.seconds == pytest.approx(21)
+    assert clock.seconds == pytest.approx(21)
 
 
 # ---- to compile or not
 
 
 def test_a_cpu_compiles_only_what_gains_by_it(monkeypatch):
-    monkeypatch.setattr(plan.torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
     gains = COMPILE_SECONDS / COMPILE_SAVES * EAGER_FLOPS * torch.get_num_threads()  # FLOPs that pay for one shape
     for shapes in (1, 3):
         assert not decide_compile("auto", HERE, shapes, 0.99 * gains * shapes, 0)
@@ -346,8 +337,8 @@ def test_where_compiling_fails_training_goes_on_without(monkeypatch, capsys):
     def broken(function):
         raise RuntimeError("no C++ compiler\nwas found")
 
-    monkeypatch.setattr(plan.torch, "compile", broken)
-    monkeypatch.setattr(plan, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(compilation, "empty_cache", lambda: None)
     assert not decide_compile(True, HERE, 1, 1e30, 0)
     assert capsys.readouterr().err == (
         "warning: torch.compile does not work (RuntimeError: no C++ compiler was found); training goes on uncompiled\n"

@@ -115,11 +115,11 @@ def test_every_config_loads(path):
     assert path.read_text().startswith('"""\n')
     names = {name for layer in read_layers(path, ROOT) for name in layer}
     if "arms" not in names:
-        assert train.Settings.read([str(path)]).preset == path.stem
+        assert train.read_settings([str(path)]).preset == path.stem
         return
     grid = compare.read_grid(path)
     for arm in grid.arms:
-        assert train.Settings.read(grid.arguments(arm, "")).preset == Path(grid.base).stem
+        assert train.read_settings(grid.arguments(arm, "")).preset == Path(grid.base).stem
 
 
 def test_the_quickstart_shortened(tmp_path, capsys):

@@ -6,11 +6,12 @@ import signal
 from types import SimpleNamespace
 
 import pytest
+import torch
 from corpus import make_corpus
 
 import train
 from lab.configurator import UserError
-from lab.training import plan
+from lab.training import compilation, horizon
 from lab.training.run_folder import RunFolder
 from lab.training.validation import Validation
 from tests.training import BRIEF, Process, arguments, assert_same_run, losses, run
@@ -87,7 +88,7 @@ def test_horizons_in_tokens_epochs_and_flops(data, tmp_path):
         return RunFolder(tmp_path / name).pointer("latest")
 
     assert steps("tokens", "--max_tokens=1000") == 8  # ceil(1000 / 128)
-    text = train.dataset.Corpus(data / "toy", "train").count
+    text = train.Corpus(data / "toy", "train").count
     assert steps("epochs", "--max_epochs=0.01") == -(-0.01 * text // 128)
     config = config_of(tmp_path / "tokens")
     a_step = config["train_flops_per_token"] * config["tokens_per_step"]
@@ -101,7 +102,7 @@ def test_horizons_in_tokens_epochs_and_flops(data, tmp_path):
 def clock(monkeypatch):
     """A clock of its own for training: `now` moves only where a test says so."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(plan, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(horizon, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     def takes(owner, name, seconds):
         original = getattr(owner, name)
@@ -118,7 +119,7 @@ def clock(monkeypatch):
 
 def test_seconds_are_those_of_training(data, tmp_path, clock):
     """Neither evaluations nor checkpoints count; a run that goes on adds up."""
-    clock.takes(train.Trainer, "train_step", 2.0)
+    clock.takes(train, "train_step", 2.0)
     clock.takes(Validation, "run", 1000.0)
     clock.takes(RunFolder, "save", 100.0)
     out, more = tmp_path / "run", ["--eval_interval=2", "--ckpt_interval=3", "--schedule=constant", "--log_interval=1"]
@@ -134,13 +135,13 @@ def test_minutes_become_steps(data, tmp_path, clock, capsys):
     """A length's first step is left out, as it compiles; then 20 steps are timed, once; the result is kept."""
     seen = set()
 
-    def seconds(trainer, batches):
-        length = trainer.sampler.length(trainer.step)
+    def seconds(run, batches):
+        length = run.sampler.length(run.step)
         first = length not in seen
         seen.add(length)
         return 30.0 if first else 1.5
 
-    clock.takes(train.Trainer, "train_step", seconds)
+    clock.takes(train, "train_step", seconds)
     clock.takes(Validation, "run", 1000.0)
     out, more = tmp_path / "run", ["--lengths=16,32", "--log_interval=1", "--eval_interval=10"]
     run(data, out, *more, "--max_minutes=0.75")
@@ -185,18 +186,18 @@ def test_segments_say_when_a_run_was_started_and_went_on(data, tmp_path, monkeyp
 
 def test_a_decision_to_compile_is_kept(data, tmp_path, monkeypatch, capsys):
     """Also where the present machine, or a longer horizon, would decide otherwise."""
-    monkeypatch.setattr(plan.torch, "compile", lambda forward, **keys: forward)
+    monkeypatch.setattr(torch, "compile", lambda forward, **keys: forward)
     pays = 1e-30  # FLOP/s of eager steps: so slow that any run gains by it
-    monkeypatch.setattr(plan, "EAGER_FLOPS", pays)
+    monkeypatch.setattr(compilation, "EAGER_FLOPS", pays)
     auto = [*BRIEF, "--compile=auto"]
     run(data, tmp_path / "compiled", *auto, "--max_steps=1")
-    monkeypatch.setattr(plan, "EAGER_FLOPS", 1e30)
+    monkeypatch.setattr(compilation, "EAGER_FLOPS", 1e30)
     run(data, tmp_path / "eager", *auto, "--max_steps=1")
     assert config_of(tmp_path / "compiled")["compile"] is True and config_of(tmp_path / "eager")["compile"] is False
     capsys.readouterr()
     run(data, tmp_path / "compiled", *auto, "--max_steps=2")
     assert ", compiled; " in capsys.readouterr().err and config_of(tmp_path / "compiled")["compile"] is True
-    monkeypatch.setattr(plan, "EAGER_FLOPS", pays)
+    monkeypatch.setattr(compilation, "EAGER_FLOPS", pays)
     run(data, tmp_path / "eager", *auto, "--max_steps=2")
     says = capsys.readouterr().err
     assert ", eager; " in says and "changed" not in says

@@ -12,7 +12,7 @@ from corpus import make_corpus
 
 import train
 from lab.distributed import Signals, World
-from lab.training.plan import compiles
+from lab.training.compilation import compiles
 from lab.training.run_folder import RunFolder
 from lab.training.validation import Validation
 from tests.training import (
@@ -27,7 +27,6 @@ from tests.training import (
     run,
     timeless,
 )
-from train import Trainer
 
 CODES = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 ALL = [*CODES, (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
@@ -57,14 +56,14 @@ def test_a_signal_saves_and_stops(number, code, data, tmp_path):
 
 @pytest.mark.parametrize("number, code", ALL[2:])
 def test_what_a_closed_terminal_and_slurm_send_saves_too(number, code, data, tmp_path, monkeypatch):
-    step = Trainer.train_step
+    step = train.train_step
 
-    def struck(self, batches):
-        if self.step == 2:
+    def struck(run, batches):
+        if run.step == 2:
             signal.raise_signal(number)
-        return step(self, batches)
+        return step(run, batches)
 
-    monkeypatch.setattr(Trainer, "train_step", struck)
+    monkeypatch.setattr(train, "train_step", struck)
     assert run(data, tmp_path / "run", *BRIEF, "--max_steps=9") == code
     assert RunFolder(tmp_path / "run").pointer("latest") == 3
 
@@ -72,13 +71,13 @@ def test_what_a_closed_terminal_and_slurm_send_saves_too(number, code, data, tmp
 def test_that_ends_the_compiler_too(data, tmp_path, monkeypatch):
     """Ctrl-C reaches the processes that compile, which then fail before a step: the run stops as it should."""
 
-    def rehearse(trainer, *_):
+    def rehearse(run, *_):
         def attempt():
-            if trainer.step == 3:
+            if run.step == 3:
                 signal.raise_signal(signal.SIGINT)
                 raise RuntimeError("the compiler was killed")
 
-        assert not compiles(trainer.world, attempt, trainer.signals)
+        assert not compiles(run.world, attempt, run.signals)
 
     monkeypatch.setattr(train, "rehearse", rehearse)
     assert run(data, tmp_path / "run", *BRIEF, "--max_steps=5") == 130

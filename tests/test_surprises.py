@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,9 @@ import train
 from lab.data.corpus import MIN_WINDOWS, Corpus, CorpusWriter, warn_of_vocabulary
 from lab.data.sampler import Sampler
 from lab.data.tokenizers import SPECIAL_NAMES
-from lab.training import plan
+from lab.training import horizon
+from lab.training.horizon import warn_of_horizon
+from lab.training.plan import make_plan
 from objectives import ObjectiveConfig, Objectives
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,10 +53,9 @@ def said(capsys):
 
 def of_horizon(capsys, corpus, steps, lengths=(16, 32), batch_size=8, **keys):
     config = train.TrainConfig(lengths=lengths, batch_size=batch_size, max_steps=steps, **keys)
-    made = plan.make_plan(config, Objectives(ObjectiveConfig()), 1)
+    made = make_plan(config, Objectives(ObjectiveConfig()), 1)
     sampler = Sampler(corpus, lengths, 0)
-    run = SimpleNamespace(config=config, plan=made, horizon=steps, sampler=sampler, train_text=corpus)
-    plan.warn_of_horizon(run)
+    warn_of_horizon(config, made, sampler, steps)
     return said(capsys)
 
 
@@ -110,12 +110,12 @@ def test_epochs_count_what_rows_of_a_length_can_hold(data, tmp_path, monkeypatch
     steps = 100
     expected = steps * 256 / 2 / long + steps * 256 / 2 / corpus.count
     assert steps * 256 < 2 * corpus.count and expected > 3
-    monkeypatch.setattr(plan, "EPOCHS", 3)
+    monkeypatch.setattr(horizon, "EPOCHS", 3)
     (found,) = of_horizon(capsys, corpus, steps, warmup=0)
     assert float(re.search(r"drawn for (\d+) epochs", found)[1]) == pytest.approx(expected, abs=0.6)
     assert int(re.search(r"write --max_steps=(\d+)", found)[1]) == pytest.approx(steps * 3 / expected, rel=0.1)
     assert not of_horizon(capsys, corpus, steps, warmup=0, length_mix=(1.0, 0.0))
-    monkeypatch.setattr(plan, "EPOCHS", 50)
+    monkeypatch.setattr(horizon, "EPOCHS", 50)
     assert not of_horizon(capsys, corpus, steps, warmup=0)
     plain = Corpus(data / "toy", "train")
     for epochs, least in (51, 1), (45, 0):

@@ -1,0 +1,117 @@
+"""What the command line and the config of a training run say, as far as it can be checked without data."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lab.configurator import Arguments, UserError, fields_of, parse, show, warn
+from lab.data.corpus import load_meta
+from lab.training.plan import HORIZONS, cost, make_plan
+from losses import ConceptLossConfig
+from model import ModelConfig
+from objectives import ObjectiveConfig, Objectives
+
+ROOT = Path(__file__).resolve().parents[2]
+MATHEMATICS = (ObjectiveConfig, ModelConfig, ConceptLossConfig)  # whose keys train.py has besides its own
+
+
+@dataclass
+class Settings:
+    """What the command line and its config say, checked as far as it can be without data."""
+
+    parsed: Arguments
+    train: object  # the keys of train.py
+    objective: ObjectiveConfig
+    model: ModelConfig
+    regulariser: ConceptLossConfig
+
+    @classmethod
+    def read(cls, argv: list[str], training: type, doc: str) -> "Settings":
+        """training: the dataclass of train.py's own keys; doc: its docstring. Raises UserError; warns of keys that are
+        given and not used, and builds no decoder where none is trained."""
+        groups = (training, *MATHEMATICS)
+        parsed = parse(argv, *groups, prog="train.py", doc=doc, root=ROOT, exclusive=(HORIZONS,))
+        if parsed.config is None:
+            raise UserError("no config is given; try: python train.py config/quickstart.py")
+        settings = cls(parsed, *(parsed.make(group) for group in groups))
+        config, shape, objectives = settings.train, settings.model, settings.objectives
+        if objectives.predicts != "positions" and shape.decoder != objectives.predicts:
+            warn(f"objective={objectives.text!r} trains no decoder, so decoder={shape.decoder!r} is not built")
+            shape.decoder = objectives.predicts
+        shape.predictor = objectives.predictor
+        if shape.pooling == "attention" and not objectives.pools:
+            raise UserError(
+                f"objective={objectives.text!r} trains no pooling; write pooling='mean', or add '+ 0.1*bow'"
+            )
+        if config.frozen_decoder:
+            if objectives.predicts != "positions":
+                what = f"objective={objectives.text!r} trains through no decoder, so none is frozen"
+                raise UserError(f"{what}; add 'tsdae'")
+            shape.token_init = "random"  # the table is the other run's
+        for text in settings.regulariser.warnings(shape.concepts, shape.hidden):
+            warn(text)
+        settings.warn_unused()
+        if objectives.predicts == "positions" and shape.predicts != "positions":
+            raise UserError(f"decoder={shape.decoder!r} predicts no single position; write --decoder=posonly")
+        if "contrastive" in objectives.names and settings.objective.views == "dropout" and not shape.dropout:
+            raise UserError("views='dropout' are one without dropout; write --dropout=0.1")
+        if (longest := max(config.lengths)) > shape.max_length:
+            raise UserError(f"lengths={config.lengths} reach past max_length={shape.max_length}; write {longest}")
+        if not shape.vocab_size and (settings.data / "meta.json").is_file():
+            shape.vocab_size = load_meta(settings.data)["vocab_size"]
+        plan = make_plan(config, objectives, 1)
+        if config.max_minutes and max(len(objectives.plateaus()), len(plan.mixes)) > 1:
+            raise UserError("a schedule needs the number of steps, which max_minutes leaves open; write --max_steps")
+        return settings
+
+    @property
+    def objectives(self) -> Objectives:
+        return Objectives(self.objective)
+
+    @property
+    def preset(self) -> str:
+        return self.parsed.config.stem
+
+    @property
+    def data(self) -> Path:
+        return Path(self.train.data_dir or ROOT / "data") / self.train.dataset
+
+    def values(self) -> dict:
+        """Every key but print_config."""
+        groups = (self.train, self.objective, self.model, self.regulariser)
+        values = {key: value for group in groups for key, value in asdict(group).items()}
+        del values["print_config"]
+        return values
+
+    def defaults(self) -> dict:
+        """Of every key whose value is not found out when a run begins: what a run of older code had without the key."""
+        groups = {
+            key: field.default for group in (type(self.train), *MATHEMATICS) for key, field in fields_of(group).items()
+        }
+        found_out = {"print_config", "dtype", "compile", "vocab_size"}
+        return json.loads(json.dumps({key: value for key, value in groups.items() if key not in found_out}))
+
+    def resolved(self) -> dict:
+        """What --print_config prints: JSON values, and what follows from them; null where the vocabulary is unknown."""
+        plan = make_plan(self.train, self.objectives, 1)
+        known, frozen = self.model.vocab_size > 0, bool(self.train.frozen_decoder)
+        parameters, flops = cost(plan, self.model, self.objectives, frozen, self.regulariser) if known else (None, None)
+        derived = {"parameters": parameters, "train_flops_per_token": flops}
+        derived |= {"tokens_per_step": plan.tokens, "shapes": plan.shapes()}
+        return json.loads(json.dumps(self.values() | derived))
+
+    def warn_unused(self):
+        reasons = {key: f"(objective = {self.objective.objective!r})" for key in fields_of(ObjectiveConfig)}
+        unused = reasons.keys() - self.objectives.uses
+        parts = f"(encoder = {self.model.encoder!r}, decoder = {self.model.decoder!r})"
+        reasons |= dict.fromkeys(self.model.unused(), parts) | {"init_part": "(there is no init_from)"}
+        reasons |= {"predictor": "(the objective says it)", "token_init": "(the token table is the frozen decoder's)"}
+        unused |= {"predictor"} | ({"token_init"} if self.train.frozen_decoder else set())
+        unused |= self.model.unused() | (set() if self.train.init_from else {"init_part"}) | self.regulariser.unused()
+        balance = f"(concept_loss = {self.regulariser.concept_loss!r}, "
+        balance += f"concept_balance = {self.regulariser.concept_balance!r})"
+        reasons |= dict.fromkeys(self.regulariser.unused(), balance)
+        own = ("--", show(self.parsed.config))  # what a base says may serve its other heirs
+        for key, where in self.parsed.given.items():
+            if key in unused and where.startswith(own):
+                self.parsed.unused([key], reasons[key])
