@@ -8,8 +8,9 @@ Logged there (2026-02-20), 20 epochs of MiniPile: MLM loss 3.57, rank of the bat
 (geometry.py).
 """
 
-base = "config/losses_none_kg.py"
+base = "config/perceiver_mlm_l6.py"
 
 concept_loss = "combined"
 concept_balance = "fixed"
 concept_weight = 0.1
+max_steps = 39_070

@@ -12,6 +12,9 @@ Never trained at this size; diffusion alone, at width 128 and 4.5 TFLOP (docs/LO
     python sample.py --run=out/diffusion_elbo_cpu --mode=unmask --text="Return the [MASK] of items in the list."
 """
 
-base = "config/diffusion_cpu.py"
+base = "config/concepts_cpu.py"
 
 objective = "diffusion + bow"
+bow_source = "row"
+decoder = "diffusion"
+decoder_window = 4

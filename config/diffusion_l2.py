@@ -10,9 +10,12 @@ effective rank 10.1 of 128. This loss is no bound: `val_loss_elbo` is, without t
 mirrored pairs and unpadded rows, it was never trained.
 """
 
-base = "config/diffusion_mlm_l2.py"
+base = "config/perceiver_mlm_l2.py"
 
 objective = "diffusion"
+decoder = "diffusion"
+decoder_layers = 2
+tied = False
 t_min = 0.1
 diffusion_weight = "none"
 label_smoothing = 0.1

@@ -9,9 +9,12 @@ hidden and weighed as in MDLM (Sahoo et al. 2024, arXiv:2406.07524) and LLaDA (a
 parameters. Never trained, here or there.
 """
 
-base = "config/diffusion_mlm_l6.py"
+base = "config/perceiver_mlm_l6.py"
 
 objective = "diffusion"
+decoder = "diffusion"
+decoder_layers = 2
+tied = False
 init_from = "out/perceiver_mlm_l6"  # its tokens, positions and encoder
 
 lr = 3e-4

@@ -8,7 +8,8 @@ Logged there (2026-02-19), 20 epochs of MiniPile: MLM loss 4.31 (2.54 in 40 epoc
 (Kendall et al. 2018, arXiv:1705.07115) a loss L weighs 1/(2L): the task 0.12, a concept loss at 0.0183 27.
 """
 
-base = "config/losses_none_kg.py"
+base = "config/perceiver_mlm_l6.py"
 
 concept_loss = "combined"
 concept_balance = "kendall_gal"
+max_steps = 39_070

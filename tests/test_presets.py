@@ -24,8 +24,6 @@ HEAD = V * H
 QUERIES2 = N * H + 4 * (H * H + H) + 2 * 2 * H + (2 * H * I2 + I2 + H)
 PARAMETERS = {
     "perceiver_mlm_l6": 61_059_584,
-    "span_mlm_l6": 61_059_584,  # planned by the seeds
-    "span_curriculum_l6": 61_059_584,
     "owtwiki_mlm_l6": 61_059_584,
     "posonly_mlm_l6": 61_059_584,
     "weighted_mlm_l6": 83_762_688,
@@ -34,21 +32,27 @@ PARAMETERS = {
     "posonly_mlm_l2": ENCODER2 + QUERIES2,
     "weighted_mlm_l2": ENCODER2 + 329_216 + HEAD,  # "60M"
     "recursive_mlm_k6": 34_786_304,
-    "tsdae_two_way_l6": 93_157_888 - 1_051_648,  # theirs has a last reverse attention without a gradient
-    "diffusion_mlm_l2": 94_774_784,
-    "diffusion_mlm_l6": 122_093_056,
-    "tsdae_nested_l6": 86_848_000,
-    "tsdae_l6_tregs": 86_848_000,
-    **dict.fromkeys([f"losses_{name}_kg" for name in ("none", "orthogonality", "vicreg", "combined")], 61_059_584),
+    "losses_combined_kg": 61_059_584,
     "combined_fixed01": 61_059_584,
     "diffusion_l2": 94_774_784,
     "diffusion_l6_elbo": 122_093_056,
 }
+ARMS = {  # of grids, by "grid/arm"
+    "variants_l6/spans": 61_059_584,
+    "variants_l6/spans_growing": 61_059_584,
+    "variants_l6/diffusion_decoder": 122_093_056,
+    "tsdae_l6/two_way": 93_157_888 - 1_051_648,  # theirs has a last reverse attention without a gradient
+    "tsdae_l6/nested": 86_848_000,
+    "tsdae_l6/tregs": 86_848_000,
+}
 
 
 def preset(name):
-    """Its ModelConfig and ObjectiveConfig."""
-    values = {key: value for key, (value, _) in read_config(ROOT / "config" / f"{name}.py", ROOT).items()}
+    """ModelConfig and ObjectiveConfig of a preset, or of "grid/arm"."""
+    grid, _, arm = name.partition("/")
+    path = ROOT / "config" / (f"grids/{grid}.py" if arm else f"{name}.py")
+    values = {key: value for key, (value, _) in read_config(path, ROOT).items()}
+    values |= values["arms"][arm] if arm else {}
     groups = ModelConfig, ObjectiveConfig
     return [group(**{f.name: values[f.name] for f in fields(group) if f.name in values}) for group in groups]
 
@@ -74,9 +78,9 @@ def test_every_preset_of_the_seeds_is_here():
     assert faithful == PARAMETERS.keys()
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_of_presets(name):
-    assert one_row(name)[0] == PARAMETERS[name]
+@pytest.mark.parametrize("name,parameters", (PARAMETERS | ARMS).items())
+def test_parameters_of_presets(name, parameters):
+    assert one_row(name)[0] == parameters
 
 
 VARIANTS = [  # of the seeds' six layers; the numbers are logged
@@ -132,7 +136,7 @@ def back(S):
 MASKED, LEFT = 77, 205  # of 512: round(0.15 * 512), 512 - round(0.6 * 512)
 GMAC = {  # ours, exactly
     "perceiver_mlm_l6": encoder(N) + queries(MASKED) + head(MASKED),
-    "span_mlm_l6": encoder(N) + queries(MASKED) + head(MASKED),
+    "variants_l6/spans": encoder(N) + queries(MASKED) + head(MASKED),
     "posonly_mlm_l6": encoder(N) + queries(MASKED) + head(MASKED),
     "weighted_mlm_l6": encoder(N) + weighted(MASKED) + head(MASKED),
     "tsdae_l6": encoder(LEFT) + queries(N) + head(N),
@@ -140,7 +144,7 @@ GMAC = {  # ours, exactly
     "posonly_mlm_l2": encoder(N, 2, I2) + queries(MASKED, I2) + head(MASKED),
     "weighted_mlm_l2": encoder(N, 2, I2) + weighted(MASKED) + head(MASKED),
     "recursive_mlm_k6": encoder(N) - 5 * 2 * N * H * H + queries(MASKED) + head(MASKED),  # keys and values once
-    "tsdae_two_way_l6": encoder(LEFT) + 5 * back(LEFT) + queries(N) + head(N),
+    "tsdae_l6/two_way": encoder(LEFT) + 5 * back(LEFT) + queries(N) + head(N),
 }
 
 
