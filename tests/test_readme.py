@@ -1,5 +1,7 @@
 """The README's commands exist and run, shortened; its code does what it says; every config loads."""
 
+import ast
+import importlib.util
 import json
 import re
 import shlex
@@ -12,15 +14,13 @@ import pytest
 import compare
 import sample
 import train
-from decoders import DECODERS
-from encoders import ENCODERS
-from heads import HEADS
 from lab.configurator import read_layers
-from objectives import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 CONFIGS = sorted((ROOT / "config").rglob("*.py"))
+spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+spec.loader.exec_module(generate := importlib.util.module_from_spec(spec))
 
 
 def blocks(language):
@@ -42,16 +42,6 @@ def test_the_two_commands():
     assert second.endswith("pip install -r requirements-dev.txt && python -m pytest")
     assert "torch==2.13.0" in (ROOT / "requirements.txt").read_text()
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text()
-
-
-def test_the_table_of_parts_says_what_their_classes_say():
-    registries = {"objective": OBJECTIVES, "encoder": ENCODERS, "decoder": DECODERS}
-    for name, line in re.findall(r"^\| `(\w+)` \| (.*) \|$", README.split("| head |")[1].split("\n\n")[0], re.M):
-        assert line == HEADS[name].__doc__
-    rows = re.findall(r"^\| `(\w+)=(\w+)` \| (.*) \|$", README, re.M)
-    assert {key for key, _, _ in rows} == registries.keys()
-    for key, name, line in rows:
-        assert line == registries[key][name].__doc__.strip().splitlines()[0]
 
 
 HELP = """
@@ -81,32 +71,44 @@ def test_every_command_names_files_and_keys_that_exist():
         assert all(f"--{key}=" in helps[path] for key in keys - {"nproc_per_node"}), path
 
 
-def test_the_file_table_is_the_tree():
-    named = set(re.findall(r"`(\w+\.py)`", README))
-    there = [*ROOT.glob("*.py"), *(ROOT / "lab").glob("*.py")]
-    assert {path.name for path in there} - {"__init__.py"} == named
+def test_the_front_page_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_options_are_what_the_code_says():
+    """docs/OPTIONS.md; config/README.md takes half a minute to count: `python docs/generate.py --check`."""
+    assert (ROOT / "docs/OPTIONS.md").read_text() == generate.options(), "run python docs/generate.py"
+    presets = (ROOT / "config/README.md").read_text()
+    named = {path.stem for path in CONFIGS if path.parent.name == "config"}
+    assert set(re.findall(r"^\| `(\w+)` \|", presets, re.M)) == named, "run python docs/generate.py"
+
+
+MATHEMATICS = "losses noise problem objectives layers encoders decoders heads model geometry".split()
+LAB = "configurator command files report distributed sources reference data training runs evaluation analysis".split()
+LAB.append("grids")
+
+
+def imports(path):
+    """Modules of this project that a file imports, late too: "model", "lab.data.corpus"."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        yield from (name for name in names if (ROOT / f"{name.replace('.', '/')}.py").is_file())
 
 
 def test_files_import_files_above_them():
-    """In the table of the mathematics and in that of the lab; a row's files may import each other."""
-    for folder, prefix in ((ROOT, ""), (ROOT / "lab", "lab.")):
-        rows = [re.findall(r"`(\w+)\.py`", row.split("|")[1]) for row in README.splitlines() if row.startswith("| `")]
-        above = set()
-        for row in rows:
-            row = [name for name in row if (folder / f"{name}.py").is_file()]
-            above |= set(row)
-            for name in row:
-                text = (folder / f"{name}.py").read_text()
-                found = re.findall(
-                    rf"^from {re.escape(prefix)}(\w+) import|^import {re.escape(prefix)}(\w+)", text, re.M
-                )
-                found += [
-                    (x.strip(), "")
-                    for names in re.findall(r"^from lab import (.*)", text, re.M)
-                    for x in names.split(",")
-                ]
-                own = {a or b for a, b in found if (folder / f"{a or b}.py").is_file()}
-                assert own <= above, (name, own - above)
+    """Arrows run down only: commands -> lab -> mathematics, in the order above; in a room of the lab files may import
+    each other."""
+    for i, name in enumerate(MATHEMATICS):
+        assert set(imports(ROOT / f"{name}.py")) <= set(MATHEMATICS) - set(MATHEMATICS[i:]) | {name}, name
+    assert {path.stem for path in (ROOT / "lab").iterdir()} - {"__init__", "__pycache__"} == set(LAB)
+    for path in (ROOT / "lab").rglob("*.py"):
+        room = path.relative_to(ROOT / "lab").parts[0].removesuffix(".py")
+        for name in imports(path):
+            kind, _, rest = name.partition(".")
+            above = kind in MATHEMATICS or (kind == "lab" and LAB.index(rest.split(".")[0]) <= LAB.index(room))
+            assert above or room == "__init__", (path, name)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "config")))
