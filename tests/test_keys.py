@@ -31,7 +31,7 @@ NAMES = {"dataset", "name", "contamination"}  # of a folder, and no path
 
 def configurations():
     """Every dataclass of keys that some command reads: (file, class)."""
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("lab/*.py"), *PREPARE]:
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("lab/**/*.py"), *PREPARE]:
         if path.parent.parent.name == "data":
             spec = importlib.util.spec_from_file_location(f"{path.parent.name}_prepare", path)
             module = importlib.util.module_from_spec(spec)
@@ -40,7 +40,9 @@ def configurations():
         elif "Annotated[" not in path.read_text():
             continue
         else:
-            module = importlib.import_module(path.stem if path.parent == ROOT else f"lab.{path.stem}")
+            module = importlib.import_module(
+                path.stem if path.parent == ROOT else ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            )
         for kind in vars(module).values():
             if is_dataclass(kind) and kind.__module__ == module.__name__ and "Annotated" in str(fields(kind)):
                 yield f"{path.relative_to(ROOT)}: {kind.__name__}", kind

@@ -63,7 +63,7 @@ def test_every_command_names_files_and_keys_that_exist():
             path = next((word for word in words if word.endswith(".py")), None)
             if path is None:
                 continue
-            scripts.setdefault(path, set()).update(re.findall(r" --(\w+)", line))
+            scripts.setdefault(path, set()).update(re.findall(r" --(\w+)", line.partition(path)[2]))
             assert all((ROOT / word).is_file() for word in words if word.endswith(".py"))
     assert {"train.py", "sample.py", "data/text/prepare.py", "data/hub/prepare.py"} <= scripts.keys()
     helps = json.loads(python("-c", HELP, *scripts).stdout)

@@ -297,7 +297,7 @@ def test_a_save_is_whole_or_not_there(out, monkeypatch):
     def broken(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lab.runs.sync", broken)
+    monkeypatch.setattr("lab.training.run_folder.sync", broken)
     with pytest.raises(KeyboardInterrupt):
         folder.save(3, model, optimizer, {"step": 3}, keep=1)
     assert folder.steps() == [2] and folder.pointer("latest") == 2
