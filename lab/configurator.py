@@ -296,7 +296,12 @@ ELSEWHERE = {  # a key -> what nanoGPT and Hugging Face call it; used where a co
 }
 
 
+RENAMED = {"seeds_faithful": "original_structure", "least_iterations": "min_iterations", "span_longest": "max_span"}
+
+
 def unknown_key(key, where, keys):
+    if RENAMED.get(key) in keys:
+        return UserError(f"{where}: {key} is now called {RENAMED[key]}; write {RENAMED[key]}")
     theirs = {name: own for own, names in reversed(ELSEWHERE.items()) if own in keys for name in names.split()}
     meant = nearest(key, theirs.keys() - keys.keys(), 0.85)
     near = nearest(key, [*keys, *([meant] if meant else [])])

@@ -15,8 +15,9 @@ import torch
 import compare
 import train
 from decoders import DECODERS
-from lab.configurator import PathStr, UserError, fields_of, parse
+from lab.configurator import RENAMED, PathStr, UserError, fields_of, parse
 from lab.data import prepare
+from lab.training.run_folder import RunFolder
 from lab.training.settings import MATHEMATICS
 from model import ConceptModel, ModelConfig
 from noise import Noise
@@ -191,6 +192,14 @@ def test_an_older_python_gets_the_sentence(python):
         done = subprocess.run([python, *words], cwd=ROOT, capture_output=True, text=True, timeout=20)
         assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
         assert done.stderr.startswith("error: Python 3.") and "is too old; write: python3.11 -m venv" in done.stderr
+
+
+def test_keys_that_have_a_new_name_say_so(tmp_path):
+    for old, new in RENAMED.items():
+        with pytest.raises(UserError, match=f"{old} is now called {new}; write {new}"):
+            train.read_settings(["quickstart", f"--{old}=1"])
+    (tmp_path / "config.json").write_text('{"seeds_faithful": true, "run_id": "x"}')
+    assert RunFolder(tmp_path).config() == {"original_structure": True, "run_id": "x"}
 
 
 def test_what_is_read_is_recorded_and_the_query_begins_at_0():

@@ -21,7 +21,7 @@ from decoders import DECODERS
 from encoders import ENCODERS
 from lab import report
 from lab.command import AT_EXIT, Failure, optional
-from lab.configurator import UserError, fields_of, show, warn
+from lab.configurator import RENAMED, UserError, fields_of, show, warn
 from lab.files import locked, read_json, reading, replacing, sync, write_atomic
 from model import AFTER_CONCEPTS, ConceptModel, ModelConfig
 from objectives import recorded
@@ -128,7 +128,8 @@ class RunFolder:
             raise UserError(
                 f"no run folder at {self.path}; give the folder that train.py wrote, such as out/quickstart"
             )
-        return read_json(self.path / "config.json", "the run's configuration")
+        config = read_json(self.path / "config.json", "the run's configuration")
+        return {RENAMED.get(key, key): value for key, value in config.items()}
 
     def write_config(self, config: dict):
         self.run_id = config["run_id"]
