@@ -1,10 +1,10 @@
 """
 Measures the training step of a preset, as train.py takes it: speed, share of the machine's best, memory.
 
-    python bench.py                               # the seeds' six-layer MLM step: 512 tokens, vocabulary 50,368
+    python bench.py                               # the original six-layer MLM step: 512 tokens, vocabulary 50,368
     python bench.py config/tsdae_cpu.py config/perceiver_mlm_l2.py --threads=2 --json=bench.json
     python bench.py config/bixt_cpu.py --lengths=512,2048,8192 --batch=1    # how the cost grows with the row
-    python bench.py --costs                       # parameters and FLOPs of every preset of the seeds' sizes, no timing
+    python bench.py --costs                       # parameters and FLOPs of the original project's presets, no timing
 
 A dense encoder of the same sizes and, where there is one (for `original_structure` presets), a plain reference of
 the same mathematics (lab/reference.py) take turns with ours on the same rows; ratios are of median times. Peak memory
@@ -96,7 +96,7 @@ def timed(settings, world: World):
 
 
 def has_reference(settings) -> bool:
-    """The reference is the seeds' masked LM and TSDAE: plain tokens, one decoder layer, loss unweighted."""
+    """The reference is the original project's masked LM and TSDAE: plain tokens, one decoder layer, loss unweighted."""
     model, parts = settings.model, settings.objectives.parts
     plain = model.original_structure and model.decoder_layers == 1 and model.concept_position == "none"
     plain = plain and model.encoder == "perceiver" and model.decoder in ("input", "posonly", "weighted")

@@ -134,7 +134,7 @@ class Diffusion(Input):
             range(config.decoder_layers),
             config.original_structure,
         )
-        self.tokens = nn.Embedding(config.vocab_size, T) if faithful else None  # the seeds' has its own
+        self.tokens = nn.Embedding(config.vocab_size, T) if faithful else None  # the original project's has its own
         self.norm = norm(H, config) if faithful else None
         window = config.decoder_window
         self.reads_ahead = window > 0

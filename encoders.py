@@ -105,7 +105,7 @@ class Perceiver(Encoder):
         H, T, faithful = config.hidden, config.token_width, config.original_structure
         self.config, self.heads, self.rotary = config, config.heads, config.token_position == "rope"
         self.slots = Slots(config)
-        # The seeds widen narrow tokens first and read them un-normalised; ours go straight from T to keys and values.
+        # The original project widens narrow tokens first and reads them un-normalised; ours go from T to keys, values.
         self.widen = projection(T, H if faithful else T, config)
         self.norm_tokens = nn.Identity() if faithful else token_norm(config)
         self.layers = nn.ModuleList(self.make_layers(config, H if faithful else T))
@@ -276,9 +276,9 @@ class TwoWayLayer(PerceiverLayer):
 
 
 class TwoWay(Perceiver):
-    """As perceiver, and in turn the tokens read the slots: the seeds' two-way layers, without a token FFN.
+    """As perceiver, and in turn the tokens read the slots: the original project's two-way layers, without a token FFN.
 
-    The seeds normalise neither what the slots read nor what the tokens read; ours does.
+    The original project normalises neither what the slots read nor what the tokens read; ours does.
 
     slots, tokens -> [TwoWayLayer] x layers -> norm -> concepts
     """

@@ -2,7 +2,7 @@
 Do the concepts mean anything? Numbers about concepts c [B, C, H]: B texts (rows of one length), C slots, width H.
 Each number is defined once, here, and has its name in metrics.jsonl; training, analysis and comparison all use it.
 
-Two traps they are made to avoid. The rank of the batch's mean, as the seeds had it (`rank_original`), knows the static
+Two traps they avoid. The rank of the batch's mean, the original project's (`rank_original`), knows the static
 slots and a common offset, and nothing of the content: slots that never change score 127 of 128, rich content beside an
 offset 1.1. And rounding noise has full rank: what is static in float32 scores 123.6 of 128 once centred. Hence ranks of
 what changes with the text, a threshold for "zero", and never a rank without `input_share`.
@@ -134,7 +134,7 @@ def concept_geometry(concepts: Tensor, least: int = ROWS, pooled: Tensor | None 
         "dead_slots": int((own < max(DEAD_SHARE * own.mean().item(), floor(c) ** 2)).sum()),
         "sim_mean": torch.cat([mean for mean, _ in pairs]).mean().item(),
         "sim_max": max(most for _, most in pairs),
-        # The seeds' "effective rank", kept so that their logs can be read. It says nothing of content.
+        # The original project's "effective rank", kept so that their logs can be read. It says nothing of content.
         "rank_original": (static.sum() / static.max()).item() if static.any() else 0.0,
     }
 

@@ -192,7 +192,7 @@ def _cosines(points):
 
 @of_points
 def orthogonality(points):
-    """Mean squared cosine of two points (the seeds').
+    """Mean squared cosine of two points (the original project's).
 
     0: all orthogonal; 1: all parallel."""
     cosines, pairs = _cosines(points)
@@ -201,14 +201,14 @@ def orthogonality(points):
 
 @of_points
 def soft_orthogonality(points):
-    """As orthogonality, of what a cosine's size exceeds 0.1 by (the seeds')."""
+    """As orthogonality, of what a cosine's size exceeds 0.1 by (the original project's)."""
     cosines, pairs = _cosines(points)
     return F.relu(cosines.abs() - 0.1).square().sum() / pairs
 
 
 @of_points
 def uniformity(points):
-    """Mean exp(-2 d^2) over pairs of points of unit norm at distance d (the seeds').
+    """Mean exp(-2 d^2) over pairs of points of unit norm at distance d (the original project's).
 
     0.0183 for orthogonal points, 1 for equal ones; the paper's, of which this is no logarithm: log_uniformity."""
     cosines, pairs = _cosines(points)
@@ -265,7 +265,7 @@ def vicreg(samples):
 
 @of_points
 def vicreg_flat(points):
-    """variance + covariance over all concepts of the batch alike (the seeds' vicreg).
+    """variance + covariance over all concepts of the batch alike (the original project's vicreg).
 
     Slots that never change satisfy it, and under a norm of the concepts its variance is nearly always met."""
     flat = points.flatten(0, 1)
@@ -274,7 +274,7 @@ def vicreg_flat(points):
 
 @of_points
 def combined(points):
-    """variance as in vicreg_flat + uniformity (the seeds' combined)."""
+    """variance as in vicreg_flat + uniformity (the original project's combined)."""
     return _short_of_one(points.flatten(0, 1)) + uniformity(points)
 
 
@@ -322,7 +322,7 @@ def tregs(points):
 
 @of_points
 def t_regs_mst(points):
-    """Less the mean distance to the nearest other point, of points of unit norm (the seeds': no spanning tree).
+    """Less the mean distance to the nearest other point, of points of unit norm (the original project's).
 
     Equal points have no gradient."""
     unit = F.normalize(points, dim=-1)
@@ -365,8 +365,8 @@ class ConceptLossConfig:
     concept_balance: Annotated[
         Literal["gradient_share", "fixed", "hinge", "kendall_gal"],
         "gradient_share: a concept loss's gradient at the concepts is concept_share of the task's in norm, each step; "
-        "fixed: weight concept_weight; hinge: fixed, but 0 above hinge_rank; kendall_gal: the seeds' learnt weights, "
-        "for study (they mute the task)",
+        "fixed: weight concept_weight; hinge: fixed, but 0 above hinge_rank; kendall_gal: the original's learnt "
+        "weights, for study (they mute the task)",
     ] = "gradient_share"
     concept_share: Annotated[float, "gradient_share: norm of each loss's gradient, as a share of the task's"] = 0.05
     concept_weight: Annotated[float, "fixed, hinge: of each concept loss; the task's is 1"] = 0.1
@@ -405,7 +405,8 @@ class ConceptLossConfig:
         if self.names and self.concept_balance == "kendall_gal":
             found.append(
                 "concept_balance='kendall_gal' drives each loss L to the weight 1/(2L): a task at 4.3 nats to 0.12, a "
-                "concept loss near 0 to any size (the seeds' lost 46 % on STS-B); gradient_share cannot mute the task"
+                "concept loss near 0 to any size (the original's lost 46 % on STS-B); gradient_share cannot mute "
+                "the task"
             )
         if "orthogonality" in self.names and self.concept_loss_axis == "slots" and concepts > hidden:
             found.append(f"{concepts} concepts of width {hidden} cannot all be orthogonal")

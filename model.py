@@ -92,7 +92,8 @@ class ModelConfig:
     ] = "random"
     spectral_share: Annotated[float, "spectral: m in m * spectral + sqrt(1 - m^2) * random"] = 1.0
     original_structure: Annotated[
-        bool, "the seeds' structure: biases, un-normalised tokens, un-gated decoder FFN, no gain in the last norm"
+        bool,
+        "the original project's structure: biases, un-normalised tokens, un-gated decoder FFN, no gain in last norm",
     ] = False
     vocab_size: Annotated[int, "size of the vocabulary (0: the data's)"] = 0
 
@@ -208,7 +209,7 @@ class ConceptModel(nn.Module):
         # Only what the objective trains is there: DDP waits for the gradient of every parameter.
         decodes = config.predicts == "positions"
         self.decoder = DECODERS[config.decoder](config) if decodes else None
-        # Without a norm here the initial loss is up to 2.9 nats too high. The seeds have none: no parameters there.
+        # Without a norm here the initial loss is up to 2.9 nats too high. The original has none: no parameters there.
         final_norm = nn.LayerNorm(H, elementwise_affine=False) if config.original_structure else norm(H, config)
         self.norm = final_norm if decodes else None
         # Tokens narrower than concepts: the tied head is factorised, H -> T -> V.

@@ -98,7 +98,7 @@ def count(rate: float, n: int) -> int:
 
 def span_lengths(span: str, bits: Tensor, longest: int = 10) -> Tensor:
     """Random numbers -> lengths of spans. geometric: 1 ... longest words, p = 0.2, truncated and renormalised, mean 3.8
-    at 10 (SpanBERT, Joshi et al. 2020, arXiv:1907.10529); uniform: 3 ... longest tokens (the seeds' plan)."""
+    at 10 (SpanBERT, Joshi et al. 2020, arXiv:1907.10529); uniform: 3 ... longest tokens (the original's plan)."""
     if span == "uniform":
         return 3 + bits % (longest - 2)
     at_most = [(1 - 0.8**length) / (1 - 0.8**longest) for length in range(1, longest)]

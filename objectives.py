@@ -53,7 +53,7 @@ class ObjectiveConfig:
     ] = "token"
     span: Annotated[
         Literal["geometric", "uniform"],
-        "mask_unit=span: 1 to 10 words, 3.8 on average (SpanBERT), or 3 to 10 tokens, all as likely (the seeds' plan)",
+        "mask_unit=span: 1 to 10 words, 3.8 on average (SpanBERT), or 3 to 10 tokens, all as likely",
     ] = "geometric"
     max_span: Annotated[
         int | tuple[int, int],
@@ -71,7 +71,7 @@ class ObjectiveConfig:
         Literal["token", "word"], "tsdae: what is deleted as a whole; the count of deleted tokens stays exact"
     ] = "token"
     positions: Annotated[
-        Literal["compact", "original"], "tsdae: survivors close up (the paper), or keep their positions (the seeds)"
+        Literal["compact", "original"], "tsdae: survivors close up (the paper), or keep their positions (original)"
     ] = "compact"
     score_rate: Annotated[float, "tsdae: share of a row's positions that is scored, chosen at random; 1: all"] = 1.0
     bow_source: Annotated[

@@ -1,5 +1,5 @@
 """
-The seeds' second try with concept losses: masked LM + 0.1 (variance and uniformity of the concepts).
+The original project's second try with concept losses: masked LM + 0.1 (variance and uniformity of the concepts).
 
     torchrun --nproc_per_node=4 train.py config/combined_fixed01.py
 

@@ -3,8 +3,8 @@ Masked LM with a plain Transformer of six layers whose tokens are pooled to 128 
 
     torchrun --nproc_per_node=4 train.py config/dense_mlm_l6.py
 
-Vaswani et al. 2017, arXiv:1706.03762, with rotary positions (arXiv:2104.09864); ours, not the seeds'. Never trained at
-this size: 56,534,016 parameters, 2.2 times perceiver_mlm_l6's FLOPs a token in training.
+Vaswani et al. 2017, arXiv:1706.03762, with rotary positions (arXiv:2104.09864); ours, not the original project's. Never
+trained at this size: 56,534,016 parameters, 2.2 times perceiver_mlm_l6's FLOPs a token in training.
 """
 
 base = "config/perceiver_mlm_l6.py"

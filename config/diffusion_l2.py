@@ -1,5 +1,6 @@
 """
-Masked diffusion as the seeds trained it: two layers, at least 10 % hidden, all hidden tokens alike, smoothed targets.
+Masked diffusion as the original project trained it: two layers, at least 10 % hidden, all hidden tokens alike, smoothed
+targets.
 
     torchrun --nproc_per_node=4 train.py config/diffusion_l2.py
 

@@ -4,8 +4,8 @@ Masked diffusion by its evidence bound, six layers, warm-started from the encode
     torchrun --nproc_per_node=4 train.py config/perceiver_mlm_l6.py
     torchrun --nproc_per_node=4 train.py config/diffusion_l6_elbo.py
 
-The seeds planned it with at least 30 % hidden and smoothed targets, which is no bound; here from one to all tokens are
-hidden and weighed as in MDLM (Sahoo et al. 2024, arXiv:2406.07524) and LLaDA (arXiv:2502.09992). 122,093,056
+The original project planned it with at least 30 % hidden and smoothed targets, which is no bound; here from one to all
+tokens are hidden and weighed as in MDLM (Sahoo et al. 2024, arXiv:2406.07524) and LLaDA (arXiv:2502.09992). 122,093,056
 parameters. Never trained, here or there.
 """
 

@@ -1,5 +1,6 @@
 """
-The seeds' run that muted its task: masked LM, variance and uniformity of the concepts, weights learnt (kendall_gal).
+The original project's run that muted its task: masked LM, variance and uniformity of the concepts, weights learnt
+(kendall_gal).
 
     torchrun --nproc_per_node=4 train.py config/losses_combined_kg.py
 

@@ -1,5 +1,5 @@
 """
-The seeds' plan for more text: perceiver_mlm_l6 on OpenWebText and Wikipedia, ten epochs.
+The original project's plan for more text: perceiver_mlm_l6 on OpenWebText and Wikipedia, ten epochs.
 
     python data/hub/prepare.py --name=openwebtext_wikipedia
     torchrun --nproc_per_node=8 train.py config/owtwiki_mlm_l6.py

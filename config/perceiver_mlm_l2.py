@@ -1,5 +1,5 @@
 """
-The seeds' first sparse-decoding run: two layers, masked LM at 15 %.
+The original project's first sparse-decoding run: two layers, masked LM at 15 %.
 
     torchrun --nproc_per_node=4 train.py config/perceiver_mlm_l2.py
 

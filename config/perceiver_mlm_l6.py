@@ -1,5 +1,5 @@
 """
-The seeds' canonical run: masked LM at 15 %, six layers, decoder queries of token and position.
+The original project's canonical run: masked LM at 15 %, six layers, decoder queries of token and position.
 
     torchrun --nproc_per_node=4 train.py config/perceiver_mlm_l6.py
 

@@ -5,7 +5,7 @@ What is predicted is not what was read, so copying does not help (SODA, Hudson e
 Skip-Thought, Kiros et al. 2015, arXiv:1506.06726). Half of the words before are hidden from the decoder
 (arXiv:1511.06349). `--prefix_source=next` reads a span and predicts the next one. Never trained at this size; at
 width 128 and 4.5 TFLOP with position queries (docs/LOG.md) 52.8 on STS-B dev, below the untrained 60.9. A causal
-decoder of the seeds' gave an STS-B of 0.70 after 9.6 M documents.
+decoder of the original project's gave an STS-B of 0.70 after 9.6 M documents.
 
     python train.py config/prefix_cpu.py                    # Python's docstrings
     python train.py config/prefix_cpu.py --dataset=wiki     # text you have prepared

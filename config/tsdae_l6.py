@@ -1,6 +1,6 @@
 """
-TSDAE (Wang et al. 2021, arXiv:2104.06979) as the seeds planned it: 60 % of the tokens deleted, survivors keep their
-positions, position-only decoder, every position scored.
+TSDAE (Wang et al. 2021, arXiv:2104.06979) as the original project planned it: 60 % of the tokens deleted, survivors
+keep their positions, position-only decoder, every position scored.
 
     torchrun --nproc_per_node=8 train.py config/tsdae_l6.py
 

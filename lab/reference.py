@@ -1,4 +1,4 @@
-"""The seeds' perceiver MLM as plainly as it can be written: slow, readable, the one reference for tests and bench.py.
+"""The original project's perceiver MLM as plainly as it can be: slow, readable, the reference of tests and bench.py.
 
 `nn.MultiheadAttention` with a padding mask, token keys and values projected anew in every layer, the decoder run at all
 N positions, the vocabulary head at the masked rows found by a boolean mask.

@@ -68,7 +68,7 @@ SHARED = dict(
 
 def structures():
     """All pairs of an encoder and a decoder. With a default partner, each in every choice of its own and in every token
-    width, head and positions, ours and the seeds'; decoders in all combinations of these."""
+    width, head and positions, ours and the original project's; decoders in all combinations of these."""
     found = []
     for e, d in itertools.product(ENCODERS, DECODERS):
         pair, own = dict(encoder=e, decoder=d), set()

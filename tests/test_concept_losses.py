@@ -326,7 +326,7 @@ def test_hinge_is_off_above_its_target():
 
 
 def test_kendall_gal_mutes_the_task_and_a_share_does_not():
-    """At losses that stay where they are, as the seeds' did: 4.3 nats of the task, 0.05 of the concepts."""
+    """At losses that stay where they are, as the original project's did: 4.3 nats of the task, 0.05 of the concepts."""
     made = balance(concept_balance="kendall_gal")
     optimizer = torch.optim.Adam(made.parameters(), lr=0.01)
     held = torch.zeros(1, 2, 3, requires_grad=True)

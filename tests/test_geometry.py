@@ -137,7 +137,7 @@ def test_static_slots_have_rank_and_share_0():
         numbers = concept_geometry(c)
         assert numbers["rank_slot_centred"] == numbers["rank_pooled"] == numbers["input_share"] == 0
         assert numbers["dead_slots"] == C
-        assert numbers["rank_original"] == pytest.approx(C, rel=1e-5)  # the seeds' number calls this perfect
+        assert numbers["rank_original"] == pytest.approx(C, rel=1e-5)  # the original number calls this perfect
         assert numbers["rank_raw"] == pytest.approx(C, rel=1e-5)
         assert verdict(numbers | IN_USE, C).startswith("slots are static")
 
@@ -173,7 +173,7 @@ def test_equal_constant_slots_are_static_not_all_content():
 def test_rich_content_beside_an_offset_is_rich():
     c = normal(B, 32, 256, dtype=torch.float32) + 8 * normal(256, seed=1, dtype=torch.float32)
     numbers = concept_geometry(c)
-    assert numbers["rank_original"] < 1.2  # the seeds' number calls this collapsed
+    assert numbers["rank_original"] < 1.2  # the original project's number calls this collapsed
     assert numbers["rank_slot_centred"] > 31 and numbers["input_share"] > 0.99
     assert numbers["rank_pooled"] > 150 and numbers["dead_slots"] == 0
     plain = verdict(numbers | IN_USE, 32)

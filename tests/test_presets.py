@@ -1,4 +1,4 @@
-"""Sizes and costs of the seeds' presets against the numbers of the seeds' own system, not against themselves."""
+"""Sizes and costs of the original project's presets against its own numbers, not against themselves."""
 
 from dataclasses import fields
 from functools import cache
@@ -83,7 +83,7 @@ def test_parameters_of_presets(name, parameters):
     assert one_row(name)[0] == parameters
 
 
-VARIANTS = [  # of the seeds' six layers; the numbers are logged
+VARIANTS = [  # of the original project's six layers; the numbers are logged
     (dict(tied=False), 86_848_000),
     (dict(decoder="posonly", tied=False), 86_848_000),
     (dict(concept_position="learned"), 61_059_584 + 65_536),
@@ -106,7 +106,7 @@ def test_parameters_of_the_seeds(keys, parameters):
     assert count_flops(ModelConfig(**seeds), lambda model: None)[0] == parameters
 
 
-# ---- cost: multiply-adds of one row, from the formulas of the seeds' system
+# ---- cost: multiply-adds of one row, from the formulas of the original project's system
 
 
 def encoder(S, layers=6, inner=I6):

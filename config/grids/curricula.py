@@ -1,9 +1,11 @@
 """
-Curricula: does it help to begin with few hidden tokens, short spans or short rows? (E9's schedules; the seeds' B2.)
+Curricula: does it help to begin with few hidden tokens, short spans or short rows? (E9's schedules; the original
+project's B2.)
 
-Predicted (the seeds): from 15 % in short spans to 40 % in long ones beats both ends. Nothing measured says so: masked
-LM at a constant 40 % is as good as at 15 % (Wettig et al. 2023, arXiv:2202.08005). The arms' losses are those of other
-rates: compare val_loss_mlm15 and the tasks. Fourteen runs, two to three minutes of one thread each by estimate.
+Predicted (the original project): from 15 % in short spans to 40 % in long ones beats both ends. Nothing measured says
+so: masked LM at a constant 40 % is as good as at 15 % (Wettig et al. 2023, arXiv:2202.08005). The arms' losses are
+those of other rates: compare val_loss_mlm15 and the tasks. Fourteen runs, two to three minutes of one thread each by
+estimate.
 
     python compare.py config/grids/curricula.py --data=DIR     # DIR holds STS-B/ and SICK/
 """
