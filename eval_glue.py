@@ -346,7 +346,7 @@ def main(argv) -> int:
     config = parsed.make(EvalConfig)
     zero = config.mode == "zero_shot"
     if zero or config.contamination:
-        keys = ["head", "recipe", "epochs", "lr", "batch", "grid", "max_length", "interpolate", "train_on", "original"]
+        keys = ["head", "recipe", "epochs", "lr", "batch", "grid", "max_length", "interpolate", "train_on", "seeds"]
         parsed.unused(keys, "by mode = 'zero_shot', in which nothing is trained")
     run = open_run(parsed, config) if config.run else None
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"

@@ -218,7 +218,7 @@ def test_knock_outs_and_positions_equal_loops(place):
     run = load_run(trained(place, "run"), device="cpu")
     judge = analysis.judge_of(run, run.rows[:256])
     use = analysis.use_of_concepts(judge)
-    part = judge.judged()
+    part = judge.primary_part()
     total, rises, by_position = 0.0, torch.zeros(8), torch.zeros(16, dtype=torch.float64)
     problems = [judge.problem(part, batch) for batch in judge.fixed]
     with torch.no_grad():

@@ -84,7 +84,7 @@ def test_arms_are_gone_where_memory_is_measured(tiny, monkeypatch):
 
     monkeypatch.setattr(bench, "Arm", Counted)
     monkeypatch.setattr(bench, "in_fresh_process", measured)
-    bench.count_flops(tiny, bench.BenchConfig(batch=1, repeats=1), WORLD, 1e9)
+    bench.benchmark(tiny, bench.BenchConfig(batch=1, repeats=1), WORLD, 1e9)
 
 
 def test_dropout_is_the_presets_on_a_gpu(tiny):

@@ -228,10 +228,10 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
     assert started == ["eval_glue.py"] * 2
     (run.path / "eval/zero_shot_stsb.json").write_text(json.dumps(record))
     present = compare.check_tasks(compare.read_grid(grid), place / "glue")["stsb"]
-    assert compare.judged(run, "stsb", present)
+    assert compare.is_evaluated(run, "stsb", present)
     monkeypatch.setattr(Pairs, "digest", lambda self: "other rows")
     assert compare.check_tasks(compare.read_grid(grid), place / "glue")["stsb"] != present
-    assert not compare.judged(run, "stsb", "another")
+    assert not compare.is_evaluated(run, "stsb", "another")
 
 
 def test_several_seeds_in_a_cell():
@@ -483,7 +483,7 @@ def test_a_grid_on_a_grid(place, tmp_path):
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_every_grid_loads(path, monkeypatch):
-    monkeypatch.setattr(compare.dataset, "load_meta", lambda folder: {"vocab_size": 0})  # no data needed
+    monkeypatch.setattr("lab.training.settings.load_meta", lambda folder: {"vocab_size": 0})  # no data needed
     grid = compare.read_grid(path)
     resolved = compare.check_arms(grid, "")
     assert resolved.keys() == grid.arms.keys() and len(grid.runs()) == len(grid.arms) * len(grid.seeds)

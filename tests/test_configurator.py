@@ -303,7 +303,7 @@ def test_grid_keys_are_read_by_read_config():
     name = write('base = "config/a.py"\narms = {"one": {"hidden": hidden * 2}}\nseeds = [0, 1]', "config/grid.py")
     grid = read_config(name, ".")
     assert grid["arms"] == ({"one": {"hidden": 128}}, "config/grid.py:2") and grid["hidden"] == (64, "config/a.py:1")
-    assert grid["original"] == ((0, 1), "config/grid.py:3")  # a list is read as a tuple
+    assert grid["seeds"] == ((0, 1), "config/grid.py:3")  # a list is read as a tuple
     assert "unknown key arms" in refused(name)
 
 

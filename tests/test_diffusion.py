@@ -89,7 +89,7 @@ def test_the_reported_bound_takes_no_option():
     made, plain = part.problem(rows), diffusion().problem(rows)
     assert torch.equal(made.scored, plain.scored) and torch.equal(made.weights, plain.weights)
     assert made.smoothing == 0 and len(made.scored) == 64 * (N + 1) // 2
-    assert diffusion(diffusion_source="next", **keys).reported()["elbo"].pairs
+    assert diffusion(diffusion_source="next", **keys).reported()["elbo"].adjacent_rows
 
 
 def test_mirrored_pairs_lower_the_error():

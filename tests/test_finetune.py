@@ -165,7 +165,7 @@ def test_the_record_of_each_task(place, capsys):
     printed = capsys.readouterr().out
     for name, splits in (("stsb", 2), ("mrpc", 2), ("sick_e", 2), ("cola", 1)):
         made = record(place, name)
-        assert made["mode"] == "fine_tune" and made["original"] == [0, 1] and len(made["splits"]) == splits
+        assert made["mode"] == "fine_tune" and made["seeds"] == [0, 1] and len(made["splits"]) == splits
         protocol = made["protocol"]
         assert protocol["epochs"] == 2 and protocol["train_rows"] + protocol["held_out_rows"] in (60, 50)
         with np.load(place / f"out/run/eval/fine_tune_{name}.npz") as rows:
@@ -239,7 +239,7 @@ def test_the_best_epoch_is_kept(place, tmp_path, monkeypatch):
     old = work.outputs
     monkeypatch.setattr(work, "held_out_score", lambda outputs: seen.append(outputs) or next(scores))
     monkeypatch.setattr(work, "outputs", lambda *a: old(*a))
-    assert np.array_equal(work.answers(0, 1e-3)["held_out"], seen[1])
+    assert np.array_equal(work.predictions(0, 1e-3)["held_out"], seen[1])
 
 
 def test_killed_and_gone_on(place, tmp_path, monkeypatch):
@@ -249,7 +249,7 @@ def test_killed_and_gone_on(place, tmp_path, monkeypatch):
         Pairs("mrpc", load_task("mrpc", place / "glue"), "train"),
     )
     config = eval_glue.EvalConfig(run="x", mode="fine_tune", epochs=4, seeds=1)
-    whole = FineTuning(run, pairs, config, tmp_path / "whole").answers(0, 1e-3)
+    whole = FineTuning(run, pairs, config, tmp_path / "whole").predictions(0, 1e-3)
     work, epochs = FineTuning(run, pairs, config, tmp_path / "cut"), []
 
     def stopping(rows, size, chance=None):
@@ -261,16 +261,16 @@ def test_killed_and_gone_on(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(finetune, "batches", stopping)
     with pytest.raises(KeyboardInterrupt):
-        work.answers(0, 1e-3)
+        work.predictions(0, 1e-3)
     assert [path.suffix for path in (tmp_path / "cut").iterdir()] == [".pt"]
-    again = work.answers(0, 1e-3)
+    again = work.predictions(0, 1e-3)
     assert len(epochs) == 5 and again.keys() == whole.keys()
     assert all(np.array_equal(again[k], whole[k]) for k in whole)
     assert [path.suffix for path in (tmp_path / "cut").iterdir()] == [".npz"]
 
     next((tmp_path / "cut").iterdir()).rename(tmp_path / "cut/gone")
     (tmp_path / "cut" / next((tmp_path / "whole").iterdir()).with_suffix(".pt").name).write_bytes(b"damaged")
-    assert all(np.array_equal(v, whole[k]) for k, v in work.answers(0, 1e-3).items())
+    assert all(np.array_equal(v, whole[k]) for k, v in work.predictions(0, 1e-3).items())
 
 
 def test_what_is_kept_is_of_these_weights_and_this_code(place, tmp_path, monkeypatch):
@@ -280,7 +280,7 @@ def test_what_is_kept_is_of_these_weights_and_this_code(place, tmp_path, monkeyp
 
     def made():
         work = FineTuning(run, mrpc(place), config, tmp_path)
-        work.answers(0, 1e-3), work.answers(0, 1e-3, twin=True)
+        work.predictions(0, 1e-3), work.predictions(0, 1e-3, twin=True)
         return len(list(tmp_path.iterdir()))
 
     assert made() == made() == 2
@@ -302,7 +302,7 @@ def test_a_loss_that_is_not_finite_ends_it(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(finetune, "loss_of", once)
     with pytest.raises(NonFinite, match="mrpc, run, .*not finite"):
-        FineTuning(run, pairs, config, tmp_path / "cache").answers(0, 1e-3)
+        FineTuning(run, pairs, config, tmp_path / "cache").predictions(0, 1e-3)
     assert len(steps) > 2 and not list((tmp_path / "cache").iterdir())
 
 
@@ -318,7 +318,7 @@ def test_an_answer_that_is_not_finite_is_named(place, tmp_path, monkeypatch):
     config = eval_glue.EvalConfig(run="x", mode="fine_tune", epochs=1, seeds=1)
     named = " / ".join(pairs.sentences[i] for i in pairs.index["test"][4])[:100]
     with pytest.raises(NonFinite, match=f"the answer of '{re.escape(named)}' is not finite; take a smaller --lr"):
-        FineTuning(run, pairs, config, tmp_path).answers(0, 1e-3)
+        FineTuning(run, pairs, config, tmp_path).predictions(0, 1e-3)
 
 
 def test_all_leaves_out_what_cannot_be_trained(place, capsys):

@@ -159,7 +159,7 @@ def test_lift_equals_a_plain_loop_over_resamples(metric, monkeypatch):
         labels, ours, floor = ((a > 0).astype(int) for a in (labels, ours, floor))
     kept, plain = [], resampled
     monkeypatch.setattr(
-        floors, "resampled", lambda m, a, y, counts, known: kept.append(counts) or plain(m, a, y, counts)
+        scores, "resampled", lambda m, a, y, counts, known: kept.append(counts) or plain(m, a, y, counts)
     )
     lift = lifts(metric, ours, {"floor": floor}, labels, resamples=250)["floor"]
     counts = np.concatenate(kept[1:])  # the first is the plain value's
@@ -532,7 +532,7 @@ def test_an_untrained_model_is_at_its_floor_and_a_better_one_is_not(place, monke
         ours, theirs = judge(*args)
         return {"raw": np.ones_like(ours["raw"]), "centred": ours["centred"]}, theirs
 
-    monkeypatch.setattr(floors, "retrieval_hits", better)
+    monkeypatch.setattr(retrieval, "retrieval_hits", better)
     printed = retrieval_table(make_run(corpus), corpus).splitlines()
     assert printed[-3] == "raw: retrieval is above random vectors and word TF-IDF and token_idf and the untrained twin"
     assert printed[-2].startswith("centred: retrieval is at its floor: ")

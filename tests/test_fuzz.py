@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 import train
 from lab.configurator import UserError, error_line, fields_of
+from lab.training.settings import MATHEMATICS
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(ROOT.glob("config/**/*.py"))
 LINES = {path: path.read_text(encoding="utf-8").splitlines() for path in FILES}
-FIELDS = fields_of(train.TrainConfig) | fields_of(train.ObjectiveConfig) | fields_of(train.ModelConfig)
-FIELDS |= fields_of(train.ConceptLossConfig)
+FIELDS = {key: field for group in (train.TrainConfig, *MATHEMATICS) for key, field in fields_of(group).items()}
 KEYS = [key for key in FIELDS if key != "print_config"]  # which is always given, so that nothing is trained
 
 SECONDS = 30  # of the processor, for one command line: 64 layers take 3, what takes longer hangs

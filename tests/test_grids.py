@@ -68,7 +68,7 @@ RESOLVED = {
 def test_the_better_arm_is_found(planted, controls):
     rows = grids.paired_rows(planted[1], None)
     assert [row["metric"] for row in rows if row["arm"] == "good"] == ["pearson", "pearson_centred", HEADLINE]
-    assert {row["arm"] for row in rows} == {"same", "good", "bad"} and {row["original"] for row in rows} == {"2 and 2"}
+    assert {row["arm"] for row in rows} == {"same", "good", "bad"} and {row["seeds"] for row in rows} == {"2 and 2"}
     words = {arm: {row["over first"]["verdict"] for row in rows if row["arm"] == arm} for arm in NOISE}
     assert (words["good"], words["bad"], words["same"]) == ({"better"}, {"worse"}, {"undecided"})
     runs = planted[1]["runs"].values()
@@ -97,8 +97,8 @@ def test_what_was_spent_at_an_evaluation(planted):
 
 
 def test_points_of_one_cost_stand_side_by_side():
-    assert report.beside([100.0, 10.0]) == [100, 10]
-    assert report.beside([100.0, 50.0, 100.0]) == [99.25, 50, 100.75] and report.beside([0.0]) == [0]
+    assert report.dodge([100.0, 10.0]) == [100, 10]
+    assert report.dodge([100.0, 50.0, 100.0]) == [99.25, 50, 100.75] and report.dodge([0.0]) == [0]
 
 
 def test_the_page(planted, controls, tmp_path):

@@ -145,7 +145,7 @@ def test_a_run_and_what_it_prints(target, data, tmp_path, capsys):
     assert 0 < record["val_loss_nextconcept"] < 1.2 and "delta_shuffle" in record
     loaded = load_run(out, device="cpu")
     assert loaded.model.predictor is not None and loaded.model.token_vectors is None
-    kept = RunFolder(out).kept(TOKEN_VECTORS)
+    kept = RunFolder(out).load_tensor(TOKEN_VECTORS)
     assert (kept is None) == (target == "concepts")
     if kept is not None:
         text = Corpus(data / "toy", "train")

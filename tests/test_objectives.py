@@ -426,7 +426,7 @@ def test_bow_of_the_next_span(target):
     assert torch.equal(made.source, ids[0::2])
     expected = ids[1::2] if target == "next" else torch.cat([ids[0::2], ids[1::2]], 1)
     assert torch.equal(made.targets, expected) and made.weights.sum() == pytest.approx(1)
-    assert Objectives(ObjectiveConfig(objective="bow", bow_target=target)).pairs
+    assert Objectives(ObjectiveConfig(objective="bow", bow_target=target)).adjacent_rows
 
 
 @pytest.mark.parametrize("views", ["adjacent", "deletion", "both", "unshared"])
@@ -507,14 +507,14 @@ PAIRED = {  # what a sum with diffusion asks for, by diffusion_source
 @pytest.mark.parametrize("source", PAIRED)
 def test_diffusion_asks_for_whole_mirrored_pairs(source):
     o = Objectives(ObjectiveConfig(objective="diffusion + mlm", diffusion_source=source))
-    assert (o.needs_idf, o.pairs, o.group, o.one_document, o.in_batch_negatives, o.predicts) == PAIRED[source]
+    assert (o.needs_idf, o.adjacent_rows, o.group, o.one_document, o.in_batch_negatives, o.predicts) == PAIRED[source]
 
 
 @pytest.mark.parametrize("objective", NEEDS)
 def test_a_sum_asks_for_what_its_strictest_part_does(objective):
     def needs(**keys):
         o = Objectives(ObjectiveConfig(objective=objective, **keys))
-        return o.needs_idf, o.pairs, o.group, o.one_document, o.in_batch_negatives, o.predicts
+        return o.needs_idf, o.adjacent_rows, o.group, o.one_document, o.in_batch_negatives, o.predicts
 
     needs_idf, pairs, group, *rest = NEEDS[objective]
     assert needs() == NEEDS[objective]

@@ -48,9 +48,9 @@ def test_the_next_span_is_predicted_whole():
 
 def test_what_it_asks_for():
     o = prefix()
-    assert (o.one_document, o.pairs, o.group, o.shape_count) == (True, False, 1, 3)
+    assert (o.one_document, o.adjacent_rows, o.group, o.shape_count) == (True, False, 1, 3)
     o = prefix(prefix_source="next")
-    assert (o.one_document, o.pairs, o.group, o.shape_count) == (True, True, 2, 1)
+    assert (o.one_document, o.adjacent_rows, o.group, o.shape_count) == (True, True, 2, 1)
     assert Objectives(ObjectiveConfig(objective="tsdae + prefix", prefix_rate=(0.3, 0.5))).shape_count == 2
 
 
@@ -58,7 +58,7 @@ def test_rows_and_their_next_are_of_one_document(tmp_path):
     corpus = Corpus(make_corpus(tmp_path / "toy"), "train")
     for source, length in (("row", 48), ("next", 16)):
         o = prefix(prefix_source=source)
-        sampler = Sampler(corpus, (length,), 0, one_document=o.one_document, pairs=o.pairs)
+        sampler = Sampler(corpus, (length,), 0, one_document=o.one_document, pairs=o.adjacent_rows)
         ids, documents = sampler.batch(0, length, torch.arange(64).numpy())
         assert not (ids[:, :-1] == corpus.eod).any()
         assert source == "row" or (documents[0::2] == documents[1::2]).all()

@@ -65,7 +65,7 @@ def test_every_command_names_files_and_keys_that_exist():
                 continue
             scripts.setdefault(path, set()).update(re.findall(r" --(\w+)", line.partition(path)[2]))
             assert all((ROOT / word).is_file() for word in words if word.endswith(".py"))
-    assert {"train.py", "sample.py", "data/text/prepare.py", "data/hub/prepare.py"} <= scripts.keys()
+    assert {"train.py", "sample.py", "data/text/prepare.py", "data/glue/prepare.py"} <= scripts.keys()
     helps = json.loads(python("-c", HELP, *scripts).stdout)
     for path, keys in scripts.items():
         assert all(f"--{key}=" in helps[path] for key in keys - {"nproc_per_node"}), path

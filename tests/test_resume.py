@@ -176,7 +176,7 @@ def test_a_longer_horizon_goes_on_and_another_config_does_not(data, tmp_path, ca
 
 def test_segments_say_when_a_run_was_started_and_went_on(data, tmp_path, monkeypatch):
     out, commits = tmp_path / "run", iter(["one", "two", "three"])
-    monkeypatch.setattr(train.runs, "commit", lambda: next(commits))
+    monkeypatch.setattr(train.run_folder, "commit", lambda: next(commits))
     for steps in (2, 3, 3):  # the last time there is nothing to do
         run(data, out, *BRIEF, f"--max_steps={steps}")
     config = config_of(out)

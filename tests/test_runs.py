@@ -154,7 +154,7 @@ def spectral(data, tmp_path_factory):
 def test_token_vectors_are_those_of_the_run(spectral, tmp_path):
     model = load_run(spectral, device="cpu").model
     twin = model.twin(0)
-    assert torch.equal(twin.token_vectors, RunFolder(spectral).kept(TOKEN_VECTORS)) and twin.token_vectors.any()
+    assert torch.equal(twin.token_vectors, RunFolder(spectral).load_tensor(TOKEN_VECTORS)) and twin.token_vectors.any()
     assert not torch.equal(twin.tokens.weight, ConceptModel(model.config, model.mask_id).tokens.weight)
     (shutil.copytree(spectral, tmp_path / "cut") / "token_vectors.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match="token_vectors.safetensors is damaged"):
@@ -312,6 +312,6 @@ def test_metrics_are_cut_to_the_restored_step(out):
     folder.log(step=3, loss=1.0)
     with open(out / "metrics.jsonl", "a") as f:
         f.write('{"step": 4, "lo')
-    folder.cut(2, best=2)
+    folder.truncate(2, best=2)
     assert {r["step"] for r in folder.metrics()} == {0, 1, 2}
     assert (out / "metrics.jsonl").read_text().endswith("}\n")

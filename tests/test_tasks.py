@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from lab.command import NonFinite
 from lab.configurator import UserError
-from lab.evaluation import tasks
+from lab.evaluation import scores, tasks
 from lab.evaluation.metrics import accuracy, f1, mcc, pearson, spearman
 from lab.evaluation.scores import best_threshold, cosine, predict, stack, task_scores
 from lab.evaluation.tasks import TASKS, Pairs, Split, load_task, task_names
@@ -151,7 +151,8 @@ def test_cosines_dense_sparse_and_centred(monkeypatch):
     # centred on the first sentences of the fitting split, first and second of each pair by turns
     splits, pairs = make_pairs()
     vectors = chance.normal(size=(len(pairs.sentences), 8)).astype(np.float32) + 3
-    monkeypatch.setattr(tasks, "CENTRED_ON", 6)
+    for module in (tasks, scores):
+        monkeypatch.setattr(module, "CENTRED_ON", 6)
     first = [pairs.sentences.index(text) for row in splits["train"].rows[:3] for text in row]
     expected = cosine(vectors, pairs.index["dev"], vectors[first].astype(np.float64).mean(0))
     answers = predict(vectors, pairs, "dev")

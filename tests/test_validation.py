@@ -174,7 +174,7 @@ def test_what_concepts_tell_of_the_next_span_is_asked_of_adjacent_rows(corpus):
     (part,) = judge.objectives.parts
     for batch in judge.rows_of(part):
         assert torch.equal(batch.documents[0::2], batch.documents[1::2])
-    assert sum(len(batch.ids) for batch in judge.rows_of(part)) == 256 and judge.judged() is part
+    assert sum(len(batch.ids) for batch in judge.rows_of(part)) == 256 and judge.primary_part() is part
     assert Evaluator.rows_of(judge, part) == [] and "delta_shuffle" in judge.run()
     other = make(corpus, "prefix + tsdae", (16,))
     assert [part.one_document for part in other.objectives.parts] == [True, False]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import train
 from lab import command
-from lab.training import optim
+from lab.training import compilation, optim
 from lab.training.plan import cost
 from lab.training.run_folder import RunFolder
 
@@ -138,7 +138,7 @@ def run_ranks(words_of_each, logs: Path, timeout=60, **keys) -> list[SimpleNames
 
 def small_buckets(sizes: Path):
     """Called before training: DDP reduces in buckets of 50 kB, as large models have several; `sizes` says how large."""
-    wrap, step, wrapped = train.DistributedDataParallel, optim.clipped_step, []
+    wrap, step, wrapped = compilation.DistributedDataParallel, optim.clipped_step, []
     torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 50_000
 
     def small(*args, **keys):
@@ -150,7 +150,7 @@ def small_buckets(sizes: Path):
             sizes.write_text(wrapped[0]._get_ddp_logging_data().get("rebuilt_bucket_sizes", "").replace(",", " "))
         return step(*args)
 
-    train.DistributedDataParallel, optim.clipped_step = small, clipped_step
+    compilation.DistributedDataParallel, optim.clipped_step = small, clipped_step
 
 
 # ---------------------------------------------------------------------------------------------------------------------

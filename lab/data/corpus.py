@@ -136,7 +136,7 @@ def prepare_command(folder) -> str:
     name = Path(folder).name
     if name in HUB_CORPORA:
         return f"python data/hub/prepare.py --name={name}"
-    if name not in ("text", "hub") and (Path(__file__).parents[1] / f"data/{name}/prepare.py").exists():
+    if name not in ("text", "hub") and (Path(__file__).parents[2] / f"data/{name}/prepare.py").exists():
         return f"python data/{name}/prepare.py"
     return f"python data/text/prepare.py --name={name} --files FILES"
 

@@ -150,7 +150,7 @@ def paired_rows(results: dict, data: Path) -> list[dict]:
                 value, low, high = (-lift[key] for key in ("value", "high", "low"))  # theirs less the first's
                 word = "better" if low > 0 else "worse" if high < 0 else "undecided"
                 row = {"arm": arm, "task": task, "split": split, "metric": metric}
-                row["original"] = f"{len(answers[arm])} and {len(answers[first])}"
+                row["seeds"] = f"{len(answers[arm])} and {len(answers[first])}"
                 rows.append(row | {f"over {first}": {"value": value, "low": low, "high": high, "verdict": word}})
     return rows
 
