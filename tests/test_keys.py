@@ -202,6 +202,12 @@ def test_keys_that_have_a_new_name_say_so(tmp_path):
     assert RunFolder(tmp_path).config() == {"original_structure": True, "run_id": "x"}
 
 
+@pytest.mark.parametrize("key", ["intermediate", "max_length", "hidden", "concepts", "vocab_size"])
+def test_sizes_beyond_all_memory_are_answered(key):
+    with pytest.raises(UserError, match="more than 2.63 bytes; write smaller sizes"):
+        train.main(["quickstart", f"--{key}={2**62}", "--print_config"])
+
+
 def test_what_is_read_is_recorded_and_the_query_begins_at_0():
     """No class declares its keys; a problem that says no positions has 0 ... T - 1."""
 

@@ -13,7 +13,7 @@ from lab.data.sampler import VARIANT, choose
 from lab.distributed import World
 from lab.training import optim
 from losses import Balance, ConceptLossConfig
-from model import CountedProducts, ModelConfig, count_flops, imagined
+from model import CountedProducts, ModelConfig, count_flops, imagined, no_overflow
 from objectives import PLATEAUS, RATES, Objectives
 from problem import blank_rows
 
@@ -129,7 +129,7 @@ def cost(
     here = World(0, 1, torch.device("cpu"), "float32")
     every = itertools.product(plan.drawn(objectives), turns, model.variants())
     try:
-        with imagined(model) as fake_model:
+        with no_overflow(), imagined(model) as fake_model:
             if frozen:
                 fake_model.freeze_decoder()
             for (shape, now, often), shape_index, (share, options) in every:
@@ -139,10 +139,8 @@ def cost(
                     optim.forward_backward(fake_model, now, rows, here, options=options, balance=balance)
                 fake_model.zero_grad()
                 total += share * often / (len(turns) * plateaus) * counter.flops
-    except RuntimeError as error:
-        if "overflow" not in str(error):
-            raise
-        raise UserError("a tensor of this model would have more than 2^63 bytes; write smaller sizes") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return fake_model.num_parameters(), total / (plan.micro_tokens * len(plan.lengths))
 
 
