@@ -36,7 +36,7 @@ def losses(tree: Path) -> dict[str, list]:
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tree}:{tree / 'tests'}"}
         make = f"from pathlib import Path; import corpus; corpus.make_corpus(Path({folder!r}, 'tiny'))"
-        subprocess.run([sys.executable, "-c", make], env=environment, check=True)
+        subprocess.run([sys.executable, "-c", make], cwd=tree, env=environment, check=True)
         for name, arguments in RUNS.items():
             out = Path(folder, "out", name.replace(" ", "_"))
             words = [*arguments.split()[:1], *COMMON.split(), *arguments.split()[1:]]
