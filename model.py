@@ -152,8 +152,9 @@ class ModelConfig:
         return self.decoder if self.decoder in ("pooled", "none") else "positions"
 
     def unused(self) -> set[str]:
-        """Keys that nothing reads while the model is built and used once, on no device."""
-        return {field.name for field in fields(self)} - keys_read(astuple(self)) - {"max_length", "token_init"}
+        """Keys that nothing reads while the model is built and used once, on no device. ValueError: see no_overflow."""
+        with no_overflow():
+            return {field.name for field in fields(self)} - keys_read(astuple(self)) - {"max_length", "token_init"}
 
     def variants(self) -> list[tuple[float, Options]]:
         """What a training step may run with, and how likely: all concepts in half of the steps, else the first 1, 2, 4
@@ -165,6 +166,17 @@ class ModelConfig:
         recursive = "iterations" in options and self.least_iterations
         depths = range(self.least_iterations, self.iterations + 1) if recursive else [0]
         return [(share / len(depths), Options(m, k)) for share, m in counts for k in depths]
+
+
+@contextmanager
+def no_overflow():
+    """ValueError, with a sentence, where what the block makes on no device would be too large for any."""
+    try:
+        yield
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if "verflow" not in str(error) and not isinstance(error, OverflowError):
+            raise
+        raise ValueError("a tensor of this model would have more than 2^63 bytes; write smaller sizes") from None
 
 
 @cache

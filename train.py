@@ -175,7 +175,10 @@ class Settings:
             shape.token_init = "random"  # the table is the other run's
         for text in settings.regulariser.warnings(shape.concepts, shape.hidden):
             warn(text)
-        settings.warn_unused()
+        try:
+            settings.warn_unused()
+        except ValueError as error:
+            raise UserError(str(error)) from None
         if objectives.predicts == "positions" and shape.predicts != "positions":
             raise UserError(f"decoder={shape.decoder!r} predicts no single position; write --decoder=posonly")
         if "contrastive" in objectives.names and settings.objective.views == "dropout" and not shape.dropout:

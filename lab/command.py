@@ -70,6 +70,8 @@ def optional(what: str):
     a warning, once for each `what`, and the work goes on."""
     try:
         yield
+    except ReaderGone:
+        raise
     except Exception as error:  # of libraries, services and disks: any
         if what not in TOLD:
             TOLD.add(what)

@@ -22,7 +22,7 @@ from lab.command import AT_EXIT, out_of_memory, reason, say
 from lab.configurator import UserError, warn
 from lab.distributed import World
 from losses import Balance, ConceptLossConfig
-from model import CountedProducts, ModelConfig, imagined, measure
+from model import CountedProducts, ModelConfig, imagined, measure, no_overflow
 from objectives import PLATEAUS, RATES, Objectives
 from problem import Rows, blank_rows
 
@@ -138,7 +138,7 @@ def cost(
     here = World(0, 1, torch.device("cpu"), "float32")
     every = itertools.product(plan.drawn(objectives), turns, model.variants())
     try:
-        with imagined(model) as fake_model:
+        with no_overflow(), imagined(model) as fake_model:
             if frozen:
                 fake_model.freeze_decoder()
             for (shape, now, often), turn, (share, options) in every:
@@ -148,10 +148,8 @@ def cost(
                     optim.add_gradients(fake_model, now, rows, here, options=options, balance=balance)
                 fake_model.zero_grad()
                 total += share * often / (len(turns) * plateaus) * counter.flops
-    except RuntimeError as error:
-        if "overflow" not in str(error):
-            raise
-        raise UserError("a tensor of this model would have more than 2^63 bytes; write smaller sizes") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return fake_model.num_parameters(), total / (plan.micro_tokens * len(plan.lengths))
 
 

@@ -26,7 +26,7 @@ def open_zstd(file):
         import pyarrow  # late: only these files need it
     except ImportError:
         raise UserError(f"{show(file.name)} is packed by Zstandard; unpack it, or pip install pyarrow") from None
-    return pyarrow.CompressedInputStream(file, "zstd")
+    return pyarrow.CompressedInputStream(open(file.name, "rb"), "zstd")  # it closes what it reads
 
 
 PACKED = {  # how a packed file begins -> how it is opened
@@ -111,7 +111,8 @@ def decoded(file) -> Iterator[str]:
             else:
                 remedy = "convert it from the encoding it has, such as latin1: iconv -f latin1 -t utf-8"
             raise UserError(f"{what}; {remedy}") from None
-        cr = "\r" in text and "\n" not in text if cr is None else cr
+        if cr is None and re.search(r"\n|\r(?!\Z)", text):  # the last one of a block may begin a CR LF
+            cr = "\n" not in text
         text = text.replace("\ufeff", "")
         yield text.replace("\r", "\n") if cr else text
 

@@ -190,6 +190,12 @@ def test_an_older_python_gets_the_sentence(python):
         assert done.stderr.startswith("error: Python 3.") and "is too old; write: python3.11 -m venv" in done.stderr
 
 
+@pytest.mark.parametrize("key", ["intermediate", "max_length", "hidden", "concepts", "vocab_size"])
+def test_sizes_beyond_all_memory_are_answered(key):
+    with pytest.raises(UserError, match="more than 2.63 bytes; write smaller sizes"):
+        train.main(["quickstart", f"--{key}={2**62}", "--print_config"])
+
+
 def test_what_is_read_is_recorded_and_the_query_begins_at_0():
     """No class declares its keys; a problem that says no positions has 0 ... T - 1."""
 

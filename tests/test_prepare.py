@@ -16,6 +16,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import pyarrow
 import pytest
 import tiktoken
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
@@ -266,6 +267,7 @@ def test_every_kind_of_file_gives_the_same_corpus(run, bpe, tmp_path):
         "g.ndjson.bz2": bz2.compress(lines.encode()),
         "h.txt": plain.encode("utf-16"),
         "i.txt": plain.replace("\r\n", "\n").replace("\n", "\r").encode(),  # as old Macs wrote
+        "j.txt.zst": pyarrow.compress(plain.encode(), codec="zstd", asbytes=True),
     }
     tokenizer = dataset.load_tokenizer(bpe)
     flags = (f"--tokenizer={bpe}", "--val_fraction=0")

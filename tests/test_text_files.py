@@ -158,3 +158,12 @@ def test_what_is_no_text_is_refused_with_what_to_do(tmp_path, words):
         read(tmp_path / name, data() if callable(data) else data)
     assert words in str(error.value) and "; " in str(error.value)
     assert "latin1" not in str(error.value) or "encoding it has" in words
+
+
+@pytest.mark.parametrize("long", [text_files.HEAD - 1, text_files.HEAD, 3 * text_files.HEAD])
+def test_line_ends_behind_the_first_block(tmp_path, long):
+    """Which kind they are is seen at the first of them, also where a block ends between CR and LF."""
+    for end in ("\r", "\r\n", "\n"):
+        text = f"{'a' * long}{end}b{end}{end}c{end}"
+        found = [document.replace("\r", "") for document in whole(tmp_path / "file.txt", text.encode())]
+        assert found == ["a" * long + "\nb", "c"], end
