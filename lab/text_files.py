@@ -97,7 +97,7 @@ def decoded(file) -> Iterator[str]:
     encoding = encoding_of(head)
     if not encoding:
         raise UserError(f"{name} is no text but a binary file; give files of text")
-    decoder = codecs.getincrementaldecoder(encoding)()
+    decoder, held = codecs.getincrementaldecoder(encoding)(), ""
     for block in chain([head], blocks, [b""]):
         at += len(block)
         try:
@@ -111,8 +111,11 @@ def decoded(file) -> Iterator[str]:
             else:
                 remedy = "convert it from the encoding it has, such as latin1: iconv -f latin1 -t utf-8"
             raise UserError(f"{what}; {remedy}") from None
-        if cr is None and re.search(r"\n|\r(?!\Z)", text):  # the last one of a block may begin a CR LF
+        text, held = held + text, ""
+        if cr is None and re.search(r"\n|\r(?!\Z)", text):
             cr = "\n" not in text
+        elif cr is None and block and text.endswith("\r"):  # which may begin a CR LF
+            text, held = text[:-1], "\r"
         text = text.replace("\ufeff", "")
         yield text.replace("\r", "\n") if cr else text
 
