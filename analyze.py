@@ -392,8 +392,9 @@ def report_on(config: AnalyzeConfig, runs: dict[str, LoadedRun], folder: Path) -
             untrained.model, first.judge.objectives, first.judge.vocab, first.judge.world, first.judge.fixed
         )
         columns["untrained"] = analyse(untrained, judge, judge.whole())
-    data = Path(config.data_dir or first.run.config["data_dir"] or ROOT / "data") / first.run.config["dataset"]
-    texts, source = words.sentences(first.run, data, POOL)
+    if config.data_dir:
+        first.run.config["data_dir"] = config.data_dir
+    texts, source = first.run.held_out(POOL)
     page = Page(columns, shown, texts, folder)
     title = ", ".join(run.path.resolve().name for run in shown.values())
     text = page.html(title, source, found, config.probes, config.capacity)

@@ -38,6 +38,7 @@ from lab.command import CODES, STOPS, log, on_stop, optional
 from lab.configurator import PathStr, UserError, parse, read_layers, show
 from lab.data.corpus import load_meta
 from lab.evaluation import floors
+from lab.evaluation.order import Order
 from lab.evaluation.scores import load_arrays
 from lab.evaluation.tasks import Pairs, load_task, task_names
 from lab.files import locked, read_json
@@ -160,7 +161,8 @@ def check_tasks(grid: Grid, data: Path) -> dict[str, str]:
     """Name -> the present version of its records; the files of all tasks have been read once."""
     try:
         names = task_names(grid.tasks, data, zero_shot=True)
-        return {name: floors.version(Pairs(name, load_task(name, data))) for name in names}
+        rows = {name: Order if name == "order" else Pairs(name, load_task(name, data)) for name in names}
+        return {name: floors.version(pairs) for name, pairs in rows.items()}
     except UserError as error:
         raise UserError(f"{grid.tasks_where}: {error}") from None
 
@@ -324,13 +326,11 @@ def evaluation(out: RunFolder, name: str) -> dict:
 
 
 def is_evaluated(out: RunFolder, name: str, version: str) -> bool:
-    """The latest checkpoint has scores and answers in eval/, by this version, embedded as its config says."""
+    """The latest checkpoint has scores and answers in eval/, by this version."""
     with suppress(UserError, KeyError):
         record, config = evaluation(out, name), completed(out.config(), out.path)
         present = [config["run_id"], f"ckpt_{out.pointer('latest')}", version]
-        present += [config["remove_directions"], config["whitening"]]
         found = [record[key] for key in ("run_id", "checkpoint", "version")]
-        found += [record["protocol"][key] for key in ("remove_directions", "whitening")]
         return found == present and bool(load_arrays(grids.record_path(out.path, name).with_suffix(".npz")))
     return False
 

@@ -31,6 +31,7 @@ the architecture, the tokenizer, the task's rows and the code that makes them: r
 
 from lab import command  # isort: skip  (first: it tells an older Python)
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -51,6 +52,7 @@ from lab.evaluation.contamination import contamination
 from lab.evaluation.finetune import RATES, RECIPES, FineTuning, check
 from lab.evaluation.floors import embed, fine_tune_floors, predictions, task_floors, version, word_controls
 from lab.evaluation.huggingface import is_reference, load_reference
+from lab.evaluation.order import Order
 from lab.evaluation.scores import (
     PARTIALS,
     answer_kind,
@@ -61,15 +63,14 @@ from lab.evaluation.scores import (
     read_answers,
     save_arrays,
 )
-from lab.evaluation.tasks import CENTRED_ON, FETCH, TASKS, Pairs, check_names, load_task, task_names
+from lab.evaluation.tasks import FETCH, TASKS, Pairs, check_names, load_task, task_names
 from lab.files import locked, write_atomic
 from lab.report import dict_table, drop_empty_columns, interval, over_seeds, score_rows, sweep_figure, verdicts
-from lab.runs import LoadedRun, check_options, load_run
+from lab.runs import ADAPTED, LoadedRun, check_options, load_run
 from lab.training.plan import encoding_flops
 from objectives import described
 
 ROOT = Path(__file__).resolve().parent
-POSTPROCESSING = "remove_directions", "whitening"
 
 
 @dataclass
@@ -78,7 +79,9 @@ class EvalConfig:
     contamination: Annotated[
         str, "no run: count and list the tasks' sentences that stand in this prepared corpus, such as pydocs"
     ] = ""
-    data_dir: Annotated[PathStr, "contamination: where the prepared data are; empty: data/ beside this script"] = ""
+    data_dir: Annotated[
+        PathStr, "where the prepared data are; empty: where the run had them; contamination: data/ beside this script"
+    ] = ""
     tasks: Annotated[
         tuple[str, ...],
         "concept: stsb, sick_r, mrpc, paws; seeds: mrpc, qqp, stsb, mnli; sts: STS12 ... STS16; all: what is there",
@@ -103,8 +106,6 @@ class EvalConfig:
         PathStr, "another run folder, judged in the same mode before: the paired difference to it is said"
     ] = ""
     data: Annotated[PathStr, "folder of the task files, in their original layout"] = "data/glue"
-    remove_directions: Annotated[Literal[-1, 0, 1], "as for train.py; -1: what the run says"] = -1
-    whitening: Annotated[float, "as for train.py; -1: what the run says"] = -1.0
     concepts: Annotated[
         tuple[int, ...], "the first so many of a run with nested=True; several: a sweep, quality against FLOPs"
     ] = ()
@@ -118,8 +119,6 @@ class EvalConfig:
         if not self.tasks:
             raise ValueError("no task is given; write --tasks=concept")
         check_names(self.tasks, self.mode == "zero_shot" and not self.contamination)
-        if self.whitening != -1 and not 0 <= self.whitening <= 1:
-            raise ValueError(f"whitening = {self.whitening} is no power to scale by; write --whitening=0.25 or so")
         if self.seeds < 1:
             raise ValueError(f"seeds = {self.seeds} is below 1; write --seeds=3")
         if self.grid and self.lr:
@@ -151,7 +150,6 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple
         known = word_controls(pairs, split, answers) if pairs.task.kind == "score" else None
         each[split] = metric_values(pairs, split, ours[split], known)
         metrics = {metric: float(np.median(v)) for metric, v in each[split].items()}
-        kinds = {metric: answer_kind(metric, ours[split]) for metric in metrics}
         seeds = {floor: metric_values(pairs, split, answer, known) for floor, answer in answers.items()}
         means = {floor: {metric: float(v.mean()) for metric, v in values.items()} for floor, values in seeds.items()}
         for metric, controls in PARTIALS.items() if known else ():
@@ -160,8 +158,7 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple
         spread = {metric: [float(v.min()), float(v.max())] for metric, v in seeds["untrained"].items()}
         result[split] = {"metrics": metrics, "floors": means, "untrained_range": spread}
         if known:
-            centred = ours[split][kinds[tasks.HEADLINE]]
-            result[split]["beyond"] = beyond_intervals(centred, pairs.labels[split], known)
+            result[split]["beyond"] = beyond_intervals(ours[split], pairs.labels[split], known)
         for metric, name in pairs.task.lifts.items():
             if metric not in metrics:
                 continue
@@ -169,7 +166,8 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple
             best = max(having, key=lambda floor: means[floor][metric])  # noqa: B023
             named = [floor for floor in ("token_idf", "untrained") if floor in answers]
             others = {floor: answers[floor][answer_kind(metric, answers[floor])] for floor in (best, *named)}
-            lifts = scores.lifts(metric, ours[split][kinds[metric]], others, pairs.labels[split], known)
+            kind = answer_kind(metric, ours[split])
+            lifts = scores.lifts(metric, ours[split][kind], others, pairs.labels[split], known)
             result[split][name] = {"best_floor": {"floor": best, **lifts[best]}}
             result[split][name] |= {floor: lifts[floor] for floor in named}
     sentences = verdicts(score_rows(pairs.name, [result], pairs.task.lifts))
@@ -194,19 +192,27 @@ def other_similarities(run: LoadedRun, pairs: Pairs, split: str, vectors, fittin
 
 def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     """The record of a task, as it is written to `folder`."""
+    if pairs.name == "order":
+        theirs = task_floors(run, pairs, cache, pairs.floors)
+        ours = pairs.answers(run)
+        protocol = {"text": pairs.source, "pairs": dict(Counter(pairs.sets["val"].tolist())), "dtype": "float32"}
+        protocol |= {"head": "ridge on the difference of two texts", "selection": "leave-one-out error"}
+        splits, each = judge(ours, theirs, pairs)
+        splits["val"]["intervals"] = pairs.intervals(ours["val"])
+        return write_record(run, pairs, "zero_shot", splits, each, protocol, ours, folder)
     theirs = task_floors(run, pairs, cache)
     log(f"{pairs.name}: {len(pairs.sentences):,} sentences")
     vectors = embed(run, pairs)
-    ours = predictions(vectors, pairs)
+    ours = predictions(vectors, pairs, ADAPTED["model"])
     if pairs.task.kind == "score":
-        for split, other in pairs.fitted_on.items():
-            ours[split] |= other_similarities(run, pairs, split, vectors, pairs.index[other].ravel()[:CENTRED_ON])
+        for split in pairs.scored:
+            ours[split] |= other_similarities(run, pairs, split, vectors, pairs.fitting_sentences(split))
     judged = judge(ours, theirs, pairs)
     fitted = pairs.task.kind == "paraphrase"
     protocol = {
         "head": "threshold on the cosine" if fitted else "cosine",
         "pooling": f"{run.model.config.pooling} of concepts",
-        **{key: run.config[key] for key in POSTPROCESSING},
+        "adapted": ADAPTED,  # first directions removed, power of sigma; of a model and of static vectors
         **run.model.options._asdict(),
         "lr": None,
         "epochs": None,
@@ -296,7 +302,7 @@ def difference(record: dict, path: Path, other: dict, theirs: dict) -> list[str]
     differs += ["code or rows"] if record["version"] != other.get("version") else []
     warning = f" (another {', '.join(differs)})" if differs else ""
     for split in record["splits"]:
-        metric = task.primary + ("_centred" if f"{split}/centred" in ours else "")
+        metric = task.primary + ("_adapted" if f"{split}/adapted" in ours else "")
         name = f"{other['run_id']} in {record['task']}"
         lift = paired(metric, split, [ours], {name: [theirs]}, np.median)[name]
         lines.append(f"{record['task']} {split}: {metric} {interval(lift)} over {other['run_id']}, paired{warning}")
@@ -315,7 +321,7 @@ def sweep(run: LoadedRun, loaded: list[Pairs], options: list[Options], folder: P
             record = zero_shot(run, pairs, folder, cache)
             split = "dev" if "dev" in record["splits"] else pairs.scored[0]
             judged = record["splits"][split]
-            metric = [name for name in pairs.task.lifts if name != tasks.HEADLINE][-1]  # centred, if it is a score
+            metric = pairs.task.primary + ("_adapted" if pairs.task.kind == "score" else "")
             score, twins = 100 * judged["metrics"][metric], 100 * judged["floors"]["untrained"][metric]
             row |= {f"{pairs.name} {split} {metric}": score, f"its twin, {pairs.name}": twins}
             if tasks.HEADLINE in judged["metrics"]:
@@ -331,13 +337,14 @@ def open_run(parsed, config: EvalConfig) -> LoadedRun:
     """The run that is judged; before the tasks, so that what is wrong with it is said first."""
     if is_reference(config.run):
         run = load_reference(config.run, config.device)
-        parsed.unused([*POSTPROCESSING, "ckpt", "concepts", "iterations"], "for a Hugging Face encoder")
+        parsed.unused(["ckpt", "concepts", "iterations"], "for a Hugging Face encoder")
         config.concepts = config.iterations = ()
     else:
         run = load_run(config.run, config.ckpt, config.device, config.options[0])
         for options in config.options[1:]:
             check_options(run.model.config, options)
-        run.config |= {key: value for key in POSTPROCESSING if (value := getattr(config, key)) != -1}
+        if config.data_dir:
+            run.config["data_dir"] = config.data_dir
     return run
 
 
@@ -361,7 +368,9 @@ def main(argv) -> int:
     loaded = []
     for name in names:  # all mistakes in files first
         try:
-            loaded.append(Pairs(name, load_task(name, data), "" if zero else config.train_on))
+            loaded.append(
+                Order(run) if name == "order" else Pairs(name, load_task(name, data), "" if zero else config.train_on)
+            )
         except UserError as error:
             if config.tasks != ("all",) or zero:
                 raise
@@ -370,9 +379,9 @@ def main(argv) -> int:
     if config.against:
         others = {name: read_answers(config.record(config.against, name)) for name in names}
     if not zero:
-        run.config |= dict.fromkeys(POSTPROCESSING, 0)  # heads read the concepts as they are
-        parsed.unused(POSTPROCESSING, "by mode = 'fine_tune'")
         for pairs in loaded:
+            if pairs.name == "order":
+                raise UserError("order is judged on frozen vectors; leave --mode out")
             check(run, pairs, config)
     with locked(Path(config.run) / "eval", "judge a copy of the run folder"):
         return evaluate(config, run, loaded, others)

@@ -15,9 +15,11 @@ from pathlib import Path
 from lab.command import optional
 from lab.files import replacing
 
-FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "overlap_features", "untrained")
+FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "token_sif", "token_ngrams")
+FLOORS += ("overlap_features", "untrained")
 LIFTS = ("best_floor", "token_idf", "untrained")
-HEADLINE = "partial_lexical"  # of what a score knows beyond words (lab/evaluation/floors.py)
+HEADLINE = "partial_lexical"  # what centred cosines know beyond words (lab/evaluation/scores.py)
+HEADLINE_ADAPTED = f"{HEADLINE}_adapted"  # and adapted ones
 optional_picture = optional("a picture")  # a picture that fails is None, and costs nothing else
 DPI = 150  # of pictures
 
@@ -321,7 +323,7 @@ def score_rows(task: str, seeds: list[dict], lifts: dict[str, str], **lead) -> l
         same = [splits[split] for splits in seeds]
         for metric in first["metrics"]:
             row = {**lead, "task": task, "split": split, "metric": metric}
-            beyond = [one.get("beyond", {}).get(metric) for one in same]
+            beyond = [one.get("beyond", one.get("intervals", {})).get(metric) for one in same]
             row["score"] = over_seeds(beyond if all(beyond) else [one["metrics"][metric] for one in same])
             for floor in FLOORS:  # they do not depend on the seed of training
                 value = first["floors"].get(floor, {}).get(metric)
@@ -335,13 +337,14 @@ def score_rows(task: str, seeds: list[dict], lifts: dict[str, str], **lead) -> l
 
 
 def verdicts(rows: list[dict]) -> dict[str, str]:
-    """Rows of `score_rows` -> {"arm task split": where the score stands}: the last of its lifts, which is the centred
+    """Rows of `score_rows` -> {"arm task split": where the score stands}: the last of its lifts, which is the adapted
     one where there is one, and what it knows beyond words."""
     verdicts = {}
     for row in rows:
         name = " ".join(row[key] for key in ("arm", "task", "split") if key in row)
         lift = row["over best_floor"]
-        if isinstance(row["score"], dict) and lift:  # beyond words
+        if row["metric"] in (HEADLINE, HEADLINE_ADAPTED) and lift:
+            verdicts[name] = verdicts[name].partition("; beyond")[0]
             floor = f", token_idf {fraction(row['token_idf'][0])}" if row["token_idf"] else ""
             low, high = fraction(row["score"]["low"]), fraction(row["score"]["high"])
             verdicts[name] += f"; beyond words {fraction(row['score']['value'])} [{low}, {high}]{floor}"

@@ -1,10 +1,12 @@
 """The run folder: configuration, checkpoints, metrics; and `load_run`, from it back to a model that embeds text."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from encoders import AS_CONFIGURED, ENCODERS, Options
 from lab.command import check_finite
 from lab.configurator import PathStr, UserError, convert, fields_of, warn
 from lab.data import tokenizers
+from lab.data.corpus import Corpus
 from lab.data.tokenizers import load_tokenizer, pad_batch, special_ids
 from lab.distributed import exact_matmul, pick_device
 from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder, completed, load_tensors, load_weights
@@ -20,6 +23,11 @@ from model import ConceptModel, ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
+SENTENCE, FEWEST = (6, 48), 100  # tokens of a held-out sentence; with fewer sentences the rows of the run are taken
+
+# How vectors of texts are adapted to sentences of the texts' own kind: this many first principal directions are removed
+# (Mu & Viswanath, arXiv:1702.01417), the others scaled by sigma^-p. One choice for all sets, made on dev: docs/LOG.md.
+ADAPTED = {"model": (2, 0.25), "static": (5, 0.25)}  # of a model; of counts and means of token vectors
 
 # ---------------------------------------------------------------------------------------------------------------------
 # from a run folder back to a model
@@ -60,14 +68,26 @@ class LoadedRun:
         return a if b is None else [*a, special_ids(self.tokenizer)["sep"], *b]
 
     @one_or_many
-    @torch.no_grad()
-    def embed(self, texts: list[str], batch_tokens: int = 16384) -> Tensor:
+    def embed(self, texts: list[str], batch_tokens: int = 16384, adapt_to: list[str] | None = None) -> Tensor:
         """
         list of n strings -> float32 [n, hidden] on the CPU: each text's concepts pooled; one string -> [hidden]. A text
-        longer than
-        max(lengths) is cut into chunks, its vector is their token-weighted mean. Where config has remove_directions or
-        whitening, geometry.isotropic is applied, fitted on the training corpus's validation rows.
+        longer than max(lengths) is cut into chunks, its vector is their token-weighted mean.
+        adapt_to: sentences of the kind of text that is compared, thousands if there are; vectors lose what these have
+        in common (ADAPTED). Without it, and where config has remove_directions or whitening, geometry.isotropic is
+        applied, fitted on the training corpus's validation rows.
         """
+        vectors = self.pooled(texts, batch_tokens)
+        if adapt_to is not None:
+            mean, matrix = geometry.isotropic(self.pooled(list(adapt_to), batch_tokens), *ADAPTED["model"])
+        elif self.config["remove_directions"] or self.config["whitening"]:
+            mean, matrix = self.fitted()
+        else:
+            return vectors.float()
+        return ((vectors - mean) @ matrix).float()
+
+    @torch.no_grad()
+    def pooled(self, texts: list[str], batch_tokens: int = 16384) -> Tensor:
+        """`embed` as the model makes it, without what is fitted: float64 [n, hidden]."""
         pieces, room = [], self.max_length - self.added[0]  # (text, ids)
         for i, ids in enumerate(self.encode_texts(texts)):
             pieces += [(i, self.wrap(ids[j : j + room])) for j in range(0, len(ids) or 1, room)]
@@ -91,10 +111,7 @@ class LoadedRun:
             tokens.index_add_(0, index, weight)
         vectors = total / tokens
         check_finite(vectors, texts)
-        if self.config["remove_directions"] or self.config["whitening"]:
-            mean, matrix = self.fitted()
-            vectors = (vectors - mean) @ matrix
-        return vectors.float()
+        return vectors
 
     def fitted(self) -> tuple[Tensor, Tensor]:
         """geometry.isotropic of the embeddings of `rows`."""
@@ -125,6 +142,36 @@ class LoadedRun:
             concepts = self.model.encode(ids, mask=mask).float().cpu()
         check_finite(concepts, texts)
         return concepts
+
+    def corpus(self, split: str) -> Corpus | None:
+        """The prepared text of the run; None where it is not at hand or has another tokenizer."""
+        folder = Path(self.config.get("data_dir") or ROOT / "data") / self.config.get("dataset", "")
+        with suppress(UserError):
+            corpus = Corpus(folder, split)
+            return corpus if corpus.tokenizer_hash == self.config["tokenizer_hash"] else None
+
+    def token_frequency(self) -> np.ndarray | None:
+        """Share of each token in the training text, float64 [V]; None where that is not at hand."""
+        if (corpus := self.corpus("train")) is None:
+            return None
+        counts = np.array(corpus.counts(), np.float64)
+        return counts / counts.sum()
+
+    def held_out(self, count: int, seed: int = 20250101) -> tuple[list[str], str]:
+        """About `count` sentences of the validation text, none twice, in random order; where that gives hardly any or
+        is not at hand, the rows that the run keeps. And which it is, in words."""
+        if (corpus := self.corpus("val")) is not None:
+            numbers = np.random.default_rng(seed).permutation(corpus.sentences.size)[: 20 * count]  # many are too long
+            start, end = corpus.sentence_spans(numbers)
+            end = end - (corpus.tokens[end - 1] == corpus.eod)
+            fits = (end - start >= SENTENCE[0]) & (end - start <= min(SENTENCE[1], self.max_length))
+            spans = [(start[i], end[i]) for i in np.flatnonzero(fits)[: 2 * count]]
+            texts = [self.tokenizer.decode(corpus.tokens[first:last].tolist()).strip() for first, last in spans]
+            if len(found := list(dict.fromkeys(texts))[:count]) >= FEWEST:
+                return found, f"{len(found)} sentences of the validation text"
+        rows = [] if self.rows is None else self.rows[:count].tolist()
+        texts = list(dict.fromkeys(self.tokenizer.decode(row).strip() for row in rows))
+        return texts, f"{len(texts)} rows that the run keeps (its validation text is not at hand)"
 
     def read(self, text: str) -> Tensor:
         """Text -> ids [1, n] of at most max(lengths) tokens, the first."""

@@ -1,13 +1,8 @@
-"""What a text is made of, without labels: its words, the types of its tokens, its sentences."""
-
-from pathlib import Path
+"""What a text is made of, without labels: its words and the types of its tokens."""
 
 import numpy as np
 
-from lab.configurator import UserError
-from lab.data.corpus import Corpus
 from lab.data.tokenizers import subword_marks, word_ends, word_starts
-from lab.runs import LoadedRun
 
 FUNCTION = set(
     "the a an this that these those each every some any no all both either neither another such many few several most "
@@ -79,37 +74,6 @@ def token_types(words: list[str], numbers: list[int]) -> list[str]:
             kind = "name" if inside and word[0].isupper() else "content"
         found.append(kind)
     return found
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Sentences
-
-
-SHORTEST, LONGEST = 6, 48  # tokens of a sentence
-FEWEST = 100  # sentences; with fewer the rows of the run are taken
-
-
-def sentences(run: LoadedRun, folder: Path, count: int) -> tuple[list[str], str]:
-    """About `count` sentences of the validation text in `folder`, none twice, in random order; where that gives hardly
-    any, is not there or has another tokenizer, the rows that the run keeps. And which it is, in words."""
-    try:
-        corpus = Corpus(folder, "val")
-        found = drawn(run, corpus, count) if corpus.tokenizer_hash == run.config["tokenizer_hash"] else []
-    except UserError:
-        found = []
-    if len(found) >= FEWEST:
-        return found, f"{len(found)} sentences of the validation text"
-    texts = list(dict.fromkeys(run.tokenizer.decode(row).strip() for row in run.rows[:count].tolist()))
-    return texts, f"{len(texts)} rows that the run keeps (no sentences of its text in {folder})"
-
-
-def drawn(run: LoadedRun, corpus: Corpus, count: int, seed: int = 20250101) -> list[str]:
-    numbers = np.random.default_rng(seed).permutation(corpus.sentences.size)[: 20 * count]  # many are too long
-    start, end = corpus.sentence_spans(numbers)
-    end = end - (corpus.tokens[end - 1] == corpus.eod)
-    good = np.flatnonzero((end - start >= SHORTEST) & (end - start <= min(LONGEST, run.max_length)))[: 2 * count]
-    texts = (run.tokenizer.decode(corpus.tokens[start[i] : end[i]].tolist()).strip() for i in good)
-    return list(dict.fromkeys(texts))[:count]
 
 
 def tfidf(texts: list[str]) -> np.ndarray:

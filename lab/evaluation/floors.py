@@ -28,12 +28,13 @@ from lab.command import log
 from lab.configurator import warn
 from lab.evaluation.scores import cosine, dot, load_arrays, predict, save_arrays, stack
 from lab.evaluation.tasks import Pairs
-from lab.runs import LoadedRun
+from lab.runs import ADAPTED, LoadedRun
 from lab.sources import sources, weights
 from model import AFTER_CONCEPTS
 
 WORD = re.compile(r"[a-z0-9']+")
 RANDOM_WIDTH, RANDOM_SEEDS, UNTRAINED_SEEDS = 256, 8, 5
+SIF = 1e-3  # a of token_sif
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Floors of a task that need its texts alone
@@ -115,10 +116,10 @@ def each_idf(counts, pairs: Pairs) -> dict[str, np.ndarray]:
     return {other: idf(counts[pairs.index[other].ravel()]) for other in set(pairs.fitted_on.values())}
 
 
-def predictions(vectors, pairs: Pairs) -> dict[str, dict]:
+def predictions(vectors, pairs: Pairs, adapted=ADAPTED["static"]) -> dict[str, dict]:
     """Split -> answers; `vectors` [U, D], or a dict of them where they depend on the fitting split."""
     return {
-        split: predict(vectors[other] if isinstance(vectors, dict) else vectors, pairs, split)
+        split: predict(vectors[other] if isinstance(vectors, dict) else vectors, pairs, split, adapted)
         for split, other in pairs.fitted_on.items()
     }
 
@@ -203,24 +204,32 @@ def overlap_floor(pairs: Pairs) -> dict[str, dict]:
 
 
 def embed(run: LoadedRun, pairs: Pairs) -> np.ndarray:
-    """Vectors [U, H] of pairs.sentences; zero where nobody will look."""
+    """Vectors [U, H] of pairs.sentences as the model makes them (all that is fitted is fitted on the task, for every
+    method anew); zero where nobody will look."""
     needed = pairs.needed()
     vectors = np.zeros((len(pairs.sentences), run.config["hidden"]), np.float32)
-    vectors[needed] = run.embed([pairs.sentences[i] for i in needed]).numpy()
+    vectors[needed] = run.pooled([pairs.sentences[i] for i in needed]).float().numpy()
     return vectors
 
 
 def model_floors(run: LoadedRun, pairs: Pairs) -> dict[str, dict[str, dict]]:
     """Floor -> split -> answers at 5 initial seeds. untrained: the same architecture and init; token_idf: the
-    idf-weighted mean of its token embeddings."""
+    idf-weighted mean of its token embeddings; token_sif: their mean weighted by a / (a + p(token)), p the frequency in
+    the run's corpus (Arora et al. 2017, ICLR), where that is at hand."""
     counts = count_matrix(run.encode_texts(pairs.sentences), run.model.config.vocab_size)
-    means = {other: averages(counts, weights) for other, weights in each_idf(counts, pairs).items()}
+    idfs, frequency = each_idf(counts, pairs), run.token_frequency()
+    means = {"token_idf": {other: averages(counts, weights) for other, weights in idfs.items()}}
+    if frequency is not None:
+        means["token_sif"] = dict.fromkeys(idfs, averages(counts, SIF / (SIF + frequency)))
     seeds = []
     for seed in range(UNTRAINED_SEEDS):
         twin = run.twin(seed)
         tokens = twin.model.tokens.weight.detach().cpu().double().numpy()  # [V, T]
-        lexical = predictions({other: mean @ tokens for other, mean in means.items()}, pairs)
-        seeds.append({"token_idf": lexical, "untrained": predictions(embed(twin, pairs), pairs)})
+        lexical = {
+            floor: predictions({other: mean @ tokens for other, mean in own.items()}, pairs)
+            for floor, own in means.items()
+        }
+        seeds.append(lexical | {"untrained": predictions(embed(twin, pairs), pairs, ADAPTED["model"])})
     return stack(seeds)
 
 
@@ -228,10 +237,10 @@ def cache_key(run: LoadedRun, pairs: Pairs) -> str:
     """Hash of all that the floors of a task depend on, code too."""
     model = asdict(run.model.config) | {"mask_id": run.model.mask_id, "chunk": run.max_length}
     model |= run.model.options._asdict()
-    settings = [sources("lab/evaluation/floors.py", run.model), model, run.config["tokenizer_hash"], pairs.digest()]
-    if run.config["remove_directions"] or run.config["whitening"]:
-        settings += [run.config["remove_directions"], run.config["whitening"], run.rows.tolist()]
+    settings = [sources("eval_glue.py", run.model), model, run.config["tokenizer_hash"], pairs.digest()]
     digest = hashlib.sha256(json.dumps(settings).encode())
+    if (frequency := run.token_frequency()) is not None:
+        digest.update(frequency.tobytes())
     if run.model.token_vectors is not None:  # untrained twins begin with them
         digest.update(run.model.token_vectors.cpu().numpy().tobytes())
     if run.model.frozen:  # and with these
@@ -239,13 +248,14 @@ def cache_key(run: LoadedRun, pairs: Pairs) -> str:
     return digest.hexdigest()[:16]
 
 
-def version(pairs: Pairs) -> str:
-    """What a record is of, besides its run: the code and the rows."""
-    return f"{sources('eval_glue.py')[:16]}_{pairs.digest()}"
+def version(pairs) -> str:
+    """What a record is of, besides its run: the code and the rows. pairs: Pairs, Order or the class Order."""
+    return f"{sources('eval_glue.py')[:16]}_{pairs.version()}"
 
 
-def task_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dict[str, dict]]:
-    """Floor -> split -> answers, read from the folder `cache`, or computed and put there."""
+def task_floors(run: LoadedRun, pairs: Pairs, cache: Path, make=None) -> dict[str, dict[str, dict]]:
+    """Floor -> split -> answers, read from the folder `cache`, or computed (by `make`, unless the floors are those of
+    similarity) and put there."""
     path = cache / f"{pairs.name}_{cache_key(run, pairs)}.npz"
     if arrays := load_arrays(path):
         floors = {}
@@ -254,7 +264,7 @@ def task_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dict[str
             floors.setdefault(floor, {}).setdefault(split, {})[kind] = array
         return floors
     log(f"{pairs.name}: floors, and the untrained model at {UNTRAINED_SEEDS} seeds")
-    floors = text_floors(pairs) | model_floors(run, pairs)
+    floors = make(run) if make else text_floors(pairs) | model_floors(run, pairs)
     try:
         cache.mkdir(exist_ok=True)
         save_arrays(path, {f"{f}/{s}/{k}": v for f, d in floors.items() for s, a in d.items() for k, v in a.items()})

@@ -53,15 +53,35 @@ def mcc(predicted, labels) -> float:
     return float((x * y).sum() / scale) if scale > 0 else 0.0
 
 
-METRICS = {  # name -> (function, the answers it judges)
-    "pearson": (pearson, "cosines"),
-    "spearman": (spearman, "cosines"),
-    "pearson_centred": (pearson, "centred"),
-    "spearman_centred": (spearman, "centred"),
-    "pearson_whitened": (pearson, "whitened"),
-    "pearson_first": (pearson, "first"),
-    "pearson_maxsim": (pearson, "maxsim"),
-    "accuracy": (accuracy, "predictions"),
-    "f1": (f1, "predictions"),
-    "mcc": (mcc, "predictions"),
+def average_precision(x, labels) -> float:
+    """Of yes/no labels [n], ranked by x [n]."""
+    from sklearn.metrics import average_precision_score  # late: it takes a second
+
+    return float(average_precision_score(labels, finite(x)))
+
+
+def above_chance(right, labels) -> float:
+    """right [n]: 0 wrong, 0.5 undecided, 1 right, in questions of the kinds labels [n], two answers each -> the mean
+    over kinds of 2 x the share that is right - 1: 0 at chance, 1 where all are right."""
+    return float(np.mean([2 * right[labels == kind].mean() - 1 for kind in np.unique(labels)]))
+
+
+ANSWERED = {"accuracy": (accuracy, "predictions"), "f1": (f1, "predictions"), "mcc": (mcc, "predictions")}
+JUDGED = {  # kind of task -> metric -> (function, the answers it judges)
+    "score": {
+        "pearson": (pearson, "cosines"),
+        "spearman": (spearman, "cosines"),
+        "pearson_centred": (pearson, "centred"),
+        "spearman_centred": (spearman, "centred"),
+        "pearson_adapted": (pearson, "adapted"),
+        "spearman_adapted": (spearman, "adapted"),
+        "pearson_whitened": (pearson, "whitened"),
+        "pearson_first": (pearson, "first"),
+        "pearson_maxsim": (pearson, "maxsim"),
+    },
+    "paraphrase": ANSWERED
+    | {"average_precision": (average_precision, "cosines"), "accuracy_probe": (accuracy, "probe")},
+    "classification": ANSWERED,
+    "order": {"order": (above_chance, "pooled"), "order_concepts": (above_chance, "concepts")},
 }
+METRICS = {metric: judged for metrics in JUDGED.values() for metric, judged in metrics.items()}

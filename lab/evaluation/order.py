@@ -1,16 +1,17 @@
 """
 Order: of two texts with the same words, one as it was written in held-out text, which is it?
 
-    pairs = of_same_tokens(make_pairs(sentences), run)      # {"exchange": [(as written, changed), ...], "halves": ...}
-    ours = answers(run, pairs)                              # {"pooled": {"exchange": [1, n], ...}, "concepts": ...}
-    print(judge_order(ours, floors(run, pairs)))
+    order = Order(run)                      # texts of the run's own held-out text, changed by four rules
+    ours = order.answers(run)               # {"val": {"pooled": [1, n], "concepts": [1, n]}}: 1 where it is right
 
 A linear probe of frozen vectors answers: ridge regression on the difference of the two, each pair judged by a probe of
 all the other pairs (closed leave-one-out error, Allen 1974). A mean of token vectors is the same for both texts and
 stands at 50 % by construction; should it not, the task gives something away.
 """
 
+import hashlib
 import itertools
+import json
 import random
 from collections.abc import Callable
 
@@ -18,14 +19,16 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import binomtest
 
+from lab.configurator import UserError
 from lab.evaluation.floors import UNTRAINED_SEEDS, averages, count_matrix, idf
-from lab.evaluation.scores import bootstrap, stack
+from lab.evaluation.scores import SUFFIX, stack
+from lab.evaluation.tasks import TASKS
 from lab.runs import LoadedRun
 
 COUNT, FEWEST = 1000, 50  # pairs of a rule, at most and at least
 WORDS = 8, 16  # of a text
 APART = 3  # places between what is exchanged or moved
-LIFTS = {"order": "lift", "order_concepts": "lift_concepts"}  # metric -> its lift in a record
+SENTENCES = 6000  # from which the pairs are made
 STRENGTHS = 10.0 ** np.arange(-4, 3)  # of the ridge, x the mean square of a difference
 ROUNDING = 1e-5  # of a vector's length: a smaller difference is none
 
@@ -96,17 +99,6 @@ def make_pairs(sentences: list[str], count: int = COUNT, seed: int = 0) -> dict[
     return pairs
 
 
-def of_same_tokens(pairs: dict[str, list], run: LoadedRun) -> dict[str, list]:
-    """The pairs whose texts the run reads whole and as the same tokens; no rule with fewer than FEWEST."""
-    kept, longest = {}, run.max_length - run.added[0]
-    for rule, both in pairs.items():
-        ids = zip(*(run.encode_texts(list(texts)) for texts in zip(*both, strict=True)), strict=True)
-        good = [len(a) <= longest and sorted(a) == sorted(b) for a, b in ids]
-        if sum(good) >= FEWEST:
-            kept[rule] = list(itertools.compress(both, good))
-    return kept
-
-
 def right_ones(written, changed) -> np.ndarray:
     """Features [n, D] of texts as written and of the changed ones, dense or sparse -> [n]: 1 where a linear probe of
     the other pairs prefers the one that was written, 0.5 where both are alike."""
@@ -127,105 +119,86 @@ def right_ones(written, changed) -> np.ndarray:
     return right
 
 
-def probed(pairs: dict[str, list], features: Callable) -> dict[str, np.ndarray]:
-    """Rule -> `right_ones` [1, n]; features: list of 2 n texts -> [2 n, D]."""
-    found = {}
-    for rule, both in pairs.items():
-        values = features([text for side in zip(*both, strict=True) for text in side])  # the written ones first
-        found[rule] = right_ones(values[: len(both)], values[len(both) :])[None]
-    return found
+class Order:
+    """The task `order` for a run: what `Pairs` is for tasks that have files. Its one split is "val"."""
 
+    name, task, scored, fitted_on = "order", TASKS["order"], ["val"], {}
 
-def answers(run: LoadedRun, pairs: dict[str, list]) -> dict[str, dict[str, np.ndarray]]:
-    """What the probe reads, the pooled vector or all concepts -> rule -> [1, n]."""
+    def __init__(self, run: LoadedRun, sentences: list[str] | None = None):
+        """sentences: the run's own held-out ones, unless they are given. UserError where they are too few. Pairs are
+        left out which the run does not read whole, or not as the same tokens, and rules with fewer than FEWEST."""
+        sentences, self.source = (sentences, "the given text") if sentences else run.held_out(SENTENCES)
+        longest, self.rules, self.sides = run.max_length - run.added[0], {}, ([], [])
+        for rule, pairs in make_pairs(sentences).items():
+            ids = zip(*(run.encode_texts(list(side)) for side in zip(*pairs, strict=True)), strict=True)
+            good = [len(a) <= longest and sorted(a) == sorted(b) for a, b in ids]
+            if sum(good) >= FEWEST:
+                self.rules[rule] = slice(len(self.sides[0]), len(self.sides[0]) + sum(good))
+                for side, texts in zip(self.sides, zip(*itertools.compress(pairs, good), strict=True), strict=True):
+                    side.extend(texts)
+        if not self.rules:
+            what = f"order needs {FEWEST} held-out sentences of {WORDS[0]} to {WORDS[1]} words, which are not at hand"
+            raise UserError(f"{what} ({self.source}); give --data_dir, where the run's prepared data are")
+        numbers = np.concatenate([np.full(at.stop - at.start, i) for i, at in enumerate(self.rules.values())])
+        self.labels, self.sets = {"val": numbers}, {"val": np.array([*self.rules])[numbers]}
 
-    def concepts(texts):
-        return np.concatenate([run.concepts(texts[i : i + 64]).flatten(1).numpy() for i in range(0, len(texts), 64)])
+    def digest(self) -> str:
+        """Hash of the texts."""
+        return hashlib.sha256(json.dumps(self.sides).encode()).hexdigest()[:16]
 
-    return {"pooled": probed(pairs, lambda texts: run.embed(texts).numpy()), "concepts": probed(pairs, concepts)}
+    @staticmethod
+    def version() -> str:
+        """What stands for the rows in the version of a record: they follow from the run."""
+        return "order"
 
+    def probed(self, features: Callable) -> np.ndarray:
+        """`right_ones` of each rule's pairs, [1, n]; features: n texts -> [n, D]."""
+        found = []
+        for at in self.rules.values():
+            written, changed = (side[at] for side in self.sides)
+            values = features([*written, *changed])
+            found.append(right_ones(values[: len(written)], values[len(written) :]))
+        return np.concatenate(found)[None]
 
-def floors(run: LoadedRun, pairs: dict[str, list]) -> dict[str, dict[str, dict]]:
-    """Floor -> way to read -> rule -> [F, n]: the untrained twin; the idf-weighted mean of its token embeddings, which
-    knows no order; which tokens follow which (counts of pairs and triples)."""
-    size = run.model.config.vocab_size
+    def answers(self, run: LoadedRun) -> dict[str, dict[str, np.ndarray]]:
+        """By the pooled vector, and by all concepts beside each other."""
 
-    def grams(texts):
-        encoded = run.encode_texts(texts)
-        rows = [[tuple(ids[i : i + n]) for n in (2, 3) for i in range(len(ids) - n + 1)] for ids in encoded]
-        number = {gram: i for i, gram in enumerate(dict.fromkeys(gram for row in rows for gram in row))}
-        return count_matrix([[number[gram] for gram in row] for row in rows], len(number))
+        def concepts(texts):
+            return np.concatenate(
+                [run.concepts(texts[i : i + 64]).flatten(1).numpy() for i in range(0, len(texts), 64)]
+            )
 
-    def token_mean(texts):
-        counts = count_matrix(run.encode_texts(texts), size)
-        return averages(counts, idf(counts)) @ twin.model.tokens.weight.detach().cpu().double().numpy()
+        pooled = self.probed(lambda texts: run.pooled(texts).numpy())
+        return {"val": {"pooled": pooled, "concepts": self.probed(concepts)}}
 
-    ngrams, seeds = probed(pairs, grams), []
-    for seed in range(UNTRAINED_SEEDS):
-        twin = run.twin(seed)
-        mean, untrained = probed(pairs, token_mean), answers(twin, pairs)
-        seeds.append({"token_idf": dict.fromkeys(untrained, mean), "untrained": untrained})
-    return {"token_ngrams": dict.fromkeys(untrained, ngrams)} | stack(seeds)
+    def intervals(self, answers: dict) -> dict[str, dict[str, float]]:
+        """Of the share of a rule's pairs that is right: {"value", "low", "high"}, 95 % (Wilson 1927)."""
+        found = {}
+        for kind, (rule, at) in itertools.product(answers, self.rules.items()):
+            right = answers[kind][0, at]
+            low, high = binomtest(int(right.sum()), right.size).proportion_ci(method="wilson")
+            found[rule + SUFFIX[kind]] = {"value": float(right.mean()), "low": low, "high": high}
+        return found
 
+    def floors(self, run: LoadedRun) -> dict[str, dict[str, dict]]:
+        """Floor -> split -> answers. untrained: the same model at 5 initial seeds; token_idf: the idf-weighted mean
+        of its token embeddings, which knows no order; token_ngrams: which tokens follow which (counts of pairs and
+        triples)."""
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is made of the answers
+        def grams(texts):
+            encoded = run.encode_texts(texts)
+            rows = [[tuple(ids[i : i + n]) for n in (2, 3) for i in range(len(ids) - n + 1)] for ids in encoded]
+            number = {gram: i for i, gram in enumerate(dict.fromkeys(gram for row in rows for gram in row))}
+            return count_matrix([[number[gram] for gram in row] for row in rows], len(number))
 
+        def token_mean(texts):
+            counts = count_matrix(run.encode_texts(texts), run.model.config.vocab_size)
+            return averages(counts, idf(counts)) @ twin.model.tokens.weight.detach().cpu().double().numpy()
 
-def above_chance(right: dict[str, np.ndarray], counts=None) -> np.ndarray:
-    """Rule -> [F, n of the rule] -> [R, F]: the mean over rules of 2 x the share that is right - 1, 0 at chance, 1 if
-    all are right. counts [R, n of all rules]: how often each of R resamples holds a pair."""
-    total, at = 0.0, 0
-    for answers in right.values():
-        n = answers.shape[1]
-        weight = np.ones((1, n)) if counts is None else counts[:, at : at + n]
-        total, at = total + 2 * (weight @ answers.T / weight.sum(1, keepdims=True)) - 1, at + n
-    return total / len(right)
-
-
-def order_lifts(ours: dict[str, np.ndarray], others: dict[str, dict[str, np.ndarray]]) -> dict[str, dict]:
-    """By how much our `above_chance` is above each floor's mean: floor -> {"value", "low", "high", "verdict"}; the 95 %
-    interval is over resamples of the pairs."""
-    n = sum(answers.shape[1] for answers in ours.values())
-
-    def differences(counts):
-        mine = above_chance(ours, counts).mean(1)
-        return np.stack([mine - above_chance(other, counts).mean(1) for other in others.values()], 1)
-
-    found = dict(zip(others, bootstrap(differences, n), strict=True))
-    return {name: one | {"verdict": "above floor" if one["low"] > 0 else "at floor"} for name, one in found.items()}
-
-
-def named(way: str, what: str) -> str:
-    """A metric's name: "order", "exchange" of the pooled vector, "order_concepts" of all concepts."""
-    return what if way == "pooled" else f"{what}_{way}"
-
-
-def values(by_way: dict[str, dict]) -> dict[str, np.ndarray]:
-    """Way to read -> rule -> [F, n] -> metric -> [F]."""
-    found = {}
-    for way, right in by_way.items():
-        found[named(way, "order")] = above_chance(right)[0]
-        found |= {named(way, rule): answers.mean(1) for rule, answers in right.items()}
-    return found
-
-
-def judge_order(ours: dict[str, dict], theirs: dict[str, dict]) -> dict:
-    """ours: way to read -> rule -> [1, n]; theirs: floor -> the same -> what a record says of a split: {metrics,
-    floors, untrained_range, intervals (Wilson's, of the shares that are right), lift, lift_concepts}."""
-    each = {floor: values(by_way) for floor, by_way in theirs.items()}
-    result = {
-        "metrics": {metric: float(value[0]) for metric, value in values(ours).items()},
-        "floors": {floor: {metric: float(v.mean()) for metric, v in own.items()} for floor, own in each.items()},
-        "untrained_range": {metric: [float(v.min()), float(v.max())] for metric, v in each["untrained"].items()},
-        "intervals": {},
-    }
-    for way, right in ours.items():
-        for rule, answers in right.items():
-            low, high = binomtest(int(answers.sum()), answers.size).proportion_ci(method="wilson")
-            result["intervals"][named(way, rule)] = {"value": float(answers.mean()), "low": low, "high": high}
-        found = order_lifts(right, {floor: by_way[way] for floor, by_way in theirs.items()})
-        best = max(found, key=lambda floor: result["floors"][floor][named(way, "order")])  # noqa: B023
-        best_floor = {"best_floor": {"floor": best, **found[best]}}
-        result[LIFTS[named(way, "order")]] = best_floor | {name: found[name] for name in ("token_idf", "untrained")}
-    return result
+        seeds = []
+        for twin in map(run.twin, range(UNTRAINED_SEEDS)):
+            mean = self.probed(token_mean)
+            static = {"val": {"pooled": mean, "concepts": mean}}
+            seeds.append({"token_idf": static, "untrained": self.answers(twin)})
+        ngrams = self.probed(grams)
+        return {"token_ngrams": {"val": {"pooled": ngrams, "concepts": ngrams}}} | stack(seeds)

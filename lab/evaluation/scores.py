@@ -1,17 +1,21 @@
 """What a score means: metrics of answers, what they know beyond words, bootstrap intervals and lifts over floors."""
 
+import itertools
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy import sparse
 
+import geometry
 from lab.command import check_finite
 from lab.configurator import UserError
-from lab.evaluation.metrics import METRICS, macro_f1, pearson, standardised
-from lab.evaluation.tasks import CENTRED_ON, Pairs, Task
+from lab.evaluation.metrics import JUDGED, METRICS, macro_f1, pearson, standardised
+from lab.evaluation.tasks import Pairs, Task
 from lab.files import read_json, reading, replacing
-from lab.report import HEADLINE
+from lab.report import HEADLINE, HEADLINE_ADAPTED
+from lab.runs import ADAPTED
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -42,6 +46,7 @@ PARTIALS = {  # metric -> its controls; a method that is one of them has no such
     HEADLINE: ("char_tfidf", "word_tfidf", "jaccard", "length"),
     "partial_char_tfidf": ("char_tfidf",),
     "partial_token_idf": ("token_idf",),
+    HEADLINE_ADAPTED: ("char_tfidf", "word_tfidf", "jaccard", "length"),
 }
 TERCILES = ("spearman_low_overlap", "spearman_mid_overlap", "spearman_high_overlap")  # of the Jaccard of word sets
 BEYOND = (*PARTIALS, *TERCILES)
@@ -97,25 +102,39 @@ def beyond_words(answers, labels, known: dict[str, np.ndarray], counts=None, met
 def metric_values(pairs: Pairs, split: str, answers: dict, known=None) -> dict[str, np.ndarray]:
     """Every metric of answers [F, n] to a split -> [F]; with `word_controls` also what goes beyond words."""
     values = task_scores(pairs.task, answers, pairs.labels[split], pairs.sets[split])
-    beyond = beyond_words(answers[answer_kind(HEADLINE, answers)], pairs.labels[split], known) if known else {}
-    return values | {metric: value[0] for metric, value in beyond.items()}
+    for kind, metrics in by_kind(BEYOND, answers).items() if known else ():
+        beyond = beyond_words(answers[kind], pairs.labels[split], known, metrics=metrics)
+        values |= {metric: value[0] for metric, value in beyond.items()}
+    return values
 
 
 def answer_kind(metric: str, answers: dict) -> str:
     """Which of the answers a metric judges. Scores of a trained head are not centred."""
-    if metric in BEYOND:
-        return "centred" if "centred" in answers else "cosines"
-    return METRICS[metric][1] if metric in METRICS else "cosines"
+    if metric in METRICS:
+        return METRICS[metric][1]
+    kind = "adapted" if metric.endswith("_adapted") else "centred"
+    return kind if kind in answers and metric in BEYOND else "cosines"
 
 
-def beyond_intervals(ours, labels, known) -> dict[str, dict[str, float]]:
-    """Metric -> {"value", "low", "high"}: the median over our runs [S, n], with its 95 % percentile interval."""
+def by_kind(metrics, answers: dict) -> dict[str, tuple[str, ...]]:
+    """Kind of answer -> those of the metrics that judge it; without the adapted ones where there are none."""
+    metrics = [metric for metric in metrics if "adapted" in answers or not metric.endswith("_adapted")]
+    kinds = [answer_kind(metric, answers) for metric in metrics]
+    return {kind: tuple(itertools.compress(metrics, (k == kind for k in kinds))) for kind in dict.fromkeys(kinds)}
+
+
+def beyond_intervals(ours: dict, labels, known) -> dict[str, dict[str, float]]:
+    """Metric -> {"value", "low", "high"}: the median over our runs, kind -> answers [S, n], with its 95 % percentile
+    interval."""
 
     def medians(counts):
-        values = beyond_words(ours, labels, known, counts)
-        return np.stack([np.median(values[metric], axis=1) for metric in BEYOND], 1)
+        values = {}
+        for kind, metrics in by_kind(BEYOND, ours).items():
+            values |= beyond_words(ours[kind], labels, known, counts, metrics)
+        return np.stack([np.median(value, axis=1) for value in values.values()], 1)
 
-    return dict(zip(BEYOND, bootstrap(medians, len(labels)), strict=True))
+    metrics = [metric for own in by_kind(BEYOND, ours).values() for metric in own]
+    return dict(zip(metrics, bootstrap(medians, len(labels)), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,6 +170,10 @@ def resampled(metric: str, answers, labels, counts, known=None) -> np.ndarray:
         return np.divide(
             covariance, np.sqrt(np.where(safe, var_x * var_y, 1)), where=safe, out=np.zeros_like(covariance)
         )
+    if metric.startswith("order"):
+        kinds = (np.unique(labels)[:, None] == labels).astype(np.float64)  # [K, n]
+        right = np.stack([counts @ (kind * answers).T / (counts @ kind)[:, None] for kind in kinds])
+        return (2 * right - 1).mean(0)
     if metric == "accuracy":
         return counts @ (answers == labels).T.astype(np.float64) / total
     raise ValueError(f"no bootstrap of {metric}")
@@ -194,14 +217,17 @@ def paired(metric: str, split: str, ours: list[dict], others: dict[str, list[dic
     return lifts(metric, mine, rows, labels, known, middle, middle)
 
 
+SUFFIX = {"pooled": "", "concepts": "_concepts"}  # of the metrics of order, by what the probe reads
+
+
 def task_scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.ndarray]:
     """Every metric of the task -> [F], one for each run of the method; f1 is that of the positive class of two, of more
     classes the mean over them (macro). Of a task made of sets [n], such as genres, also the Pearson correlation inside
     each, and their mean."""
-    functions = {metric: METRICS[metric] for metric in task.metrics if METRICS[metric][1] in answers}
-    if task.kind != "score" and len(task.labels) > 2 and "f1" in functions:
+    functions = {metric: judged for metric, judged in JUDGED[task.kind].items() if judged[1] in answers}
+    if len(task.labels) > 2 and "f1" in functions:
         functions["f1"] = macro_f1, "predictions"
-    if sets is not None and len(np.unique(sets)) > 1:
+    if task.kind == "score" and sets is not None and len(np.unique(sets)) > 1:
 
         def inside(name):
             return lambda x, y: pearson(x[sets == name], y[sets == name])
@@ -209,10 +235,15 @@ def task_scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.nd
         def by_set(x, y):
             return float(np.mean([inside(name)(x, y) for name in np.unique(sets)]))
 
-        functions |= {"pearson_by_set": (by_set, "cosines"), "pearson_by_set_centred": (by_set, "centred")}
+        kinds = {"": "cosines", "_centred": "centred", "_adapted": "adapted"}
+        functions |= {f"pearson_by_set{end}": (by_set, kind) for end, kind in kinds.items()}
         functions |= {f"pearson_{name}": (inside(name), "cosines") for name in np.unique(sets)}
         functions = {metric: (f, kind) for metric, (f, kind) in functions.items() if kind in answers}
-    return {metric: np.array([f(row, labels) for row in answers[kind]]) for metric, (f, kind) in functions.items()}
+    values = {metric: np.array([f(row, labels) for row in answers[kind]]) for metric, (f, kind) in functions.items()}
+    if task.kind == "order":  # the share that is right of each kind of question, too
+        for kind, number in itertools.product(answers, np.unique(labels)):
+            values[sets[labels == number][0] + SUFFIX[kind]] = answers[kind][:, labels == number].mean(1)
+    return values
 
 
 def dot(x, y):
@@ -220,8 +251,9 @@ def dot(x, y):
     return np.asarray(x.multiply(y).sum(1)).ravel() if sparse.issparse(x) else np.einsum("nd,nd->n", x, y)
 
 
-def cosine(vectors, index, mean=None):
-    """Cosines of pairs index [n, 2] of rows of vectors [U, D], dense or sparse, less mean [D]; 0 for a row of zeros."""
+def cosine(vectors, index, mean=None, directions=None):
+    """Cosines of pairs index [n, 2] of rows of vectors [U, D], dense or sparse, less mean [D] and, of sparse ones, less
+    what lies along unit directions [k, D]; 0 for a row of zeros."""
     x, y = vectors[index[:, 0]], vectors[index[:, 1]]
     if not sparse.issparse(vectors):
         x, y = x.astype(np.float64), y.astype(np.float64)
@@ -231,6 +263,9 @@ def cosine(vectors, index, mean=None):
     if mean is not None and sparse.issparse(vectors):  # the difference would be dense
         xm, ym, mm = x @ mean, y @ mean, mean @ mean
         xy, xx, yy = xy - xm - ym + mm, xx - 2 * xm + mm, yy - 2 * ym + mm
+    if directions is not None:
+        xd, yd = (v @ directions.T - mean @ directions.T for v in (x, y))
+        xy, xx, yy = xy - dot(xd, yd), xx - dot(xd, xd), yy - dot(yd, yd)
     scale = np.sqrt(np.maximum(xx, 0) * np.maximum(yy, 0))
     return np.divide(xy, scale, out=np.zeros_like(xy), where=scale != 0)  # not "> 0": a NaN stays one
 
@@ -249,23 +284,59 @@ def best_threshold(x, labels) -> float:
     return float(ends[cut + 1] if middle == ends[cut] > -np.inf else middle)
 
 
-def predict(vectors, pairs: Pairs, split: str) -> dict[str, np.ndarray]:
-    """What vectors [U, D] of pairs.sentences answer to the rows of a split, [1, n]: cosines, and centred ones or, for
-    paraphrases, predictions by the threshold that is best on the split's fitting split. NonFinite names a sentence
-    whose vector is not finite."""
-    other = pairs.fitted_on[split]
-    centre = pairs.index[other].ravel()
-    if other != split and pairs.task.kind != "paraphrase":
-        centre = centre[:CENTRED_ON]
+def adapted_cosine(vectors, index, fitting, remove: int, whitening: float) -> np.ndarray:
+    """As `cosine`, of vectors without what is common: less the mean and the first `remove` principal directions of the
+    rows `fitting`, the others scaled by sigma^-whitening (geometry.isotropic). Of sparse vectors, which have thousands
+    of small directions, none is scaled."""
     if not sparse.issparse(vectors):
-        used = np.union1d(pairs.index[split], centre)
+        values = torch.from_numpy(np.asarray(vectors, np.float64))
+        mean, matrix = geometry.isotropic(values[fitting], min(remove, values.shape[1] - 1), whitening)
+        return cosine(((values - mean) @ matrix).numpy(), index)
+    from sklearn.decomposition import PCA  # late: it takes a second
+
+    x = vectors[fitting]
+    principal = PCA(min(remove, min(x.shape) - 1), svd_solver="arpack", random_state=0).fit(x)
+    return cosine(vectors, index, principal.mean_, principal.components_)
+
+
+def linear_probe(vectors, pairs: Pairs, split: str, most: int = 4000) -> np.ndarray:
+    """Predictions [1, n] of a ridge classifier of |a - b| and a * b of two vectors, trained on at most so many pairs of
+    the split's fitting split; its strength by the leave-one-out error."""
+    from sklearn.linear_model import RidgeClassifierCV  # late: it takes a second
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def features(index):
+        a, b = (vectors[column].astype(np.float64) for column in index.T)
+        return np.concatenate([abs(a - b), a * b], 1)
+
+    other = pairs.fitted_on[split]
+    rows = np.random.default_rng(0).permutation(len(pairs.labels[other]))[:most]
+    probe = make_pipeline(StandardScaler(), RidgeClassifierCV(10.0 ** np.arange(0, 6)))
+    probe.fit(features(pairs.index[other][rows]), pairs.labels[other][rows])
+    return probe.predict(features(pairs.index[split]))[None]
+
+
+def predict(vectors, pairs: Pairs, split: str, adapted=ADAPTED["static"]) -> dict[str, np.ndarray]:
+    """What vectors [U, D] of pairs.sentences answer to the rows of a split, [1, n]: cosines, and centred and adapted
+    ones (see ADAPTED) or, for paraphrases, predictions by the threshold that is best on the split's fitting split.
+    NonFinite names a sentence whose vector is not finite."""
+    other, fitting = pairs.fitted_on[split], pairs.fitting_sentences(split)
+    if not sparse.issparse(vectors):
+        used = np.union1d(pairs.index[split], fitting)
         check_finite(vectors.sum(1, keepdims=True)[used], [pairs.sentences[i] for i in used])
     cosines = cosine(vectors, pairs.index[split])[None]
     if pairs.task.kind == "paraphrase":
         threshold = best_threshold(cosine(vectors, pairs.index[other]), pairs.labels[other])
-        return {"cosines": cosines, "predictions": (cosines >= threshold).astype(np.int64)}
-    mean = np.asarray(vectors[centre].mean(0, dtype=np.float64)).ravel()
-    return {"cosines": cosines, "centred": cosine(vectors, pairs.index[split], mean)[None]}
+        answers = {"cosines": cosines, "predictions": (cosines >= threshold).astype(np.int64)}
+        return answers if sparse.issparse(vectors) else answers | {"probe": linear_probe(vectors, pairs, split)}
+    mean = np.asarray(vectors[fitting].mean(0, dtype=np.float64)).ravel()
+    centred = cosine(vectors, pairs.index[split], mean)[None]
+    return {
+        "cosines": cosines,
+        "centred": centred,
+        "adapted": adapted_cosine(vectors, pairs.index[split], fitting, *adapted)[None],
+    }
 
 
 def stack(runs: list):

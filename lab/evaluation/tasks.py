@@ -25,8 +25,7 @@ from typing import Literal
 import numpy as np
 
 from lab.configurator import UserError, nearest, show, warn
-from lab.evaluation.metrics import METRICS
-from lab.report import HEADLINE
+from lab.report import HEADLINE, HEADLINE_ADAPTED
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Readers: (path, columns, split) -> list of ("file:line", the texts of these columns). A column is named by the file's
@@ -144,12 +143,12 @@ def beside(folder: Path, name: str) -> Path:
 @dataclass(frozen=True)
 class Task:
     """kind: score: the label is a number, the cosine answers it; paraphrase: yes or no, a threshold on the cosine
-    answers it; classification: only a trained head does."""
+    answers it; classification: only a trained head does; order: made of the run's own text (order.py)."""
 
     folder: str
     files: dict[str, str]  # split -> file; test sets whose labels are not published are left out
     columns: tuple  # of the first sentence, of the second or None, of the label
-    kind: Literal["score", "paraphrase", "classification"]
+    kind: Literal["score", "paraphrase", "classification", "order"]
     labels: tuple  # lower-case, in the order of the class numbers, the second of two is the positive one; score: range
     primary: str = "accuracy"  # the metric that a lift is computed of
     reader: Callable = read_table
@@ -166,14 +165,12 @@ class Task:
         return next((files[split] for files, *_ in self.layouts if split in files), "")
 
     @property
-    def metrics(self) -> list[str]:
-        score = self.kind == "score"
-        return [metric for metric, (_, answers) in METRICS.items() if (answers != "predictions") == score]
-
-    @property
     def lifts(self) -> dict[str, str]:
         """Metrics that have a lift -> its name in the record of an evaluation."""
-        beyond = {f"{self.primary}_centred": "lift_centred", HEADLINE: "lift_beyond"}
+        if self.kind == "order":
+            return {"order": "lift", "order_concepts": "lift_concepts"}
+        beyond = {f"{self.primary}_centred": "lift_centred", f"{self.primary}_adapted": "lift_adapted"}
+        beyond |= {HEADLINE: "lift_beyond", HEADLINE_ADAPTED: "lift_beyond_adapted"}
         return {self.primary: "lift"} | (beyond if self.kind == "score" else {})
 
     def label(self, text: str, where: str) -> float:
@@ -233,6 +230,7 @@ TASKS = {
     "wnli": Task("WNLI", GLUE, PAIR, "classification", YES_NO),
     "qnli": Task("QNLI", GLUE, ("question", "sentence", "label"), "classification", ENTAILS),
     "mnli": Task("MNLI", MNLI, ("sentence1", "sentence2", "gold_label"), "classification", NLI),
+    "order": Task("", {}, (), "order", (), "order", layout="nothing: it is made of the run's own held-out text"),
 }
 SEEDS = ("mrpc", "qqp", "stsb", "mnli")  # what `--tasks=seeds` means
 CONCEPT = ("stsb", "sick_r", "mrpc", "paws")  # what `--tasks=concept` means
@@ -256,7 +254,7 @@ def task_names(wanted, folder, zero_shot: bool = False) -> list[str]:
     """("stsb", "concept", ...) -> task names, each once; `all` is every task whose folder lies below `folder`.
     zero_shot: only tasks that the cosine answers; any other that is named is refused."""
     able = [name for name, task in TASKS.items() if not zero_shot or task.kind != "classification"]
-    there = [name for name in able if beside(Path(folder), TASKS[name].folder).is_dir()]
+    there = [name for name in able if TASKS[name].folder and beside(Path(folder), TASKS[name].folder).is_dir()]
     groups = {"concept": CONCEPT, "seeds": [name for name in SEEDS if name in able], "all": there}
     groups["sts"] = [name for name in there if TASKS[name].reader is read_sts]
     names = []
@@ -309,7 +307,7 @@ def without_repeats(splits: dict[str, Split]) -> dict[str, Split]:
 # ---------------------------------------------------------------------------------------------------------------------
 # From vectors to answers
 
-CENTRED_ON = 2000  # sentences of another split whose mean vector is taken off
+FITTED_ON = 4000  # sentences of another split, drawn at random, that centring and adapting are fitted on
 
 
 class Pairs:
@@ -358,9 +356,19 @@ class Pairs:
             whole.update(f"{split} {index.shape} {sets}".encode() + index.tobytes() + self.labels[split].tobytes())
         return whole.hexdigest()[:16]
 
+    version = digest  # what a record of these rows is known by
+
+    def fitting_sentences(self, split: str) -> np.ndarray:
+        """Numbers [m] of the sentences, without labels, that centring and adapting are fitted on for a scored split:
+        FITTED_ON of its fitting split, drawn at random with a fixed seed (the first of STS-B's are one genre); all of
+        them where there are fewer, or where the split is its own, and for a paraphrase's threshold."""
+        other = self.fitted_on[split]
+        rows = self.index[other].ravel()
+        if len(rows) <= FITTED_ON or other == split or self.task.kind == "paraphrase":
+            return rows
+        return np.random.default_rng(0).choice(rows, FITTED_ON, replace=False)
+
     def needed(self) -> np.ndarray:
-        """Numbers of the sentences whose vectors `answer` looks at."""
-        fitting = None if self.task.kind == "paraphrase" else CENTRED_ON
+        """Numbers of the sentences whose vectors `predict` looks at."""
         parts = [self.index[split].ravel() for split in self.scored]
-        parts += [self.index[other].ravel()[:fitting] for other in self.fitted_on.values()]
-        return np.unique(np.concatenate(parts))
+        return np.unique(np.concatenate(parts + [self.fitting_sentences(split) for split in self.scored]))

@@ -21,7 +21,7 @@ from lab.evaluation.floors import text_floors, word_controls
 from lab.evaluation.scores import read_answers
 from lab.evaluation.tasks import TASKS, Pairs, load_task
 from lab.files import write_atomic
-from lab.report import HEADLINE, LIFTS, format_range, lift_text, over_seeds, score_rows, verdicts
+from lab.report import HEADLINE_ADAPTED, LIFTS, format_range, lift_text, over_seeds, score_rows, verdicts
 from lab.training.run_folder import RunFolder
 from objectives import ObjectiveConfig
 
@@ -63,7 +63,7 @@ COLUMNS = (  # title, key of `numbers`, format, scale
 
 
 def arm_rows(arms: dict[str, dict], scores: list[dict]) -> list[dict]:
-    """One row an arm: each task's scores on dev with the lifts of the last of them, which is the centred one where
+    """One row an arm: each task's scores on dev with the lifts of the last of them, which is the adapted one where
     there is one, and what it knows beyond words; then geometry and losses."""
     known = {key for arm in arms.values() for key in arm["median"]}
     lengths = sorted(int(key[9:]) for key in known if re.fullmatch(r"val_loss_\d+", key))
@@ -71,7 +71,7 @@ def arm_rows(arms: dict[str, dict], scores: list[dict]) -> list[dict]:
     rows = []
     for name, arm in arms.items():
         dev = [score for score in scores if (score["arm"], score["split"]) == (name, "dev")]
-        plain = [score for score in dev if score["metric"] != HEADLINE]
+        plain = [score for score in dev if not is_beyond(score["metric"])]
         row = {"arm": name, "seeds": str(arm["runs"])}
         row |= {f"{score['task']} {score['metric']}": score["score"] for score in dev}
         row |= {f"{score['task']} over {floor}": score[f"over {floor}"] for score in plain for floor in LIFTS}
@@ -93,7 +93,7 @@ def notes(results: dict, resolved: dict[str, dict]) -> str:
     """What a reader of the table must know."""
     lines = ["Medians over seeds (min..max); @0: before training; Δshuffle: nats lost with another row's concepts."]
     if results["tasks"]:
-        lines += ["Scores x100 on dev; over a floor: of the centred score where there is one, with the widest 95 %"]
+        lines += ["Scores x100 on dev; over a floor: of the adapted score where there is one, with the widest 95 %"]
         lines += ["interval of the seeds; untrained: the same architecture and init; partial_lexical: rank correlation"]
         lines += ["with the labels beyond words, given what overlap of words and characters and the lengths know."]
     if not losses_compare(resolved):
@@ -119,7 +119,7 @@ def shown(splits: dict) -> str:
 
 @cache
 def lexical_controls(task: str, split: str, data: Path) -> dict[str, np.ndarray]:
-    """What HEADLINE is given, of all models alike."""
+    """What is known of the overlap of words, of all models alike."""
     pairs = Pairs(task, load_task(task, data))
     log(f"{task}: overlap of words, for what is known beyond it")
     theirs = {floor: splits[split] for floor, splits in text_floors(pairs).items()}
@@ -140,7 +140,7 @@ def paired_rows(results: dict, data: Path) -> list[dict]:
         splits = next(run["tasks"][task] for run in results["runs"].values())
         split = shown(splits)
         for metric in [metric for metric in TASKS[task].lifts if metric in splits[split]["metrics"]]:
-            known = lexical_controls(task, split, data) if metric == HEADLINE else None
+            known = lexical_controls(task, split, data) if is_beyond(metric) else None
             try:
                 under = scores.paired(metric, split, answers[first], compared, np.mean, known)
             except UserError as error:  # the task's files have changed since
@@ -156,15 +156,19 @@ def paired_rows(results: dict, data: Path) -> list[dict]:
 
 
 def headline(metrics: Iterable[str]) -> str:
-    """Of a task's metrics the one that arms are compared by: centred, where there is one."""
-    return [metric for metric in metrics if metric != HEADLINE][-1]
+    """Of a task's metrics the one that arms are compared by: adapted, where there is one."""
+    return [metric for metric in metrics if not is_beyond(metric)][-1]
+
+
+def is_beyond(metric: str) -> bool:
+    return metric.startswith("partial")
 
 
 def compared(paired: list[dict], first: str) -> dict[tuple[str, str], dict[str, dict]]:
     """(task, metric) -> arm -> its difference to the first, of the `headline` metrics and of what is beyond words."""
     groups = {}
     for row in paired:
-        if row["metric"] in (HEADLINE, headline(TASKS[row["task"]].lifts)):
+        if row["metric"] in (HEADLINE_ADAPTED, headline(TASKS[row["task"]].lifts)):
             groups.setdefault((row["task"], row["metric"]), {})[row["arm"]] = row[f"over {first}"]
     return groups
 
@@ -173,7 +177,7 @@ def verdict(arms: dict[str, dict], groups: dict[tuple[str, str], dict[str, dict]
     """What the grid says, in a sentence: on each task the highest arm, and whether it is surely above the first."""
     said, first = [], next(iter(arms))
     for (task, metric), lifts in groups.items():
-        if metric != HEADLINE:
+        if not is_beyond(metric):
             best = max(lifts, key=lambda arm: lifts[arm]["value"])
             highest = f"{first} itself is highest, then" if lifts[best]["verdict"] == "worse" else "the highest is"
             said.append(f"on {task} {highest} {best} ({lift_text(lifts[best])})")
@@ -216,11 +220,11 @@ def pictures(results: dict, folder: Path) -> list[Path]:
     drawn = {}  # file -> (label, arm -> points of each seed)
     for task in results["tasks"]:
         lifts = TASKS[task].lifts
-        centred = lifts[headline(lifts)]
+        lift = lifts[headline(lifts)]
         wanted = {  # file -> label, where the value stands among what is known of a split
-            "over_best_floor": ("over the best floor", centred, "best_floor", "value"),
-            "over_untrained": ("over the untrained twin", centred, "untrained", "value"),
-            "beyond_words": ("beyond words", "metrics", HEADLINE),
+            "over_best_floor": ("over the best floor", lift, "best_floor", "value"),
+            "over_untrained": ("over the untrained twin", lift, "untrained", "value"),
+            "beyond_words": ("beyond words", "metrics", HEADLINE_ADAPTED),
         }
         for name, (label, *keys) in wanted.items():
             points = {

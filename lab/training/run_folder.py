@@ -265,7 +265,8 @@ class RunFolder:
             with suppress(UserError, LookupError, TypeError, ValueError):  # damaged, of older code or another kind
                 record = read_json(path, "an evaluation")
                 if (path.stem[10:], self.config()["run_id"]) == (record["task"], record["run_id"]):
-                    value = record["splits"]["dev"]["metrics"][report.HEADLINE]
+                    metrics = record["splits"]["dev"]["metrics"]
+                    value = metrics.get(report.HEADLINE_ADAPTED, metrics[report.HEADLINE])
                     found[record["task"]] = int(record["checkpoint"][5:]), value
         return found
 
