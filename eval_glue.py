@@ -4,11 +4,17 @@ Judges a run on sentence tasks, next to the floors it must beat.
     python eval_glue.py --run=out/quickstart --tasks=concept
     python eval_glue.py --run=out/quickstart --tasks=stsb,mrpc,rte --mode=fine_tune
 
-zero_shot: nothing is trained. A sentence's vector is the mean of its concepts; similarity is the cosine, raw and
-centred (less the mean over the task's first 2,000 train sentences); yes/no questions are answered by a threshold fitted
-on the train split. Beside them, of scores: vectors whitened on the same train sentences, the first concept alone,
+zero_shot: nothing is trained. A sentence's vector is the mean of its concepts; similarity is the cosine: raw; centred,
+less the mean over 4,000 of the task's train sentences, drawn at random; adapted, also less their first k principal
+directions, the others scaled by sigma^-p (fitted for every method anew; k and p stand in the record). Yes/no questions
+are answered by a threshold fitted on the train split, and by a linear probe (accuracy_probe). Beside them, of scores:
 MaxSim over all concepts, and the correlation inside each genre or set that the task's files name. f1 is of the positive
 class of two; of three classes (MNLI, SICK-E) it is the mean over them, macro-F1.
+
+`order`: two held-out texts of the same words, which one was written as it stands? Two content words exchanged (three or
+more places apart); the two halves exchanged; a negation or number moved to another content word; words shuffled within
+windows of three. A linear probe of the frozen vectors answers; any mean of token vectors stands at 50 %. `order` is the
+mean over the four of 2 x the share that is right - 1, 0 ... 100; order_concepts: by all concepts, not by their mean.
 
 fine_tune: a head, and the encoder with it, is trained on the train split less a held-out tenth, which chooses the
 epoch (and with --grid=lr the learning rate); dev and test are only read. The untrained twin is trained in the same way,
@@ -18,11 +24,12 @@ the same command goes on.
 `concept` is stsb, sick_r, mrpc and paws; `seeds` mrpc, qqp, stsb and mnli; `sts` those of STS12 ... STS16 that lie
 in the folder; `all` all that do; `stsb_v2` is stsb without the pairs that occur more than once, in either order, in one
 split or in several (MTEB's STSBenchmark.v2). Prints one table and writes RUN/eval/MODE_TASK.json; beside it .npz has
-the answers to each row: SPLIT/cosines, SPLIT/centred or SPLIT/predictions [seeds, rows], SPLIT/labels.
+the answers to each row: SPLIT/cosines, SPLIT/centred, SPLIT/adapted or SPLIT/predictions [seeds, rows], SPLIT/labels.
 
 Most of a similarity score is overlap of words. What it knows beyond them: partial_lexical is the rank correlation of
-centred cosines and labels that is left, given what overlap of words and characters and the lengths know of both (0 for
-their monotone copies); partial_char_tfidf and partial_token_idf are given that floor alone (token_idf centred);
+centred cosines and labels, given what overlap of words and characters and the lengths know of both (0 for their
+monotone copies), partial_lexical_adapted that of adapted ones; partial_char_tfidf and partial_token_idf are given that
+floor alone (token_idf centred);
 spearman_low_overlap, _mid_ and _high_ are inside thirds of the rows by the share of words that both sentences have.
 
 Floors do not depend on the training, so their answers are kept in `.floors/` beside the run folder, under a hash of
@@ -37,10 +44,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
-import geometry
 import losses
 from encoders import Options
 from heads import HEADS
@@ -57,7 +62,6 @@ from lab.evaluation.scores import (
     PARTIALS,
     answer_kind,
     beyond_intervals,
-    cosine,
     metric_values,
     paired,
     read_answers,
@@ -84,7 +88,7 @@ class EvalConfig:
     ] = ""
     tasks: Annotated[
         tuple[str, ...],
-        "concept: stsb, sick_r, mrpc, paws; seeds: mrpc, qqp, stsb, mnli; sts: STS12 ... STS16; all: what is there",
+        "concept: stsb, sick_r, mrpc, paws; order; seeds: mrpc, qqp, stsb, mnli; sts: STS12 to 16; all that is there",
     ] = ("concept",)
     mode: Annotated[Literal["zero_shot", "fine_tune"], "judge the vectors as they are, or train a head"] = "zero_shot"
     head: Annotated[Literal[tuple(HEADS)], f"fine_tune: how concepts become an answer. {described(HEADS)}"] = "pair"
@@ -176,18 +180,13 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple
     return result, each
 
 
-def other_similarities(run: LoadedRun, pairs: Pairs, split: str, vectors, fitting) -> dict[str, np.ndarray]:
-    """Answers [1, n] beside the cosine of means. whitened: of vectors [U, H] whitened (Su et al. 2021) on the sentences
-    `fitting`; first: of the first concepts; maxsim: `losses.maxsim` of all concepts."""
-    index, values = pairs.index[split], torch.from_numpy(vectors).double()
-    mean, matrix = geometry.isotropic(values[fitting], 0, 1.0)
-    answers = {"whitened": [cosine(((values - mean) @ matrix).numpy(), index)], "first": [], "maxsim": []}
+def maxsim(run: LoadedRun, pairs: Pairs, split: str) -> np.ndarray:
+    """`losses.maxsim` of all concepts of the two sentences, float64 [1, n]."""
+    parts, index = [], pairs.index[split]
     for rows in np.array_split(index, range(256, len(index), 256)):
         a, b = (F.normalize(run.concepts([pairs.sentences[i] for i in column]), dim=-1) for column in rows.T)
-        cosines = a @ b.mT  # [rows, C, C]
-        answers["first"].append(cosines[:, 0, 0])
-        answers["maxsim"].append(losses.maxsim(cosines))
-    return {kind: np.concatenate(parts).astype(np.float64)[None] for kind, parts in answers.items()}
+        parts.append(losses.maxsim(a @ b.mT))  # [rows, C, C]
+    return np.concatenate(parts).astype(np.float64)[None]
 
 
 def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
@@ -203,10 +202,10 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     theirs = task_floors(run, pairs, cache)
     log(f"{pairs.name}: {len(pairs.sentences):,} sentences")
     vectors = embed(run, pairs)
-    ours = predictions(vectors, pairs, ADAPTED["model"])
+    ours = predictions(vectors, pairs, ADAPTED["model"], probe=True)
     if pairs.task.kind == "score":
         for split in pairs.scored:
-            ours[split] |= other_similarities(run, pairs, split, vectors, pairs.fitting_sentences(split))
+            ours[split]["maxsim"] = maxsim(run, pairs, split)
     judged = judge(ours, theirs, pairs)
     fitted = pairs.task.kind == "paraphrase"
     protocol = {

@@ -343,7 +343,7 @@ def verdicts(rows: list[dict]) -> dict[str, str]:
     for row in rows:
         name = " ".join(row[key] for key in ("arm", "task", "split") if key in row)
         lift = row["over best_floor"]
-        if row["metric"] in (HEADLINE, HEADLINE_ADAPTED) and lift:
+        if isinstance(row["score"], dict) and row["metric"] in (HEADLINE, HEADLINE_ADAPTED) and lift:
             verdicts[name] = verdicts[name].partition("; beyond")[0]
             floor = f", token_idf {fraction(row['token_idf'][0])}" if row["token_idf"] else ""
             low, high = fraction(row["score"]["low"]), fraction(row["score"]["high"])

@@ -198,17 +198,17 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
     cells = dict(zip(tables[0], tables[2], strict=True))
     record = json.loads((place / "again/compare/toy/wide_s0/eval/zero_shot_stsb.json").read_text())
     dev = record["splits"]["dev"]
-    lift = dev["lift_centred"]["untrained"]
+    lift = dev["lift_adapted"]["untrained"]
     assert cells["stsb pearson"] == f"{100 * dev['metrics']['pearson']:.1f}"
     assert cells["stsb pearson_centred"] == f"{100 * dev['metrics']['pearson_centred']:.1f}"
     shown = [f"{100 * lift[key]:+.1f}" for key in ("value", "low", "high")]
     assert cells["stsb over untrained"] == f"{shown[0]} [{shown[1]}, {shown[2]}] {lift['verdict']}"
-    assert cells["stsb over token_idf"].split()[0] == f"{100 * dev['lift_centred']['token_idf']['value']:+.1f}"
-    assert cells["stsb over best_floor"].endswith(f"({dev['lift_centred']['best_floor']['floor']})")
-    headlines = ("pearson", "pearson_centred", "partial_lexical")
-    assert [row[:4] for row in tables[5:8]] == [["wide", "stsb", "dev", m] for m in headlines]
+    assert cells["stsb over token_idf"].split()[0] == f"{100 * dev['lift_adapted']['token_idf']['value']:+.1f}"
+    assert cells["stsb over best_floor"].endswith(f"({dev['lift_adapted']['best_floor']['floor']})")
+    headlines = ("pearson", "pearson_centred", "pearson_adapted", "partial_lexical", "partial_lexical_adapted")
+    assert [row[:4] for row in tables[5:10]] == [["wide", "stsb", "dev", m] for m in headlines]
     shown = [f"{100 * dev['beyond']['partial_lexical'][key]:.1f}" for key in ("value", "low", "high")]
-    assert cells["stsb partial_lexical"] == tables[7][4] == f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    assert cells["stsb partial_lexical"] == tables[8][4] == f"{shown[0]} [{shown[1]}, {shown[2]}]"
     assert f"\n* wide stsb dev: {dev['verdict']}\n" in printed
     assert dict(zip(tables[3], tables[5], strict=True))["untrained"].startswith(
         f"{100 * dev['floors']['untrained']['pearson']:.1f} ("

@@ -11,8 +11,9 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import sparse, stats
 from sklearn import metrics as sk
+from sklearn.decomposition import PCA
 
 import eval_glue
 from encoders import Options
@@ -24,7 +25,7 @@ from lab.evaluation.floors import cache_key, model_floors, predictions, text_flo
 from lab.evaluation.retrieval import retrieval_hits
 from lab.evaluation.scores import BEYOND, PARTIALS, best_threshold, beyond_words, bootstrap
 from lab.evaluation.tasks import Pairs, load_task
-from lab.runs import load_run
+from lab.runs import ADAPTED, load_run
 from model import ConceptModel
 from tests import training
 from tests.corpus import make_corpus, sentence
@@ -105,10 +106,11 @@ def records(place):
     return {name: json.loads((place / f"out/run/eval/zero_shot_{name}.json").read_text()) for name in names}
 
 
-OTHERS = {"pearson_whitened", "pearson_first", "pearson_maxsim"}
-CORRELATIONS = {"pearson", "spearman", "pearson_centred", "spearman_centred", *OTHERS, *BEYOND}
-SHARES = {"accuracy", "f1", "mcc"}
-FLOORS = {"word_tfidf", "char_tfidf", "random_vectors", "token_idf", "untrained"}
+CORRELATIONS = {f"{name}{kind}" for name in ("pearson", "spearman") for kind in ("", "_centred", "_adapted")}
+CORRELATIONS |= {"pearson_maxsim", *BEYOND}
+SHARES = {"accuracy", "f1", "mcc", "average_precision", "accuracy_probe"}
+PROBED = {"token_idf", "token_sif", "untrained"}
+FLOORS = {"word_tfidf", "char_tfidf", "random_vectors", "token_idf", "token_sif", "untrained"}
 
 
 def test_the_record_of_each_task(place, records):
@@ -120,7 +122,10 @@ def test_the_record_of_each_task(place, records):
         for split, found in record["splits"].items():
             assert found["metrics"].keys() == metrics and record["per_seed"][0][split] == found["metrics"]
             assert found["floors"].keys() == (FLOORS | {"majority"} if metrics is SHARES else FLOORS)
-            assert all(floor.keys() == metrics - OTHERS for floor in found["floors"].values())
+            for floor, values in found["floors"].items():
+                absent = {"pearson_maxsim"} | ({"average_precision"} if floor == "majority" else set())
+                absent |= set() if floor in PROBED else {"accuracy_probe"}
+                assert values.keys() == metrics - absent
             primary = "accuracy" if metrics is SHARES else "pearson"
             best = found["lift"]["best_floor"]
             assert best["floor"] == max(found["floors"], key=lambda floor: found["floors"][floor][primary])  # noqa: B023
@@ -132,7 +137,7 @@ def test_the_record_of_each_task(place, records):
                 assert lift["verdict"] == ("above floor" if lift["low"] > 0 else "at floor")
             low, high = found["untrained_range"][primary]
             assert low <= found["floors"]["untrained"][primary] <= high
-            assert ("lift_centred" in found) == ("beyond" in found) == (metrics is CORRELATIONS)
+            assert ("lift_adapted" in found) == ("beyond" in found) == (metrics is CORRELATIONS)
             assert found["verdict"].split()[0] in ("above", "below", "not")
         protocol = {"head", "pooling", "lr", "epochs", "batch", "max_length", "selection", "pairs"}
         assert record["protocol"].keys() >= protocol | {"train_rows", "eval_rows"}
@@ -148,7 +153,7 @@ def cosines(vectors, split, mean=0):
 
 def embed(run, splits):
     texts = sorted({text for split in splits.values() for row in split.rows for text in row})
-    return dict(zip(texts, run.embed(texts, batch_tokens=48).double().numpy(), strict=True))  # small batches
+    return dict(zip(texts, run.pooled(texts, batch_tokens=48).numpy(), strict=True))  # small batches
 
 
 def test_scores_by_hand_and_in_other_batches(place, records):
@@ -182,12 +187,13 @@ def test_beyond_words_in_the_record(place, records):
     theirs |= {floor: answers["dev"] for floor, answers in model_floors(run, pairs).items()}
     known, dev = word_controls(pairs, "dev", theirs), records["stsb"]["splits"]["dev"]
     own = {floor: {m for m, controls in PARTIALS.items() if floor in controls} for floor in FLOORS}
-    assert own["token_idf"] == {"partial_token_idf"} and own["word_tfidf"] == {"partial_lexical"}
-    for name, centred, metrics in (
+    assert own["token_idf"] == {"partial_token_idf"} and "partial_lexical" in own["word_tfidf"]
+    centred = [metric for metric in BEYOND if not metric.endswith("_adapted")]
+    for name, answers, metrics in (
         ("", ours, dev["metrics"]),
         *((f, theirs[f]["centred"], dev["floors"][f]) for f in own),
     ):
-        expected = beyond_words(centred, pairs.labels["dev"], known)
+        expected = beyond_words(answers, pairs.labels["dev"], known, metrics=centred)
         for metric, value in expected.items():
             null = metric in own.get(name, ())
             assert metrics[metric] == (None if null else pytest.approx(value.mean(), abs=1e-6))
@@ -215,7 +221,7 @@ def test_a_year_of_semeval(place, capsys):
     record = json.loads((place / "out/run/eval/zero_shot_sts14.json").read_text())
     judged, protocol = record["splits"]["test"], record["protocol"]
     assert judged["metrics"].keys() == CORRELATIONS | {
-        f"pearson_{name}" for name in ("by_set", "by_set_centred", "dev", "test")
+        f"pearson_{name}" for name in ("by_set", "by_set_centred", "by_set_adapted", "dev", "test")
     }
     assert protocol["eval_rows"] == {"test": 68} and protocol["fitted_on"] == {"test": "test"}
     assert "its own sentences, unlabelled" in protocol["fitting"] and protocol["fitting"] in out
@@ -225,10 +231,10 @@ def test_a_year_of_semeval(place, capsys):
 def test_answers_of_each_row_are_kept(place, records):
     """Paired tests start from them: metrics and lifts can be had again."""
     with np.load(place / "out/run/eval/zero_shot_stsb.npz") as rows:
-        kinds = ("cosines", "centred", "whitened", "first", "maxsim", "labels")
+        kinds = ("cosines", "centred", "adapted", "maxsim", "labels")
         assert set(rows.files) == {f"{s}/{kind}" for s in ("dev", "test") for kind in kinds}
         dev = records["stsb"]["splits"]["dev"]["metrics"]
-        for kind, metric in (("cosines", "pearson"), ("centred", "pearson_centred")):
+        for kind, metric in (("cosines", "pearson"), ("centred", "pearson_centred"), ("adapted", "pearson_adapted")):
             assert rows[f"dev/{kind}"].shape == (1, 40)
             assert stats.pearsonr(rows[f"dev/{kind}"][0], rows["dev/labels"])[0] == pytest.approx(dev[metric])
     with np.load(place / "out/run/eval/zero_shot_mrpc.npz") as rows:
@@ -237,26 +243,54 @@ def test_answers_of_each_row_are_kept(place, records):
         assert rows["test/cosines"].shape == (1, 40)
 
 
-def test_other_similarities_by_loops(place):
-    """Of the first concept, MaxSim, and of whitened vectors, whose covariance over the train sentences is 1."""
+def test_maxsim_by_loops(place):
     run = load_run(place / "out/run", device="cpu")
     with np.load(place / "out/run/eval/zero_shot_sick_r.npz") as rows:
-        answers = {kind: rows[f"dev/{kind}"][0] for kind in ("first", "maxsim", "whitened")}
-    splits = load_task("sick_r", place / "glue")
+        answers = rows["dev/maxsim"][0]
 
     def cosine(a, b):
         return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
-    train = run.embed([text for row in splits["train"].rows for text in row]).double().numpy()
-    sigma, directions = np.linalg.eigh(np.cov(train.T, bias=True))
-    sigma = np.maximum(sigma / sigma[-1], 1e-6) ** 0.5
-    for i, (a, b) in enumerate(splits["dev"].rows):
+    for i, (a, b) in enumerate(load_task("sick_r", place / "glue")["dev"].rows):
         x, y = (run.concepts([text])[0].double().numpy() for text in (a, b))
-        assert answers["first"][i] == pytest.approx(cosine(x[0], y[0]), abs=1e-4)
         likest = [max(cosine(u, v) for v in y) for u in x], [max(cosine(u, v) for u in x) for v in y]
-        assert answers["maxsim"][i] == pytest.approx(np.mean(likest), abs=1e-4)
-        x, y = ((run.embed([t])[0].double().numpy() - train.mean(0)) @ directions / sigma for t in (a, b))
-        assert answers["whitened"][i] == pytest.approx(cosine(x, y), abs=1e-3)
+        assert answers[i] == pytest.approx(np.mean(likest), abs=1e-4)
+
+
+def test_adapted_equals_principal_components(place, records):
+    """scikit-learn's, of the train sentences: of the run, of its token_idf and of sparse word TF-IDF."""
+    splits = load_task("stsb", place / "glue")
+    run, pairs = load_run(place / "out/run", device="cpu"), Pairs("stsb", splits)
+    train, gold = pairs.index["train"].ravel(), splits["dev"].labels
+    texts = [text for row in splits["train"].rows for text in row]
+
+    def pearson(vectors, remove, power):
+        found = PCA().fit(vectors[train])
+        kept = slice(remove, None)
+        values = (vectors - found.mean_) @ found.components_[kept].T
+        values = values * np.maximum(found.explained_variance_[kept] / found.explained_variance_[0], 1e-6) ** (
+            -power / 2
+        )
+        x, y = values[pairs.index["dev"].T]
+        return stats.pearsonr((x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1), gold)[0]
+
+    found = records["stsb"]["splits"]["dev"]
+    ours = run.pooled(pairs.sentences).numpy()
+    assert found["metrics"]["pearson_adapted"] == pytest.approx(pearson(ours, *ADAPTED["model"]), abs=1e-4)
+    adapted = run.embed([row[0] for row in splits["dev"].rows], adapt_to=texts).double().numpy()
+    other = run.embed([row[1] for row in splits["dev"].rows], adapt_to=texts).double().numpy()
+    cosine = (adapted * other).sum(1) / np.linalg.norm(adapted, axis=1) / np.linalg.norm(other, axis=1)
+    assert stats.pearsonr(cosine, gold)[0] == pytest.approx(found["metrics"]["pearson_adapted"], abs=1e-3)
+    counts = floors.count_matrix(run.encode_texts(pairs.sentences), run.model.config.vocab_size)
+    weights = floors.idf(counts[train])
+    tables = [run.twin(seed).model.tokens.weight.detach().double().numpy() for seed in range(5)]
+    for floor, weight in ("token_idf", weights), ("token_sif", 1e-3 / (1e-3 + run.token_frequency())):
+        each = [pearson(floors.averages(counts, weight) @ table, *ADAPTED["static"]) for table in tables]
+        assert found["floors"][floor]["pearson_adapted"] == pytest.approx(np.mean(each), abs=1e-4)
+    words = floors.word_counts(pairs.sentences)[0]
+    tfidf = (words @ sparse.diags_array(floors.idf(words[train]))).toarray()
+    expected = pearson(tfidf, ADAPTED["static"][0], 0)
+    assert found["floors"]["word_tfidf"]["pearson_adapted"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_untrained_and_token_idf_by_hand(place, records):
@@ -295,7 +329,7 @@ def test_the_table_and_the_floors_kept_beside_the_run(place, records, capsys, mo
     assert rows[2][columns["score"]] == f"{100 * dev['metrics']['pearson']:.1f}"
     assert rows[2][columns["token_idf"]] == f"{100 * dev['floors']['token_idf']['pearson']:.1f}"
     assert rows[2][columns["majority"]] == rows[3][columns["over untrained"]] == "-"
-    assert rows[-1][columns["majority"]] == "0.0"
+    assert next(row for row in rows if row[2] == "mcc")[columns["majority"]] == "0.0"
     lift = dev["lift"]["best_floor"]
     assert f"[{100 * lift['low']:+.1f}, {100 * lift['high']:+.1f}]" in rows[2][columns["over best_floor"]]
     assert "floors" not in err and len(rows) == 2 + 2 * 13 + 2 * 3
@@ -414,7 +448,7 @@ def test_a_sweep_over_concepts_and_iterations(place, capsys, monkeypatch):
     capsys.readouterr()
     assert judge(place, "--tasks=stsb,mrpc", "--concepts=1,8", "--iterations=1,2", run="sweep") == 0
     header, _, *rows = (line for line in capsys.readouterr().out.splitlines() if line.startswith("|"))
-    assert "stsb dev pearson_centred" in header and "mrpc dev accuracy" in header and len(rows) == 4
+    assert "stsb dev pearson_adapted" in header and "mrpc dev accuracy" in header and len(rows) == 4
     assert (out / "eval" / "sweep.png").read_bytes().startswith(b"\x89PNG")
     cells = [cell.strip() for cell in rows[1].split("|")]
     assert cells[1:3] == ["1", "2"]
@@ -425,8 +459,8 @@ def test_a_sweep_over_concepts_and_iterations(place, capsys, monkeypatch):
     alone = json.loads(path.read_text())
     assert alone == swept and alone["protocol"]["concepts"] == 1
     dev = alone["splits"]["dev"]
-    assert cells[4] == f"{100 * dev['metrics']['pearson_centred']:.4g}"
-    assert cells[5] == f"{100 * dev['floors']['untrained']['pearson_centred']:.4g}"
+    assert cells[4] == f"{100 * dev['metrics']['pearson_adapted']:.4g}"
+    assert cells[5] == f"{100 * dev['floors']['untrained']['pearson_adapted']:.4g}"
     run = load_run(out, device="cpu", options=Options(1, 2))
     pairs = Pairs("stsb", load_task("stsb", place / "glue"))
     twin = [floors.embed(run.twin(seed), pairs) for seed in range(2)]

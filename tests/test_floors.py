@@ -116,7 +116,9 @@ def test_floors_of_a_task_of_scores_and_one_of_paraphrase():
     assert found.keys() == {"word_tfidf", "char_tfidf", "random_vectors"}
     assert {a["cosines"].shape for a in found["random_vectors"].values()} == {(8, 20), (8, 25)}
     scores = task_scores(pairs.task, found["random_vectors"]["dev"], splits["dev"].labels)
-    assert scores.keys() == {"pearson", "spearman", "pearson_centred", "spearman_centred"}
+    assert scores.keys() == {
+        f"{name}{kind}" for name in ("pearson", "spearman") for kind in ("", "_centred", "_adapted")
+    }
     expected = stats.spearmanr(found["random_vectors"]["dev"]["centred"][5], splits["dev"].labels)[0]
     assert scores["spearman_centred"][5] == pytest.approx(expected)
     without_dev = text_floors(Pairs("stsb", {name: splits[name] for name in ("train", "test")}))
@@ -234,7 +236,7 @@ def test_beyond_words_equals_a_slow_reference(seed):
 def test_intervals_beyond_words_equal_a_plain_loop(monkeypatch):
     answers, labels, known = overlaps()
     monkeypatch.setattr(bootstrap, "__defaults__", (0, 150))
-    found = beyond_intervals(answers[:1], labels, known)
+    found = beyond_intervals({"centred": answers[:1]}, labels, known)
     lift = lifts("partial_lexical", answers[:1], {"other": answers[1:]}, labels, known)["other"]
     items = [row for row in np.random.default_rng(0).integers(0, 80, (150, 80))]
     drawn = [[slow_beyond(answer, labels, known, row) for row in items] for answer in answers]

@@ -2,13 +2,19 @@
 
 import random
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from scipy import sparse
 
+from eval_glue import judge
+from lab.configurator import UserError
 from lab.evaluation import order
+from lab.evaluation.metrics import above_chance
+from lab.evaluation.order import Order
+from lab.evaluation.scores import resampled
 from tests.corpus import sentence
 
 CHANCE = random.Random(3)
@@ -65,22 +71,24 @@ class Bag:
     max_length, added = 40, (0, 1)
 
     def __init__(self, seed=0, placed=False):
-        self.table, self.placed = np.random.default_rng(seed).normal(size=(40, 300, 12)), placed
+        self.table, self.placed, self.words = np.random.default_rng(seed).normal(size=(40, 300, 12)), placed, {}
         tokens = SimpleNamespace(weight=torch.from_numpy(self.table[0]))
         self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=300), tokens=tokens)
-        self.words = {}
+
+    def held_out(self, count):
+        return SENTENCES[:count], "all of them"
 
     def encode_texts(self, texts):
         return [[self.words.setdefault(word, len(self.words)) for word in text.split()] for text in texts]
 
-    def embed(self, texts):
+    def pooled(self, texts):
         rows = self.encode_texts(texts)
-        places = [range(len(row)) if self.placed else [0] * len(row) for row in rows]
-        means = [self.table[place, row].mean(0) for place, row in zip(map(list, places), rows, strict=True)]
-        return torch.from_numpy(np.stack(means)).float()
+        places = [[*range(len(row))] if self.placed else [0] * len(row) for row in rows]
+        means = [self.table[place, row].mean(0) for place, row in zip(places, rows, strict=True)]
+        return torch.from_numpy(np.stack(means))
 
     def concepts(self, texts):
-        return self.embed(texts)[:, None]
+        return self.pooled(texts)[:, None].float()
 
     def twin(self, seed):
         twin = Bag(seed + 1, self.placed)
@@ -88,29 +96,49 @@ class Bag:
         return twin
 
 
-def test_a_mean_of_token_vectors_stands_at_chance_and_a_leak_is_found():
+def judged(run, task):
+    ours, theirs = task.answers(run), task.floors(run)
+    splits, each = judge(ours, theirs, task)
+    return splits["val"], task.intervals(ours["val"]), theirs
+
+
+def test_a_mean_of_token_vectors_stands_at_chance():
     run = Bag()
-    pairs = order.of_same_tokens(order.make_pairs(SENTENCES, count=200), run)
-    assert pairs.keys() == {"exchange", "halves", "shuffle"}  # nothing to move in these sentences
-    ours, theirs = order.answers(run, pairs), order.floors(run, pairs)
-    judged = order.judge_order(ours, theirs)
-    assert set(judged["metrics"].values()) == {0.0, 0.5}
-    assert judged["floors"]["token_idf"] == judged["metrics"]
-    assert judged["lift"]["token_idf"] == {"value": 0, "low": 0, "high": 0, "verdict": "at floor"}
-    leaking = {"halves": [(f"{a} indeed", b) for a, b in pairs["halves"]]}
-    assert order.of_same_tokens(leaking, run) == {}
-    assert order.values(order.floors(run, leaking)["token_idf"])["order"].min() > 0.95
+    task = Order(run)
+    assert [*task.rules] == ["exchange", "halves", "shuffle"]  # nothing to move in these sentences
+    split, intervals, _ = judged(run, task)
+    assert split["floors"]["token_idf"] == split["metrics"] and set(split["metrics"].values()) == {0.0, 0.5}
+    assert split["lift"]["token_idf"] == {"value": 0, "low": 0, "high": 0, "verdict": "at floor"}
+    assert task.digest() != Order(run, SENTENCES[:400]).digest() and Order.version() == "order"
+    with pytest.raises(UserError, match="order needs 50 held-out sentences .*; give --data_dir"):
+        Order(run, SENTENCES[:20])
+
+
+def test_a_planted_leak_is_found_by_the_static_floor():
+    """Texts of other tokens are left out; put in by force, they lift the floor that knows no order."""
+    leaking = {"halves": [(f"{a} indeed", b) for a, b in order.make_pairs(SENTENCES)["halves"]]}
+    with patch.object(order, "make_pairs", lambda sentences: leaking):
+        with pytest.raises(UserError):
+            Order(Bag())
+        with patch("lab.evaluation.order.sorted", lambda ids: 0, create=True):
+            task = Order(run := Bag())
+    split, _, _ = judged(run, task)
+    assert split["floors"]["token_idf"]["order"] > 0.95
 
 
 def test_a_model_that_knows_order_is_above_chance():
     run = Bag(placed=True)
-    pairs = order.of_same_tokens(order.make_pairs(SENTENCES, count=300), run)
-    judged = order.judge_order(order.answers(run, pairs), order.floors(run, pairs))
-    metrics, lift = judged["metrics"], judged["lift"]
-    assert metrics["order"] == pytest.approx(np.mean([2 * metrics[rule] - 1 for rule in pairs]))
-    assert metrics["halves"] > 0.6 and judged["floors"]["token_ngrams"]["order"] > 0.2
-    low, high = (judged["intervals"]["halves"][end] for end in ("low", "high"))
-    assert low < metrics["halves"] < high
+    task = Order(run)
+    split, intervals, theirs = judged(run, task)
+    metrics, floors, lift = split["metrics"], split["floors"], split["lift"]
+    assert metrics["order"] == pytest.approx(np.mean([2 * metrics[rule] - 1 for rule in task.rules]))
+    assert metrics["halves"] > 0.6 and floors["token_ngrams"]["order"] > 0.2
+    low, value, high = (intervals["halves"][key] for key in ("low", "value", "high"))
+    assert low < value == metrics["halves"] < high
+    assert intervals["halves_concepts"]["value"] == metrics["halves_concepts"]
     assert lift["token_idf"]["value"] == pytest.approx(metrics["order"]) and lift["token_idf"]["low"] > 0
     assert lift["best_floor"]["floor"] in ("token_ngrams", "untrained")
-    assert np.isclose(lift["untrained"]["value"], metrics["order"] - judged["floors"]["untrained"]["order"])
+    assert np.isclose(lift["untrained"]["value"], metrics["order"] - floors["untrained"]["order"])
+    right = theirs["untrained"]["val"]["pooled"]  # a resample that holds every pair twice changes nothing
+    twice = resampled("order", right, task.labels["val"], np.full((1, right.shape[1]), 2.0))
+    assert np.allclose(twice[0], [above_chance(row, task.labels["val"]) for row in right])

@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from lab.command import NonFinite
 from lab.configurator import UserError
-from lab.evaluation import scores, tasks
+from lab.evaluation import tasks
 from lab.evaluation.metrics import accuracy, f1, mcc, pearson, spearman
 from lab.evaluation.scores import best_threshold, cosine, predict, stack, task_scores
 from lab.evaluation.tasks import TASKS, Pairs, Split, load_task, task_names
@@ -124,12 +124,13 @@ def test_single_sentences_stand_alone():
     texts = [("Good.",), ("Bad.",), ("Good.",)]
     pairs = Pairs("sst2", {name: Split(texts, np.array([1, 0, 1])) for name in ("train", "dev")})
     assert pairs.sentences == ["Good.", "Bad."] and pairs.index["dev"].tolist() == [[0], [1], [0]]
-    assert pairs.needed().tolist() == [0, 1] and TASKS["sst2"].metrics == ["accuracy", "f1", "mcc"]
+    assert pairs.needed().tolist() == [0, 1]
 
 
 def test_lifts_are_of_the_primary_metric():
-    centred = {"pearson": "lift", "pearson_centred": "lift_centred"}
-    assert TASKS["stsb"].lifts == centred | {"partial_lexical": "lift_beyond"}
+    lifts = {f"pearson{kind}": f"lift{kind}" for kind in ("", "_centred", "_adapted")}
+    beyond = {"partial_lexical": "lift_beyond", "partial_lexical_adapted": "lift_beyond_adapted"}
+    assert TASKS["stsb"].lifts == lifts | beyond
     assert TASKS["mrpc"].lifts == {"accuracy": "lift"} and TASKS["cola"].lifts == {"mcc": "lift"}
 
 
@@ -148,17 +149,19 @@ def test_cosines_dense_sparse_and_centred(monkeypatch):
         assert np.allclose(cosine(sparse.csr_array(vectors), index, m), naive, atol=1e-12)
     assert cosine(vectors, index)[0] == 0
 
-    # centred on the first sentences of the fitting split, first and second of each pair by turns
+    # centred on sentences of the fitting split, drawn at random, the same each time
     splits, pairs = make_pairs()
     vectors = chance.normal(size=(len(pairs.sentences), 8)).astype(np.float32) + 3
-    for module in (tasks, scores):
-        monkeypatch.setattr(module, "CENTRED_ON", 6)
-    first = [pairs.sentences.index(text) for row in splits["train"].rows[:3] for text in row]
-    expected = cosine(vectors, pairs.index["dev"], vectors[first].astype(np.float64).mean(0))
+    assert np.array_equal(pairs.fitting_sentences("dev"), pairs.index["train"].ravel())  # there are only few
+    monkeypatch.setattr(tasks, "FITTED_ON", 6)
+    drawn = pairs.fitting_sentences("dev")
+    assert np.array_equal(drawn, pairs.fitting_sentences("test")) and len(drawn) == 6
+    assert set(drawn) <= set(pairs.index["train"].ravel()) and max(drawn) > 12  # not the first ones
+    expected = cosine(vectors, pairs.index["dev"], vectors[drawn].astype(np.float64).mean(0))
     answers = predict(vectors, pairs, "dev")
-    assert answers.keys() == {"cosines", "centred"} and np.allclose(answers["centred"], expected)
+    assert answers.keys() == {"cosines", "centred", "adapted"} and np.allclose(answers["centred"], expected)
     needed = set(pairs.needed())  # no more is embedded than is looked at
-    assert needed == {*first, *pairs.index["dev"].ravel(), *pairs.index["test"].ravel()}
+    assert needed == {*drawn, *pairs.index["dev"].ravel(), *pairs.index["test"].ravel()}
     hidden = vectors.copy()
     hidden[[i for i in range(len(hidden)) if i not in needed]] = np.nan
     assert np.array_equal(predict(hidden, pairs, "dev")["centred"], answers["centred"])
@@ -167,9 +170,9 @@ def test_cosines_dense_sparse_and_centred(monkeypatch):
 def test_predictions_are_by_the_threshold_of_the_fitting_split():
     splits, pairs = make_pairs("mrpc")
     vectors = np.random.default_rng(0).normal(size=(len(pairs.sentences), 8))
-    answers = predict(vectors, pairs, "dev")
+    answers = predict(vectors, pairs, "dev", probe=True)
     threshold = best_threshold(cosine(vectors, pairs.index["train"]), splits["train"].labels)
-    assert answers.keys() == {"cosines", "predictions"}
+    assert answers.keys() == {"cosines", "predictions", "probe"} and answers["probe"].shape == (1, 20)
     assert answers["predictions"].tolist() == (answers["cosines"] >= threshold).astype(int).tolist()
     assert set(pairs.needed()) == set(range(len(pairs.sentences)))
 

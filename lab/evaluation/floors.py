@@ -116,10 +116,10 @@ def each_idf(counts, pairs: Pairs) -> dict[str, np.ndarray]:
     return {other: idf(counts[pairs.index[other].ravel()]) for other in set(pairs.fitted_on.values())}
 
 
-def predictions(vectors, pairs: Pairs, adapted=ADAPTED["static"]) -> dict[str, dict]:
+def predictions(vectors, pairs: Pairs, adapted=ADAPTED["static"], probe=False) -> dict[str, dict]:
     """Split -> answers; `vectors` [U, D], or a dict of them where they depend on the fitting split."""
     return {
-        split: predict(vectors[other] if isinstance(vectors, dict) else vectors, pairs, split, adapted)
+        split: predict(vectors[other] if isinstance(vectors, dict) else vectors, pairs, split, adapted, probe)
         for split, other in pairs.fitted_on.items()
     }
 
@@ -226,10 +226,10 @@ def model_floors(run: LoadedRun, pairs: Pairs) -> dict[str, dict[str, dict]]:
         twin = run.twin(seed)
         tokens = twin.model.tokens.weight.detach().cpu().double().numpy()  # [V, T]
         lexical = {
-            floor: predictions({other: mean @ tokens for other, mean in own.items()}, pairs)
+            floor: predictions({other: mean @ tokens for other, mean in own.items()}, pairs, probe=True)
             for floor, own in means.items()
         }
-        seeds.append(lexical | {"untrained": predictions(embed(twin, pairs), pairs, ADAPTED["model"])})
+        seeds.append(lexical | {"untrained": predictions(embed(twin, pairs), pairs, ADAPTED["model"], True)})
     return stack(seeds)
 
 
@@ -237,7 +237,7 @@ def cache_key(run: LoadedRun, pairs: Pairs) -> str:
     """Hash of all that the floors of a task depend on, code too."""
     model = asdict(run.model.config) | {"mask_id": run.model.mask_id, "chunk": run.max_length}
     model |= run.model.options._asdict()
-    settings = [sources("eval_glue.py", run.model), model, run.config["tokenizer_hash"], pairs.digest()]
+    settings = [sources(pairs.floors_of, run.model), model, run.config["tokenizer_hash"], pairs.digest()]
     digest = hashlib.sha256(json.dumps(settings).encode())
     if (frequency := run.token_frequency()) is not None:
         digest.update(frequency.tobytes())

@@ -75,8 +75,6 @@ JUDGED = {  # kind of task -> metric -> (function, the answers it judges)
         "spearman_centred": (spearman, "centred"),
         "pearson_adapted": (pearson, "adapted"),
         "spearman_adapted": (spearman, "adapted"),
-        "pearson_whitened": (pearson, "whitened"),
-        "pearson_first": (pearson, "first"),
         "pearson_maxsim": (pearson, "maxsim"),
     },
     "paraphrase": ANSWERED

@@ -123,6 +123,7 @@ class Order:
     """The task `order` for a run: what `Pairs` is for tasks that have files. Its one split is "val"."""
 
     name, task, scored, fitted_on = "order", TASKS["order"], ["val"], {}
+    floors_of = "lab/evaluation/order.py"
 
     def __init__(self, run: LoadedRun, sentences: list[str] | None = None):
         """sentences: the run's own held-out ones, unless they are given. UserError where they are too few. Pairs are

@@ -317,10 +317,10 @@ def linear_probe(vectors, pairs: Pairs, split: str, most: int = 4000) -> np.ndar
     return probe.predict(features(pairs.index[split]))[None]
 
 
-def predict(vectors, pairs: Pairs, split: str, adapted=ADAPTED["static"]) -> dict[str, np.ndarray]:
+def predict(vectors, pairs: Pairs, split: str, adapted=ADAPTED["static"], probe=False) -> dict[str, np.ndarray]:
     """What vectors [U, D] of pairs.sentences answer to the rows of a split, [1, n]: cosines, and centred and adapted
-    ones (see ADAPTED) or, for paraphrases, predictions by the threshold that is best on the split's fitting split.
-    NonFinite names a sentence whose vector is not finite."""
+    ones (see ADAPTED) or, for paraphrases, predictions by the threshold that is best on the split's fitting split and,
+    if asked for, by a linear `probe`. NonFinite names a sentence whose vector is not finite."""
     other, fitting = pairs.fitted_on[split], pairs.fitting_sentences(split)
     if not sparse.issparse(vectors):
         used = np.union1d(pairs.index[split], fitting)
@@ -329,7 +329,7 @@ def predict(vectors, pairs: Pairs, split: str, adapted=ADAPTED["static"]) -> dic
     if pairs.task.kind == "paraphrase":
         threshold = best_threshold(cosine(vectors, pairs.index[other]), pairs.labels[other])
         answers = {"cosines": cosines, "predictions": (cosines >= threshold).astype(np.int64)}
-        return answers if sparse.issparse(vectors) else answers | {"probe": linear_probe(vectors, pairs, split)}
+        return answers | ({"probe": linear_probe(vectors, pairs, split)} if probe else {})
     mean = np.asarray(vectors[fitting].mean(0, dtype=np.float64)).ravel()
     centred = cosine(vectors, pairs.index[split], mean)[None]
     return {

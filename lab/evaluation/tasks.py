@@ -313,6 +313,8 @@ FITTED_ON = 4000  # sentences of another split, drawn at random, that centring a
 class Pairs:
     """The sentences of a task's splits, each once, and where those of each row stand among them."""
 
+    floors_of = "lab/evaluation/floors.py"  # what their floors are made by
+
     def __init__(self, name: str, splits: dict[str, Split], trained_on: str = ""):
         """trained_on: the split that a head is fine-tuned on, which is then not judged; "": nothing is trained."""
         self.name, self.task, self.trained_on = name, TASKS[name], trained_on
