@@ -332,7 +332,7 @@ def test_the_table_and_the_floors_kept_beside_the_run(place, records, capsys, mo
     assert next(row for row in rows if row[2] == "mcc")[columns["majority"]] == "0.0"
     lift = dev["lift"]["best_floor"]
     assert f"[{100 * lift['low']:+.1f}, {100 * lift['high']:+.1f}]" in rows[2][columns["over best_floor"]]
-    assert "floors" not in err and len(rows) == 2 + 2 * 13 + 2 * 3
+    assert "floors" not in err and len(rows) == 2 + 2 * 14 + 2 * 5
     one, beyond = rows[2 + 7], dev["beyond"]["partial_lexical"]
     shown = [f"{100 * beyond[key]:.1f}" for key in ("value", "low", "high")]
     assert one[columns["metric"]] == "partial_lexical" and one[columns["char_tfidf"]] == "-"

@@ -10,7 +10,7 @@ import pytest
 from lab import report
 from lab.evaluation.metrics import pearson
 from lab.grids import summary as grids
-from lab.report import HEADLINE
+from lab.report import HEADLINE_ADAPTED
 from lab.training.run_folder import RunFolder
 from tests.browser import assert_fits
 
@@ -31,13 +31,13 @@ def planted(tmp_path_factory):
                     out.log(step=step, loss=3.0, flops=step * 1e9, seconds=step / 2)
                 out.log(step=step + 5 * (step == 10), val_loss=9 - step / 10 + seed, rank_slot_centred=2.0)
             answers = labels + noise * chance.normal(size=(1, 300))
-            arrays = {"dev/labels": labels, "dev/cosines": answers, "dev/centred": answers}
+            arrays = {"dev/labels": labels} | {f"dev/{kind}": answers for kind in ("cosines", "centred", "adapted")}
             np.savez(grids.record_path(out.path, "stsb").with_suffix(".npz"), **arrays)
             value = pearson(answers[0], labels)
             lift = {"best_floor": {"floor": "char_tfidf"}, "untrained": {}, "token_idf": {}}
             lift = {name: {**one, "value": value - 0.5, "low": 0.0, "high": 1.0} for name, one in lift.items()}
-            metrics = {"pearson": value, "pearson_centred": value, HEADLINE: value / 2}
-            split = {"metrics": metrics, "lift": lift, "lift_centred": lift, "lift_beyond": lift}
+            metrics = {"pearson": value, "pearson_adapted": value, HEADLINE_ADAPTED: value / 2}
+            split = {"metrics": metrics, "lift": lift, "lift_adapted": lift, "lift_beyond_adapted": lift}
             split |= {"floors": {"char_tfidf": {"pearson": 0.5}}, "beyond": {}}
             record = {"task": "stsb", "splits": {"dev": split}}
             grids.record_path(out.path, "stsb").write_text(json.dumps(record))
@@ -67,7 +67,7 @@ RESOLVED = {
 
 def test_the_better_arm_is_found(planted, controls):
     rows = grids.paired_rows(planted[1], None)
-    assert [row["metric"] for row in rows if row["arm"] == "good"] == ["pearson", "pearson_centred", HEADLINE]
+    assert [row["metric"] for row in rows if row["arm"] == "good"] == ["pearson", "pearson_adapted", HEADLINE_ADAPTED]
     assert {row["arm"] for row in rows} == {"same", "good", "bad"} and {row["seeds"] for row in rows} == {"2 and 2"}
     words = {arm: {row["over first"]["verdict"] for row in rows if row["arm"] == arm} for arm in NOISE}
     assert (words["good"], words["bad"], words["same"]) == ({"better"}, {"worse"}, {"undecided"})
@@ -78,7 +78,7 @@ def test_the_better_arm_is_found(planted, controls):
     for row in rows:
         lift = row["over first"]
         assert lift["low"] < lift["value"] < lift["high"]
-        if row["metric"] != HEADLINE:
+        if row["metric"] != HEADLINE_ADAPTED:
             assert lift["value"] == pytest.approx(means[row["arm"]] - means["first"])
 
 
@@ -132,7 +132,7 @@ def test_the_sentence_of_a_grid():
         lifts = {
             name: {"value": v, "low": v - 0.02, "high": v + 0.02, "verdict": word} for name, (v, word) in arms.items()
         }
-        return {("stsb", "pearson_centred"): lifts, ("stsb", HEADLINE): {}}
+        return {("stsb", "pearson_adapted"): lifts, ("stsb", HEADLINE_ADAPTED): {}}
 
     arms = {"a": {"runs": 1, "median": {"val_loss": 3.0}}, "b": {"runs": 1, "median": {"val_loss": 2.0}}}
     arms["c"] = {"runs": 0, "median": {}}

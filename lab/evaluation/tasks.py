@@ -358,7 +358,9 @@ class Pairs:
             whole.update(f"{split} {index.shape} {sets}".encode() + index.tobytes() + self.labels[split].tobytes())
         return whole.hexdigest()[:16]
 
-    version = digest  # what a record of these rows is known by
+    def version(self) -> str:
+        """What stands for the rows in the version of a record."""
+        return self.digest()
 
     def fitting_sentences(self, split: str) -> np.ndarray:
         """Numbers [m] of the sentences, without labels, that centring and adapting are fitted on for a scored split:
