@@ -26,8 +26,8 @@ from torch import Tensor
 
 from lab import distributed, report
 from lab.command import NonFinite, log
-from lab.configurator import PathStr, UserError, convert, show, warn
-from lab.data.corpus import Corpus, check_name, prepare
+from lab.configurator import PathStr, UserError, convert, warn
+from lab.data.corpus import check_name, prepare
 from lab.data.sampler import Sampler
 from lab.distributed import Signals, World
 from lab.evaluation.final_report import final_report
@@ -38,7 +38,7 @@ from lab.training.plan import HORIZONS, cost, count_shapes, make_plan, sample_op
 from lab.training.run_folder import RunFolder
 from lab.training.settings import Settings
 from lab.training.validation import Validation, learned
-from lab.training.vocabulary import make_vocabulary, token_vectors
+from lab.training.vocabulary import make_vocabulary, open_splits, token_vectors
 from losses import Balance
 from model import ConceptModel
 from noise import Noise
@@ -198,8 +198,9 @@ class Run:
         config, shape, objectives = settings.train, settings.model, settings.objectives
         self.settings, self.config, self.objectives = settings, config, objectives
         self.world, self.out, self.signals = world, out, signals
-        self.train_text, self.val_text = open_text(settings, world)
+        self.train_text, self.val_text = open_splits(settings.data, world)
         text = self.train_text
+        settings.check_text(text)
         shape.vocab_size = text.vocab_size
         self.plan, self.plateaus = make_plan(config, objectives, world.size), objectives.plateaus()
         rules = {"one_document": objectives.one_document, "pairs": objectives.adjacent_rows}
@@ -258,25 +259,6 @@ class Run:
             )
 
 
-def open_text(settings: Settings, world: World) -> tuple[Corpus, Corpus]:
-    """The training and the validation text, the same on all ranks; UserError."""
-    train_text, val_text = (Corpus(settings.data, split) for split in ("train", "val"))
-    train_text.counts()  # found wanting now, not at the end
-    files = [(x.tokenizer_hash, x.count, x.documents.size, x.sentences.size) for x in (train_text, val_text)]
-    differs = torch.tensor(files != world.on_rank0(lambda: files), dtype=torch.int32, device=world.device)
-    if count := int(world.all_sum(differs)):
-        raise UserError(f"{count} ranks have another {show(settings.data)} than rank 0; copy it to each node")
-    if settings.model.vocab_size not in (0, train_text.vocab_size):
-        raise UserError(
-            f"vocab_size={settings.model.vocab_size}, but {settings.data} has {train_text.vocab_size}; "
-            "write --vocab_size=0 to take its own"
-        )
-    if settings.objectives.in_batch_negatives and len(train_text.documents) < 3:  # starts, and the end
-        what = f"{settings.objectives.text} tells documents apart, but {show(train_text.path)} has one"
-        raise UserError(f"{what}; take bow")
-    return train_text, val_text
-
-
 def start_or_resume(run: Run, there: dict):
     """Puts the run that is there, or a new one, in place: weights, folder, horizon. there: see RunFolder.inspect."""
     config, world, out, old = run.config, run.world, run.out, there["config"]
@@ -287,7 +269,13 @@ def start_or_resume(run: Run, there: dict):
         raise UserError(
             f"{run.shapes} shapes (lengths x plateaus x what a step may run with) to compile; write compile=False"
         )
-    resolved = resolve(run, old, compiled)  # says what is wrong before anything is loaded
+    text, now = run.train_text, {"machine": distributed.machine(world.device), "ranks": world.size}
+    found = {"dtype": world.dtype, "compile": compiled, **now}
+    found |= {"mask_id": text.mask, "pad_id": text.pad, "tokenizer_hash": text.tokenizer_hash}
+    resolved = run.settings.record(out, old, found)  # says what is wrong before anything is loaded
+    resolved |= {"parameters": run.parameters, "train_flops_per_token": run.flops_per_token}
+    resolved |= {"tokens_per_step": run.plan.tokens, "spectral_seconds": run.spectral_seconds}
+    resolved["segments"] = [*resolved.get("segments", []), {"step": 0, "commit": resolved["commit"], **now}]
     if not there["fresh"]:
         load(run)
         resolved["segments"][-1]["step"] = run.step
@@ -317,32 +305,6 @@ def start_or_resume(run: Run, there: dict):
         f"{run.train_text.count:,} tokens of text, {run.plan.tokens:,} a step in {world.size} x {run.plan.parts} "
         f"parts -> {out.path}"
     )
-
-
-def resolve(run: Run, old: dict | None, compiled: bool) -> dict:
-    """config.json: every key as it is in force, and what follows from them; `segments` has an entry for each time the
-    run was started or went on."""
-    settings, world, text = run.settings, run.world, run.train_text
-    now = {"machine": distributed.machine(world.device), "ranks": world.size}
-    values = settings.values() | {"dtype": world.dtype, "compile": compiled} | now
-    values |= {"mask_id": text.mask, "pad_id": text.pad, "tokenizer_hash": text.tokenizer_hash}
-    values = json.loads(json.dumps(values))  # tuples become lists, as in the file
-    if old is not None:
-        run.out.check_same(old, values, HORIZONS)
-        if "tag" not in settings.parsed.given:
-            values["tag"] = old.get("tag", "")
-        values = old | values
-    commit = run_folder.commit()
-    return values | {
-        "run_id": values.get("run_id") or run_folder.run_id(settings.preset, settings.model),
-        "preset": settings.preset,
-        "commit": commit,
-        "parameters": run.parameters,
-        "train_flops_per_token": run.flops_per_token,
-        "tokens_per_step": run.plan.tokens,
-        "spectral_seconds": run.spectral_seconds,
-        "segments": [*values.get("segments", []), {"step": run.step, "commit": commit, **now}],
-    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------

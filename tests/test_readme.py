@@ -1,10 +1,12 @@
-"""The README's commands exist and run, shortened; its code does what it says; every config loads."""
+"""Every command and every piece of code of the README runs, the long ones shortened by flags; every config loads."""
 
 import ast
 import importlib.util
 import json
+import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import compare
-import sample
 import train
 from lab.configurator import read_layers
+from tests.corpus import sentence
+from tests.test_eval_glue import write_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,13 +30,8 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line]
-
-
-def python(*words, folder=ROOT):
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=folder, timeout=110)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done
+COMMANDS = [line.partition("  #")[0].strip() for block in blocks("bash") for line in block.splitlines() if line]
+COMMANDS += re.findall(r"`(python [^`]*)`", README)  # within a sentence
 
 
 def test_the_two_commands():
@@ -44,31 +42,94 @@ def test_the_two_commands():
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text()
 
 
-HELP = """
-import contextlib, io, json, runpy, sys
-found = {}
-for path in sys.argv[1:]:
-    sys.argv, out = [path, "--help"], io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        runpy.run_path(path, run_name="__main__")
-    found[path] = out.getvalue()
-print(json.dumps(found))
+SMALL = "--max_steps=5 --warmup=0 --eval_interval=0 --hidden=32 --intermediate=32 --layers=1 --eval_tokens=256"
+SHORTER = {  # words of a command -> the flags that make it short; train.py has SMALL besides
+    "nano.py": "--steps=3",
+    "data/glue/prepare.py": "--from=tasks",
+    "eval_glue.py": "--seeds=1 --epochs=1",
+    "bench.py": "--batch=2 --repeats=1 --dense=False",
+    "analyze.py": "--quick",
+    "torchrun": "--dataset=pydocs --vocab_size=0 --lengths=16 --batch_size=8 --final_report=losses --compile=False",
+    "--objective": "--out_dir=out/own --batch_size=8 --final_report=losses",
+}
+# All in one process, since importing torch takes longer than most of them; the runs of a grid too.
+RUN = """
+import importlib, json, pathlib, subprocess, sys
+from unittest.mock import patch
+
+def run(words):
+    print("$", *words, flush=True)
+    if words[0].startswith("data/"):  # whose processes import it by its path
+        code = subprocess.run([sys.executable, *words]).returncode
+    else:
+        code = importlib.import_module(pathlib.Path(words[0]).stem).main(words[1:])
+    assert not code, words
+    return 0
+
+here = patch("compare.Children.run", lambda self, words, **options: run([*map(str, words)]))
+undrawn = patch("lab.report.panels", side_effect=RuntimeError("pictures take longer than all the rest"))
+with here, undrawn, patch("lab.distributed.on_stop"):  # the last, for a grid's runs are of a thread
+    for words in json.loads(sys.argv[1]):
+        run(words) if isinstance(words, list) else exec(words)
 """
 
 
-def test_every_command_names_files_and_keys_that_exist():
-    scripts = {}
-    for line in COMMANDS:
-        for words in (shlex.split(part, comments=True) for part in line.split("&&")):
-            path = next((word for word in words if word.endswith(".py")), None)
-            if path is None:
-                continue
-            scripts.setdefault(path, set()).update(re.findall(r" --(\w+)", line.partition(path)[2]))
-            assert all((ROOT / word).is_file() for word in words if word.endswith(".py"))
-    assert {"train.py", "sample.py", "data/text/prepare.py", "data/glue/prepare.py"} <= scripts.keys()
-    helps = json.loads(python("-c", HELP, *scripts).stdout)
-    for path, keys in scripts.items():
-        assert all(f"--{key}=" in helps[path] for key in keys - {"nproc_per_node"}), path
+def shortened(command):
+    """The words of a README command, without those that make the environment, and with the flags that shorten it."""
+    words = shlex.split(command.rpartition("&& ")[2])
+    words = words[words.index("python") + 1 :] if "python" in words else words
+    words += [flag for name, flags in SHORTER.items() if name in command for flag in flags.split()]
+    return words + (SMALL.split() if "train.py" in command else [])
+
+
+@pytest.fixture(scope="module")
+def fork(tmp_path_factory):
+    """A copy of the repository with both classes of "Add your own" appended, and texts and task files beside it ->
+    (folder, {base class: name})."""
+    folder, names, chance = tmp_path_factory.mktemp("fork"), {}, random.Random(0)
+    for pattern in ("README.md", "*.py", "lab/**/*.py", "config/**/*.py", "data/*/prepare.py"):
+        for path in ROOT.glob(pattern):
+            (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / path.relative_to(ROOT))
+    for code in blocks("python")[1:]:
+        name, base = re.search(r"^class (\w+)\((\w+)\):", code, re.M).groups()
+        assert len(code.strip().splitlines()) <= 20
+        names[base] = name.lower()
+        with open(folder / f"{base.lower()}s.py", "a") as file:
+            file.write("\n\n" + code)
+    documents = (" ".join(sentence(chance) for _ in range(10)) for _ in range(900))
+    (folder / "notes.txt").write_text("\n\n".join(documents))
+    write_tasks(folder / "tasks")
+    return folder, names
+
+
+def test_every_command_runs(fork):
+    folder, names = fork
+    assert names.keys() == {"Encoder", "Objective"}
+    here = [command for command in COMMANDS if not command.endswith("pytest") and "torchrun" not in command]
+    script = [["data/pydocs/prepare.py", "--max_mb=1"], *map(shortened, here), blocks("python")[0]]
+    script.append("print('vectors', *vectors.shape)")
+    words = [sys.executable, "-c", RUN, json.dumps(script)]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    printed = dict(part.split("\n", 1) for part in done.stdout.split("$ ")[1:])
+    first = next(text for command, text in printed.items() if command.startswith("train.py config/quickstart.py"))
+    assert "unigram floor" in first and first.count("predicted:") == 3
+    told = next(text for command, text in printed.items() if command.startswith("sample.py"))
+    assert re.match(r"text: +a sentence to be predicted again\.\npredicted: ", told, re.I)
+    assert done.stdout.endswith("vectors 2 32\n")
+    config = json.loads((folder / "out/own/config.json").read_text())
+    assert config["encoder"] == names["Encoder"] and names["Objective"] in config["objective"]
+
+
+def test_the_launchers(fork):
+    """Two ranks for four; srun's line, which needs Slurm, ends in the same words."""
+    folder, _ = fork
+    local, slurm = (command for command in COMMANDS if "torchrun" in command)
+    words = shortened(local.replace("=4", "=2"))
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", *words[1:]], cwd=folder, check=True, timeout=110)
+    assert json.loads((folder / "out/tsdae_l6/config.json").read_text())["ranks"] == 2
+    assert slurm.split()[-2:] == local.split()[-2:]
 
 
 def test_the_front_page_is_short():
@@ -122,16 +183,3 @@ def test_every_config_loads(path):
     grid = compare.read_grid(path)
     for arm in grid.arms:
         assert train.read_settings(grid.arguments(arm, "")).preset == Path(grid.base).stem
-
-
-def test_the_quickstart_shortened(tmp_path, capsys):
-    python("data/pydocs/prepare.py", "--max_mb=1", f"--data_dir={tmp_path}")
-    out = tmp_path / "run"
-    assert (
-        train.main([str(ROOT / "config/quickstart.py"), "--max_steps=20", f"--data_dir={tmp_path}", f"--out_dir={out}"])
-        == 0
-    )
-    printed = capsys.readouterr().out
-    assert "unigram floor" in printed and printed.count("predicted:") == 3
-    assert sample.main([f"--run={out}", "--mode=reconstruct", "--text=Return the list."]) == 0
-    assert re.match(r"text: +Return the list\.\npredicted: ", capsys.readouterr().out)

@@ -11,6 +11,7 @@ from corpus import make_corpus
 
 import train
 from lab.configurator import UserError
+from lab.data.corpus import Corpus
 from lab.training import compilation, horizon
 from lab.training.run_folder import RunFolder
 from lab.training.validation import Validation
@@ -88,7 +89,7 @@ def test_horizons_in_tokens_epochs_and_flops(data, tmp_path):
         return RunFolder(tmp_path / name).pointer("latest")
 
     assert steps("tokens", "--max_tokens=1000") == 8  # ceil(1000 / 128)
-    text = train.Corpus(data / "toy", "train").count
+    text = Corpus(data / "toy", "train").count
     assert steps("epochs", "--max_epochs=0.01") == -(-0.01 * text // 128)
     config = config_of(tmp_path / "tokens")
     a_step = config["train_flops_per_token"] * config["tokens_per_step"]

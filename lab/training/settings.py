@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lab.configurator import Arguments, UserError, fields_of, parse, show, warn
-from lab.data.corpus import load_meta
+from lab.data.corpus import Corpus, load_meta
+from lab.training import run_folder
 from lab.training.plan import HORIZONS, cost, make_plan
+from lab.training.run_folder import RunFolder
 from losses import ConceptLossConfig
 from model import ModelConfig
 from objectives import ObjectiveConfig, Objectives
@@ -102,6 +104,29 @@ class Settings:
         derived = {"parameters": parameters, "train_flops_per_token": flops}
         derived |= {"tokens_per_step": plan.tokens, "shapes": plan.shapes()}
         return json.loads(json.dumps(self.values() | derived))
+
+    def check_text(self, text: Corpus):
+        """UserError where the training text is not what this configuration is for."""
+        if self.model.vocab_size not in (0, text.vocab_size):
+            raise UserError(
+                f"vocab_size={self.model.vocab_size}, but {show(self.data)} has {text.vocab_size}; "
+                "write --vocab_size=0 to take its own"
+            )
+        if self.objectives.in_batch_negatives and len(text.documents) < 3:  # starts, and the end
+            what = f"{self.objectives.text} tells documents apart, but {show(text.path)} has one"
+            raise UserError(f"{what}; take bow")
+
+    def record(self, out: RunFolder, old: dict | None, found: dict) -> dict:
+        """What config.json says of a run: every key as it is in force, and what was `found` when it began (machine,
+        number format ...). old: its config.json so far, which must agree (UserError), or None."""
+        values = json.loads(json.dumps(self.values() | found))  # tuples become lists, as in the file
+        if old is not None:
+            out.check_same(old, values, HORIZONS)
+            if "tag" not in self.parsed.given:
+                values["tag"] = old.get("tag", "")
+            values = old | values
+        run_id = values.get("run_id") or run_folder.run_id(self.preset, self.model)
+        return values | {"run_id": run_id, "preset": self.preset, "commit": run_folder.commit()}
 
     def warn_unused(self):
         reasons = {key: f"(objective = {self.objective.objective!r})" for key in fields_of(ObjectiveConfig)}

@@ -1,14 +1,27 @@
-"""What objectives ask to know of a corpus's tokens, on the device."""
+"""The text of a run, and what objectives ask to know of its tokens, on the device."""
 
 import torch
 from torch import Tensor
 
+from lab.configurator import UserError, show
 from lab.data import pmi
 from lab.data.corpus import Corpus
 from lab.data.tokenizers import load_tokenizer, word_ends, word_starts
+from lab.distributed import World
 from lab.training.run_folder import TOKEN_VECTORS
 from objectives import Objectives
 from problem import Vocabulary
+
+
+def open_splits(folder, world: World) -> tuple[Corpus, Corpus]:
+    """The training and the validation text of prepared data, the same on all ranks ; UserError."""
+    train, val = (Corpus(folder, split) for split in ("train", "val"))
+    train.counts()  # found wanting now, not at the end
+    files = [(x.tokenizer_hash, x.count, x.documents.size, x.sentences.size) for x in (train, val)]
+    differs = torch.tensor(files != world.on_rank0(lambda: files), dtype=torch.int32, device=world.device)
+    if count := int(world.all_sum(differs)):
+        raise UserError(f"{count} ranks have another {show(folder)} than rank 0; copy it to each node")
+    return train, val
 
 
 def make_vocabulary(text: Corpus, objectives: Objectives, vectors: Tensor | None, device) -> Vocabulary:
