@@ -203,14 +203,7 @@ class Recursive(Perceiver):
 
 
 class SlotAttention(CrossAttention):
-    """Latents compete for the tokens: softmax over latents, then each latent takes the mean of its tokens, weighted.
-    With `gru` a gated recurrent unit, and not a sum, takes that up."""
-
-    def __init__(self, config, width):
-        super().__init__(config, width)
-        H = config.hidden
-        self.gates = linear(2 * H, 2 * H, config) if config.gru else None
-        self.candidate = linear(2 * H, H, config) if config.gru else None
+    """Latents compete for the tokens: softmax over latents, then each latent takes the weighted mean of its tokens."""
 
     def attend(self, q, k, v, mask, dropout):
         precise = torch.promote_types(q.dtype, torch.float32)
@@ -219,15 +212,6 @@ class SlotAttention(CrossAttention):
             weights = weights * mask[:, None, None, :]
         weights = F.dropout((weights / weights.sum(-1, keepdim=True)).to(v.dtype), dropout)
         return (weights @ v).transpose(1, 2).flatten(2)
-
-    def forward(self, z, k, v, mask=None):
-        read = self.update(self.norm(z), k, v, mask)
-        if self.gates is None:
-            return z + read
-        z = z.expand_as(read)
-        reset, keep = self.gates(torch.cat([read, z], -1)).sigmoid().to(z.dtype).chunk(2, -1)
-        candidate = self.candidate(torch.cat([read, reset * z], -1)).tanh().to(z.dtype)
-        return keep * z + (1 - keep) * candidate
 
 
 class SlotLayer(PerceiverLayer):
@@ -238,7 +222,7 @@ class SlotLayer(PerceiverLayer):
 
 
 class Slot(Perceiver):
-    """As perceiver, but the slots compete for the tokens, with or without a recurrent unit.
+    """As perceiver, but the slots compete for the tokens.
 
     Slot attention, Locatello et al. 2020, arXiv:2006.15055, inside each layer's read.
 

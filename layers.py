@@ -291,19 +291,6 @@ class Slots(nn.Module):
         return z[:, : concepts or self.count]
 
 
-class AttentionPooling(nn.Module):
-    """concepts [B, C, H] -> [B, H]: their mean, weighted by a softmax over concepts of (query . concept) / sqrt(H). The
-    one learned query begins at zero, whatever the init: as the plain mean."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.query = nn.Parameter(torch.empty(width))
-
-    def forward(self, concepts):
-        scores = concepts @ self.query[:, None] / math.sqrt(concepts.shape[-1])
-        return (scores.softmax(1) * concepts).sum(1)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # How weights begin
 
@@ -320,8 +307,8 @@ def init_weights(model: nn.Module, init: str, seed: int):
     weights to the bit, whatever else they are made of.
 
     Embeddings and slots are N(0, 1), linears N(0, 1/fan_in), or with init = "gpt2" all N(0, 0.02^2); a module's
-    `init_scale` multiplies that, but not with "gpt2". Biases are 0, norms stay as they were made. With "gpt2" and
-    "fan_in_depth" the residual outputs of a part (encoder, decoder) are divided by the root of their number.
+    `init_scale` multiplies that, but not with "gpt2". Biases are 0, norms stay as they were made. With "gpt2" the
+    residual outputs of a part (encoder, decoder) are divided by the root of their number.
     """
     outputs = {}  # residual output -> how many there are in its part
     for part in model.children():
@@ -331,12 +318,9 @@ def init_weights(model: nn.Module, init: str, seed: int):
         if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
             continue
         for name, parameter in module.named_parameters(recurse=False):
-            if name.endswith("bias") or isinstance(module, ZeroLinear | AttentionPooling):
+            if name.endswith("bias") or isinstance(module, ZeroLinear):
                 parameter.zero_()
                 continue
             std = 0.02 if init == "gpt2" else module.in_features**-0.5 if isinstance(module, nn.Linear) else 1.0
-            if init in ("gpt2", "fan_in_depth"):
-                std *= outputs.get(module, 1) ** -0.5
-            if init != "gpt2":
-                std *= getattr(module, "init_scale", 1.0)
+            std *= outputs.get(module, 1) ** -0.5 if init == "gpt2" else getattr(module, "init_scale", 1.0)
             parameter.normal_(std=std, generator=generator(seed, f"{path}.{name}"))

@@ -333,19 +333,6 @@ def t_regs_mst(points):
     return -_distance(unit, own, near).mean()
 
 
-@torch.no_grad()
-def participation_ratio(concepts, axis="slots"):
-    """(tr S)^2 / tr(S^2) of what changes with the text: how many directions share the variance, from traces alone.
-    slots: mean over texts of that of the C x H matrix, at most C; samples: of the means over concepts, at most B - 1.
-    (Gao et al. 2017, bioRxiv 214262.) 0 where less than a thousandth changes: rounding has every direction."""
-    x = _wide(concepts) if axis == "slots" else _wide(concepts).mean(1)
-    x, whole = (y if axis == "slots" else y[None] for y in (x - x.mean(0), x))
-    gram = x @ x.mT if x.shape[1] < x.shape[2] else x.mT @ x
-    changes, whole = x.square().sum((1, 2)), whole.square().sum((1, 2))
-    ratio = changes.square() / gram.square().sum((1, 2)).clamp_min(1e-30)
-    return torch.where(changes > 1e-6 * whole, ratio, 0.0).mean()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Their balance with the task
 
@@ -363,16 +350,12 @@ class ConceptLossConfig:
         Literal["slots", "samples"], "whose points: the concepts of one text, or the texts of a batch (mean concepts)"
     ] = "slots"
     concept_balance: Annotated[
-        Literal["gradient_share", "fixed", "hinge", "kendall_gal"],
+        Literal["gradient_share", "fixed", "kendall_gal"],
         "gradient_share: a concept loss's gradient at the concepts is concept_share of the task's in norm, each step; "
-        "fixed: weight concept_weight; hinge: fixed, but 0 above hinge_rank; kendall_gal: the original's learnt "
-        "weights, for study (they mute the task)",
+        "fixed: weight concept_weight; kendall_gal: the original's learnt weights, for study (they mute the task)",
     ] = "gradient_share"
     concept_share: Annotated[float, "gradient_share: norm of each loss's gradient, as a share of the task's"] = 0.05
-    concept_weight: Annotated[float, "fixed, hinge: of each concept loss; the task's is 1"] = 0.1
-    hinge_rank: Annotated[
-        float, "hinge: participation ratio (directions in use, slots: at most concepts) from which nothing is pushed"
-    ] = 0.0
+    concept_weight: Annotated[float, "fixed: of each concept loss; the task's is 1"] = 0.1
 
     def __post_init__(self):
         self.names = [name.strip() for name in self.concept_loss.split(",")] if self.concept_loss.strip() else []
@@ -388,16 +371,11 @@ class ConceptLossConfig:
             )
         if not 0 <= self.concept_weight < math.inf:
             raise ValueError(f"concept_weight={self.concept_weight} is no weight; take a number of 0 or more")
-        if not 0 <= self.hinge_rank < math.inf or (
-            self.names and self.concept_balance == "hinge" and not self.hinge_rank
-        ):
-            raise ValueError(f"hinge_rank={self.hinge_rank} is no target; take one, such as half of the concepts")
 
     def unused(self) -> set[str]:
         """Keys that make no difference."""
-        keys = {"concept_loss_axis", "concept_balance", "concept_share", "concept_weight", "hinge_rank"}
+        keys = {"concept_loss_axis", "concept_balance", "concept_share", "concept_weight"}
         read = {"gradient_share": {"concept_share"}, "fixed": {"concept_weight"}, "kendall_gal": set()}
-        read["hinge"] = {"concept_weight", "hinge_rank"}
         return keys - ({"concept_loss_axis", "concept_balance"} | read[self.concept_balance] if self.names else set())
 
     def warnings(self, concepts: int, hidden: int) -> list[str]:
@@ -472,12 +450,8 @@ class Balance:
         weights, rest = torch.ones_like(losses), 0.0
         if config.concept_balance == "kendall_gal":  # Kendall et al. 2018, arXiv:1705.07115; at ds = 0 1/(2L)
             weights, rest = 0.5 * torch.exp(-self.log_variances), 0.5 * self.log_variances.sum()
-        elif config.concept_balance != "gradient_share":
-            weight = config.concept_weight
-            if config.concept_balance == "hinge":
-                rank = sum(participation_ratio(c[0], axis) for c in passes) / len(passes)
-                weight = weight * (rank < config.hinge_rank)
-            weights = torch.cat([weights[:1], weight * weights[1:]])
+        elif config.concept_balance == "fixed":
+            weights = torch.cat([weights[:1], config.concept_weight * weights[1:]])
         self.sums += torch.cat([losses[1:], weights]).detach() / parts
         return (weights * losses).sum() + rest
 

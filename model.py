@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 import losses
 from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
-from layers import AttentionPooling, CrossAttention, TransformerLayer, init_weights, linear, norm
+from layers import CrossAttention, TransformerLayer, init_weights, linear, norm
 from objectives import described, recorded
 from problem import Problem
 
@@ -36,9 +36,8 @@ from problem import Problem
 class ModelConfig:
     encoder: Annotated[Literal[tuple(ENCODERS)], f"how tokens become concepts. {described(ENCODERS)}"] = "perceiver"
     decoder: Annotated[
-        Literal[(*DECODERS, "pooled", "none")],
-        f"how concepts become tokens. {described(DECODERS)}; pooled: The pooled concepts predict all words (bow "
-        "alone); none: No token is predicted (contrastive, nextconcept)",
+        Literal[tuple(DECODERS)],
+        f"how concepts become tokens, where the objective predicts tokens one by one. {described(DECODERS)}",
     ] = "posonly"
     layers: Annotated[int, "encoder layers"] = 6
     iterations: Annotated[int, "recursive: how often the shared layer is applied"] = 6
@@ -47,7 +46,6 @@ class ModelConfig:
     ] = 0
     backprop_iterations: Annotated[int, "recursive: the last so many pass a gradient on; 0: all"] = 0
     reads: Annotated[int, "perceiver_io: the first so many layers read the tokens"] = 1
-    gru: Annotated[bool, "slot: a gated recurrent unit takes up what was read"] = False
     token_layers: Annotated[int, "layers of windowed self-attention over the tokens, before any encoder"] = 0
     token_window: Annotated[int, "token_layers: tokens to either side that a token attends to"] = 8
     decoder_layers: Annotated[int, "decoder blocks of cross-attention and FFN"] = 1
@@ -62,14 +60,6 @@ class ModelConfig:
         bool, "half of the steps train all concepts, the others the first 1, 2, 4 ... alone (--concepts=C later)"
     ] = False
     registers: Annotated[int, "latents besides the concepts, which no decoder sees"] = 0
-    pooling: Annotated[
-        Literal["mean", "attention"],
-        "how concepts become one vector of a text: their mean, or that weighted by a learned query, which bow, "
-        "contrastive (view_similarity=mean) or nextconcept (next_target=spectral) must train",
-    ] = "mean"
-    predictor: Annotated[
-        Literal["none", "concepts", "vectors"], "what is built to predict the next span; it follows from the objective"
-    ] = "none"
     token_dim: Annotated[int, "width of the token embeddings (0: hidden)"] = 0
     token_position: Annotated[Literal["learned", "rope"], "positions the encoder sees: added to tokens, or rotary"] = (
         "learned"
@@ -82,9 +72,9 @@ class ModelConfig:
     dropout: Annotated[float, "dropout of embeddings, attention weights and inner FFN states"] = 0.0
     tied: Annotated[bool, "the vocabulary head shares the token embedding"] = True
     init: Annotated[
-        Literal["fan_in", "fan_in_positions", "fan_in_depth", "gpt2"],
+        Literal["fan_in", "fan_in_positions", "gpt2"],
         "fan_in: unit-scale embeddings, linears N(0, 1/fan_in); fan_in_positions: the encoder's positions at std 0.1; "
-        "fan_in_depth: residual outputs scaled by depth; gpt2: that with std 0.02 everywhere",
+        "gpt2: std 0.02 everywhere, residual outputs scaled by depth",
     ] = "fan_in_positions"
     token_init: Annotated[
         Literal["random", "spectral"],
@@ -96,6 +86,8 @@ class ModelConfig:
         "the original project's structure: biases, un-normalised tokens, un-gated decoder FFN, no gain in last norm",
     ] = False
     vocab_size: Annotated[int, "size of the vocabulary (0: the data's)"] = 0
+    # No key of the user's: the kinds of Problem.predicts that the model is built for, Objectives.predicts.
+    predicts: tuple[str, ...] = ("positions",)
 
     def __post_init__(self):
         least = dict.fromkeys(("layers", "decoder_layers", "hidden", "heads", "intermediate", "concepts"), 1)
@@ -105,7 +97,7 @@ class ModelConfig:
             if getattr(self, key) < few:
                 raise ValueError(f"{key} = {getattr(self, key)} is below {few}; write {key} = {few} or more")
         for key in ("encoder", "decoder"):
-            names = (*ENCODERS,) if key == "encoder" else (*DECODERS, "pooled", "none")
+            names = (*ENCODERS,) if key == "encoder" else (*DECODERS,)
             if getattr(self, key) not in names:
                 raise ValueError(f"{key} = {getattr(self, key)!r} is unknown; write one of {', '.join(names)}")
         if self.hidden % self.heads:
@@ -149,11 +141,6 @@ class ModelConfig:
     def token_width(self):
         return self.token_dim or self.hidden
 
-    @property
-    def predicts(self):
-        """What it is built to predict: "positions", "pooled" or "none"."""
-        return self.decoder if self.decoder in ("pooled", "none") else "positions"
-
     def unused(self) -> set[str]:
         """Keys that nothing reads while the model is built and used once, on no device. ValueError: see no_overflow."""
         with no_overflow():
@@ -189,7 +176,8 @@ def keys_read(values: tuple) -> frozenset[str]:
     with torch.device("meta"):
         vectors = torch.empty(1, config.token_width) if config.token_init == "spectral" else None
         model, ids = ConceptModel(config, token_vectors=vectors), torch.zeros(2, 2, dtype=torch.int64)
-        model(Problem(ids, targets=ids, predicts=config.predicts))
+        kinds = {"positions", "pooled"}.intersection(config.predicts) or {"none"}
+        model(*(Problem(ids, targets=ids, predicts=kind) for kind in kinds))
     config.variants()
     counted = any(isinstance(part, CrossAttention) and part.positions is not None for part in model.modules())
     if config.concept_position == "cope" and not counted:  # no decoder counts them
@@ -219,23 +207,22 @@ class ConceptModel(nn.Module):
         self.token_layers = nn.ModuleList(local)  # tokens know their neighbours before they are read
         self.encoder = ENCODERS[config.encoder](config)
         # Only what the objective trains is there: DDP waits for the gradient of every parameter.
-        decodes = config.predicts == "positions"
+        decodes = "positions" in config.predicts
         self.decoder = DECODERS[config.decoder](config) if decodes else None
         # Without a norm here the initial loss is up to 2.9 nats too high. The original has none: no parameters there.
         final_norm = nn.LayerNorm(H, elementwise_affine=False) if config.original_structure else norm(H, config)
         self.norm = final_norm if decodes else None
         # Tokens narrower than concepts: the tied head is factorised, H -> T -> V.
-        headed = config.predicts != "none"
+        headed = decodes or "pooled" in config.predicts
         self.narrow = nn.Linear(H, T, bias=False) if headed and config.tied and T != H else nn.Identity()
         self.head = nn.Linear(H, V, bias=False) if headed and not config.tied else None
         # Unit-scale embeddings would give logits of size sqrt(T).
         self.logit_scale = T**-0.5 if config.tied and config.init != "gpt2" else 1.0
-        self.pooling = AttentionPooling(H) if config.pooling == "attention" else None
-        self.predictor = {  # of the next span; concepts know each other
-            "none": lambda: None,
-            "concepts": lambda: nn.Sequential(TransformerLayer(config), linear(H, H, config)),
-            "vectors": lambda: linear(H, T, config),
-        }[config.predictor]()
+        self.predictor = None  # of the next span
+        if "concepts" in config.predicts:
+            self.predictor = nn.Sequential(TransformerLayer(config), linear(H, H, config))
+        if "vectors" in config.predicts:
+            self.predictor = linear(H, T, config)
         self.frozen = False
         init_weights(self, config.init, seed)
         if token_vectors is not None:
@@ -320,7 +307,7 @@ class ConceptModel(nn.Module):
 
     def pool(self, concepts):
         """One vector a text, [B, C, H] -> [B, H]."""
-        return concepts.mean(1) if self.pooling is None else self.pooling(concepts)
+        return concepts.mean(1)
 
     def embed(self, ids, mask=None):
         """One vector a text: its concepts pooled, [B, H]."""

@@ -86,11 +86,11 @@ class ObjectiveConfig:
         "bow: the words of the row that is read, of its document's next span, or both",
     ] = "row"
     views: Annotated[
-        Literal["adjacent", "deletion", "both", "disjoint", "dropout", "unshared"],
-        "contrastive: two spans in a row of one document; a row with different tokens deleted; some of both; the "
-        "halves of a row; a row twice (with dropout, SimCSE); spans in a row without the words that both hold",
+        Literal["adjacent", "deletion", "both", "dropout"],
+        "contrastive: two adjacent spans of one document; a row with different tokens deleted; some of both; a row "
+        "twice (with dropout, SimCSE)",
     ] = "both"
-    view_delete_rate: Annotated[float, "contrastive: share of a view's tokens deleted (deletion, both, unshared)"] = 0.4
+    view_delete_rate: Annotated[float, "contrastive: share of a view's tokens deleted (deletion, both)"] = 0.4
     view_similarity: Annotated[
         Literal["mean", "maxsim"],
         "contrastive: cosine of the pooled concepts, or mean over concepts of the best cosine with one of the other's",
@@ -187,7 +187,6 @@ class Objective:
     """Clean rows -> a Problem, and its loss."""
 
     predicts = "positions"  # the kind of prediction that it trains, see Problem
-    pools = False  # its loss reads the pooled concepts
     group = 1  # rows come in groups of so many
     shape_count = 1  # shapes that a row length has, which steps take in turn (shape_index)
     one_document = False  # a row holds text of one document
@@ -322,7 +321,7 @@ class Bow(Objective):
     """
 
     predicts = "pooled"
-    needs_idf = pools = True
+    needs_idf = True
 
     def __init__(self, config, stream=0):
         super().__init__(config, stream)
@@ -350,9 +349,7 @@ class Contrastive(Objective):
     deletion: each row twice, with different tokens deleted and the rest closed up.
     both: of four rows the first two as spans, the other two each twice, all with deletions. (With spans alone, all
     with deletions, the loss stayed at chance for 1.6 million tokens: docs/LOG.md.)
-    disjoint: the halves of a row. dropout: a row twice (SimCSE, arXiv:2104.08821).
-    unshared: as adjacent, but some tokens of the second are deleted, those that the first holds too before others, so
-    that shared words give nothing away; of the first as many, at random.
+    dropout: a row twice (SimCSE, arXiv:2104.08821).
     """
 
     predicts = "none"
@@ -362,25 +359,16 @@ class Contrastive(Objective):
 
     def __init__(self, config, stream=0):
         super().__init__(config, stream)
-        self.group = {"adjacent": 2, "unshared": 2, "both": 4}.get(config.views, 1)
+        self.group = {"adjacent": 2, "both": 4}.get(config.views, 1)
         self.adjacent_rows = self.group > 1
-        self.pools = config.view_similarity == "mean"
 
     def problem(self, rows):
         ids, documents, views = rows.ids, rows.documents, self.config.views
-        rate = self.config.view_delete_rate if views in ("deletion", "both", "unshared") else 0.0
         first, second, group = ids, ids, documents
         if views == "adjacent":
             (first, second), group = rows.spans(), documents[0::2]
-        if views == "disjoint":
-            first, second = ids[:, : ids.shape[1] // 2], ids[:, -(ids.shape[1] // 2) :]
-        if views == "unshared":
-            shared = (ids[1::2, :, None] == ids[0::2, None, :]).any(-1)
-            last = torch.stack([torch.zeros_like(shared), shared], 1).flatten(0, 1)  # of rows 0, 1, 0, 1 ...
-            kept = rows.noise.order(self.stream, last)[:, : ids.shape[1] - count(rate, ids.shape[1])].sort(dim=1).values
-            left, group = ids.gather(1, kept), documents[0::2]
-            first, second = left[0::2], left[1::2]
         if views in ("deletion", "both"):
+            rate = self.config.view_delete_rate
             a, b = first, second = [ids.gather(1, rows.kept_columns(rate, self.stream + i)) for i in range(2)]
         if views == "both":
             first, second = torch.cat([a[0::4], a[2::4], a[3::4]]), torch.cat([a[1::4], b[2::4], b[3::4]])
@@ -388,7 +376,7 @@ class Contrastive(Objective):
         return Problem(source=torch.cat([first, second]), group=group.repeat(2), predicts="none")
 
     def loss(self, predicted, concepts, problem, gather=None, rank=0):
-        sets = predicted if self.pools else concepts
+        sets = predicted if self.config.view_similarity == "mean" else concepts
         return losses.contrastive(sets, problem.group, self.config.temperature, gather, rank)
 
     def floor(self, problem, unigram):
@@ -483,7 +471,7 @@ class NextConcept(Objective):
     def __init__(self, config, stream=0):
         super().__init__(config, stream)
         if config.next_target == "spectral":
-            self.predicts, self.pools, self.needs_idf, self.needs_token_vectors = "vectors", True, True, True
+            self.predicts, self.needs_idf, self.needs_token_vectors = "vectors", True, True
 
     def problem(self, rows):
         source, targets = rows.spans()
@@ -519,11 +507,7 @@ class Objectives:
         self.names = [part.name for part in self.parts]
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"objective {config.objective!r} names a part twice; give it one weight")
-        kinds = {part.predicts for part in self.parts}
-        # What is built for them: a decoder and a vocabulary head, a head alone, or neither; and a predictor.
-        self.predicts = next((kind for kind in ("positions", "pooled") if kind in kinds), "none")
-        self.predictor = next((kind for kind in ("concepts", "vectors") if kind in kinds), "none")
-        self.pools = any(part.pools for part in self.parts)
+        self.predicts = tuple(sorted({part.predicts for part in self.parts}))  # what a model is built for
         self.group = math.lcm(*(part.group for part in self.parts))
         self.shape_count = math.lcm(*(part.shape_count for part in self.parts))
         self.one_document = any(part.one_document for part in self.parts)

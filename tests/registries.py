@@ -124,8 +124,7 @@ def build(seed=0, dtype=torch.float64, **keys):
 
 def built_for(objectives, decoder=ModelConfig.decoder):
     """Keys of a model that holds what the objectives train, and nothing else."""
-    kind = objectives.predicts
-    return dict(decoder=decoder if kind == "positions" else kind, predictor=objectives.predictor)
+    return dict(decoder=decoder, predicts=objectives.predicts)
 
 
 def make_problems(B=4, N=12, vocab=40, seed=1, **keys):

@@ -37,7 +37,7 @@ def same_weights(a, b):
     return both
 
 
-@pytest.mark.parametrize("init", ["fan_in_positions", "fan_in_depth", "gpt2"])
+@pytest.mark.parametrize("init", ["fan_in_positions", "gpt2"])
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_arms_of_one_seed_share_the_weights_of_what_they_share(encoder, init):
     ours = shared(build(encoder=encoder, init=init))
@@ -79,7 +79,6 @@ def test_inits_have_the_scales_they_say():
     expected = {
         "fan_in": (1, 1, 1, 1),
         "fan_in_positions": (1, 0.1, 1, 1),
-        "fan_in_depth": (1, 1, depth, 2**-0.5),
         "gpt2": (0.02, 0.02, small * depth, small * 2**-0.5),
     }
 

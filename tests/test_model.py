@@ -458,7 +458,7 @@ SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
 # (keys, the least cosine of a gradient): deeper ones round more
 PARTS = [(dict(decoder=d, layers=1), 0.999) for d in DECODERS]
 PARTS += [(dict(encoder=e), 0.99) for e in ENCODERS if e != ModelConfig.encoder]
-PARTS += [(dict(encoder="slot", gru=True), 0.98), (dict(token_layers=1, token_window=4, concept_position="cope"), 0.98)]
+PARTS += [(dict(encoder="slot"), 0.98), (dict(token_layers=1, token_window=4, concept_position="cope"), 0.98)]
 MANY = dict(encoder="bixt", token_layers=1, token_window=4, token_dim=32, decoder="diffusion", decoder_window=2)
 COMPILED = [(*PARTS[1], "aot_eager"), (MANY, 0.98, "aot_eager")]
 COMPILED += [pytest.param(*part, backend, marks=SLOW) for part in PARTS for backend in ("aot_eager", "inductor")]
@@ -541,7 +541,7 @@ def test_impossible_configurations_say_what_to_write(keys, word):
 
 
 def test_keys_that_the_chosen_parts_do_not_read():
-    others = {"iterations", "min_iterations", "backprop_iterations", "reads", "gru", "token_window"}
+    others = {"iterations", "min_iterations", "backprop_iterations", "reads", "token_window"}
     others |= {"decoder_window", "timestep", "word_dropout"}
     assert ModelConfig(token_init="spectral").unused() == others
     assert ModelConfig().unused() == others | {"spectral_share"}

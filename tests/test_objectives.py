@@ -399,25 +399,6 @@ def test_views_delete_every_column_alike_and_special_tokens_last():
     assert problem(view_delete_rate=0.95, **keys).source.eq(508).sum(1).eq(1).all()
 
 
-def test_views_that_share_no_words_halves_and_whole_rows():
-    keys, documents = dict(objective="contrastive", vocab=PLACES), torch.arange(8) // 2
-    ids = torch.arange(20).repeat(8, 1) + 100 * torch.arange(8)[:, None]
-    ids[1::2, 3:9] = ids[0::2, 10:16]  # six words in common
-    made = problem(ids, documents=documents, views="unshared", view_delete_rate=0.4, **keys)
-    first, second = made.source.chunk(2)
-    assert first.shape == second.shape == (4, 12) and torch.equal(made.group, torch.arange(4).repeat(2))
-    for i in range(4):
-        assert set(first[i].tolist()) < set(ids[2 * i].tolist())
-        left = [x for x in ids[2 * i + 1].tolist() if x in set(second[i].tolist())]
-        assert left == second[i].tolist() and not set(left) & set(ids[2 * i].tolist())  # in order; none is shared
-    few = problem(ids, documents=documents, views="unshared", view_delete_rate=0.2, **keys).source.chunk(2)[1]
-    assert all(len(set(few[i].tolist()) & set(ids[2 * i].tolist())) == 2 for i in range(4))  # four of the six are gone
-    first, second = problem(ids, documents=documents, views="disjoint", **keys).source.chunk(2)
-    assert torch.equal(torch.cat([first, second], 1), ids)
-    first, second = problem(ids, documents=documents, views="dropout", **keys).source.chunk(2)
-    assert torch.equal(first, ids) and torch.equal(second, ids)
-
-
 @pytest.mark.parametrize("target", ["next", "both"])
 def test_bow_of_the_next_span(target):
     vocab = Vocabulary(2000, 1999, (), torch.rand(2000))
@@ -429,7 +410,7 @@ def test_bow_of_the_next_span(target):
     assert Objectives(ObjectiveConfig(objective="bow", bow_target=target)).adjacent_rows
 
 
-@pytest.mark.parametrize("views", ["adjacent", "deletion", "both", "unshared"])
+@pytest.mark.parametrize("views", ["adjacent", "deletion", "both", "dropout"])
 def test_views_do_not_depend_on_the_micro_batch(views):
     keys, (ids, documents) = dict(objective="contrastive", views=views, vocab=PLACES), places()
 

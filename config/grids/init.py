@@ -11,11 +11,9 @@ base = "config/tsdae_cpu.py"  # TSDAE, rows of 16 and 32 tokens, H 128
 arms = {
     "fan_in_c8_l2": {"init": "fan_in", "concepts": 8, "layers": 2},
     "positions_c8_l2": {"init": "fan_in_positions", "concepts": 8, "layers": 2},
-    "depth_c8_l2": {"init": "fan_in_depth", "concepts": 8, "layers": 2},
     "gpt2_c8_l2": {"init": "gpt2", "concepts": 8, "layers": 2},
     "fan_in_c32_l6": {"init": "fan_in", "concepts": 32, "layers": 6},
     "positions_c32_l6": {"init": "fan_in_positions", "concepts": 32, "layers": 6},
-    "depth_c32_l6": {"init": "fan_in_depth", "concepts": 32, "layers": 6},
     "gpt2_c32_l6": {"init": "gpt2", "concepts": 32, "layers": 6},
 }
 seeds = (0,)
