@@ -219,7 +219,7 @@ def test_every_structure_trains_under_every_objective(keys):
                     p -= 1e-5 / norm.sqrt() * p.grad
             losses.append((loss.item(), norm.item()))
         (before, norm), (after, _) = losses
-        if objectives.predictor == "concepts":
+        if "concepts" in objectives.predicts:
             continue  # its targets move too, without a gradient
         assert after - before == pytest.approx(-1e-5 * norm**0.5, rel=0.01), objective
 
@@ -307,11 +307,11 @@ def test_gradients_of_the_rest_do_not_change_when_a_part_is_frozen(frozen):
 
 
 @pytest.mark.parametrize("keys", [dict(), dict(token_dim=8), dict(tied=False), dict(init="gpt2")], ids=name)
-@pytest.mark.parametrize("decoder", ["pooled", *DECODERS])
-def test_a_pooled_prediction_equals_its_formula(decoder, keys):
-    """Mean of the concepts, RMS-norm, (thin tokens: narrowed,) tied embeddings / sqrt(T); whatever decoder there is."""
+@pytest.mark.parametrize("predicts", [("pooled",), ("pooled", "positions")], ids=str)
+def test_a_pooled_prediction_equals_its_formula(predicts, keys):
+    """Mean of the concepts, RMS-norm, (thin tokens: narrowed,) tied embeddings / sqrt(T), with or without a decoder."""
     _, (problem,) = make_problems(objective="bow")
-    model = perturb(build(decoder=decoder, **keys))
+    model = perturb(build(predicts=predicts, **keys))
     (loss,), (concepts,) = model(problem)
     expected = 0.0
     for row in range(4):
@@ -329,8 +329,8 @@ def test_a_pooled_prediction_equals_its_formula(decoder, keys):
 @pytest.mark.parametrize("keys", [dict(), dict(token_dim=8), dict(tied=False)], ids=name)
 def test_models_without_a_decoder_hold_only_what_they_train(keys):
     head = {"narrow"} if "token_dim" in keys else {"head"} if "tied" in keys else set()
-    for decoder, more in ("pooled", head), ("none", set()):
-        parts = {path.split(".")[0] for path, _ in build(decoder=decoder, **keys).named_parameters()}
+    for kind, more in ("pooled", head), ("none", set()), ("vectors", {"predictor"}):
+        parts = {path.split(".")[0] for path, _ in build(predicts=(kind,), **keys).named_parameters()}
         assert parts == {"tokens", "positions", "encoder"} | more
 
 
@@ -545,8 +545,10 @@ def test_keys_that_the_chosen_parts_do_not_read():
     others |= {"decoder_window", "timestep", "word_dropout"}
     assert ModelConfig(token_init="spectral").unused() == others
     assert ModelConfig().unused() == others | {"spectral_share"}
-    for decoder in ("weighted", "pooled", "none"):
-        assert ModelConfig(decoder=decoder).unused() == others | {"decoder_layers", "spectral_share"}
+    assert ModelConfig(decoder="weighted").unused() == others | {"decoder_layers", "spectral_share"}
+    for kind in "pooled", "none", "concepts", "vectors":
+        found = ModelConfig(predicts=(kind,)).unused()
+        assert found == others | {"decoder", "decoder_layers", "spectral_share"}
     assert ModelConfig(encoder="dense").unused() == others | {"spectral_share", "registers"}
     assert ModelConfig(encoder="recursive", token_layers=1).unused() & {"layers", "iterations", "token_window"} == {
         "layers"

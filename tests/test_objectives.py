@@ -468,16 +468,16 @@ def test_objectives_are_read():
             ObjectiveConfig(objective=wrong)
 
 
-NEEDS = {  # objective: needs_idf, pairs, group, one_document, negatives, predicts; where views = "both"
+NEEDS = {  # objective: needs_idf, pairs, group, one_document, negatives, *predicts; where views = "both"
     "mlm": (False, False, 1, False, False, "positions"),
     "tsdae": (False, False, 1, False, False, "positions"),
     "bow": (True, False, 1, False, False, "pooled"),
     "contrastive": (False, True, 4, True, True, "none"),
-    "bow + 0.5*contrastive": (True, True, 4, True, True, "pooled"),
-    "tsdae + bow": (True, False, 1, False, False, "positions"),
-    "0.3*contrastive + mlm": (False, True, 4, True, True, "positions"),
-    "nextconcept + contrastive": (False, True, 4, True, True, "none"),
-    "bow + nextconcept": (True, True, 2, True, False, "pooled"),
+    "bow + 0.5*contrastive": (True, True, 4, True, True, "none", "pooled"),
+    "tsdae + bow": (True, False, 1, False, False, "pooled", "positions"),
+    "0.3*contrastive + mlm": (False, True, 4, True, True, "none", "positions"),
+    "nextconcept + contrastive": (False, True, 4, True, True, "concepts", "none"),
+    "bow + nextconcept": (True, True, 2, True, False, "concepts", "pooled"),
 }
 PAIRED = {  # what a sum with diffusion asks for, by diffusion_source
     "row": (False, False, 2, False, False, "positions"),
@@ -488,21 +488,22 @@ PAIRED = {  # what a sum with diffusion asks for, by diffusion_source
 @pytest.mark.parametrize("source", PAIRED)
 def test_diffusion_asks_for_whole_mirrored_pairs(source):
     o = Objectives(ObjectiveConfig(objective="diffusion + mlm", diffusion_source=source))
-    assert (o.needs_idf, o.adjacent_rows, o.group, o.one_document, o.in_batch_negatives, o.predicts) == PAIRED[source]
+    assert (o.needs_idf, o.adjacent_rows, o.group, o.one_document, o.in_batch_negatives, *o.predicts) == PAIRED[source]
 
 
 @pytest.mark.parametrize("objective", NEEDS)
 def test_a_sum_asks_for_what_its_strictest_part_does(objective):
     def needs(**keys):
         o = Objectives(ObjectiveConfig(objective=objective, **keys))
-        return o.needs_idf, o.adjacent_rows, o.group, o.one_document, o.in_batch_negatives, o.predicts
+        return o.needs_idf, o.adjacent_rows, o.group, o.one_document, o.in_batch_negatives, *o.predicts
 
     needs_idf, pairs, group, *rest = NEEDS[objective]
     assert needs() == NEEDS[objective]
     of_next = "nextconcept" in objective
     assert needs(views="adjacent") == (needs_idf, pairs, min(group, 2), *rest)
     assert needs(views="deletion") == (needs_idf, of_next, 1 + of_next, *rest)
-    assert needs(next_target="spectral") == (needs_idf or of_next, pairs, group, *rest)
+    predicted = sorted("vectors" if kind == "concepts" else kind for kind in rest[2:])
+    assert needs(next_target="spectral") == (needs_idf or of_next, pairs, group, *rest[:2], *predicted)
     assert needs(token_weight="idf")[0] == (needs_idf or "mlm" in objective or "tsdae" in objective)
 
 
