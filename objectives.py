@@ -221,7 +221,7 @@ class Objective:
         return unigram(self.needs_idf)
 
     def reported(self) -> dict[str, "Objective"]:
-        """Standard settings that are evaluated as well, as the literature reports them: name in metrics -> objective."""
+        """Standard settings to evaluate as well, as the literature reports them: name in metrics -> objective."""
         return {}
 
 
