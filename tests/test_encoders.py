@@ -3,12 +3,11 @@
 import copy
 import itertools
 import math
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from registries import MASK, SMALL, build, keys_of, make_problems, masked_problem
+from registries import MASK, SMALL, build, keys_of, make_problems, masked_problem, one_part
 from test_model import perturb, slow_attention
 from torch.autograd import gradcheck
 
@@ -102,9 +101,8 @@ def inputs(**keys):
     return model, ids, model.tokens.weight[ids] + model.positions.weight[:9]
 
 
-@pytest.mark.parametrize("token_dim", [0, 8])
-def test_bixt_is_one_matrix_of_similarities(token_dim):
-    model, ids, x = inputs(encoder="bixt", layers=3, token_dim=token_dim)
+def test_bixt_is_one_matrix_of_similarities():
+    model, ids, x = inputs(encoder="bixt", layers=3, token_dim=8)
     z = model.encoder.slots().expand(2, -1, -1)
     for layer in model.encoder.layers:
         from_z = norm(z, layer.norm_z) @ layer.from_z.weight.T
@@ -145,13 +143,12 @@ def test_two_way_is_the_seeds_layer():
     torch.testing.assert_close(model.encode(ids), model.encoder.norm(z))
 
 
-@pytest.mark.parametrize("reads", [1, 2])
-def test_perceiver_io_reads_in_its_first_layers(reads):
-    model, ids, x = inputs(encoder="perceiver_io", layers=3, reads=reads)
+def test_perceiver_io_reads_in_its_first_layers():
+    model, ids, x = inputs(encoder="perceiver_io", layers=3, reads=2)
     z, encoder = model.encoder.slots().expand(2, -1, -1), model.encoder
     x = norm(x, encoder.norm_tokens)
     for i, layer in enumerate(encoder.layers):
-        if i < reads:
+        if i < 2:
             k, v = (heads(t) for t in (x @ layer.cross.kv.weight.T).chunk(2, -1))
             q = heads(norm(z, layer.cross.norm) @ layer.cross.q.weight.T)
             z = layer.read_ffn(z + slow_attention(q, k, v, everything(ids)) @ layer.cross.out.weight.T)
@@ -263,15 +260,13 @@ def test_truncated_back_propagation():
 # ---- what may change from call to call
 
 
-@pytest.mark.parametrize("decoder", ["posonly", "weighted", "causal"])
-@pytest.mark.parametrize("encoder", [name for name, part in ENCODERS.items() if "concepts" in part.options])
-def test_the_first_concepts_are_a_model_of_so_many(encoder, decoder):
-    model = perturb(build(encoder=encoder, decoder=decoder, nested=True, registers=2))
-    few, state, problem = (
-        build(encoder=encoder, decoder=decoder, concepts=4, registers=2),
-        model.state_dict(),
-        masked_problem(),
-    )
+FEWER = [name for name, part in ENCODERS.items() if "concepts" in part.options]
+
+
+@pytest.mark.parametrize("part", [*FEWER, "weighted", "causal"])
+def test_the_first_concepts_are_a_model_of_so_many(part):
+    model, problem = perturb(build(**one_part(part), nested=True, registers=2)), masked_problem()
+    few, state = build(**one_part(part), concepts=4, registers=2), model.state_dict()
     for name, tensor in few.state_dict().items():
         if state[name].shape != tensor.shape:
             state[name] = state[name][:4] if len(tensor) == 4 else state[name][:, :4]
@@ -284,15 +279,6 @@ def test_the_first_concepts_are_a_model_of_so_many(encoder, decoder):
     model.options = Options(concepts=4)
     assert torch.equal(model.encode(problem.source), concepts)
     assert torch.equal(model.twin(0).encode(problem.source)[:, :4], model.twin(0).encode(problem.source))
-
-
-def test_fewer_concepts_and_iterations_cost_less():
-    def flops(**options):
-        ids = partial(torch.zeros, dtype=torch.int64)
-        return count_flops(config, lambda model: model.encode(ids(2, 12), options=Options(**options)))[1]["Global"]
-
-    config = ModelConfig(**SMALL, encoder="recursive", nested=True)
-    assert flops(concepts=1) < flops(concepts=3) < flops() and flops(iterations=2) < flops() < flops(iterations=9)
 
 
 def test_what_a_step_may_run_with():
@@ -339,10 +325,9 @@ def test_the_residual_stream_stays_float32_under_autocast(encoder):
     assert set(found) == {torch.float32}
 
 
-@pytest.mark.parametrize("local", [0, 1])
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_cost_grows_linearly_with_the_tokens(encoder, local):
-    config = ModelConfig(**SMALL | {"max_length": 4096}, encoder=encoder, token_layers=local, token_window=8)
+def test_cost_grows_linearly_with_the_tokens(encoder):
+    config = ModelConfig(**SMALL | {"max_length": 4096}, encoder=encoder, token_layers=1, token_window=8)
     costs = [
         count_flops(config, lambda model, n=n: model.encode(torch.zeros(1, n, dtype=torch.int64)))[1]["Global"]
         for n in (1024, 2048, 4096)

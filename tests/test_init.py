@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import real_data
-from registries import MASK, SMALL, STRUCTURES, build, masked_problem, name, read_config
+from registries import MASK, SMALL, STRUCTURES, build, masked_problem, one_part, read_config
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from decoders import DECODERS
@@ -58,7 +58,7 @@ def test_models_of_two_depths_share_their_first_layers():
     assert any(path.startswith("encoder.layers.5.") for path in six)
 
 
-@pytest.mark.parametrize("keys", STRUCTURES, ids=name)
+@pytest.mark.parametrize("keys", [one_part(part) for part in (*ENCODERS, *DECODERS)], ids=str)
 def test_no_two_tensors_begin_alike_or_are_the_same(keys):
     model = build(**keys, decoder_layers=2)
     state = model.state_dict()
@@ -165,11 +165,13 @@ def check_start(keys, N, text):
 SHRUNK = dict(hidden=128, heads=4, intermediate=256, concepts=16, max_length=64)
 
 
-@pytest.mark.parametrize("layers", [2, 6])
-@pytest.mark.parametrize("keys", STRUCTURES, ids=name)
-def test_every_structure_starts_well(keys, layers, manual):
+DEEP = [one_part(part) | {"layers": 6} for part in (*ENCODERS, *DECODERS)]
+
+
+@pytest.mark.parametrize("keys", [*STRUCTURES, *DEEP], ids=str)
+def test_every_structure_starts_well(keys, manual):
     keys = keys | ({"token_dim": 64} if keys.get("token_dim") else {})
-    check_start(SHRUNK | keys | {"layers": layers}, 64, manual)
+    check_start(SHRUNK | {"layers": 2} | keys, 64, manual)
 
 
 QUICK = dict(layers=2, hidden=128, heads=4, intermediate=512, concepts=8)

@@ -18,9 +18,8 @@ from encoders import ENCODERS
 from lab.reference import ReferenceMLM, copy_weights, reference_inputs
 from layers import attention, keys_values, rotate
 from model import ConceptModel, ModelConfig, count_flops
-from noise import Noise
-from objectives import OBJECTIVES, ObjectiveConfig, Objectives
-from problem import Problem, Rows, Vocabulary
+from objectives import OBJECTIVES
+from problem import Problem
 
 ENCODING = [keys for keys in STRUCTURES if keys["decoder"] == ModelConfig.decoder]
 
@@ -201,8 +200,9 @@ def test_neither_padding_nor_other_rows_change_anything(keys):
 @pytest.mark.parametrize("keys", STRUCTURES, ids=name)
 def test_every_structure_trains_under_every_objective(keys):
     """One step: every parameter has a gradient (DDP waits for it), and the loss of the same rows falls by as much as
-    they say."""
-    for objective in OBJECTIVES:
+    they say. Every objective with every encoder and decoder, one with their pairs and settings."""
+    alone = sum(keys[key] != getattr(ModelConfig, key) for key in keys) <= 1
+    for objective in OBJECTIVES if alone and len(keys) == 2 else ["tsdae"]:
         objectives, problems = make_problems(objective=objective)
         more = built_for(objectives, keys["decoder"]) | {"decoder_layers": 2}
         model = perturb(build(**keys | more))  # what begins at zero is not there
@@ -224,11 +224,10 @@ def test_every_structure_trains_under_every_objective(keys):
         assert after - before == pytest.approx(-1e-5 * norm**0.5, rel=0.01), objective
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("keys", [dict(), dict(token_dim=8), dict(tied=False, token_dim=8)], ids=name)
-def test_scored_positions_equal_all_positions(decoder, keys):
+@pytest.mark.parametrize("keys", [*map(one_part, DECODERS), dict(token_dim=8), dict(tied=False, token_dim=8)], ids=name)
+def test_scored_positions_equal_all_positions(keys):
     """The decoder at K positions is the decoder at all of them, then gathered; so is the loss."""
-    model, problem = build(decoder=decoder, **keys), masked_problem()
+    model, problem = build(**keys), masked_problem()
     concepts = model.encode(problem.source)
     dense = model.decode(concepts, masked_problem(scored=None))
     index = problem.scored[..., None].expand(-1, -1, dense.shape[-1])
@@ -288,19 +287,6 @@ def test_what_is_predicted_is_said_by_predicts_alone():
         model.loss(concepts, pooled),
         model.loss(concepts, masked_problem(predicts="pooled", scored=None, query_pos=None)),
     )
-
-
-@pytest.mark.parametrize("frozen", ["head", "tokens", "encoder", "decoder"])
-def test_gradients_of_the_rest_do_not_change_when_a_part_is_frozen(frozen):
-    model, problem = build(tied=frozen == "tokens", decoder="input"), masked_problem()
-    model(problem)[0][0].backward()
-    expected = {path: p.grad for path, p in model.named_parameters() if not path.startswith(frozen)}
-    model.zero_grad()
-    model.get_submodule(frozen).requires_grad_(False)
-    model(problem)[0][0].backward()
-    found = {path: p.grad for path, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[path], expected[path]) for path in found)
 
 
 # ---- the pooled prediction, and models without a decoder
@@ -460,7 +446,7 @@ PARTS = [(dict(decoder=d, layers=1), 0.999) for d in DECODERS]
 PARTS += [(dict(encoder=e), 0.99) for e in ENCODERS if e != ModelConfig.encoder]
 PARTS += [(dict(encoder="slot"), 0.98), (dict(token_layers=1, token_window=4, concept_position="cope"), 0.98)]
 MANY = dict(encoder="bixt", token_layers=1, token_window=4, token_dim=32, decoder="diffusion", decoder_window=2)
-COMPILED = [(*PARTS[1], "aot_eager"), (MANY, 0.98, "aot_eager")]
+COMPILED = [(MANY | {"layers": 1}, 0.98, "aot_eager")]
 COMPILED += [pytest.param(*part, backend, marks=SLOW) for part in PARTS for backend in ("aot_eager", "inductor")]
 
 
@@ -491,7 +477,7 @@ def test_compiled_bfloat16_is_one_graph_a_length_and_close_to_eager_float32(keys
 
 
 @pytest.mark.parametrize(
-    "keys", [dict(nested=True), dict(encoder="recursive", iterations=3, min_iterations=2)], ids=str
+    "keys", [dict(nested=True, concepts=2), dict(encoder="recursive", iterations=3, min_iterations=2)]
 )
 def test_compiled_once_for_all_that_a_step_may_run_with(keys):
     model = build(dtype=torch.float32, **keys)
@@ -558,19 +544,3 @@ def test_keys_that_the_chosen_parts_do_not_read():
 def test_absurd_heads_are_answered_at_once():
     with pytest.raises(ValueError, match="write heads = 512"):
         ModelConfig(heads=10**12)
-
-
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_every_encoder_trains_with_every_decoder_and_objective(encoder):
-    """A finite loss, and a gradient for every parameter: what DDP waits for."""
-    V, ids = 64, torch.randint(0, 61, (8, 16), generator=torch.Generator().manual_seed(0))
-    vocab = Vocabulary(V, V - 1, (V - 2,), torch.ones(V), torch.arange(V) % 3 > 0, torch.arange(9))
-    for decoder, objective in itertools.product(DECODERS, OBJECTIVES):
-        parts = Objectives(ObjectiveConfig(objective=objective))
-        shape = built_for(parts, decoder)
-        shape |= dict(hidden=16, heads=2, intermediate=32, layers=2, concepts=4, max_length=16, vocab_size=V)
-        model = ConceptModel(ModelConfig(encoder=encoder, **shape), V - 1)
-        problems = parts.problems(Rows(ids, Noise(0, 0, torch.arange(8)), vocab, torch.arange(8) // 2))
-        loss = parts.total(parts.losses(*model(*problems), problems))
-        loss.backward()
-        assert loss.isfinite() and all(p.grad is not None for p in model.parameters()), (decoder, objective)

@@ -162,10 +162,9 @@ def test_it_alone_trains_without_a_decoder_and_goes_on_bit_for_bit(data, tmp_pat
     assert_same_checkpoint(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("target", ["concepts", "spectral"])
-def test_two_ranks_equal_one_rank_with_two_micro_batches(target, data, tmp_path):
+def test_two_ranks_equal_one_rank_with_two_micro_batches(data, tmp_path):
     """The pass without gradients is inside what DDP wraps; each forward has the mean of its own rows."""
-    more = [*BRIEF, *SUM, f"--next_target={target}"]
+    more = [*BRIEF, *SUM]
     ranks = run_ranks([arguments(data, tmp_path / "two", *more)] * 2, tmp_path)
     assert [r.code for r in ranks] == [0, 0], ranks[0].err
     run(data, tmp_path / "one", *more, "--micro_batch=4")
