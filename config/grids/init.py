@@ -3,7 +3,7 @@ How weights begin, at two sizes: rank, input share and the untrained model's STS
 loss, use of the concepts and STS-B after equal FLOPs, about two minutes of one thread.
 
     python data/text/prepare.py --name=wiki --files wiki_*.txt.xz --tokenizer=bpe:8192
-    python compare.py config/grids/init.py --data=DIR     # DIR holds STS-B/; about 20 minutes on two cores
+    python compare.py config/grids/init.py --data=DIR     # DIR holds STS-B/; about 15 minutes on two cores
 """
 
 base = "config/tsdae_cpu.py"  # TSDAE, rows of 16 and 32 tokens, H 128
