@@ -126,8 +126,7 @@ class Peak(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("chunk", [32, 128])
+@pytest.mark.parametrize("chunk, dtype", [(32, torch.float32), (128, torch.bfloat16)])
 def test_one_chunk_of_logits_is_there_at_a_time(chunk, dtype):
     """In training: besides it the two gradients, each once more while it is made. (bfloat16: with its float32 copy.)"""
     rows, width, vocab = 512, 16, 4000
