@@ -31,17 +31,17 @@ class Decoder(nn.Module):
     def __init_subclass__(cls):
         DECODERS[cls.__name__.lower()] = cls
 
-    reads_ahead = False  # a position sees what stands behind it in the span, so padding too
-    generate = None  # (concepts, length, embed, predict) -> ids, of a decoder that needs more than one pass
+    reads_ahead = False  # a position sees later ones of the span, padding included
+    generate = None  # (concepts, length, embed, predict) -> ids, where that takes more than one pass
 
     def forward(self, concepts, problem: Problem, embed):
-        """concepts [B, C, H], a problem that predicts positions, scored not flat -> hidden [B, K, H] there. embed: ids
-        (and a table, if it is not the encoder's) -> embeddings [..., T]; of None that of [MASK], [1, 1, T]."""
+        """concepts [B, C, H], a problem that predicts positions (scored not flat) -> hidden [B, K, H] there. embed: ids
+        (and a table other than the encoder's) -> embeddings [..., T]; None -> that of [MASK], [1, 1, T]."""
         raise NotImplementedError
 
 
 def scored_positions(problem: Problem):
-    """The positions to be predicted, [1|B, K], and the ids that may be seen there, [B, K] or None."""
+    """The scored positions [1|B, K], and the ids that a decoder may see there, [B, K] or None."""
     pos, ids, scored = problem.query_pos, problem.query_ids, problem.scored
     if scored is not None:
         pos = pos.expand(scored.shape[0], -1).gather(1, scored)
@@ -50,7 +50,7 @@ def scored_positions(problem: Problem):
 
 
 class Posonly(Decoder):
-    """One learned query a position reads the concepts.
+    """One learned query per position reads the concepts.
 
     Perceiver IO, arXiv:2107.14795.
 
@@ -81,7 +81,7 @@ class Posonly(Decoder):
 
 
 class Input(Posonly):
-    """As posonly, with the token that may be seen at the position ([MASK], or what a mask left) in the query.
+    """As posonly, with the position's visible token, or [MASK], added to the query.
 
     position + token -> [CrossAttention to the concepts -> FeedForward] x decoder_layers -> hidden
     """
@@ -97,7 +97,7 @@ class Input(Posonly):
 
 
 class Weighted(Decoder):
-    """Each position is a fixed, learned mixture of the concepts, whatever they hold.
+    """Each position is a learned mixture of the concepts, the same for all texts.
 
     softmax(mixture[position]) @ concepts -> norm -> linear -> GELU -> hidden
     """
@@ -117,11 +117,11 @@ class Weighted(Decoder):
 
 
 class Diffusion(Input):
-    """As input, in blocks that know which share of the span is predicted.
+    """As input, with blocks conditioned on the share of the span that is predicted.
 
-    AdaLN-Zero (Peebles & Xie 2023, arXiv:2212.09748): scale, shift and gate of each part of a block come from the share
-    t, as 0 ... 1000; they begin as if they were not there. What is read of the concepts passes a gate between 0.5 and
-    1.5: in a model that has nothing but concepts it must neither shut nor blow up. `timestep = False` is without.
+    AdaLN-Zero (Peebles & Xie 2023, arXiv:2212.09748): scale, shift and gate of each sublayer are computed from that
+    share t, embedded as 0 ... 1000, and start as the identity. The gate of the cross-attention stays between 0.5 and
+    1.5, since the concepts are all that the model has. `timestep = False` leaves this out.
 
     position + token -> [(local TransformerLayer) -> CrossAttention to the concepts -> FeedForward] x decoder_layers
     """
@@ -134,7 +134,7 @@ class Diffusion(Input):
             range(config.decoder_layers),
             config.original_structure,
         )
-        self.tokens = nn.Embedding(config.vocab_size, T) if faithful else None  # the original project's has its own
+        self.tokens = nn.Embedding(config.vocab_size, T) if faithful else None  # the original has its own
         self.norm = norm(H, config) if faithful else None
         window = config.decoder_window
         self.reads_ahead = window > 0
@@ -152,7 +152,7 @@ class Diffusion(Input):
     def forward(self, concepts, problem, embed):
         if self.tokens is not None:
             embed = partial(embed, table=self.tokens)
-        # with local layers visible tokens inform hidden ones: the whole span is there
+        # local layers need the whole span: visible tokens inform hidden ones
         x = self.queries(replace(problem, scored=None) if self.local else problem, embed)
         pairs = keys_values(concepts, [cross.kv for cross in self.cross], self.heads)
         scored, total = problem.scored, problem.query_pos.shape[1]
@@ -171,7 +171,7 @@ class Diffusion(Input):
         return problem.at_scored(x) if self.local else x
 
     def modulation(self, share, x):
-        """Of each block [1|B, 1, 6 H], from the share of the span that is predicted, a number or [B, 1, 1]."""
+        """share: of the span that is predicted, a number or [B, 1, 1] -> [1|B, 1, 6 H] for each block."""
         if self.time is None:
             return []
         half = x.shape[-1] // 2
@@ -197,8 +197,8 @@ class CausalLayer(nn.Module):
 class Causal(Decoder):
     """Each token is predicted from the concepts and from the tokens before it (teacher forcing).
 
-    With `word_dropout` it sees [MASK] in the place of so many of them, and must turn to the concepts (Bowman et al.
-    2016, arXiv:1511.06349).
+    With `word_dropout` this share of them is replaced by [MASK], which makes it use the concepts (Bowman et al. 2016,
+    arXiv:1511.06349).
 
     position + token before -> [CausalLayer] x decoder_layers -> hidden
     """
@@ -212,8 +212,8 @@ class Causal(Decoder):
         self.layers = nn.ModuleList([CausalLayer(config) for _ in range(config.decoder_layers)])
 
     def run(self, pairs, tokens, pos, pasts=None):
-        """tokens [B, S, T] that stand before these positions [1|B, S] -> hidden [B, S, H]. pairs: keys and values of
-        the concepts for each layer; pasts: a list for each, with the keys and values of what came before."""
+        """tokens [B, S, T], each before its position in pos [1|B, S] -> hidden [B, S, H]. pairs: keys and values of the
+        concepts for each layer; pasts: each layer's cache, see SelfAttention."""
         x = self.positions(pos) + self.widen(tokens)
         for layer, (k, v), past in zip(self.layers, pairs, pasts or [None] * len(pairs), strict=True):
             x = layer(x, k, v, past)
@@ -223,7 +223,7 @@ class Causal(Decoder):
         return keys_values(concepts, [layer.cross.kv for layer in self.layers], self.heads)
 
     def forward(self, concepts, problem, embed):
-        mask = embed(None)  # [1, 1, T], also where nothing stands before
+        mask = embed(None)  # [1, 1, T], also the start token
         before = embed(problem.targets[:, :-1])
         if self.training and self.word_dropout:
             dropped = torch.rand(before.shape[:2], device=before.device) < self.word_dropout
@@ -232,8 +232,7 @@ class Causal(Decoder):
         return problem.at_scored(self.run(self.read(concepts), tokens, problem.query_pos))
 
     def generate(self, concepts, length, embed, predict):
-        """One token after the other, each from those before: ids [B, length]. predict: hidden [B, 1, H] -> ids [B, 1].
-        Keys and values are kept."""
+        """Autoregressive, with cached keys and values: ids [B, length]. predict: hidden [B, 1, H] -> ids [B, 1]."""
         tokens, ids = embed(None).expand(len(concepts), -1, -1), []
         pairs, pasts = self.read(concepts), [[] for _ in self.layers]
         for i in range(length):

@@ -31,9 +31,9 @@ ENCODERS: dict[str, type["Encoder"]] = {}  # name -> class
 
 
 class Options(NamedTuple):
-    """What may change from call to call, for the encoders that can; 0: what the configuration says."""
+    """What may differ per call, for the encoders that support it; 0: as configured."""
 
-    concepts: int = 0  # the first so many (`nested`)
+    concepts: int = 0  # only the first this many (`nested`)
     iterations: int = 0  # of a shared layer
 
 
@@ -41,29 +41,28 @@ AS_CONFIGURED = Options()
 
 
 class Encoder(nn.Module):
-    options: tuple[str, ...] = ()  # fields of Options that its forward follows
-    concept_positions = "none", "learned", "sinusoidal", "rope", "cope"  # those that it has a use for
+    options: tuple[str, ...] = ()  # the fields of Options that it supports
+    concept_positions = "none", "learned", "sinusoidal", "rope", "cope"  # those that it supports
 
     def __init_subclass__(cls):
         ENCODERS[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()] = cls
 
     def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
-        """x [B, S, T]: token embeddings with learned positions and dropout applied; pos [1|B, S]: where they stand, for
-        rotary positions; mask [B, S] (True: keep; what is kept stands first) or None; options: what this call changes,
-        in what `options` of the class names -> concepts [B, C, H]."""
+        """x [B, S, T]: token embeddings with learned positions and dropout applied; pos [1|B, S]: positions, for rotary
+        ones; mask [B, S] (True: keep; padding comes last) or None; options: of this call -> concepts [B, C, H]."""
         raise NotImplementedError
 
     @staticmethod
     def check(config):
-        """ValueError where the configuration is impossible for this encoder."""
+        """ValueError where this encoder cannot be built from the configuration."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Latents read tokens that never change
+# Latents read tokens, which stay as they are
 
 
 def token_norm(config):
-    """At the scale of token + unit position: reads are sharper, with those the input's share is 3 times as high."""
+    """With a gain of sqrt(2), as of token + unit position: attention is sharper, the input share 3 times as high."""
     module = norm(config.token_width, config)
     if config.init != "gpt2":
         nn.init.constant_(module.weight, 2**0.5)
@@ -72,7 +71,7 @@ def token_norm(config):
 
 class PerceiverLayer(nn.Module):
     """
-    tokens x (never changed)
+    tokens x (unchanged)
            |  keys, values
     z -> CrossAttention -> SelfAttention -> FeedForward -> z
     """
@@ -91,7 +90,7 @@ class PerceiverLayer(nn.Module):
 
 
 class Perceiver(Encoder):
-    """C learned slots read the tokens anew in each layer.
+    """C learned slots read the tokens again in each layer.
 
     Jaegle et al. 2021, arXiv:2103.03206.
 
@@ -105,7 +104,7 @@ class Perceiver(Encoder):
         H, T, faithful = config.hidden, config.token_width, config.original_structure
         self.config, self.heads, self.rotary = config, config.heads, config.token_position == "rope"
         self.slots = Slots(config)
-        # The original project widens narrow tokens first and reads them un-normalised; ours go from T to keys, values.
+        # The original project first projects narrow tokens to H and does not normalise them.
         self.widen = projection(T, H if faithful else T, config)
         self.norm_tokens = nn.Identity() if faithful else token_norm(config)
         self.layers = nn.ModuleList(self.make_layers(config, H if faithful else T))
@@ -117,11 +116,11 @@ class Perceiver(Encoder):
     def read(self, x, pos, readers):
         """Keys and values [B, h, S, d] of the tokens for these CrossAttentions."""
         x = self.norm_tokens(self.widen(x))
-        pairs = keys_values(x, [cross.kv for cross in readers], self.heads)  # the tokens never change
+        pairs = keys_values(x, [cross.kv for cross in readers], self.heads)  # all layers read the same tokens
         return [(rotate(k, pos), v) for k, v in pairs] if self.rotary else pairs
 
     def concepts(self, z, options):
-        """Latents -> what decoders see of them."""
+        """Latents -> the concepts that decoders see."""
         return self.norm(self.slots.without_registers(z, options.concepts))
 
     def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
@@ -142,12 +141,12 @@ class PerceiverIOLayer(nn.Module):
         self.latent = TransformerLayer(config, rotary=config.concept_position == "rope")
 
     def forward(self, z, pairs, mask):
-        """pairs: an iterator over keys and values, of which a layer that reads takes the next ones."""
+        """pairs: an iterator over (keys, values); a layer that reads takes the next pair."""
         return self.latent(self.read_ffn(self.cross(z, *next(pairs), mask)) if self.cross else z)
 
 
 class PerceiverIO(Perceiver):
-    """One read of the tokens, or a few, then layers of latents alone.
+    """One read of the tokens, or a few, then self-attention of the latents alone.
 
     Jaegle et al. 2022, arXiv:2107.14795.
 
@@ -172,11 +171,11 @@ class PerceiverIO(Perceiver):
 
 
 class Recursive(Perceiver):
-    """One shared layer, applied `iterations` times, which may be another number at inference.
+    """One shared layer, applied `iterations` times; inference may use another number.
 
-    As ALBERT shares its layers (arXiv:1909.11942). Keys and values of the tokens are made once. With
-    `backprop_iterations` only the last so many pass a gradient on, as in Geiping et al. 2025 (arXiv:2502.05171); the
-    slots then get the gradient of the state before these (straight-through).
+    Weights are shared as in ALBERT (arXiv:1909.11942); keys and values of the tokens are computed once. With
+    `backprop_iterations`, back-propagation is truncated to the last so many iterations, as in Geiping et al. 2025
+    (arXiv:2502.05171); the slots get the gradient of the state before these (straight-through).
 
     slots -> PerceiverLayer, iterations times -> norm -> concepts
     """
@@ -203,14 +202,7 @@ class Recursive(Perceiver):
 
 
 class SlotAttention(CrossAttention):
-    """Latents compete for the tokens: softmax over latents, then each latent takes the mean of its tokens, weighted.
-    With `gru` a gated recurrent unit, and not a sum, takes that up."""
-
-    def __init__(self, config, width):
-        super().__init__(config, width)
-        H = config.hidden
-        self.gates = linear(2 * H, 2 * H, config) if config.gru else None
-        self.candidate = linear(2 * H, H, config) if config.gru else None
+    """Latents compete for the tokens: softmax over latents, then each latent takes the weighted mean of its tokens."""
 
     def attend(self, q, k, v, mask, dropout):
         precise = torch.promote_types(q.dtype, torch.float32)
@@ -219,15 +211,6 @@ class SlotAttention(CrossAttention):
             weights = weights * mask[:, None, None, :]
         weights = F.dropout((weights / weights.sum(-1, keepdim=True)).to(v.dtype), dropout)
         return (weights @ v).transpose(1, 2).flatten(2)
-
-    def forward(self, z, k, v, mask=None):
-        read = self.update(self.norm(z), k, v, mask)
-        if self.gates is None:
-            return z + read
-        z = z.expand_as(read)
-        reset, keep = self.gates(torch.cat([read, z], -1)).sigmoid().to(z.dtype).chunk(2, -1)
-        candidate = self.candidate(torch.cat([read, reset * z], -1)).tanh().to(z.dtype)
-        return keep * z + (1 - keep) * candidate
 
 
 class SlotLayer(PerceiverLayer):
@@ -238,7 +221,7 @@ class SlotLayer(PerceiverLayer):
 
 
 class Slot(Perceiver):
-    """As perceiver, but the slots compete for the tokens, with or without a recurrent unit.
+    """As perceiver, but the slots compete for the tokens.
 
     Slot attention, Locatello et al. 2020, arXiv:2006.15055, inside each layer's read.
 
@@ -250,7 +233,7 @@ class Slot(Perceiver):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Latents and tokens read each other
+# Latents and tokens attend to each other
 
 
 class TwoWayLayer(PerceiverLayer):
@@ -276,9 +259,9 @@ class TwoWayLayer(PerceiverLayer):
 
 
 class TwoWay(Perceiver):
-    """As perceiver, and in turn the tokens read the slots: the original project's two-way layers, without a token FFN.
+    """As perceiver, and the tokens read the slots in turn: the original project's two-way layers, without a token FFN.
 
-    The original project normalises neither what the slots read nor what the tokens read; ours does.
+    The original project normalises neither the keys that the slots read nor those that the tokens read; ours does.
 
     slots, tokens -> [TwoWayLayer] x layers -> norm -> concepts
     """
@@ -299,7 +282,7 @@ class TwoWay(Perceiver):
 
 class BixtLayer(nn.Module):
     """
-    S = R_z(z) R_x(x)', the one matrix of both directions; both take the other as it was before
+    S = R_z(z) R_x(x)', one score matrix for both directions; both read the other's state before this layer
     z += softmax(S) V_x(x)   -> FeedForward -> TransformerLayer -> z
     x += softmax(S') V_z(z)  -> FeedForward -> x                  (not in the last layer)
     """
@@ -309,7 +292,7 @@ class BixtLayer(nn.Module):
         H, T, self.last = config.hidden, config.token_width, last
         self.heads, self.dropout = config.heads, config.dropout
         self.norm_z, self.norm_x = norm(H, config), token_norm(config)
-        self.from_z = linear(H, H if last else 2 * H, config)  # R, and V where the tokens read
+        self.from_z = linear(H, H if last else 2 * H, config)  # R; and V, if the tokens read
         self.from_x = linear(T, 2 * H, config)
         self.out_z = ResidualOutput(H, H, bias=config.original_structure)
         self.ffn_z = FeedForward(config)
@@ -324,17 +307,17 @@ class BixtLayer(nn.Module):
             r_x = rotate(r_x, pos)
         dropout = self.dropout if self.training else 0.0
         z = z + self.out_z(attention(r_z, r_x, v_x, mask, dropout))
-        if not self.last:  # the same matrix transposed: no mask, for the slots are all there
+        if not self.last:  # the same matrix transposed; no slot is padding, so no mask
             r_z, v_z = (t.expand(len(x), -1, -1, -1) for t in (r_z, *v_z))
             x = self.ffn_x(x + self.out_x(attention(r_x, r_z, v_z, None, dropout)))
         return self.latent(self.ffn_z(z)), x
 
 
 class Bixt(Encoder):
-    """Slots and tokens read each other through one matrix of similarities.
+    """Slots and tokens read each other through one attention matrix.
 
-    BiXT, Hiller et al. 2024, arXiv:2402.12138. Thin tokens (token_dim below hidden) are its sensible choice: at full
-    width their FFN costs as much as a dense layer's. Heads of width 32 did better there than of 64.
+    BiXT, Hiller et al. 2024, arXiv:2402.12138. Use narrow tokens (token_dim below hidden): at full width their FFN
+    costs as much as a dense layer's. In the paper heads of width 32 did better than of 64.
 
     slots, tokens -> [BixtLayer] x layers -> norm -> concepts
     """
@@ -360,7 +343,7 @@ class Bixt(Encoder):
 
 
 class Dense(Encoder):
-    """A plain Transformer over the tokens, whose output C queries pool: the control, quadratic in the tokens.
+    """A plain Transformer over the tokens, pooled by C learned queries: the control, quadratic in the tokens.
 
     tokens -> [TransformerLayer] x layers -> norm -> CrossAttention of the slots -> norm -> concepts
     """
@@ -389,9 +372,9 @@ class Dense(Encoder):
 
 
 def adaptive_mean(x, n, m, most):
-    """Means over the bins of `adaptive_avg_pool1d`, from the first n of x [B, S, H] to the first m of `most`: [B, most,
-    H], at O(S). Bin i is [floor(i n / m), ceil((i + 1) n / m)), never empty. n, m: numbers, or [B, 1] int64 of each
-    row; n / m is nowhere above S / most, but for rounding up."""
+    """`adaptive_avg_pool1d` of the first n of x [B, S, H] to m means, padded to `most`: [B, most, H], in O(S). Bin i is
+    [floor(i n / m), ceil((i + 1) n / m)), never empty. n, m: numbers, or [B, 1] int64, one per row; n / m is at most
+    S / most, rounded up."""
     B, S, _ = x.shape
     i = torch.arange(most, device=x.device)[None]
     start, end = i * n // m, ((i + 1) * n + m - 1) // m  # [1|B, most]
@@ -403,7 +386,7 @@ def adaptive_mean(x, n, m, most):
 
 
 class FunnelStage(nn.Module):
-    """Each mean queries x before it was pooled: CrossAttention -> FeedForward."""
+    """The means query the unpooled x: CrossAttention -> FeedForward."""
 
     def __init__(self, config):
         super().__init__()
@@ -411,13 +394,13 @@ class FunnelStage(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(self, x, means, pos, mask):
-        """means [B, M, H] of x [B, S, H] -> [B, M, H]; pos: for rotary keys (a mean stands nowhere), or None."""
+        """means [B, M, H] of x [B, S, H] -> [B, M, H]; pos: for rotary keys (a mean has no position), or None."""
         ((k, v),) = keys_values(self.norm(x), [self.cross.kv], self.cross.heads)
         return self.ffn(self.cross(means, k if pos is None else rotate(k, pos), v, mask))
 
 
 class Funnel(Encoder):
-    """The tokens are pooled in two stages to C ordered concepts; the first stage costs N x N / 2.
+    """The tokens are pooled to C ordered concepts in two stages, the first of which costs N x N / 2.
 
     As Funnel-Transformer's pooled queries and un-pooled keys (Dai et al. 2020, arXiv:2006.03236).
 

@@ -103,7 +103,6 @@ class EvalConfig:
         Literal["", "lr"], f"fine_tune: lr: the one of {RATES} that is best on the held-out rows, at seed 0"
     ] = ""
     max_length: Annotated[int, "fine_tune: tokens read of a row, the longest sentence is cut first; 0: the run's"] = 0
-    interpolate: Annotated[bool, "fine_tune: stretch learned positions to a max_length beyond the run's"] = False
     train_on: Annotated[Literal["train", "dev"], "fine_tune: the split to train on; dev where none is"] = "train"
     seeds: Annotated[int, "fine_tune: seeds 0 ... N-1"] = 3
     against: Annotated[
@@ -210,7 +209,7 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     fitted = pairs.task.kind == "paraphrase"
     protocol = {
         "head": "threshold on the cosine" if fitted else "cosine",
-        "pooling": f"{run.model.config.pooling} of concepts",
+        "pooling": "mean of concepts",
         "adapted": ADAPTED,  # first directions removed, power of sigma; of a model and of static vectors
         **run.model.options._asdict(),
         "lr": None,
@@ -352,7 +351,7 @@ def main(argv) -> int:
     config = parsed.make(EvalConfig)
     zero = config.mode == "zero_shot"
     if zero or config.contamination:
-        keys = ["head", "recipe", "epochs", "lr", "batch", "grid", "max_length", "interpolate", "train_on", "seeds"]
+        keys = ["head", "recipe", "epochs", "lr", "batch", "grid", "max_length", "train_on", "seeds"]
         parsed.unused(keys, "by mode = 'zero_shot', in which nothing is trained")
     run = open_run(parsed, config) if config.run else None
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"

@@ -1,8 +1,8 @@
 """
 Fine-tuning heads: one class each, from the texts of a task to outputs [B, K] through a pretrained model.
 
-A text is (ids [B, S], mask [B, S], True: a token, not padding). Heads read one text (a sentence, or a pair as a,
-separator, b); those with `apart` read the two sentences of a pair one by one. K is 1 for scores, else the number of
+A text is (ids [B, S], mask [B, S], True: a token, not padding). Heads read one text: a sentence, or a pair joined by a
+separator; those with `apart` encode the two sentences of a pair separately. K is 1 for scores, else the number of
 classes. C concepts of width H.
 
 To add one: a subclass of `Head`. It is found by its name, in `--head=...` and in `--help`.
@@ -21,19 +21,19 @@ HEADS: dict[str, type["Head"]] = {}  # name -> class
 
 
 class Head(nn.Module):
-    """The output is a linear of `width` numbers that `pool` makes of the concepts."""
+    """A linear of the vector that `pool` makes of a text."""
 
-    apart = False  # the sentences of a pair are encoded apart
-    frozen = False  # the pretrained model stays as it is
-    keeps_decoder = False  # what the pretrained decoder makes of the concepts is read
-    linear = True  # it ends in a linear; else in a cosine
+    apart = False  # encodes the sentences of a pair separately
+    frozen = False  # the pretrained model is not trained
+    keeps_decoder = False  # uses the pretrained decoder
+    linear = True  # ends in a linear; else in a cosine
 
     def __init_subclass__(cls):
         cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
         HEADS[cls.name] = cls
 
     def __init__(self, config, outputs: int, texts: int = 1, dropout: float = 0.1, seed: int = 0):
-        """config: the model's; texts: how many `forward` is given, 2 where a pair is read apart."""
+        """config: the model's; texts: how many `forward` takes, 2 for a pair that is encoded apart."""
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         width = self.build(config) or config.hidden
@@ -44,14 +44,14 @@ class Head(nn.Module):
         init_weights(self, "fan_in", seed)
 
     def build(self, config) -> int | None:
-        """Makes its parts; returns the width of what `pool` makes, if that is not H."""
+        """Builds its modules; returns the width of `pool`'s result, if that is not H."""
 
     def pool(self, model, ids, mask):
         """-> [B, width]"""
         raise NotImplementedError
 
     def forward(self, model, *texts):
-        """texts: one (ids, mask), or two -> outputs [B, K]. Two are read as [u; v; |u - v|; u v] (Mou et al. 2016)."""
+        """texts: one (ids, mask), or two -> outputs [B, K]. Two become [u; v; |u - v|; u v] (Mou et al. 2016)."""
         pooled = [self.pool(model, *text) for text in texts]
         if len(pooled) == 2:
             u, v = pooled
@@ -76,13 +76,13 @@ class ClsQuery(Head):
 
 
 class MultiQuery(ClsQuery):
-    """Four learned queries read the concepts, and are joined."""
+    """As cls_query with four queries, concatenated."""
 
     queries = 4
 
 
 class AttentionPool(Head):
-    """The concepts' mean, weighted by a softmax over a learned score of each."""
+    """Attention pooling: the mean of the concepts, weighted by a softmax of a learned score of each."""
 
     def build(self, config):
         self.score, self.norm = nn.Linear(config.hidden, 1, bias=False), norm(config.hidden, config)
@@ -103,7 +103,7 @@ class SelfAttentionPool(Head):
 
 
 class SequenceWeighted(Head):
-    """Each position is a learned mixture of the concepts, a linear and GELU; their mean over the text's positions."""
+    """Each position is a learned mixture of the concepts, then a linear and GELU; the mean over positions."""
 
     def build(self, config):
         self.mixture = nn.Embedding(config.max_length, config.concepts)
@@ -117,7 +117,7 @@ class SequenceWeighted(Head):
 
 
 class ViaDecoder(Head):
-    """The mean over the text's positions of what the pretrained decoder makes of the concepts."""
+    """The mean of the pretrained decoder's hidden states over the text's positions."""
 
     keeps_decoder = True
 
@@ -132,13 +132,13 @@ class ViaDecoder(Head):
 
 
 class Pair(AttentionPool):
-    """As attention_pool, each sentence of a pair encoded by itself."""
+    """As attention_pool, with the sentences of a pair encoded separately."""
 
     apart = True
 
 
 class Cosine(Head):
-    """The cosine of the sentences' pooled concepts; nothing but the encoder is trained."""
+    """The cosine of the sentences' pooled concepts; only the encoder is trained."""
 
     apart, linear = True, False
 
@@ -148,7 +148,7 @@ class Cosine(Head):
 
 
 class Linear(Head):
-    """A linear probe: the pooled concepts of each sentence stay as they are, only the linear is trained."""
+    """A linear probe of the sentences' pooled concepts; the encoder is frozen."""
 
     apart, frozen = True, True
 

@@ -1,5 +1,5 @@
 """
-What encoders and decoders are built of: attention, rotary positions, pre-norm residual blocks, and how weights begin.
+Building blocks of encoders and decoders: attention, rotary positions, pre-norm residual blocks, initial weights.
 
 Shapes: B rows, S tokens read, C concepts, Q queries, H width of a concept, T width of a token, h heads, d = H / h.
 Pre-norm, residual: z + block(norm(z)). `original_structure` gives every norm and linear its bias.
@@ -27,7 +27,7 @@ def plain_products(q, k):
 
 def attention(q, k, v, mask=None, dropout=0.0, causal=False):
     """softmax(q k' / sqrt(d)) v: q [B|1, h, Q, d], k and v [B, h, S, d], mask [B, S] or [B|1, 1, Q, S] (True: keep), or
-    in its place causal: to no later one -> [B, Q, h d]."""
+    causal instead of a mask -> [B, Q, h d]."""
     if mask is not None and mask.dim() == 2:
         mask = mask[:, None, None, :]
     if plain_products(q, k):
@@ -45,8 +45,8 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False):
 
 
 def window_attention(q, k, v, window, mask=None, dropout=0.0):
-    """As `attention`, but token i attends to tokens i - window ... i + window alone: q, k, v [B, h, S, d], at O(S
-    window). Blocks of `window` queries attend to their own block and to the next one on both sides."""
+    """As `attention`, but token i attends only to tokens i - window ... i + window: q, k, v [B, h, S, d], in O(S
+    window). Blocks of `window` queries attend to their own block and to its two neighbours."""
     B, h, S, d = q.shape
     blocks = -(-S // window)
     after = blocks * window - S
@@ -65,16 +65,16 @@ def window_attention(q, k, v, window, mask=None, dropout=0.0):
 
 
 def cope_attention(q, k, v, table, dropout=0.0):
-    """Attention over an ordered sequence, where a query counts the positions itself (CoPE, arXiv:2405.18719): key j
-    stands at p_j = sum over i <= j of sigmoid(q k_i / sqrt(d)), and q e[p_j] is added to its score. q [B|1, h, Q, d],
-    k and v [B, h, S, d], table e [h, P, d], read between its rows by linear interpolation -> [B, Q, h d]."""
+    """Contextual position encoding (CoPE, arXiv:2405.18719): for each query, key j has position p_j = sum over i <= j
+    of sigmoid(q k_i / sqrt(d)), and q e[p_j] is added to its score. q [B|1, h, Q, d], k and v [B, h, S, d], table e [h,
+    P, d], linearly interpolated between rows -> [B, Q, h d]."""
     q = q * q.shape[-1] ** -0.5
     precise = torch.promote_types(q.dtype, torch.float32)
     scores = (q @ k.mT).to(precise)  # [B, h, Q, S]
-    with torch.autocast(autocast_device(q), enabled=False):  # a product: on a GPU a float cumsum has no fixed order
+    with torch.autocast(autocast_device(q), enabled=False):  # no cumsum: on a GPU it is not deterministic
         place = scores.sigmoid() @ scores.new_ones(2 * scores.shape[-1:]).triu()
     place = place.clamp(max=table.shape[1] - 1)
-    at = (q @ table.mT).to(precise).expand(*scores.shape[:3], -1)  # the term of every whole position
+    at = (q @ table.mT).to(precise).expand(*scores.shape[:3], -1)  # the term at every integer position
     low = place.detach().floor().clamp(max=table.shape[1] - 2).long()
     share = place - low
     scores = scores + at.gather(-1, low) * (1 - share) + at.gather(-1, low + 1) * share
@@ -83,15 +83,15 @@ def cope_attention(q, k, v, table, dropout=0.0):
 
 
 def split_heads(x, parts, heads):
-    """x [B, S, parts * H] -> `parts` tensors [B, h, S, d]. By unbind: each slice would fill a full-size gradient."""
+    """x [B, S, parts * H] -> `parts` tensors [B, h, S, d]. By unbind: the gradient of a slice is full-size."""
     return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def keys_values(x, readers, heads, fused=None):
-    """Keys and values of x [B, S, W] for several readers, which all read the same x, in one product.
+    """Keys and values of x [B, S, W] for several layers, in one product.
 
-    readers: the `kv` linears (W -> 2H) -> a list of (k, v), each [B, h, S, d]. fused: None: not on the CPU, where one
-    by one is as fast and no gradient waits for the last of them.
+    readers: their `kv` linears (W -> 2H) -> a list of (k, v), each [B, h, S, d]. fused: None: not on the CPU, where
+    separate products are as fast and need less memory in backward.
     """
     if fused is False or (fused is None and x.device.type == "cpu"):
         return [split_heads(kv(x), 2, heads) for kv in readers]
@@ -102,10 +102,10 @@ def keys_values(x, readers, heads, fused=None):
 
 
 def rotate(x, pos):
-    """Rotary position embedding (RoFormer, arXiv:2104.09864): x [B, h, S, d] turned by pos [1|B, S].
+    """Rotary position embedding (RoFormer, arXiv:2104.09864): x [B, h, S, d] rotated by pos [1|B, S].
 
-    Self-attention turns its queries and its keys. Where concepts read tokens only the keys are turned: a latent query
-    stands at no position, and each head learns which turns it answers to.
+    Self-attention rotates queries and keys. Where latents read tokens only the keys are rotated: a latent query has no
+    position, and each head learns which rotations it responds to.
     """
     half = x.shape[-1] // 2
     freq = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
@@ -135,23 +135,23 @@ def linear(inputs, outputs, config):
 
 
 def projection(narrow, wide, config):
-    """A linear between two widths, nothing where they are one."""
+    """A linear between two widths; the identity where they are equal."""
     return nn.Identity() if narrow == wide else linear(narrow, wide, config)
 
 
 class ZeroLinear(nn.Linear):
-    """Begins at zero, whatever the init: the block that it switches begins as if it were not there."""
+    """Zero at first, whatever the init, so that what it gates or modulates starts as if it were absent."""
 
 
 class ResidualOutput(nn.Linear):
-    """The last linear of a residual block; how it begins decides how the residual stream grows with depth."""
+    """The last linear of a residual block; its scale decides how the residual stream grows with depth."""
 
 
 class CrossAttention(nn.Module):
-    """z += attention of z to a sequence whose keys and values `keys_values` has already made.
+    """z += attention of z to a sequence, given its keys and values (from `keys_values`).
 
-    width: of that sequence; queries: width of z (0: hidden); ordered: the sequence is the concepts, whose order counts
-    if concept_position says so."""
+    width: of that sequence; queries: width of z (0: hidden); ordered: the sequence is the concepts, which CoPE numbers
+    if concept_position = "cope"."""
 
     def __init__(self, config, width, queries=0, ordered=False):
         super().__init__()
@@ -165,7 +165,7 @@ class CrossAttention(nn.Module):
         self.positions = nn.Parameter(torch.empty(self.heads, config.concepts + 1, H // self.heads)) if cope else None
 
     def forward(self, z, k, v, mask=None):
-        # z [1, Q, H] (equal for all rows: norm and queries are then made once) or [B, Q, H] -> [B, Q, H]
+        # z [1, Q, H] (the same for all rows: norm and queries are computed once) or [B, Q, H] -> [B, Q, H]
         return z + self.update(self.norm(z), k, v, mask)
 
     def update(self, z, k, v, mask=None):
@@ -182,8 +182,8 @@ class CrossAttention(nn.Module):
 class SelfAttention(nn.Module):
     """z += self-attention of z [B, S, W].
 
-    width: W (0: hidden), with heads as wide as those of concepts; rotary: queries and keys are turned by where they
-    stand; window: attention to so many neighbours on both sides (0: to all); causal: to no later one."""
+    width: W (0: hidden), with heads as wide as those of concepts; rotary: rotary positions; window: attention to this
+    many neighbours on each side (0: to all); causal: only to earlier positions and its own."""
 
     def __init__(self, config, width=0, rotary=False, window=0, causal=False):
         super().__init__()
@@ -197,8 +197,8 @@ class SelfAttention(nn.Module):
         self.out = ResidualOutput(W, W, bias=config.original_structure)
 
     def forward(self, z, pos=None, mask=None, past=None):
-        """pos [1|B, S]: where they stand (None: 0 ... S-1); mask [B, S] (True: keep); past: a list of the keys and
-        values of what came before, to which those of z are added."""
+        """pos [1|B, S]: positions (None: 0 ... S-1); mask [B, S] (True: keep); past: a list with the cached keys and
+        values of earlier positions, or empty, to which those of z are appended."""
         q, k, v = split_heads(self.qkv(self.norm(z)), 3, self.heads)
         if self.rotary:
             pos = torch.arange(z.shape[1], device=z.device)[None] if pos is None else pos
@@ -212,13 +212,13 @@ class SelfAttention(nn.Module):
         return z + self.out(attention(q, k, v, mask, dropout, self.causal and past is None))
 
 
-RECOMPUTED = 1 << 21  # numbers in an FFN's inner state from which on the CPU makes it again in backward
+RECOMPUTED = 1 << 21  # size of an FFN's inner state from which the CPU recomputes it in backward
 
 
 class FeedForward(nn.Module):
     """z += Wo(GELU(a) * g) with [a; g] = Wi z (GEGLU, arXiv:2002.05202), or without the gate g.
 
-    width: of z (0: hidden); the inner width is in proportion to it."""
+    width: of z (0: hidden); the inner width is proportional to it."""
 
     def __init__(self, config, gated=True, width=0):
         super().__init__()
@@ -230,8 +230,8 @@ class FeedForward(nn.Module):
         self.wo = ResidualOutput(inner, W, bias=config.original_structure)
 
     def forward(self, z):
-        # Wi's output is the largest state of a layer. On the CPU a large one is made again in backward: a sixth less
-        # memory for 7 % more products. (A GPU has memory for this, and a compiler that keeps what pays.)
+        # Wi's output is the largest activation of a layer. On the CPU a large one is recomputed in backward: a sixth
+        # less memory for 7 % more FLOPs. (A GPU has the memory, and a compiler that decides.)
         large = z.shape[0] * z.shape[1] * self.wi.out_features >= RECOMPUTED
         if large and z.device.type == "cpu" and torch.is_grad_enabled():
             return z + checkpoint(self.inner, z, use_reentrant=False, preserve_rng_state=self.dropout.p > 0)
@@ -264,8 +264,8 @@ class TransformerLayer(nn.Module):
 
 
 class Slots(nn.Module):
-    """Learned latents [1, C + R, H], the same for every row until they first read: concepts, with or without positions,
-    and R registers, which no decoder sees (Darcet et al. 2024, arXiv:2309.16588)."""
+    """Learned initial latents [1, C + R, H], the same for every row: concepts, with or without positions, and R
+    registers, which no decoder sees (Darcet et al. 2024, arXiv:2309.16588)."""
 
     def __init__(self, config):
         super().__init__()
@@ -274,10 +274,10 @@ class Slots(nn.Module):
         self.positions = nn.Parameter(torch.empty_like(self.content)) if self.kind == "learned" else None
         added = self.kind in ("learned", "sinusoidal")
         self.registers = nn.Parameter(torch.empty(config.registers, config.hidden)) if config.registers else None
-        self.init_scale = 0.5**0.5 if added else 1.0  # content and positions: of unit scale together
+        self.init_scale = 0.5**0.5 if added else 1.0  # the sum of content and positions has unit scale
 
     def forward(self, concepts=0):
-        """concepts: the first so many (0: all)."""
+        """concepts: only the first this many (0: all)."""
         z = self.content
         if self.kind == "learned":
             z = z + self.positions
@@ -287,29 +287,16 @@ class Slots(nn.Module):
         return (z if self.registers is None else torch.cat([z, self.registers]))[None]
 
     def without_registers(self, z, concepts=0):
-        """Those of latents z that decoders see: no registers."""
+        """The concepts among latents z."""
         return z[:, : concepts or self.count]
 
 
-class AttentionPooling(nn.Module):
-    """concepts [B, C, H] -> [B, H]: their mean, weighted by a softmax over concepts of (query . concept) / sqrt(H). The
-    one learned query begins at zero, whatever the init: as the plain mean."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.query = nn.Parameter(torch.empty(width))
-
-    def forward(self, concepts):
-        scores = concepts @ self.query[:, None] / math.sqrt(concepts.shape[-1])
-        return (scores.softmax(1) * concepts).sum(1)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# How weights begin
+# Initial weights
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """Of random numbers that depend on the seed and a name alone."""
+    """Random numbers that depend only on the seed and a name."""
     digest = blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
@@ -320,8 +307,8 @@ def init_weights(model: nn.Module, init: str, seed: int):
     weights to the bit, whatever else they are made of.
 
     Embeddings and slots are N(0, 1), linears N(0, 1/fan_in), or with init = "gpt2" all N(0, 0.02^2); a module's
-    `init_scale` multiplies that, but not with "gpt2". Biases are 0, norms stay as they were made. With "gpt2" and
-    "fan_in_depth" the residual outputs of a part (encoder, decoder) are divided by the root of their number.
+    `init_scale` multiplies that, but not with "gpt2". Biases are 0, norms stay as they were made. With "gpt2" the
+    residual outputs of a part (encoder, decoder) are divided by the root of their number.
     """
     outputs = {}  # residual output -> how many there are in its part
     for part in model.children():
@@ -331,12 +318,9 @@ def init_weights(model: nn.Module, init: str, seed: int):
         if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
             continue
         for name, parameter in module.named_parameters(recurse=False):
-            if name.endswith("bias") or isinstance(module, ZeroLinear | AttentionPooling):
+            if name.endswith("bias") or isinstance(module, ZeroLinear):
                 parameter.zero_()
                 continue
             std = 0.02 if init == "gpt2" else module.in_features**-0.5 if isinstance(module, nn.Linear) else 1.0
-            if init in ("gpt2", "fan_in_depth"):
-                std *= outputs.get(module, 1) ** -0.5
-            if init != "gpt2":
-                std *= getattr(module, "init_scale", 1.0)
+            std *= outputs.get(module, 1) ** -0.5 if init == "gpt2" else getattr(module, "init_scale", 1.0)
             parameter.normal_(std=std, generator=generator(seed, f"{path}.{name}"))

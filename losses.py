@@ -1,5 +1,5 @@
-"""Losses: a vocabulary cross-entropy that never holds all its logits, a contrastive loss of pooled concepts, losses of
-the concepts themselves (regularisers), and how these weigh beside the task."""
+"""Losses: chunked cross-entropy over the vocabulary, InfoNCE of pooled concepts, regularisers of the concepts and
+their balance with the task."""
 
 import math
 from collections.abc import Callable
@@ -17,9 +17,9 @@ CPU_CHUNK, GPU_CHUNK = 256, 4096
 def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0, smoothing=0.0):
     """Cross-entropy of the logits `hidden @ weight.T` in nats, as a float32 scalar (float64 for float64 input).
 
-    hidden [M, T], weight [V, T], targets [M] int64, or [M, n]: a bag of n targets for one softmax; weights like targets
-    or None: the mean over targets; otherwise sum(weights * ce), so the weights carry the normaliser. smoothing: so much
-    of a target is shared by all V tokens alike.
+    hidden [M, T], weight [V, T]; targets [M] int64, or [M, n]: n targets for one softmax. weights, shaped like targets:
+    the loss is sum(weights * ce), so they carry the normaliser; None: the mean over targets. smoothing: label
+    smoothing, the share of a target spread over all V tokens.
     At most `chunk` rows of logits exist at any one time (0: a default for the device).
     """
     rows, device = hidden.shape[0], hidden.device.type
@@ -36,7 +36,7 @@ def cross_entropy(hidden, weight, targets, *, weights=None, chunk=0, smoothing=0
 
 
 def autocast_device(x):
-    """The device of x by its name for autocast, which knows no meta: there only FLOPs are counted."""
+    """The device type of x for autocast, which has none for meta tensors (they only count FLOPs)."""
     return "cpu" if x.is_meta else x.device.type
 
 
@@ -46,15 +46,15 @@ def _matmul_dtype(hidden):
 
 
 def _wide(x):
-    """The softmax and the sums are never done in half precision."""
+    """At least float32: softmax and sums never run in half precision."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Each chunk's gradient is taken while its logits are there, so backward recomputes nothing.
+    """Takes each chunk's gradient in the forward, while its logits exist, so backward recomputes nothing.
 
-    A checkpointed chunk would do the logits' product twice: a third more work for the head, at the same peak memory.
-    The price: the two gradients ([M, T] and [V, T]) are held from here to backward. What is frozen costs none.
+    Checkpointing would compute the logits twice: a third more work for the head, at the same peak memory. The price:
+    both gradients ([M, T] and [V, T]) are kept until backward. Frozen inputs have none.
     """
 
     @staticmethod
@@ -107,10 +107,11 @@ def _loss_and_gradients(hidden, weight, targets, weights, chunk, accumulate=None
 
 
 def centred_cosine(predicted, target):
-    """1 - cosine of predicted and target [B, ..., W], the mean over all but the last, as a float32 scalar; the target
-    first loses its mean over the batch, so that what is the same in every row earns nothing: without any text the loss
-    is about 1 (a constant reaches 0.985 where changes differ in size). What is left of a target that is a thousandth of
-    it is rounding, and counts as so much less. No gradient reaches the target."""
+    """1 - cosine of predicted and target [B, ..., W], the mean over all but the last dimension, as a float32 scalar.
+
+    The target is first centred over the batch, so a prediction that ignores the text has a loss of about 1 (a constant
+    reaches 0.985 where the centred targets differ in norm). A centred target shorter than a thousandth of the target is
+    rounding error, and counts less in proportion. No gradient reaches the target."""
     target = _wide(target.detach())
     change = target - target.mean(0)
     least = 1e-3 * torch.linalg.vector_norm(target, dim=-1, keepdim=True)
@@ -119,8 +120,8 @@ def centred_cosine(predicted, target):
 
 
 def maxsim(cosines):
-    """Of all vectors of two sets [..., n, m] -> [...]: the mean over the vectors of each of the cosine with the nearest
-    of the other's, in both directions (Khattab & Zaharia 2020, arXiv:2004.12832)."""
+    """Cosines of two sets of vectors [..., n, m] -> [...]: the mean over a set's vectors of the largest cosine with one
+    of the other set, averaged over both directions (Khattab & Zaharia 2020, arXiv:2004.12832)."""
     return (cosines.amax(-1).mean(-1) + cosines.amax(-2).mean(-1)) / 2
 
 
@@ -128,11 +129,10 @@ def contrastive(sets, group, temperature, gather=None, rank=0):
     """Symmetric InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) with the batch as negatives (SimCSE,
     arXiv:2104.08821).
 
-    sets [B, H] or [B, n, H]: one vector of a row, or n; row i and row i + B/2 are two views of one text; group [B]
-    int64: its document. Similarity is the cosine, of sets `maxsim`. The other view of a row is told from those of all
-    other rows, but for rows of the same document. Mean over rows, nats; 0 where nothing is left to be told from. Over
-    several ranks `gather` joins [n, ...] of every rank to [ranks * n, ...], with gradients, and each rank takes the
-    mean over its own rows.
+    sets [B, H] or [B, n, H]: one vector per row, or n; rows i and i + B/2 are two views of one text; group [B] int64:
+    its document. Similarity is the cosine, of n vectors `maxsim`. The negatives of a row are the other views of all
+    rows of other documents. Mean over rows, in nats; 0 where there are no negatives. Over several ranks `gather` joins
+    [n, ...] of every rank to [ranks * n, ...], with gradients, and each rank takes the mean over its own rows.
     """
     gather = gather or (lambda x: x)
     views, group = F.normalize(_wide(sets), dim=-1).chunk(2), group.chunk(2)[0]  # [P, (n,) H] each, [P]
@@ -150,8 +150,8 @@ def contrastive(sets, group, temperature, gather=None, rank=0):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Concept losses: of concepts [B, C, H] alone, against their collapse. To add one: a function of points under
-# @of_points, or of samples under @of_samples; it is found by its name in `concept_loss = "..."` and in --help.
+# Concept losses: functions of the concepts [B, C, H] alone, against their collapse. To add one: a function of points
+# under @of_points, or of samples under @of_samples; it is found by its name in `concept_loss = "..."` and in --help.
 
 CONCEPT_LOSSES: dict[str, Callable] = {}  # name -> function of (concepts [B, C, H], axis) -> scalar
 
@@ -201,7 +201,7 @@ def orthogonality(points):
 
 @of_points
 def soft_orthogonality(points):
-    """As orthogonality, of what a cosine's size exceeds 0.1 by (the original project's)."""
+    """Mean squared excess of a cosine's absolute value over 0.1 (the original project's)."""
     cosines, pairs = _cosines(points)
     return F.relu(cosines.abs() - 0.1).square().sum() / pairs
 
@@ -210,7 +210,7 @@ def soft_orthogonality(points):
 def uniformity(points):
     """Mean exp(-2 d^2) over pairs of points of unit norm at distance d (the original project's).
 
-    0.0183 for orthogonal points, 1 for equal ones; the paper's, of which this is no logarithm: log_uniformity."""
+    0.0183 for orthogonal points, 1 for equal ones. The paper takes the logarithm: log_uniformity."""
     cosines, pairs = _cosines(points)
     n = points.shape[1]
     diagonal = len(points) * n * math.exp(-4)  # where `cosines` has 0
@@ -219,9 +219,9 @@ def uniformity(points):
 
 @of_points
 def log_uniformity(points):
-    """The logarithm of uniformity, a group at a time (Wang & Isola 2020, arXiv:2005.10242).
+    """The logarithm of uniformity, per group (Wang & Isola 2020, arXiv:2005.10242).
 
-    At most 0, so without a minimum under kendall_gal."""
+    Negative, so it has no minimum under kendall_gal."""
     cosines, _ = _cosines(points)
     n = points.shape[1]
     itself = torch.eye(n, dtype=torch.bool, device=points.device)
@@ -230,12 +230,12 @@ def log_uniformity(points):
 
 
 def _short_of_one(x):
-    """x [n, ...] -> mean over all else of max(0, 1 - standard deviation over n) (VICReg's, with its 1e-4)."""
+    """x [n, ...] -> mean over the other dimensions of max(0, 1 - standard deviation over n), as in VICReg."""
     return F.relu(1 - (x.var(0) + 1e-4).sqrt()).mean()
 
 
 def _covariances(x):
-    """x [n, C, H] -> sum of the squared covariances over n of two different dimensions, by H: mean over C."""
+    """x [n, C, H] -> sum of squared off-diagonal covariances (over n) divided by H: mean over C."""
     x = (x - x.mean(0)).transpose(0, 1)  # [C, n, H]
     n, width = x.shape[1:]
     gram = x @ x.mT if n < width else x.mT @ x  # the smaller one: both have the same sum of squares
@@ -245,13 +245,13 @@ def _covariances(x):
 
 @of_samples
 def variance(samples):
-    """What each concept's dimensions lack of a standard deviation of 1 over the batch (arXiv:2105.04906)."""
+    """Mean of max(0, 1 - standard deviation over the batch) of each concept's dimensions (arXiv:2105.04906)."""
     return _short_of_one(samples)
 
 
 @of_samples
 def covariance(samples):
-    """Squared covariances, over the batch, of each concept's dimensions (arXiv:2105.04906)."""
+    """Squared covariances over the batch between each concept's dimensions (arXiv:2105.04906)."""
     return _covariances(samples)
 
 
@@ -259,15 +259,15 @@ def covariance(samples):
 def vicreg(samples):
     """25 variance + covariance, both over the batch, without invariance (Bardes et al. 2021, arXiv:2105.04906).
 
-    What the slots differ by in all texts counts for nothing; in vicreg_flat it does."""
+    Constant differences between slots do not count; in vicreg_flat they do."""
     return 25 * _short_of_one(samples) + _covariances(samples)
 
 
 @of_points
 def vicreg_flat(points):
-    """variance + covariance over all concepts of the batch alike (the original project's vicreg).
+    """variance + covariance over all concepts of the batch as one set (the original project's vicreg).
 
-    Slots that never change satisfy it, and under a norm of the concepts its variance is nearly always met."""
+    Constant slots satisfy it, and after a LayerNorm its variance term is almost always 0."""
     flat = points.flatten(0, 1)
     return _short_of_one(flat) + _covariances(flat[:, None])
 
@@ -278,7 +278,7 @@ def combined(points):
     return _short_of_one(points.flatten(0, 1)) + uniformity(points)
 
 
-EXACT = "donot_use_mm_for_euclid_dist"  # a product in TensorFloat-32 would choose neighbours by its rounding
+EXACT = "donot_use_mm_for_euclid_dist"  # TensorFloat-32 products would choose neighbours by rounding error
 
 
 @torch.no_grad()
@@ -286,11 +286,11 @@ def minimum_spanning_tree(points):
     """points [G, n, H] -> the two ends of the n - 1 edges of each group's tree: int64 [G, n - 1] twice. Prim's
     algorithm, on all groups at once; nothing waits for the device."""
     groups, n = points.shape[:2]
-    if points.is_meta:  # where FLOPs are counted: there are none in it, and as many turns as points
+    if points.is_meta:  # FLOPs are counted: it has none
         return (points.new_empty(groups, n - 1, dtype=torch.int64),) * 2
-    points = points - points.mean(1, keepdim=True)  # an offset that all share would cost the distances their digits
+    points = points - points.mean(1, keepdim=True)  # a common offset would cost precision
     distances = torch.cdist(points, points, compute_mode=EXACT)
-    nearest = torch.zeros(groups, n, dtype=torch.int64, device=points.device)  # point of the tree; it begins with 0
+    nearest = torch.zeros(groups, n, dtype=torch.int64, device=points.device)  # in the tree, which begins with point 0
     gap, outside = distances[:, 0], torch.ones(groups, n, dtype=torch.bool, device=points.device)
     outside[:, 0] = False
     ends = []
@@ -311,10 +311,10 @@ def _distance(points, one, other):
 
 @of_points
 def tregs(points):
-    """Less the length of the minimum spanning tree by the number of points, + mean (norm - 1)^2 (arXiv:2510.23484).
+    """Minus the minimum spanning tree's length per point, plus mean (norm - 1)^2 (arXiv:2510.23484).
 
-    T-REGS, Mordacq et al. 2025, in units in which a normed concept has norm 1.
-    Gradients reach the tree's edges alone. Unlike nearest neighbours, near pairs that lie far apart are pushed too."""
+    T-REGS, Mordacq et al. 2025, scaled so that a layer-normed concept has norm 1. Only the tree's edges get gradients.
+    Unlike with nearest neighbours, separate clusters push each other apart, too."""
     points = points / points.shape[2] ** 0.5
     tree = _distance(points, *minimum_spanning_tree(points)).sum(1) / points.shape[1]
     return (torch.linalg.vector_norm(points, dim=-1) - 1).square().mean() - tree.mean()
@@ -322,7 +322,7 @@ def tregs(points):
 
 @of_points
 def t_regs_mst(points):
-    """Less the mean distance to the nearest other point, of points of unit norm (the original project's).
+    """Minus the mean distance to the nearest neighbour, of points of unit norm (the original project's).
 
     Equal points have no gradient."""
     unit = F.normalize(points, dim=-1)
@@ -331,19 +331,6 @@ def t_regs_mst(points):
     near = distances.masked_fill(itself, torch.inf).argmin(2)  # [G, n]
     own = torch.arange(points.shape[1], device=points.device).expand_as(near)
     return -_distance(unit, own, near).mean()
-
-
-@torch.no_grad()
-def participation_ratio(concepts, axis="slots"):
-    """(tr S)^2 / tr(S^2) of what changes with the text: how many directions share the variance, from traces alone.
-    slots: mean over texts of that of the C x H matrix, at most C; samples: of the means over concepts, at most B - 1.
-    (Gao et al. 2017, bioRxiv 214262.) 0 where less than a thousandth changes: rounding has every direction."""
-    x = _wide(concepts) if axis == "slots" else _wide(concepts).mean(1)
-    x, whole = (y if axis == "slots" else y[None] for y in (x - x.mean(0), x))
-    gram = x @ x.mT if x.shape[1] < x.shape[2] else x.mT @ x
-    changes, whole = x.square().sum((1, 2)), whole.square().sum((1, 2))
-    ratio = changes.square() / gram.square().sum((1, 2)).clamp_min(1e-30)
-    return torch.where(changes > 1e-6 * whole, ratio, 0.0).mean()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -363,16 +350,12 @@ class ConceptLossConfig:
         Literal["slots", "samples"], "whose points: the concepts of one text, or the texts of a batch (mean concepts)"
     ] = "slots"
     concept_balance: Annotated[
-        Literal["gradient_share", "fixed", "hinge", "kendall_gal"],
+        Literal["gradient_share", "fixed", "kendall_gal"],
         "gradient_share: a concept loss's gradient at the concepts is concept_share of the task's in norm, each step; "
-        "fixed: weight concept_weight; hinge: fixed, but 0 above hinge_rank; kendall_gal: the original's learnt "
-        "weights, for study (they mute the task)",
+        "fixed: weight concept_weight; kendall_gal: the original's learnt weights, for study (they mute the task)",
     ] = "gradient_share"
     concept_share: Annotated[float, "gradient_share: norm of each loss's gradient, as a share of the task's"] = 0.05
-    concept_weight: Annotated[float, "fixed, hinge: of each concept loss; the task's is 1"] = 0.1
-    hinge_rank: Annotated[
-        float, "hinge: participation ratio (directions in use, slots: at most concepts) from which nothing is pushed"
-    ] = 0.0
+    concept_weight: Annotated[float, "fixed: of each concept loss; the task's is 1"] = 0.1
 
     def __post_init__(self):
         self.names = [name.strip() for name in self.concept_loss.split(",")] if self.concept_loss.strip() else []
@@ -388,16 +371,11 @@ class ConceptLossConfig:
             )
         if not 0 <= self.concept_weight < math.inf:
             raise ValueError(f"concept_weight={self.concept_weight} is no weight; take a number of 0 or more")
-        if not 0 <= self.hinge_rank < math.inf or (
-            self.names and self.concept_balance == "hinge" and not self.hinge_rank
-        ):
-            raise ValueError(f"hinge_rank={self.hinge_rank} is no target; take one, such as half of the concepts")
 
     def unused(self) -> set[str]:
         """Keys that make no difference."""
-        keys = {"concept_loss_axis", "concept_balance", "concept_share", "concept_weight", "hinge_rank"}
+        keys = {"concept_loss_axis", "concept_balance", "concept_share", "concept_weight"}
         read = {"gradient_share": {"concept_share"}, "fixed": {"concept_weight"}, "kendall_gal": set()}
-        read["hinge"] = {"concept_weight", "hinge_rank"}
         return keys - ({"concept_loss_axis", "concept_balance"} | read[self.concept_balance] if self.names else set())
 
     def warnings(self, concepts: int, hidden: int) -> list[str]:
@@ -432,18 +410,18 @@ class _SplitGradient(torch.autograd.Function):
 
 
 def split_gradient(concepts, norms, share: float | None):
-    """concepts -> as many copies as `norms` has numbers: the first for the task, the others for a concept loss each.
+    """concepts -> one copy for each number in `norms`: the first for the task, then one per concept loss.
 
-    Backward adds to the task's gradient that of each other one, scaled to `share` times the task's norm (None: as it
-    is; 0 where it is 0), over all that this pass holds: so while the shares sum to less than 1, what is added never
-    turns the task's gradient round. (Norms are of a micro-batch: another cut of a step's rows gives another sum.)
-    `norms` [1 + n] is not read; its gradient is the norms of what came back.
+    Backward scales the gradient of each concept loss to `share` times the norm of the task's (None: no scaling; a zero
+    gradient stays 0) and adds it to the task's. While the shares sum to less than 1, the sum never opposes the task.
+    (Norms are of one micro-batch, so another micro_batch gives another sum.) The value of `norms` [1 + n] is not used;
+    its gradient is the norms of the gradients that came back.
     """
     return _SplitGradient.apply(concepts, norms, share)
 
 
 class Balance:
-    """The concept losses of a run beside its task, and what a step makes of them. False where there are none."""
+    """The concept losses of a run, weighted against its task. False where there are none."""
 
     def __init__(self, config: ConceptLossConfig, device="cpu"):
         self.config, n = config, len(config.names)
@@ -451,11 +429,11 @@ class Balance:
         shares = config.concept_balance == "gradient_share"
         self.norms = torch.zeros(1 + n, device=device, requires_grad=True)
         self.split = (self.norms, config.concept_share if shares else None)  # what the model's forward takes
-        # kendall_gal: s of the task and of each loss
+        # kendall_gal: log variances of the task and of each loss
         learnt = n and config.concept_balance == "kendall_gal"
         self.log_variances = torch.nn.Parameter(torch.zeros(1 + n, device=device)) if learnt else None
-        self.sums = torch.zeros(2 * n + 1, device=device)  # of a step so far: losses; weights, the task's first
-        self.step = None  # the same and the norms, of the last step
+        self.sums = torch.zeros(2 * n + 1, device=device)  # over the step so far: losses; weights, the task's first
+        self.step = None  # of the last step: sums and gradient norms
 
     def __bool__(self):
         return bool(self.losses)
@@ -464,25 +442,21 @@ class Balance:
         return [] if self.log_variances is None else [self.log_variances]
 
     def total(self, task, passes, parts: int = 1):
-        """task: its loss; passes: of each encoder pass the concepts, a copy a loss -> the scalar to be derived. A
-        concept loss is the mean over passes."""
+        """task: its loss; passes: for each encoder pass, one copy of the concepts per concept loss -> the scalar to
+        differentiate. A concept loss is the mean over passes."""
         config, axis = self.config, self.config.concept_loss_axis
         losses = [sum(f(c[i], axis) for c in passes) / len(passes) for i, f in enumerate(self.losses)]
         losses = torch.stack([task, *losses])  # [1 + n]
         weights, rest = torch.ones_like(losses), 0.0
         if config.concept_balance == "kendall_gal":  # Kendall et al. 2018, arXiv:1705.07115; at ds = 0 1/(2L)
             weights, rest = 0.5 * torch.exp(-self.log_variances), 0.5 * self.log_variances.sum()
-        elif config.concept_balance != "gradient_share":
-            weight = config.concept_weight
-            if config.concept_balance == "hinge":
-                rank = sum(participation_ratio(c[0], axis) for c in passes) / len(passes)
-                weight = weight * (rank < config.hinge_rank)
-            weights = torch.cat([weights[:1], weight * weights[1:]])
+        elif config.concept_balance == "fixed":
+            weights = torch.cat([weights[:1], config.concept_weight * weights[1:]])
         self.sums += torch.cat([losses[1:], weights]).detach() / parts
         return (weights * losses).sum() + rest
 
     def finish(self, mean: Callable):
-        """At the end of a step; mean: over ranks. Nothing waits for the device."""
+        """Ends a step; mean: a function that averages a tensor over ranks. Does not wait for the device."""
         learnt = self.log_variances is not None
         parts = [self.sums, self.norms.grad, *([self.log_variances.grad] if learnt else [])]
         self.step = mean(torch.cat(parts)).split([len(part) for part in parts])
@@ -491,8 +465,8 @@ class Balance:
         self.norms.grad, self.sums = None, torch.zeros_like(self.sums)
 
     def numbers(self) -> dict[str, float]:
-        """Of the last step, for the metrics: losses, the weights in force, and the norms at the concepts of the
-        gradients with them; means over micro-batches and ranks."""
+        """Metrics of the last step: losses, their weights, and the norms of their weighted gradients at the concepts;
+        means over micro-batches and ranks."""
         names, (sums, norms) = self.config.names, (x.tolist() for x in self.step[:2])
         losses, weights = sums[: len(names)], sums[len(names) :]
         if self.config.concept_balance == "gradient_share":

@@ -2,13 +2,13 @@
 
     embed    ids [B, S]      -> x [B, S, T]            token embeddings, learned positions
     encode   x               -> concepts [B, C, H]     cross-attention of C learned slots to the tokens, O(C S)
-    decode   concepts        -> hidden [B, K, width]   one query a scored position, cross-attention to the concepts
+    decode   concepts        -> hidden [B, K, width]   one query per scored position, cross-attention to the concepts
     loss     hidden, targets -> nats                   a vocabulary head, tied to the token embedding
-    pool     concepts        -> [B, H]                 one vector of a text
+    pool     concepts        -> [B, H]                 one vector per text
 
 B rows, S source tokens, C concepts, H width of a concept, T width of a token, h heads of width d = H / h, L layers,
-V vocabulary, K scored positions. What is read and what must be predicted stands in a `Problem` (problem.py); the
-model never knows which objective made it. Encoders stand in encoders.py, decoders in decoders.py.
+V vocabulary, K scored positions. A `Problem` (problem.py) holds what to read and what to predict; the model never knows
+which objective made it. Encoders are in encoders.py, decoders in decoders.py.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 import losses
 from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
-from layers import AttentionPooling, CrossAttention, TransformerLayer, init_weights, linear, norm
+from layers import CrossAttention, TransformerLayer, init_weights, linear, norm
 from objectives import described, recorded
 from problem import Problem
 
@@ -36,9 +36,8 @@ from problem import Problem
 class ModelConfig:
     encoder: Annotated[Literal[tuple(ENCODERS)], f"how tokens become concepts. {described(ENCODERS)}"] = "perceiver"
     decoder: Annotated[
-        Literal[(*DECODERS, "pooled", "none")],
-        f"how concepts become tokens. {described(DECODERS)}; pooled: The pooled concepts predict all words (bow "
-        "alone); none: No token is predicted (contrastive, nextconcept)",
+        Literal[tuple(DECODERS)],
+        f"how concepts become tokens, where the objective predicts tokens one by one. {described(DECODERS)}",
     ] = "posonly"
     layers: Annotated[int, "encoder layers"] = 6
     iterations: Annotated[int, "recursive: how often the shared layer is applied"] = 6
@@ -47,7 +46,6 @@ class ModelConfig:
     ] = 0
     backprop_iterations: Annotated[int, "recursive: the last so many pass a gradient on; 0: all"] = 0
     reads: Annotated[int, "perceiver_io: the first so many layers read the tokens"] = 1
-    gru: Annotated[bool, "slot: a gated recurrent unit takes up what was read"] = False
     token_layers: Annotated[int, "layers of windowed self-attention over the tokens, before any encoder"] = 0
     token_window: Annotated[int, "token_layers: tokens to either side that a token attends to"] = 8
     decoder_layers: Annotated[int, "decoder blocks of cross-attention and FFN"] = 1
@@ -62,14 +60,6 @@ class ModelConfig:
         bool, "half of the steps train all concepts, the others the first 1, 2, 4 ... alone (--concepts=C later)"
     ] = False
     registers: Annotated[int, "latents besides the concepts, which no decoder sees"] = 0
-    pooling: Annotated[
-        Literal["mean", "attention"],
-        "how concepts become one vector of a text: their mean, or that weighted by a learned query, which bow, "
-        "contrastive (view_similarity=mean) or nextconcept (next_target=spectral) must train",
-    ] = "mean"
-    predictor: Annotated[
-        Literal["none", "concepts", "vectors"], "what is built to predict the next span; it follows from the objective"
-    ] = "none"
     token_dim: Annotated[int, "width of the token embeddings (0: hidden)"] = 0
     token_position: Annotated[Literal["learned", "rope"], "positions the encoder sees: added to tokens, or rotary"] = (
         "learned"
@@ -82,9 +72,9 @@ class ModelConfig:
     dropout: Annotated[float, "dropout of embeddings, attention weights and inner FFN states"] = 0.0
     tied: Annotated[bool, "the vocabulary head shares the token embedding"] = True
     init: Annotated[
-        Literal["fan_in", "fan_in_positions", "fan_in_depth", "gpt2"],
+        Literal["fan_in", "fan_in_positions", "gpt2"],
         "fan_in: unit-scale embeddings, linears N(0, 1/fan_in); fan_in_positions: the encoder's positions at std 0.1; "
-        "fan_in_depth: residual outputs scaled by depth; gpt2: that with std 0.02 everywhere",
+        "gpt2: std 0.02 everywhere, residual outputs scaled by depth",
     ] = "fan_in_positions"
     token_init: Annotated[
         Literal["random", "spectral"],
@@ -96,6 +86,9 @@ class ModelConfig:
         "the original project's structure: biases, un-normalised tokens, un-gated decoder FFN, no gain in last norm",
     ] = False
     vocab_size: Annotated[int, "size of the vocabulary (0: the data's)"] = 0
+    # The kinds of prediction (Problem.predicts) that the model is built for. Not a user's key: it follows from the
+    # objective (Objectives.predicts).
+    predicts: tuple[str, ...] = ("positions",)
 
     def __post_init__(self):
         least = dict.fromkeys(("layers", "decoder_layers", "hidden", "heads", "intermediate", "concepts"), 1)
@@ -105,7 +98,7 @@ class ModelConfig:
             if getattr(self, key) < few:
                 raise ValueError(f"{key} = {getattr(self, key)} is below {few}; write {key} = {few} or more")
         for key in ("encoder", "decoder"):
-            names = (*ENCODERS,) if key == "encoder" else (*DECODERS, "pooled", "none")
+            names = (*ENCODERS,) if key == "encoder" else (*DECODERS,)
             if getattr(self, key) not in names:
                 raise ValueError(f"{key} = {getattr(self, key)!r} is unknown; write one of {', '.join(names)}")
         if self.hidden % self.heads:
@@ -149,19 +142,14 @@ class ModelConfig:
     def token_width(self):
         return self.token_dim or self.hidden
 
-    @property
-    def predicts(self):
-        """What it is built to predict: "positions", "pooled" or "none"."""
-        return self.decoder if self.decoder in ("pooled", "none") else "positions"
-
     def unused(self) -> set[str]:
-        """Keys that nothing reads while the model is built and used once, on no device. ValueError: see no_overflow."""
+        """Keys that nothing reads while the model is built and run once, on no device. ValueError: see no_overflow."""
         with no_overflow():
             return {field.name for field in fields(self)} - keys_read(astuple(self)) - {"max_length", "token_init"}
 
     def variants(self) -> list[tuple[float, Options]]:
-        """What a training step may run with, and how likely: all concepts in half of the steps, else the first 1, 2, 4
-        ... (`nested`); one of `min_iterations` ... `iterations`."""
+        """The options of a training step, with their probabilities: all concepts in half of the steps, else the first
+        1, 2, 4 ... (`nested`); any number from `min_iterations` to `iterations`."""
         options = ENCODERS[self.encoder].options
         nested = "concepts" in options and self.nested
         smaller = [1 << i for i in range((self.concepts - 1).bit_length())] if nested else []
@@ -173,7 +161,7 @@ class ModelConfig:
 
 @contextmanager
 def no_overflow():
-    """ValueError, with a sentence, where what the block makes on no device would be too large for any."""
+    """ValueError where a tensor that the block makes on the meta device is too large for any real one."""
     try:
         yield
     except (RuntimeError, TypeError, OverflowError) as error:
@@ -184,15 +172,16 @@ def no_overflow():
 
 @cache
 def keys_read(values: tuple) -> frozenset[str]:
-    """Of the ModelConfig of these values."""
+    """The keys that a model of this ModelConfig reads."""
     config, read = recorded(replace(ModelConfig(*values), vocab_size=1))
     with torch.device("meta"):
         vectors = torch.empty(1, config.token_width) if config.token_init == "spectral" else None
         model, ids = ConceptModel(config, token_vectors=vectors), torch.zeros(2, 2, dtype=torch.int64)
-        model(Problem(ids, targets=ids, predicts=config.predicts))
+        kinds = {"positions", "pooled"}.intersection(config.predicts) or {"none"}
+        model(*(Problem(ids, targets=ids, predicts=kind) for kind in kinds))
     config.variants()
     counted = any(isinstance(part, CrossAttention) and part.positions is not None for part in model.modules())
-    if config.concept_position == "cope" and not counted:  # no decoder counts them
+    if config.concept_position == "cope" and not counted:  # no decoder uses it
         read.discard("concept_position")
     return frozenset(read)
 
@@ -202,55 +191,54 @@ AFTER_CONCEPTS = ("tokens.", "decoder.", "norm.", "narrow.", "head.")  # what fr
 
 class ConceptModel(nn.Module):
     def __init__(self, config: ModelConfig, mask_id: int = 0, seed: int = 0, token_vectors=None):
-        """seed: of the first weights (layers.init_weights); token_vectors [V, T]: for token_init = "spectral", rows of
-        norm sqrt(T) that token embeddings begin as, zero where they begin random."""
+        """seed: of the initial weights (layers.init_weights); token_vectors [V, T]: for token_init = "spectral", the
+        initial token embeddings, rows of norm sqrt(T), or zero where they are random."""
         super().__init__()
         self.config, self.mask_id, self.token_vectors = config, mask_id, token_vectors
-        self.options = AS_CONFIGURED  # of a call that says nothing else
+        self.options = AS_CONFIGURED  # of a call that gives none
         self.chunk = 0  # rows of logits at once, see losses.cross_entropy
         H, T, V = config.hidden, config.token_width, config.vocab_size
         self.tokens = nn.Embedding(V, T)
         self.positions = nn.Embedding(config.max_length, T) if config.token_position == "learned" else None
         if self.positions is not None and config.init == "fan_in_positions":
-            self.positions.init_scale = 0.1  # content outweighs position
+            self.positions.init_scale = 0.1  # so that content outweighs position
         self.dropout = nn.Dropout(config.dropout)
         rotary, count = config.token_position == "rope", range(config.token_layers)
         local = [TransformerLayer(config, T, rotary=rotary, window=config.token_window) for _ in count]
-        self.token_layers = nn.ModuleList(local)  # tokens know their neighbours before they are read
+        self.token_layers = nn.ModuleList(local)  # tokens see their neighbours before they are read
         self.encoder = ENCODERS[config.encoder](config)
-        # Only what the objective trains is there: DDP waits for the gradient of every parameter.
-        decodes = config.predicts == "positions"
+        # Only what the objective trains is built: DDP waits for the gradient of every parameter.
+        decodes = "positions" in config.predicts
         self.decoder = DECODERS[config.decoder](config) if decodes else None
-        # Without a norm here the initial loss is up to 2.9 nats too high. The original has none: no parameters there.
+        # Without this norm the initial loss is up to 2.9 nats too high. The original has none: no parameters.
         final_norm = nn.LayerNorm(H, elementwise_affine=False) if config.original_structure else norm(H, config)
         self.norm = final_norm if decodes else None
         # Tokens narrower than concepts: the tied head is factorised, H -> T -> V.
-        headed = config.predicts != "none"
+        headed = decodes or "pooled" in config.predicts
         self.narrow = nn.Linear(H, T, bias=False) if headed and config.tied and T != H else nn.Identity()
         self.head = nn.Linear(H, V, bias=False) if headed and not config.tied else None
         # Unit-scale embeddings would give logits of size sqrt(T).
         self.logit_scale = T**-0.5 if config.tied and config.init != "gpt2" else 1.0
-        self.pooling = AttentionPooling(H) if config.pooling == "attention" else None
-        self.predictor = {  # of the next span; concepts know each other
-            "none": lambda: None,
-            "concepts": lambda: nn.Sequential(TransformerLayer(config), linear(H, H, config)),
-            "vectors": lambda: linear(H, T, config),
-        }[config.predictor]()
+        self.predictor = None  # of the next span
+        if "concepts" in config.predicts:
+            self.predictor = nn.Sequential(TransformerLayer(config), linear(H, H, config))
+        if "vectors" in config.predicts:
+            self.predictor = linear(H, T, config)
         self.frozen = False
         init_weights(self, config.init, seed)
         if token_vectors is not None:
             blend_rows(self.tokens.weight, token_vectors, config.spectral_share)
-        # [MASK] is small: `input` makes the queries of hidden positions from it, and a tied head would answer [MASK]
-        # everywhere (2.8 nats more at step 0). Not zero, so that all that reads it learns from the first step on.
+        # [MASK] starts small: `input` makes the queries of hidden positions from it, and a tied head would predict it
+        # everywhere (2.8 nats more at step 0). Not zero, so that what reads it has gradients from the first step.
         with torch.no_grad():
             for table in {self.tokens, getattr(self.decoder, "tokens", None)} - {None}:
                 table.weight[mask_id] *= T**-0.5
 
     def forward(self, *problems: Problem, options: Options | None = None, split=None):
-        """(the loss of each, the concepts of each): the one entry for training, through DDP and torch.compile. Where a
-        problem predicts nothing, the pooled concepts stand in the loss's place. Problems that read the same tensors
-        share one encoder pass.
-        split: what losses.split_gradient takes; then a third: of each pass the concepts for each concept loss."""
+        """(losses, concepts), one of each per problem: the only entry for training, through DDP and torch.compile. In
+        the place of a loss stand the pooled concepts where a problem predicts nothing. Problems that read the same
+        tensors share one encoder pass. split: arguments of losses.split_gradient; a third result is then, for each
+        encoder pass, one copy of the concepts per concept loss."""
         concepts, copies = [], []
         for i, p in enumerate(problems):
             first = next(j for j, q in enumerate(problems) if q.source is p.source and q.source_pos is p.source_pos)
@@ -275,8 +263,8 @@ class ConceptModel(nn.Module):
         return self.encoder(x, pos, mask, options or self.options)
 
     def decode(self, concepts, problem: Problem):
-        """Hidden states for the head at the scored positions (None: all): [B, K, T if tied else H], [1, M, ...] where
-        they are flat; where the pooled concepts predict, these normalised, [B, 1, T or H]."""
+        """The head's input at the scored positions (None: all): [B, K, T if tied else H], or [1, M, ...] if scored is
+        flat; for a pooled prediction the normalised pooled concepts [B, 1, T or H]."""
         if problem.predicts == "pooled":
             x = F.rms_norm(self.pool(concepts)[:, None], (concepts.shape[-1],))
         else:
@@ -286,13 +274,13 @@ class ConceptModel(nn.Module):
         return self.narrow(x)
 
     def embed_visible(self, ids, table=None):
-        """Embeddings of what a decoder may see: ids [...] -> [..., T]; None: [MASK] everywhere, [1, 1, T]."""
+        """Embeddings of tokens that a decoder may see: ids [...] -> [..., T]; None: that of [MASK], [1, 1, T]."""
         ids = torch.full((1, 1), self.mask_id, device=self.tokens.weight.device) if ids is None else ids
         return (table or self.tokens)(ids)
 
     def loss(self, concepts, problem: Problem, options: Options | None = None):
-        """Mean cross-entropy in nats of the scored targets (or their sum weighted by problem.weights); of concepts or
-        vectors see losses.centred_cosine; where nothing is predicted the pooled concepts [B, H]."""
+        """Cross-entropy of the scored targets in nats: the mean, or the sum weighted by problem.weights. For concepts
+        and vectors losses.centred_cosine; for a problem that predicts nothing the pooled concepts [B, H]."""
         if problem.predicts == "none":
             return self.pool(concepts)
         if problem.predicts == "concepts":
@@ -306,7 +294,7 @@ class ConceptModel(nn.Module):
         targets, weights = problem.targets, problem.weights
         if problem.scored is not None:
             targets = problem.at_scored(targets)
-        if problem.predicts == "positions":  # one softmax a token, else one a row
+        if problem.predicts == "positions":  # one softmax per token, else one per row
             targets, weights = targets.flatten(), None if weights is None else weights.flatten()
         keys = {"weights": weights, "smoothing": problem.smoothing, "chunk": self.chunk}
         return losses.cross_entropy(hidden, self.head_weight(), targets, **keys)
@@ -319,19 +307,19 @@ class ConceptModel(nn.Module):
         return self.tokens.weight if self.head is None else self.head.weight
 
     def pool(self, concepts):
-        """One vector a text, [B, C, H] -> [B, H]."""
-        return concepts.mean(1) if self.pooling is None else self.pooling(concepts)
+        """One vector per text: the mean of its concepts, [B, C, H] -> [B, H]."""
+        return concepts.mean(1)
 
     def embed(self, ids, mask=None):
-        """One vector a text: its concepts pooled, [B, H]."""
+        """One vector per text, its pooled concepts: [B, H]."""
         return self.pool(self.encode(ids, mask=mask))
 
     def freeze_decoder(self, weights: dict | None = None):
-        """What follows the concepts (decoder, norm, vocabulary head) and the token table that both sides read become
-        those of `weights` (None: stay as they are) and train no more; gradients pass through to the concepts.
+        """Freezes decoder, norm, vocabulary head and the token table, which the encoder reads too, after loading them
+        from `weights` (None: as they are). Gradients still flow through them to the concepts.
 
-        A pretrained decoder from elsewhere has to be a `Decoder`, hidden states [B, K, H] from concepts [B, C, H] and a
-        Problem, with its token table [V, T] as `tokens` and its vocabulary head.
+        A pretrained decoder from elsewhere has to be a `Decoder`, with its token table [V, T] as `tokens` and its
+        vocabulary head.
         """
         self.frozen = True
         if weights is not None:
@@ -342,8 +330,7 @@ class ConceptModel(nn.Module):
 
     @torch.no_grad()
     def generate(self, concepts, length, temperature=0.0):
-        """Tokens at `length` positions, from concepts [B, C, H] alone: ids [B, length]. temperature: 0: the likeliest,
-        else drawn by torch's generator from the softmax of logits / temperature."""
+        """Tokens at `length` positions, from concepts [B, C, H] alone: ids [B, length]. See sample_tokens."""
 
         def choose(hidden):  # [..., width] -> [...]
             return sample_tokens(self.logits(hidden), temperature)
@@ -358,12 +345,12 @@ class ConceptModel(nn.Module):
 
     @torch.no_grad()
     def unmask(self, concepts, ids, passes=0, order="confidence", temperature=0.0, truth=None):
-        """Every [MASK] of ids [B, n] becomes a token, a few in each pass, which sees concepts [B, C, H] and all that
-        stands there by then -> ids [B, n]. passes: as evenly as it goes, so many; 0: a token of a row in each.
+        """Predicts every [MASK] of ids [B, n] in several passes, which see concepts [B, C, H] and the tokens so far
+        -> ids [B, n]. passes: their number, each predicts an equal share; 0: one token per row and pass.
 
         order: "confidence": the likeliest tokens first (MaskGIT, Chang et al. 2022, arXiv:2202.04200; LLaDA,
-        arXiv:2502.09992); "ancestral": in random order, the noise undone (MDLM, arXiv:2406.07524; a sample of the model
-        at temperature 1). truth [B, n]: teacher forcing, passes see the true tokens in the place of those answered.
+        arXiv:2502.09992); "ancestral": in random order (MDLM, arXiv:2406.07524; a sample of the model at temperature
+        1). truth [B, n]: teacher forcing, later passes see the true tokens instead of the predicted ones.
         """
         seen = answer = ids
         pos = torch.arange(ids.shape[1], device=ids.device)[None]
@@ -382,7 +369,7 @@ class ConceptModel(nn.Module):
         return answer
 
     def twin(self, seed: int) -> "ConceptModel":
-        """What training begins with at this seed, in evaluation mode."""
+        """The untrained model of this seed, in evaluation mode."""
         twin = ConceptModel(self.config, self.mask_id, seed, self.token_vectors)
         twin.options = self.options
         if self.frozen:
@@ -394,7 +381,7 @@ class ConceptModel(nn.Module):
 
 
 def sample_tokens(logits, temperature):
-    """logits [..., V] -> ids [...]: the likeliest, or where temperature is above 0 one of softmax(logits / it)."""
+    """logits [..., V] -> ids [...]: the likeliest, or if temperature > 0 a sample of softmax(logits / temperature)."""
     if not temperature:
         return logits.argmax(-1)
     chances = (logits.float() / temperature).softmax(-1)
@@ -411,8 +398,8 @@ def blend_rows(weight, vectors, share: float):
 
 
 class CountedProducts(TorchDispatchMode):
-    """The FLOPs of all matrix products that run, forward and backward: those of FlopCounterMode, which cannot follow a
-    module that is called without gradients. A multiply and an add are two; lookups, norms and softmax are none."""
+    """Counts the FLOPs of all matrix products, forward and backward, as FlopCounterMode does, which cannot follow a
+    module that is called without gradients. A multiply-add is two; lookups, norms and softmax are none."""
 
     flops = 0
 
@@ -425,18 +412,18 @@ class CountedProducts(TorchDispatchMode):
 
 @contextmanager
 def imagined(config: ModelConfig):
-    """A model that is never in memory; tensors that are made while it is there have no numbers either. Attention is
-    plain products, no FFN is made again in backward."""
+    """A model on the meta device, where all tensors of the block are made, too: it needs no memory. Attention runs as
+    plain products, and no FFN is recomputed in backward."""
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
         model = ConceptModel(config)
-        model.chunk = 1 << 62  # one: it takes no memory here, and many take long
+        model.chunk = 1 << 62  # one chunk: it needs no memory here, and many take long
         yield model
 
 
 def count_flops(config: ModelConfig, work: Callable[[ConceptModel], object]) -> tuple[int, dict[str, int]]:
-    """(parameters, forward FLOPs of `work` by module) of a model that is never in memory.
+    """(number of parameters, forward FLOPs of work(model) by module), on the meta device.
 
-    work: does with the model what is to be counted; what the losses take is "Global" less the modules'.
+    "Global" is the total; what it exceeds the modules' by is the losses'.
     """
     with imagined(config) as model, torch.no_grad(), FlopCounterMode(display=False) as counter:
         work(model.requires_grad_(False))

@@ -1,4 +1,4 @@
-"""Random numbers that are functions of (seed, step, row), and the exact counts every noise takes from a row."""
+"""Stateless noise: random numbers as functions of (seed, step, row), and exact counts of tokens to take from a row."""
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ class Noise:
     """
 
     def __init__(self, seed: int, step: int, rows: Tensor, shape_index: int | None = None):
-        """rows [B] int64: the rows' numbers in the global batch of this step; shape_index: which of a few shapes all
-        of them take, in turn, known to the host; None: it follows from seed and step."""
+        """rows [B] int64: the rows' numbers in the global batch of this step; shape_index: which of an objective's
+        static shapes all of them take; None: it follows from seed and step."""
         self.shape_index = seed + step if shape_index is None else shape_index
         self.rows, self.start = rows, _mix((_mix(seed & MASK32) + step) & MASK32)
         self.key = _mix((self.start + rows) & MASK32)  # [B]
@@ -49,16 +49,17 @@ class Noise:
         units: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """
-        As `order`, for units that stay whole where the first `take` columns are taken: complete units in random order
-        while they fit, of the span that does not fit its first complete words, then one-token words in random order,
-        then the first tokens of one word. Returns the order [B, N], and the unit of each column in it [B, N], a number.
+        As `order`, but the first `take` columns hold whole units as far as possible: complete units in random order
+        while they fit; of the first span that does not fit, its first complete words; then one-token words in random
+        order; then the first tokens of one word. Returns the order [B, N], and the unit's number of each of its columns
+        [B, N].
 
-        words [B, N] bool: columns that begin a word (the first does, and each in `last` is one by itself). span: "": a
-        unit is a word; "geometric", "uniform": a span of consecutive words, or of tokens, `longest` at most, see
-        `span_lengths`. The row is a ring, cut at a random word and tiled with spans from there, so that no place in it
-        is taken more often. (But words that its ends cut are shorter and fit more often: of rows of 64, at 10 %, the
-        first and the last column are taken 9 % more often than others.) units [B, N] bool: words that begin a unit,
-        where it is no span.
+        words [B, N] bool: columns that start a word (the first column does; each in `last` is a word of its own). span:
+        "": a unit is a word; "geometric", "uniform": a span of at most `longest` consecutive words, or tokens, see
+        `span_lengths`. The row is treated as a ring, cut at a random word and tiled with spans, so that every column is
+        taken equally often. (But words cut by the row's ends are shorter and fit more often: in rows of 64, at 10 %,
+        the first and the last column are taken 9 % more often.) units [B, N] bool: words that start a unit, if units
+        are not spans.
         """
         n = words.shape[1]
         place = torch.arange(n, device=words.device).expand_as(words)
@@ -73,8 +74,8 @@ class Noise:
             changes = (tile[:, 1:] != tile[:, :-1]) | last[:, 1:] | last[:, :-1]  # no span holds a special token
             units = words & torch.cat([words[:, :1], changes], dim=1)
         ending = torch.cat([words[:, 1:], words[:, :1]], dim=1)  # a word ends before the next
-        unit = torch.where(units, place, 0).cummax(1).values  # by its first place
-        left = torch.where(ending, place, n).flip(1).cummin(1).values.flip(1) - place  # of the word, behind this token
+        unit = torch.where(units, place, 0).cummax(1).values  # the column of its first token
+        left = torch.where(ending, place, n).flip(1).cummin(1).values.flip(1) - place  # of its word, after it
         key = self.bits(stream, n).gather(1, unit) * n + place + (last.long() << 60)  # no ties
         order = key.argsort(1)
         kind = torch.where(place + left.gather(1, order) < take, 0, 2 - (words & ending).gather(1, order).long())
@@ -83,9 +84,9 @@ class Noise:
         return column.gather(1, order), unit.gather(1, order)
 
     def levels(self, stream: int, rows: Tensor, n: int) -> Tensor:
-        """rows [B] int64, their numbers -> [B] int64, each uniform on 0 ... n-1 and all of them evenly spread. Rows 2i
-        and 2i + 1 are mirrored, they get k and n-1-k. From pair to pair k goes round by the golden ratio (Weyl), from a
-        start that is the step's: any block of rows, be it a micro-batch or a rank's, covers the levels alike."""
+        """Row numbers [B] int64 -> [B] int64, each uniform on 0 ... n-1. Rows 2i and 2i + 1 are mirrored: k and n-1-k.
+        From pair to pair k advances by the golden ratio (a Weyl sequence), from a start of the step's own, so that any
+        block of rows, of a micro-batch or a rank, covers the levels evenly."""
         start = _mix((self.start + (stream + 1) * 0x9E3779B9) & MASK32)
         k = (((start + rows // 2 * 0x9E3779B9) & MASK32) * n) >> 32
         return torch.where(rows % 2 == 0, k, n - 1 - k)
@@ -110,8 +111,8 @@ LONGEST_PHRASE = 5  # words
 
 
 def phrase_hashes(ids: Tensor, begin: Tensor, end: Tensor) -> Tensor:
-    """The tokens begin ... end - 1 [B, K] of rows [B, N] -> [B, K] int64, the same wherever they stand: a polynomial
-    modulo 2^64, by differences of its prefix sums."""
+    """Hashes [B, K] int64 of the tokens begin ... end - 1 [B, K] of rows [B, N], wherever in the row they stand: a
+    polynomial modulo 2^64, from differences of prefix sums."""
     sign = 1 << 63
     inverse = (pow(PRIME, -1, 1 << 64) ^ sign) - sign  # as an int64
     ones = torch.ones(ids.shape[1] + 1, dtype=torch.int64, device=ids.device)
@@ -121,8 +122,8 @@ def phrase_hashes(ids: Tensor, begin: Tensor, end: Tensor) -> Tensor:
 
 
 def phrase_starts(ids: Tensor, words: Tensor, last: Tensor, known: Tensor) -> Tensor:
-    """Words [B, N] bool -> those that begin a phrase: from left to right the longest run of words whose hash is in
-    `known` [M], sorted, and that holds nothing in `last`; else one word."""
+    """words [B, N] bool -> those that start a phrase: greedily from left to right the longest run of words whose hash
+    is in `known` [M] (sorted) and that holds no column of `last`; else one word."""
     n, longest = ids.shape[1], LONGEST_PHRASE
     place = torch.arange(n, device=ids.device).expand_as(ids)
     number = words.cumsum(1) - 1
@@ -136,10 +137,10 @@ def phrase_starts(ids: Tensor, words: Tensor, last: Tensor, known: Tensor) -> Te
         found = known[torch.searchsorted(known, hashes).clamp(max=len(known) - 1)] == hashes
         found &= (first[:, m - 1 : n + m - 1] < n) & (before.gather(1, end) == before.gather(1, begin))
         size = torch.where(found, m, size)
-    jump = torch.nn.functional.pad((place + size).clamp(max=n), (0, 1), value=n)  # the word behind each one's phrase
+    jump = torch.nn.functional.pad((place + size).clamp(max=n), (0, 1), value=n)  # the word after its phrase
     reached = torch.zeros_like(jump, dtype=torch.bool)
     reached[:, 0] = True
-    for _ in range(n.bit_length()):  # after i rounds what 2^i jumps reach
+    for _ in range(n.bit_length()):  # after i rounds: all that up to 2^i jumps reach
         reached = reached.scatter(1, torch.where(reached, jump, n), True)
         jump = jump.gather(1, jump)
     return words & reached.gather(1, number)

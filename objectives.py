@@ -86,11 +86,11 @@ class ObjectiveConfig:
         "bow: the words of the row that is read, of its document's next span, or both",
     ] = "row"
     views: Annotated[
-        Literal["adjacent", "deletion", "both", "disjoint", "dropout", "unshared"],
-        "contrastive: two spans in a row of one document; a row with different tokens deleted; some of both; the "
-        "halves of a row; a row twice (with dropout, SimCSE); spans in a row without the words that both hold",
+        Literal["adjacent", "deletion", "both", "dropout"],
+        "contrastive: two adjacent spans of one document; a row with different tokens deleted; some of both; a row "
+        "twice (with dropout, SimCSE)",
     ] = "both"
-    view_delete_rate: Annotated[float, "contrastive: share of a view's tokens deleted (deletion, both, unshared)"] = 0.4
+    view_delete_rate: Annotated[float, "contrastive: share of a view's tokens deleted (deletion, both)"] = 0.4
     view_similarity: Annotated[
         Literal["mean", "maxsim"],
         "contrastive: cosine of the pooled concepts, or mean over concepts of the best cosine with one of the other's",
@@ -153,7 +153,7 @@ class ObjectiveConfig:
 
 
 def pair(value) -> tuple:
-    """The two of a key that may be a pair."""
+    """The two ends of a key that may be a pair."""
     return value if isinstance(value, tuple) else (value, value)
 
 
@@ -187,17 +187,16 @@ class Objective:
     """Clean rows -> a Problem, and its loss."""
 
     predicts = "positions"  # the kind of prediction that it trains, see Problem
-    pools = False  # its loss reads the pooled concepts
-    group = 1  # rows come in groups of so many
-    shape_count = 1  # shapes that a row length has, which steps take in turn (shape_index)
+    group = 1  # rows come in groups of this size
+    shape_count = 1  # static shapes per row length, which steps take in turn (Noise.shape_index)
     one_document = False  # a row holds text of one document
     adjacent_rows = False  # rows 2i and 2i + 1 are adjacent spans of one document
-    in_batch_negatives = False  # the other rows of a forward, over all ranks, are its negatives
-    centers_targets = False  # its targets less their mean over a forward
-    needs_idf = False  # tokens count by their idf
-    needs_word_starts = False  # it needs to know which tokens begin a word
-    needs_collocations = False  # it needs to know the collocations
-    needs_token_vectors = False  # it needs the spectral token vectors
+    in_batch_negatives = False  # its negatives are the other rows of one forward, over all ranks
+    centers_targets = False  # its targets are centred over the rows of one forward
+    needs_idf = False  # tokens are weighted by idf
+    needs_word_starts = False
+    needs_collocations = False
+    needs_token_vectors = False
     floor_name, unit = "unigram floor", "nats"
 
     def __init_subclass__(cls):
@@ -205,33 +204,33 @@ class Objective:
         OBJECTIVES[cls.name] = cls
 
     def __init__(self, config: ObjectiveConfig, stream: int = 0):
-        """stream: the first of eight streams of random numbers that are its own in a sum."""
+        """stream: the first of the eight streams of random numbers that are its own."""
         self.config, self.stream = config, stream
 
     def problem(self, rows: Rows) -> Problem:
         raise NotImplementedError
 
     def loss(self, predicted: Tensor, concepts: Tensor, problem: Problem, gather=None, rank: int = 0) -> Tensor:
-        """The loss as a scalar. predicted: what the model's forward returns, a loss, or where the problem predicts
-        nothing the pooled concepts [B, H]; concepts [B, C, H]; gather, rank: see losses.contrastive."""
+        """The loss as a scalar. predicted: what the model's forward returns: a loss, or the pooled concepts [B, H]
+        where the problem predicts nothing; concepts [B, C, H]; gather, rank: see losses.contrastive."""
         return predicted
 
     def floor(self, problem: Problem, unigram: Callable[[bool], float]) -> float:
-        """Its loss, in nats, without any text: unigram(needs_idf) is the cross-entropy of knowing only how common
-        tokens are."""
+        """The loss, in nats, of a model that ignores the text. unigram(needs_idf): the cross-entropy of the unigram
+        distribution."""
         return unigram(self.needs_idf)
 
     def reported(self) -> dict[str, "Objective"]:
-        """Fixed settings that are evaluated beside it, as others report them: name in the metrics -> objective."""
+        """Standard settings to evaluate as well, as the literature reports them: name in metrics -> objective."""
         return {}
 
 
 class MLM(Objective):
     """Masked language modelling, exactly round(mask_rate * N) tokens of each row are hidden and predicted.
 
-    `visible_only` is MAE-LM (Meng et al. 2023): the encoder never meets a [MASK]. `encoder_mask_rate` is RetroMAE (Xiao
-    et al. 2022, arXiv:2205.12035): what is hidden is drawn twice, little for the encoder, much for the decoder, and the
-    latter is scored.
+    `visible_only` is MAE-LM (Meng et al. 2023): the encoder never sees a [MASK]. `encoder_mask_rate` is RetroMAE (Xiao
+    et al. 2022, arXiv:2205.12035): two independent masks, a light one for the encoder and a heavy one for the decoder,
+    which is scored.
     """
 
     def __init__(self, config, stream=0):
@@ -241,8 +240,8 @@ class MLM(Objective):
         self.needs_collocations = config.mask_unit == "pmi"
 
     def hide(self, rows: Rows, rate: float, stream: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows whose hidden tokens are replaced [B, N], hidden columns [B, K] in random order, the others [B, N - K])
-        of exactly K = round(rate * N) hidden tokens a row. stream: the first of four streams of random numbers."""
+        """Hides exactly K = round(rate * N) tokens of each row: (rows with these replaced [B, N], hidden columns [B, K]
+        in random order, the others [B, N - K]). stream: the first of four streams of random numbers."""
         ids, vocab, config = rows.ids, rows.vocab, self.config
         k = count(rate, ids.shape[1])
         spans = (config.span, config.max_span) if config.mask_unit == "span" else ()
@@ -251,11 +250,11 @@ class MLM(Objective):
         shown = torch.full_like(hidden, vocab.mask_id)
         if config.replace == "80_10_10" and config.mask_unit in ("span", "pmi"):
             drawn = vocab.text_token(rows.noise.bits(stream + 1, k))
-            chance = rows.noise.bits(stream + 3, ids.shape[1]).gather(1, units[:, :k])  # of a unit
+            chance = rows.noise.bits(stream + 3, ids.shape[1]).gather(1, units[:, :k])  # one number per unit
             shown = torch.where(chance < round(0.8 * 2**32), shown, drawn)
             shown = torch.where(chance < round(0.9 * 2**32), shown, ids.gather(1, hidden))
         elif config.replace == "80_10_10":
-            if units is not None:  # each token by itself, whatever its word
+            if units is not None:  # each token on its own, whatever its word
                 hidden = hidden.gather(1, rows.noise.order(stream + 3, torch.zeros_like(hidden, dtype=torch.bool)))
             masked, random = round(0.8 * k), round(0.1 * k)
             drawn = vocab.text_token(rows.noise.bits(stream + 1, k)[:, masked : masked + random])
@@ -316,13 +315,13 @@ class TSDAE(Objective):
 
 
 class Bow(Objective):
-    """Bag of words, one softmax of the pooled concepts predicts all tokens of the row, each counting by its idf.
+    """Bag of words, one softmax of the pooled concepts predicts all tokens of the row, each weighted by its idf.
 
     The auxiliary loss of text VAEs (Zhao et al. 2017, arXiv:1703.10960).
     """
 
     predicts = "pooled"
-    needs_idf = pools = True
+    needs_idf = True
 
     def __init__(self, config, stream=0):
         super().__init__(config, stream)
@@ -343,16 +342,14 @@ class Bow(Objective):
 
 
 class Contrastive(Objective):
-    """Two views of one text, which pooled concepts must tell from those of other documents.
+    """InfoNCE of two views of one text, with other documents of the batch as negatives; nothing is decoded.
 
-    Nothing is decoded. `views` says what they are:
-    adjacent: rows 2i and 2i + 1, spans in a row of one document (Giorgi et al. 2021, arXiv:2006.03659).
-    deletion: each row twice, with different tokens deleted and the rest closed up.
-    both: of four rows the first two as spans, the other two each twice, all with deletions. (With spans alone, all
-    with deletions, the loss stayed at chance for 1.6 million tokens: docs/LOG.md.)
-    disjoint: the halves of a row. dropout: a row twice (SimCSE, arXiv:2104.08821).
-    unshared: as adjacent, but some tokens of the second are deleted, those that the first holds too before others, so
-    that shared words give nothing away; of the first as many, at random.
+    The key `views`:
+    adjacent: rows 2i and 2i + 1, adjacent spans of one document (Giorgi et al. 2021, arXiv:2006.03659).
+    deletion: each row twice, with different tokens deleted and the positions closed up.
+    both: of four rows the first two as adjacent spans, the other two each twice, all with deletions. (With adjacent
+    spans alone, all with deletions, the loss stayed at chance for 1.6 million tokens: docs/LOG.md.)
+    dropout: a row twice (SimCSE, arXiv:2104.08821).
     """
 
     predicts = "none"
@@ -362,25 +359,16 @@ class Contrastive(Objective):
 
     def __init__(self, config, stream=0):
         super().__init__(config, stream)
-        self.group = {"adjacent": 2, "unshared": 2, "both": 4}.get(config.views, 1)
+        self.group = {"adjacent": 2, "both": 4}.get(config.views, 1)
         self.adjacent_rows = self.group > 1
-        self.pools = config.view_similarity == "mean"
 
     def problem(self, rows):
         ids, documents, views = rows.ids, rows.documents, self.config.views
-        rate = self.config.view_delete_rate if views in ("deletion", "both", "unshared") else 0.0
         first, second, group = ids, ids, documents
         if views == "adjacent":
             (first, second), group = rows.spans(), documents[0::2]
-        if views == "disjoint":
-            first, second = ids[:, : ids.shape[1] // 2], ids[:, -(ids.shape[1] // 2) :]
-        if views == "unshared":
-            shared = (ids[1::2, :, None] == ids[0::2, None, :]).any(-1)
-            last = torch.stack([torch.zeros_like(shared), shared], 1).flatten(0, 1)  # of rows 0, 1, 0, 1 ...
-            kept = rows.noise.order(self.stream, last)[:, : ids.shape[1] - count(rate, ids.shape[1])].sort(dim=1).values
-            left, group = ids.gather(1, kept), documents[0::2]
-            first, second = left[0::2], left[1::2]
         if views in ("deletion", "both"):
+            rate = self.config.view_delete_rate
             a, b = first, second = [ids.gather(1, rows.kept_columns(rate, self.stream + i)) for i in range(2)]
         if views == "both":
             first, second = torch.cat([a[0::4], a[2::4], a[3::4]]), torch.cat([a[1::4], b[2::4], b[3::4]])
@@ -388,7 +376,7 @@ class Contrastive(Objective):
         return Problem(source=torch.cat([first, second]), group=group.repeat(2), predicts="none")
 
     def loss(self, predicted, concepts, problem, gather=None, rank=0):
-        sets = predicted if self.pools else concepts
+        sets = predicted if self.config.view_similarity == "mean" else concepts
         return losses.contrastive(sets, problem.group, self.config.temperature, gather, rank)
 
     def floor(self, problem, unigram):
@@ -396,12 +384,13 @@ class Contrastive(Objective):
 
 
 class Diffusion(Objective):
-    """Masked diffusion, from one to all tokens of a row are hidden and predicted: a bound on the row's -ln p a token.
+    """Masked diffusion, from one to all tokens of a row are hidden and predicted: an upper bound on -ln p per token.
 
-    MDLM (Sahoo et al. 2024, arXiv:2406.07524) and LLaDA (Nie et al. 2025, arXiv:2502.09992), given the concepts. A row
-    hides a number l of its N tokens, uniform on 1 ... N, any l of them alike (special tokens too: chosen last, the sum
-    would be no bound); a hidden token weighs N / l, the sum is divided by B * N. Rows come in mirrored pairs that hide
-    l and N + 1 - l, so M = B (N + 1) / 2 positions are scored in every batch: one static shape, and little variance.
+    MDLM (Sahoo et al. 2024, arXiv:2406.07524) and LLaDA (Nie et al. 2025, arXiv:2502.09992), given the concepts. Of a
+    row's N tokens l are hidden, l uniform on 1 ... N, all subsets of that size equally likely (special tokens too:
+    choosing them last would break the bound). A hidden token has weight N / l; the sum is divided by B * N. Rows come
+    in mirrored pairs with l and N + 1 - l hidden tokens, so every batch scores M = B (N + 1) / 2 positions: one static
+    shape, and low variance.
     """
 
     def __init__(self, config, stream=0):
@@ -432,7 +421,7 @@ class Diffusion(Objective):
         )
 
     def reported(self):
-        """The bound itself, whatever the training weights."""
+        """The bound itself, whatever the weights in training."""
         plain = {"objective": "diffusion", "t_min": 0.0, "diffusion_weight": "elbo", "label_smoothing": 0.0}
         return {"elbo": Diffusion(dataclasses.replace(self.config, **plain))}
 
@@ -440,9 +429,9 @@ class Diffusion(Objective):
 class Prefix(Objective):
     """Prefix to suffix, the first 30 to 50 % of a row are read and the rest is predicted, or the next span whole.
 
-    What is predicted is not what was read, so copying does not help (SODA, Hudson et al. 2024, arXiv:2311.17901; in
-    text Skip-Thought, Kiros et al. 2015, arXiv:1506.06726). All rows of a step are split alike, at the shares of
-    `prefix_rate` in turn: so many static shapes a row length. Positions of the suffix count from its own start.
+    What is predicted was not read, so copying does not help (SODA, Hudson et al. 2024, arXiv:2311.17901; in text
+    Skip-Thought, Kiros et al. 2015, arXiv:1506.06726). All rows of a step are split at one share, and steps take those
+    of `prefix_rate` in turn: each is one static shape per row length. Positions of the suffix start at 0.
     """
 
     one_document = True
@@ -463,17 +452,16 @@ class Prefix(Objective):
 
 
 class NextConcept(Objective):
-    """Next-concept prediction, of the document's next span its concepts, or the mean vector of its words.
+    """Next-concept prediction, the concepts of the document's next span, or the mean vector of its tokens.
 
-    LCM (Barrault et al. 2024, arXiv:2412.08821), by regression and with an encoder that learns. `next_target` is
-    concepts: a predictor's output [B, C, H] against what the same encoder makes of the next span, where no gradient
-    flows (as in SimSiam, Chen & He 2021, arXiv:2011.10566).
-    spectral: a linear of the pooled concepts against the idf-weighted mean of the next span's token vectors, which are
-    those of lab/data/spectral.py and never change.
-    The loss of both is losses.centred_cosine, over the rows of one forward (another cut into micro-batches gives
-    another loss). With `concepts` alone the encoder may
-    collapse: to say little that is easily foretold. The loss then falls while rank_slot_centred, rank_pooled and
-    input_share fall with it; hence it is meant in a sum, such as bow + 2*nextconcept.
+    LCM (Barrault et al. 2024, arXiv:2412.08821), by regression and with a trained encoder. The key `next_target`:
+    concepts: a predictor's output [B, C, H] against the same encoder's concepts of the next span, without a gradient
+    there (as in SimSiam, Chen & He 2021, arXiv:2011.10566).
+    spectral: a linear of the pooled concepts against the idf-weighted mean of the next span's frozen token vectors
+    (lab/data/spectral.py).
+    The loss is losses.centred_cosine over the rows of one forward, so it depends on micro_batch. With concepts as
+    targets the encoder may collapse to what is easy to predict: the loss falls, and rank_slot_centred, rank_pooled and
+    input_share fall with it. Hence it is meant for sums, such as bow + 2*nextconcept.
     """
 
     predicts = "concepts"
@@ -483,7 +471,7 @@ class NextConcept(Objective):
     def __init__(self, config, stream=0):
         super().__init__(config, stream)
         if config.next_target == "spectral":
-            self.predicts, self.pools, self.needs_idf, self.needs_token_vectors = "vectors", True, True, True
+            self.predicts, self.needs_idf, self.needs_token_vectors = "vectors", True, True
 
     def problem(self, rows):
         source, targets = rows.spans()
@@ -501,10 +489,10 @@ class NextConcept(Objective):
 
 
 class Objectives:
-    """All parts of `objective = "tsdae + 0.1*contrastive"`, and what they ask for together: of rows, the strictest."""
+    """All parts of `objective = "tsdae + 0.1*contrastive"`, and the strictest of their requirements."""
 
     def __init__(self, config: ObjectiveConfig):
-        """ValueError with a sentence where the sum cannot be read. Of a pair the last is in force."""
+        """ValueError where the sum cannot be parsed. Of a pair the last value is used."""
         self.text, self.parts, self.weights = config.objective, [], []
         self.config, config = config, config.plateau()
         for term in config.objective.split("+"):
@@ -519,11 +507,7 @@ class Objectives:
         self.names = [part.name for part in self.parts]
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"objective {config.objective!r} names a part twice; give it one weight")
-        kinds = {part.predicts for part in self.parts}
-        # What is built for them: a decoder and a vocabulary head, a head alone, or neither; and a predictor.
-        self.predicts = next((kind for kind in ("positions", "pooled") if kind in kinds), "none")
-        self.predictor = next((kind for kind in ("concepts", "vectors") if kind in kinds), "none")
-        self.pools = any(part.pools for part in self.parts)
+        self.predicts = tuple(sorted({part.predicts for part in self.parts}))  # what a model is built for
         self.group = math.lcm(*(part.group for part in self.parts))
         self.shape_count = math.lcm(*(part.shape_count for part in self.parts))
         self.one_document = any(part.one_document for part in self.parts)
@@ -538,7 +522,7 @@ class Objectives:
 
     @cached_property
     def uses(self) -> set[str]:
-        """The keys that the parts read, recorded while they make problems of a few rows and their losses of these."""
+        """The keys that the parts read, recorded while they make problems of a few rows and compute their losses."""
         config, read = recorded(self.config.plateau())
         for part in self.parts:
             own, rows = type(part)(config, part.stream), blank_rows(2 * self.group, 16)
@@ -547,19 +531,19 @@ class Objectives:
         return {"objective"} | (read & {field.name for field in dataclasses.fields(config)})
 
     def plateaus(self) -> list["Objectives"]:
-        """What is trained in each of equal parts of training, in turn: one part, unless a pair is used."""
+        """The objectives of each of PLATEAUS equal parts of training; only one where no pair is used."""
         scheduled = any(isinstance(getattr(self.config, key), tuple) for key in self.uses.intersection(SCHEDULED))
         return [Objectives(self.config.plateau(i)) for i in range(PLATEAUS)] if scheduled else [self]
 
     def problems(self, rows: Rows) -> list[Problem]:
-        """One Problem a part."""
+        """One Problem per part."""
         return [part.problem(rows) for part in self.parts]
 
     def losses(self, predicted, concepts, problems, gather=None, rank=0) -> list[Tensor]:
-        """Of each part, from what the model returns for the problems; see Objective.loss."""
+        """One loss per part, from what the model returns for the problems; see Objective.loss."""
         columns = zip(self.parts, predicted, concepts, problems, strict=True)
         return [part.loss(p, c, problem, gather, rank) for part, p, c, problem in columns]
 
     def total(self, values):
-        """The weighted sum of one number (or tensor) a part."""
+        """The weighted sum of one number (or tensor) per part."""
         return sum(weight * value for weight, value in zip(self.weights, values, strict=True))

@@ -1,5 +1,5 @@
 """
-What an objective is given, and what it makes: clean `Rows` of token ids become a `Problem`. The model sees only the
+The input and the output of an objective: clean `Rows` of token ids become a `Problem`. The model sees only the
 Problem, and never knows which objective made it.
 
 Notation: B rows, N tokens a row, S tokens read, T tokens of the span to be predicted, K of them scored.
@@ -15,10 +15,10 @@ from noise import Noise, count, phrase_starts
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Size V of the vocabulary, the id of [MASK], all ids that are no text (chosen last by every noise), and on the
-    device, for the objectives that ask for it: inverse document frequency, idf [V] float32; starts [V] bool, the tokens
-    that begin a word; phrases [M], sorted hashes of collocations; vectors [V, T] float32, of lab/data/spectral.py;
-    ends [V] bool, tokens behind which a word begins (None: none)."""
+    """size: V; special_ids: all ids that are not text (masking and deletion choose them last). On the device, for the
+    objectives that need them: idf [V] float32, inverse document frequency; starts [V] bool, the tokens that start a
+    word; phrases [M], sorted hashes of collocations; vectors [V, T] float32, of lab/data/spectral.py; ends [V] bool,
+    tokens after which a word starts (None: none)."""
 
     size: int
     mask_id: int
@@ -30,14 +30,14 @@ class Vocabulary:
     ends: Tensor | None = field(default=None, compare=False)
 
     def is_special(self, ids: Tensor) -> Tensor:
-        """[B, N] ids -> [B, N] bool. Compared with plain numbers: no tensor to send."""
+        """[B, N] ids -> [B, N] bool. Compares with Python numbers: no copy to the device."""
         special = ids == self.mask_id
         for i in self.special_ids:
             special = special | (ids == i)
         return special
 
     def text_token(self, bits: Tensor) -> Tensor:
-        """Random numbers [B, K] -> ids that are text, all equally likely."""
+        """Random numbers [B, K] -> ids of text tokens, all equally likely."""
         special = sorted({self.mask_id, *self.special_ids})
         ids = bits % (self.size - len(special))
         for i in special:
@@ -47,17 +47,17 @@ class Vocabulary:
 
 @dataclass
 class Rows:
-    """Clean rows of one length, and what is needed to corrupt them."""
+    """Clean rows of one length, and what an objective needs to corrupt them."""
 
     ids: Tensor  # [B, N] int64
     noise: Noise
     vocab: Vocabulary
     documents: Tensor | None = None  # [B] the document each row starts in
-    made: dict = field(default_factory=dict)  # what `survivors` and `spans` made, for who asks for the same
+    made: dict = field(default_factory=dict)  # cache of `survivors` and `spans`
 
     def survivors(self, rate: float, positions: str, stream: int, unit: str = "token") -> tuple[Tensor, Tensor | None]:
-        """What is left when exactly round(rate * N) tokens of each row are deleted: ids [B, S] and their positions
-        (None: closed up). Parts of a sum that ask for the same get the same tensors, and share one encoder pass."""
+        """The tokens left after deleting exactly round(rate * N) of each row: ids [B, S] and their positions (None: 0
+        ... S-1). Parts of a sum that ask for the same get the same tensors, and share one encoder pass."""
         key = rate, positions, unit
         if key not in self.made:
             columns = self.kept_columns(rate, stream, unit)
@@ -66,7 +66,7 @@ class Rows:
         return self.made[key]
 
     def kept_columns(self, rate: float, stream: int, unit: str = "token") -> Tensor:
-        """The columns, in order, that exactly round(rate * N) deletions leave of each row: [B, S]."""
+        """The columns left after deleting exactly round(rate * N) of each row, ascending: [B, S]."""
         n = self.ids.shape[1]
         k = count(rate, n)
         if unit != "token":
@@ -77,8 +77,8 @@ class Rows:
     def order(
         self, stream: int, take: int, unit: str = "token", span: str = "", longest: int = 10
     ) -> tuple[Tensor, Tensor | None]:
-        """A random order of each row's columns, [B, N], special tokens last, of which the first `take` are as many
-        whole units as can be; and the unit of each [B, N], a number (None: tokens). See Noise.order_units."""
+        """A random order of each row's columns [B, N], special tokens last, whose first `take` hold whole units as far
+        as possible; and the unit's number of each [B, N] (None where units are tokens). See Noise.order_units."""
         special = self.vocab.is_special(self.ids)
         if unit == "token":
             return self.noise.order(stream, special), None
@@ -90,39 +90,39 @@ class Rows:
         return self.noise.order_units(stream, starts, special, take, span, longest, units)
 
     def spans(self) -> tuple[Tensor, Tensor]:
-        """Of rows in pairs the first of each, and the one that follows it in its document: ids [B/2, N] twice. The same
-        tensors at each call: parts of a sum share one encoder pass."""
+        """Of adjacent rows (2i, 2i + 1) the first, and the second, which follows it in the document: ids [B/2, N] each.
+        The same tensors at each call: parts of a sum share one encoder pass."""
         if "spans" not in self.made:
             self.made["spans"] = self.ids[0::2], self.ids[1::2]
         return self.made["spans"]
 
     def idf_weights(self, tokens: Tensor) -> Tensor:
-        """tokens [B, K] -> [B, K] float32: a row's weights are as its tokens' idf and sum to 1/B."""
+        """tokens [B, K] -> [B, K] float32, proportional to idf; each row sums to 1/B."""
         weights = self.vocab.idf[tokens]
         return weights / weights.sum(1, keepdim=True).clamp_min(1e-6) / len(tokens)
 
 
-def blank_rows(count: int, length: int, turn: int = 0, size: int = 8, width: int = 1) -> Rows:
-    """Rows of one token, each of its own document, with all that an objective may ask for: its problems of them have
-    the right shapes. turn: see Noise; size: of the vocabulary; width: of its vectors."""
+def blank_rows(count: int, length: int, shape_index: int = 0, size: int = 8, width: int = 1) -> Rows:
+    """Placeholder rows, each of its own document, with all that an objective may need, for problems of the right
+    shapes. shape_index: see Noise; size: of the vocabulary; width: of its vectors."""
     ids, numbers = torch.ones(count, length, dtype=torch.int64), torch.arange(count)
     starts, vectors = torch.ones(size, dtype=torch.bool), torch.ones(size, width)
     vocab = Vocabulary(size, 0, (), torch.ones(size), starts, ids[0], vectors)
-    return Rows(ids, Noise(0, 0, numbers, turn), vocab, documents=numbers)
+    return Rows(ids, Noise(0, 0, numbers, shape_index), vocab, documents=numbers)
 
 
 @dataclass
 class Problem:
     source: Tensor  # [B, S] ids the encoder reads
-    source_pos: Tensor | None = None  # [1|B, S] where they stood; None: 0 ... S-1
+    source_pos: Tensor | None = None  # [1|B, S] their positions; None: 0 ... S-1
     targets: Tensor | None = None  # [B, T] the clean span to be predicted, whole and in order; None: nothing is
     query_pos: Tensor | None = None  # [1|B, T] its positions; None: 0 ... T-1 where positions are predicted
     query_ids: Tensor | None = None  # [B, T] what a decoder may see of it ([MASK] where hidden); None: nothing
     scored: Tensor | None = None  # [B, K] columns of T, or [M] flat into B * T; None: all T
     weights: Tensor | None = None  # like scored; they carry the normaliser; None: the mean
     group: Tensor | None = None  # [B] document of two views, rows i and i + B/2, against false negatives
-    # Each position's token; or "pooled": all tokens at once, from the pooled concepts; "concepts": those that the
-    # encoder makes of the targets; "vectors": the targets' mean vector; "none".
+    # What is predicted: each position's token; "pooled": all tokens in one softmax of the pooled concepts; "concepts":
+    # the encoder's concepts of the targets; "vectors": the targets' mean token vector; "none".
     predicts: str = "positions"
     vectors: Tensor | None = None  # [V, T] of every token, where they are predicted
     t: Tensor | None = None  # [B] share of the span that is hidden; None: that which is scored
@@ -138,7 +138,7 @@ class Problem:
         return self.scored is not None and self.scored.ndim == 1
 
     def at_scored(self, x: Tensor) -> Tensor:
-        """x [B, T] or [1|B, T, W] -> what stands at the scored positions: [B, K] or [B, K, W]; flat: [1, M] or
+        """x [B, T] or [1|B, T, W] -> its values at the scored positions: [B, K] or [B, K, W]; flat: [1, M] or
         [1, M, W]."""
         if self.scored is None:
             return x

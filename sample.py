@@ -111,9 +111,9 @@ def follows(part) -> bool:
 
 def trained_part(run: LoadedRun, mode: str):
     """The part of the run's objective that trained what this mode shows; UserError where none did."""
-    if run.model.config.predicts != "positions":
+    if run.model.decoder is None:
         raise UserError("the run was trained without a decoder, so it predicts no text; use its embeddings")
-    keys = {key: run.config[key] for key in fields_of(ObjectiveConfig) if key in run.config}
+    keys = {key: run.config[key] for key in fields_of(ObjectiveConfig)}
     parts = [part for part in Objectives(ObjectiveConfig(**keys)).parts if part.predicts == "positions"]
     fits, train = {
         "continue": (lambda part: part.name == "prefix", "config/prefix_cpu.py"),

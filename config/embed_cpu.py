@@ -14,6 +14,5 @@ base = "config/concepts_cpu.py"
 
 objective = "bow"
 bow_source = "row"
-decoder = "pooled"
 whitening = 0.0
 max_steps = 5000

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from operator import add, floordiv, mul, neg, pos, sub, truediv
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 MAX_FILE = 256 * 1024  # bytes of a config file
 MAX_NUMBER = 1e300  # so that no number overflows, and no power takes for ever
@@ -150,9 +150,11 @@ Field = namedtuple("Field", "kinds help default")  # kinds: the types of a union
 
 
 def fields_of(group):
-    """A dataclass, of which every field has a help line and a default -> {key: Field}."""
+    """A dataclass, whose fields have defaults -> {key: Field}. A field without a help line is not the user's to set."""
     found, hints = {}, get_type_hints(group, include_extras=True)
     for field in fields(group):
+        if get_origin(hints[field.name]) is not Annotated:
+            continue
         kind, about = get_args(hints[field.name])
         kinds = (kind,) if get_origin(kind) in (None, tuple, Literal) else get_args(kind)
         # a help line may be a function: of what is known only once all files are read
@@ -297,11 +299,15 @@ ELSEWHERE = {  # a key -> what nanoGPT and Hugging Face call it; used where a co
 
 
 RENAMED = {"seeds_faithful": "original_structure", "least_iterations": "min_iterations", "span_longest": "max_span"}
+REMOVED = dict.fromkeys(("pooling", "gru", "hinge_rank", "interpolate"), "its result: docs/LOG.md")
+REMOVED |= dict.fromkeys(("predictor", "decoder=pooled", "decoder=none"), "it follows from the objective")
 
 
 def unknown_key(key, where, keys):
     if RENAMED.get(key) in keys:
         return UserError(f"{where}: {key} is now called {RENAMED[key]}; write {RENAMED[key]}")
+    if key in REMOVED:
+        return UserError(f"{where}: {key} was removed ({REMOVED[key]}); leave it out")
     theirs = {name: own for own, names in reversed(ELSEWHERE.items()) if own in keys for name in names.split()}
     meant = nearest(key, theirs.keys() - keys.keys(), 0.85)
     near = nearest(key, [*keys, *([meant] if meant else [])])
@@ -312,6 +318,8 @@ def unknown_key(key, where, keys):
 
 
 def wrong_type(key, value, where, field):
+    if (choice := f"{key}={value}") in REMOVED:
+        return UserError(f"{where}: {choice} was removed ({REMOVED[choice]}); leave it out")
     choices = [choice for kind in field.kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     near = nearest(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else None
     like = "see --help" if field.default == () else f"write a value like {field.default!r}"

@@ -20,6 +20,7 @@ from lab.data.tokenizers import load_tokenizer, pad_batch, special_ids
 from lab.distributed import exact_matmul, pick_device
 from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder, completed, load_tensors, load_weights
 from model import ConceptModel, ModelConfig
+from objectives import ObjectiveConfig, Objectives
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -227,7 +228,8 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
     config = completed(run.config(), path)
     folder = run.checkpoint(str(ckpt), needs=("model.safetensors",))
     try:
-        kinds = {key: field.kinds for key, field in fields_of(ModelConfig).items()}
+        groups = ModelConfig, ObjectiveConfig
+        kinds = {key: field.kinds for group in groups for key, field in fields_of(group).items()}
         kinds |= {"run_id": (str,), "tokenizer_hash": (str,), "mask_id": (int,), "pad_id": (int,)}  # used later
         kinds |= {"lengths": (tuple[int, ...],), "remove_directions": (int,), "whitening": (float,)}
         for key, kind in kinds.items():
@@ -236,7 +238,8 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
                 config[key] = convert(tuple(value) if isinstance(value, list) else value, kind)
             except ValueError:
                 raise ValueError(f"{key} = {value!r}") from None
-        shape = ModelConfig(**{key: config[key] for key in fields_of(ModelConfig)})
+        shape, objective = (group(**{key: config[key] for key in fields_of(group)}) for group in groups)
+        shape.predicts = Objectives(objective).predicts
         if not config["lengths"] or min(config["lengths"]) < 1 or not shape.vocab_size:
             raise ValueError("no lengths, or no vocabulary")
         if config["remove_directions"] not in (0, 1) or not 0 <= config["whitening"] <= 1:

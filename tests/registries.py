@@ -67,39 +67,29 @@ SHARED = dict(
 
 
 def structures():
-    """All pairs of an encoder and a decoder. With a default partner, each in every choice of its own and in every token
-    width, head and positions, ours and the original project's; decoders in all combinations of these."""
-    found = []
-    for e, d in itertools.product(ENCODERS, DECODERS):
-        pair, own = dict(encoder=e, decoder=d), set()
-        own |= keys_of(ENCODERS[e]) if d == ModelConfig.decoder else set()
-        own |= keys_of(DECODERS[d]) if e == ModelConfig.encoder else set()
-        found.append(pair)
-        if ModelConfig.encoder == e:
-            found += allowed(ModelConfig, pair, SHARED)
-        elif ModelConfig.decoder == d:
-            for key, values in SHARED.items():
-                found += allowed(ModelConfig, pair, {key: values})
-            found += allowed(ModelConfig, pair | dict(token_dim=8, tied=False, original_structure=True), {})
-        for key, values in choices(ModelConfig, own).items():
-            found += allowed(ModelConfig, pair, {key: values})
+    """All pairs of an encoder and a decoder; and each of them, with a default partner, in every setting of one key."""
+    found = [dict(encoder=e, decoder=d) for e, d in itertools.product(ENCODERS, DECODERS)]
+    for part, kind in (ENCODERS | DECODERS).items():
+        own = dict(encoder=ModelConfig.encoder, decoder=ModelConfig.decoder) | one_part(part)
+        for key, values in (choices(ModelConfig, keys_of(kind)) | SHARED).items():
+            found += allowed(ModelConfig, own, {key: values})
+        found += allowed(ModelConfig, own | dict(token_dim=8, tied=False, original_structure=True), {})
     return list({name(keys): keys for keys in found}.values())
 
 
 def objectives():
-    """Each objective in every setting of any two of its own keys, and every sum of two of them."""
+    """Each objective in every setting of one of its own keys (masked LM of two: units and replacements meet in it), and
+    every sum of two of them."""
     for objective in OBJECTIVES:
         uses = Objectives(ObjectiveConfig(objective=objective)).uses - {"objective"}
         for keys in list(allowed(ObjectiveConfig, dict(objective=objective), choices(ObjectiveConfig, uses))):
             uses |= Objectives(ObjectiveConfig(**keys)).uses - {"objective"}  # one choice may bring others
         for keys in allowed(ObjectiveConfig, dict(objective=objective), choices(ObjectiveConfig, uses)):
             used = Objectives(ObjectiveConfig(**keys)).uses  # nothing new comes of a key that is not used
-            changed = [
-                key for key, value in keys.items() if key != "objective" and value != getattr(ObjectiveConfig, key)
-            ]
-            if len(changed) <= 2 and used.issuperset(changed):
+            changed = {key for key, value in keys.items() if value != getattr(ObjectiveConfig, key)} - {"objective"}
+            if used.issuperset(changed) and len(changed) <= (2 if objective == "mlm" else 1):
                 yield keys
-    for a, b in itertools.permutations(OBJECTIVES, 2):
+    for a, b in itertools.combinations(OBJECTIVES, 2):
         yield dict(objective=f"{a} + 0.5*{b}")
 
 
@@ -110,12 +100,12 @@ def name(keys):
     return ",".join(words).replace(" ", "") or "defaults"
 
 
-STRUCTURES, OBJECTIVE_SETTINGS = structures(), list(objectives())
-
-
 def one_part(part):
     """Keys of a model with this encoder or decoder, and the other by default."""
     return dict(encoder=part) if part in ENCODERS else dict(decoder=part)
+
+
+STRUCTURES, OBJECTIVE_SETTINGS = structures(), list(objectives())
 
 
 def build(seed=0, dtype=torch.float64, **keys):
@@ -124,8 +114,7 @@ def build(seed=0, dtype=torch.float64, **keys):
 
 def built_for(objectives, decoder=ModelConfig.decoder):
     """Keys of a model that holds what the objectives train, and nothing else."""
-    kind = objectives.predicts
-    return dict(decoder=decoder if kind == "positions" else kind, predictor=objectives.predictor)
+    return dict(decoder=decoder, predicts=objectives.predicts)
 
 
 def make_problems(B=4, N=12, vocab=40, seed=1, **keys):

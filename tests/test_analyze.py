@@ -178,7 +178,7 @@ def test_capacity_and_no_probes(place):
 def test_runs_side_by_side(place, tmp_path, capsys):
     """A run without a decoder and one of another tokenizer and shorter rows beside the first, on the first's text."""
     make_corpus(tmp_path / "data" / "other", vocab_size=330)
-    run, bag = trained(place, "run"), trained(place, "bag", "--objective=bow", "--decoder=pooled")
+    run, bag = trained(place, "run"), trained(place, "bag", "--objective=bow")
     other = tmp_path / "other"
     assert (
         training.main(

@@ -203,23 +203,6 @@ def test_duplicates_have_a_tree_and_no_gradient_between_them():
     assert not torch.autograd.grad(CONCEPT_LOSSES["tregs"](c), c)[0].abs().gt(1e-12).any()
 
 
-@pytest.mark.parametrize("used", [1, 3])
-def test_participation_ratio_counts_directions(used):
-    """Whatever is the same in all texts."""
-    c = torch.zeros(4000, 5, 16, dtype=torch.float64)
-    c[:, :used, :] = concepts(shape=(4000, used, 16), offset=0)
-    static = concepts(seed=1, shape=(1, 5, 16)) * 100
-    ratio = losses.participation_ratio(c + static).item()
-    x = c - c.mean(0)
-    eigen = [torch.linalg.eigvalsh(row @ row.mT) for row in x[:50]]
-    assert ratio == pytest.approx(np.mean([(e.sum() ** 2 / e.square().sum()).item() for e in eigen]), rel=0.05)
-    directions = torch.zeros(4000, 5, 16, dtype=torch.float64)
-    directions[..., :used] = concepts(shape=(4000, 1, used), offset=0)
-    assert losses.participation_ratio(directions + static, "samples").item() == pytest.approx(used, rel=0.01)
-    noisy = (static + 1e-5 * directions[:9]).float()  # about what rounding leaves of static slots
-    assert losses.participation_ratio(noisy) == losses.participation_ratio(noisy, "samples") == 0
-
-
 # ---- the balance with the task
 
 
@@ -256,10 +239,10 @@ def two_backwards(model, objectives, problems, names, share):
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("names", ["orthogonality", "variance,tregs"])
 @pytest.mark.parametrize("objective", ["tsdae", "mlm + 0.5*bow", "tsdae + bow", "tsdae + contrastive", "contrastive"])
-def test_share_equals_two_backwards(objective, names):
+def test_share_equals_two_backwards(objective):
     """Parts that share an encoder pass (tsdae + bow of survivors), and parts that do not."""
+    names = "variance,tregs"
     shared = {"bow_source": "survivors"} if objective == "tsdae + bow" else {}
     objectives, problems = make_problems(objective=objective, **shared)
     model = build(seed=1, **built_for(objectives))
@@ -312,27 +295,14 @@ def test_fixed_is_a_weighted_sum():
     assert numbers["concept_weight_vicreg"] == pytest.approx(0.7)
 
 
-def test_hinge_is_off_above_its_target():
-    objectives, problems = make_problems(objective="tsdae")
-    model = build(seed=1)
-    rank = losses.participation_ratio(model(*problems)[1][0]).item()
-    plain = gradients(model, objectives, problems, balance(concept_balance="fixed", concept_weight=0.0))[0]
-    fixed = gradients(model, objectives, problems, balance(concept_balance="fixed"))[0]
-    for target, expected, weight in ((rank - 0.01, plain, 0), (rank + 0.01, fixed, 0.1)):
-        found, numbers = gradients(model, objectives, problems, balance(concept_balance="hinge", hinge_rank=target))
-        for name in found:
-            torch.testing.assert_close(found[name], expected[name])
-        assert numbers["concept_weight_uniformity"] == pytest.approx(weight)
-
-
 def test_kendall_gal_mutes_the_task_and_a_share_does_not():
     """At losses that stay where they are, as the original project's did: 4.3 nats of the task, 0.05 of the concepts."""
     made = balance(concept_balance="kendall_gal")
-    optimizer = torch.optim.Adam(made.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.03)
     held = torch.zeros(1, 2, 3, requires_grad=True)
     made.losses = [lambda c, axis: 0.05 + 0 * c.sum()]
     seen = []
-    for _ in range(3000):
+    for _ in range(800):
         task, other = losses.split_gradient(held, *made.split)
         made.total(4.3 + 0 * task.sum(), [(other,)]).backward()
         made.finish(lambda x: x)
@@ -349,22 +319,21 @@ def test_kendall_gal_mutes_the_task_and_a_share_does_not():
 
 
 @AXES
-@pytest.mark.parametrize("how", ["gradient_share", "fixed", "hinge", "kendall_gal"])
+@pytest.mark.parametrize("how", ["gradient_share", "fixed", "kendall_gal"])
 def test_nothing_waits_for_the_device(how, axis):
     """Fake tensors hold no numbers: whoever asks for one fails."""
     with FakeTensorMode():
-        made = balance(",".join(CONCEPT_LOSSES), concept_balance=how, concept_loss_axis=axis, hinge_rank=3.0)
+        made = balance(",".join(CONCEPT_LOSSES), concept_balance=how, concept_loss_axis=axis)
         c = torch.randn(4, 5, 6, requires_grad=True)
         task, *copies = losses.split_gradient(c, *made.split)
         made.total(task.square().sum(), [copies, copies]).backward()
         made.finish(lambda x: x)
 
 
-@pytest.mark.parametrize("how", ["gradient_share", "kendall_gal"])
-def test_compiled_whole(how):
+def test_compiled_whole():
     """fullgraph, aot_eager: the same gradients and numbers. (With views in place of copies they were others.)"""
     objectives, problems = make_problems(objective="tsdae + bow", bow_source="survivors")
-    model, keys = build(seed=1), dict(names="orthogonality,tregs", concept_balance=how)
+    model, keys = build(seed=1), dict(names="orthogonality,tregs")
     expected, numbers = gradients(model, objectives, problems, balance(**keys))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
@@ -436,7 +405,6 @@ def test_two_ranks_take_the_mean_of_their_own_shares(tmp_path):
         (dict(concept_share=0.0), "above 0"),
         (dict(concept_weight=-1.0), "no weight"),
         (dict(concept_weight=math.nan), "no weight"),
-        (dict(concept_loss="tregs", concept_balance="hinge"), "hinge_rank=0.0 is no target"),
     ],
     ids=str,
 )
@@ -446,8 +414,8 @@ def test_mistakes_are_said(keys, says):
 
 
 def test_warnings_and_unused_keys():
-    assert ConceptLossConfig().unused() >= {"concept_balance", "concept_share", "hinge_rank"}
-    assert ConceptLossConfig("tregs").unused() == {"concept_weight", "hinge_rank"}
+    assert ConceptLossConfig().unused() >= {"concept_balance", "concept_share", "concept_weight"}
+    assert ConceptLossConfig("tregs").unused() == {"concept_weight"}
     assert not ConceptLossConfig("orthogonality").warnings(8, 8) and not Balance(ConceptLossConfig())
     (muted,) = ConceptLossConfig("tregs", concept_balance="kendall_gal").warnings(8, 8)
     assert "1/(2L)" in muted and "0.12" in muted

@@ -34,7 +34,7 @@ STEPS = {
     "causal cope": (dict(objective="prefix"), dict(concept_position="cope", decoder="causal")),
     "many": (dict(objective=MANY), dict(decoder="diffusion", decoder_window=2, token_layers=1)),
     "funnel": (dict(objective="mlm", mask_unit="span"), dict(encoder="funnel", concept_position="cope")),
-    "slot": (dict(objective="mlm", mask_unit="pmi"), dict(encoder="slot", gru=True, pooling="mean")),
+    "slot": (dict(objective="mlm", mask_unit="pmi"), dict(encoder="slot")),
 }
 
 

@@ -330,7 +330,7 @@ def edit(out, remove=(), **more):
     path.write_text(json.dumps(config))
 
 
-ADDED = ("pooling", "registers", "dropout", "whitening", "data_dir", "frozen_decoder", "tag", "token_position")
+ADDED = ("reads", "registers", "dropout", "whitening", "data_dir", "frozen_decoder", "tag", "token_position")
 
 
 def test_keys_that_older_code_had_not(out, capsys):

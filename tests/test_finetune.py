@@ -15,7 +15,7 @@ from heads import HEADS
 from lab.command import NonFinite
 from lab.data.tokenizers import pad_batch
 from lab.evaluation import finetune
-from lab.evaluation.finetune import FineTuning, batches, loss_of, shorten, stretched
+from lab.evaluation.finetune import FineTuning, batches, loss_of, shorten
 from lab.evaluation.floors import linear_fit
 from lab.evaluation.metrics import METRICS
 from lab.evaluation.tasks import TASKS, Pairs, load_task
@@ -134,19 +134,6 @@ def test_batches_hold_every_row_once():
         assert np.mean([np.ptp(lengths[part]) for part in parts]) < 3  # of like lengths
     again = batches(rows, 16, np.random.default_rng(1))
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
-
-
-def test_stretched_positions():
-    model = ConceptModel(ModelConfig(**SHAPE))
-    longer = stretched(model, 23, 12)
-    assert longer.positions.weight.shape == (23, 32) and longer.decoder.positions.weight.shape == (23, 32)
-    assert torch.allclose(longer.positions.weight[::2], model.positions.weight, atol=1e-5)
-    middle = (model.positions.weight[:-1] + model.positions.weight[1:]) / 2
-    assert torch.allclose(longer.positions.weight[1::2], middle, atol=1e-5)
-    assert torch.equal(longer.tokens.weight, model.tokens.weight)
-    longer.encode(torch.zeros(1, 23, dtype=torch.long))
-    half = stretched(model, 11, 6)  # of the six first alone
-    assert torch.allclose(half.positions.weight[::2], model.positions.weight[:6], atol=1e-5)
 
 
 # ---- the command

@@ -73,13 +73,13 @@ STEPS = {
     "window": dict(objective="mlm", shape=dict(token_layers=1, token_window=3, decoder="input", token_dim=8)),
     "cope": dict(objective="tsdae", shape=dict(concept_position="cope")),
     "faithful": dict(objective="mlm", shape=dict(original_structure=True, tied=False, decoder="weighted")),
-    "pooling": dict(objective="bow", shape=dict(pooling="attention", token_position="rope")),
+    "rope": dict(objective="bow", shape=dict(token_position="rope")),
 }
 STEPS |= {f"frozen {decoder}": dict(objective="tsdae + bow", shape=dict(decoder=decoder), frozen=True)
           for decoder in ("causal", "posonly", "diffusion")}  # fmt: skip
 STEPS |= {name: dict(objective="mlm", shape=dict(encoder=name)) for name in ENCODERS}
-EVERY_LOSS = dict(concept_loss=",".join(CONCEPT_LOSSES), concept_share=0.01, hinge_rank=3.0)
-for balance, axis in zip(("gradient_share", "fixed", "hinge", "kendall_gal"), 2 * ("slots", "samples"), strict=True):
+EVERY_LOSS = dict(concept_loss=",".join(CONCEPT_LOSSES), concept_share=0.01)
+for balance, axis in zip(("gradient_share", "fixed", "kendall_gal"), ("slots", "samples", "samples"), strict=True):
     STEPS[balance] = dict(objective="mlm", concept_balance=balance, concept_loss_axis=axis, **EVERY_LOSS)
 
 

@@ -106,16 +106,6 @@ def test_effective_rank_of_known_spectra(shape):
     assert not effective_rank(x, 100.0).any() and not effective_rank(0 * x).any()
 
 
-def test_exact_ranks_of_orthogonal_content():
-    """r orthogonal directions of equal strength in every row: slot-centred and raw rank r, to the digit."""
-    for r in (1, 2, 5, 8):
-        c = balanced(torch.stack([orthogonal(C, b)[:, :r] @ orthogonal(H, b)[:r] for b in range(B // 2)]))
-        numbers = concept_geometry(c)
-        assert numbers["rank_slot_centred"] == pytest.approx(r, rel=1e-9)
-        assert numbers["rank_raw"] == pytest.approx(r, rel=1e-9)
-        assert numbers["input_share"] == pytest.approx(1)
-
-
 def test_ranks_do_not_depend_on_rotation_scale_or_order():
     c, expected = mixed(), concept_geometry(mixed())
     rows, slots = torch.randperm(B), torch.randperm(C)
@@ -227,14 +217,6 @@ def test_one_direction_is_named():
     assert concept_geometry(line)["rank_slot_centred"] == concept_geometry(line)["rank_pooled"] == pytest.approx(1)
 
 
-def test_similarities_of_planted_angles():
-    a, b = orthogonal(H)[:2]
-    pair = torch.stack([a, 3 * (0.6 * a + 0.8 * b)])
-    other = torch.stack([a, -b])
-    numbers = concept_geometry(torch.stack([pair, other]).repeat(B // 2, 1, 1))
-    assert numbers["sim_mean"] == pytest.approx(0.3) and numbers["sim_max"] == pytest.approx(0.6)
-
-
 def test_healthy_at_every_number_of_concepts():
     for C in (1, 2, 4, 8, 32):
         numbers = concept_geometry(normal(B, C, 64))
@@ -272,23 +254,6 @@ def test_a_decoder_that_ignores_concepts_loses_nothing():
     assert verdict(numbers, C).startswith("decoder ignores the concepts")
     both = concept_geometry(static(0)) | use
     assert "static" in verdict(both, C) and "ignores" in verdict(both, C)
-
-
-def test_a_copy_task_needs_the_concepts():
-    """Slot n holds token n, the head reads it off: the loss without the concepts is known."""
-    V, sharp = 16, 12.0
-    tokens = torch.randint(V, (B, C), generator=torch.Generator().manual_seed(0))
-    table = orthogonal(H)[:V]
-    concepts = table[tokens]  # [B, C, H]
-
-    def loss(c):
-        return F.cross_entropy((sharp * c @ table.T).flatten(0, 1), tokens.flatten())
-
-    use = concept_use(loss, concepts)
-    assert use["delta_zero"] == pytest.approx(math.log(V), abs=0.01)  # all tokens equally likely
-    assert use["delta_shuffle"] == pytest.approx(sharp * (1 - 1 / V), rel=0.02)  # sure, and wrong 15 times in 16
-    assert 2 < use["delta_mean"] < use["delta_shuffle"]
-    assert verdict(concept_geometry(concepts) | use, C) == "not collapsed"
 
 
 def copy_problem(seed, rows=B, N=6, V=40):
@@ -346,15 +311,12 @@ def test_isotropic():
 # ---- cost
 
 
-@pytest.mark.parametrize("C,H,limit", [(8, 128, 1.0), (128, 512, 20.0)])
-def test_cost(C, H, limit):
-    """Far above what is measured (0.02 s and 2 s of one busy core): only a change of its order fails."""
-    c = normal(ROWS, C, H, dtype=torch.float32)
+def test_cost():
+    """Far above what is measured (0.02 s of one busy core): only a change of its order fails."""
+    c = normal(ROWS, 8, 128, dtype=torch.float32)
     start = time.process_time()
     concept_geometry(c)
-    seconds = time.process_time() - start
-    print(f"concept_geometry, {ROWS} rows, C {C} H {H}: {seconds:.3f} s of CPU")
-    assert seconds < limit
+    assert time.process_time() - start < 1.0
 
 
 def test_eigenvalues_of_many_matrices_are_the_cpus(monkeypatch):

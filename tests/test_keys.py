@@ -3,6 +3,8 @@ an older Python."""
 
 import ast
 import importlib.util
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import torch
 import compare
 import train
 from decoders import DECODERS
-from lab.configurator import RENAMED, PathStr, UserError, fields_of, parse
+from lab.configurator import REMOVED, RENAMED, PathStr, UserError, fields_of, parse
 from lab.data import prepare
 from lab.training.run_folder import RunFolder
 from lab.training.settings import MATHEMATICS
@@ -200,6 +202,22 @@ def test_keys_that_have_a_new_name_say_so(tmp_path):
             train.read_settings(["quickstart", f"--{old}=1"])
     (tmp_path / "config.json").write_text('{"seeds_faithful": true, "run_id": "x"}')
     assert RunFolder(tmp_path).config() == {"original_structure": True, "run_id": "x"}
+
+
+def test_keys_and_choices_that_were_removed_say_so(tmp_path):
+    for key, why in REMOVED.items():
+        word = f"--{key}" if "=" in key else f"--{key}=1"
+        with pytest.raises(UserError, match=rf"{key} was removed \({re.escape(why)}\); leave it out"):
+            train.read_settings(["quickstart", word])
+    with pytest.raises(UserError, match="views must be one of .*, not 'unshared'"):
+        train.read_settings(["quickstart", "--views=unshared"])
+    older = {"pooling": "mean", "gru": False, "hinge_rank": 3.0, "predictor": "none", "decoder": "none", "run_id": "x"}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert RunFolder(tmp_path).config() == {"decoder": "posonly", "run_id": "x"}
+    for key, value in ("pooling", "attention"), ("gru", True):
+        (tmp_path / "config.json").write_text(json.dumps(older | {key: value}))
+        with pytest.raises(UserError, match=f"is a run with {key}={value!r}, which was removed .*; take another run"):
+            RunFolder(tmp_path).config()
 
 
 @pytest.mark.parametrize("key", ["intermediate", "max_length", "hidden", "concepts", "vocab_size"])

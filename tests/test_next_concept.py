@@ -155,29 +155,17 @@ def test_a_run_and_what_it_prints(target, data, tmp_path, capsys):
 
 
 def test_it_alone_trains_without_a_decoder_and_goes_on_bit_for_bit(data, tmp_path):
-    more = [*BRIEF, "--objective=nextconcept", "--decoder=none", "--dropout=0.1", "--dtype=float32"]
+    more = [*BRIEF, "--objective=nextconcept", "--dropout=0.1", "--dtype=float32"]
     assert run(data, tmp_path / "whole", *more, "--max_steps=8", "--eval_interval=4") == 0
     for steps in 4, 8:
         assert run(data, tmp_path / "cut", *more, f"--max_steps={steps}", "--eval_interval=4") == 0
     assert_same_checkpoint(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("target", ["concepts", "spectral"])
-def test_two_ranks_equal_one_rank_with_two_micro_batches(target, data, tmp_path):
+def test_two_ranks_equal_one_rank_with_two_micro_batches(data, tmp_path):
     """The pass without gradients is inside what DDP wraps; each forward has the mean of its own rows."""
-    more = [*BRIEF, *SUM, f"--next_target={target}", "--pooling=attention"]
+    more = [*BRIEF, *SUM]
     ranks = run_ranks([arguments(data, tmp_path / "two", *more)] * 2, tmp_path)
     assert [r.code for r in ranks] == [0, 0], ranks[0].err
     run(data, tmp_path / "one", *more, "--micro_batch=4")
     assert_same_run(tmp_path / "two", tmp_path / "one", 6)
-
-
-def test_the_predictor_follows_from_the_objective(data, tmp_path, capsys):
-    def built(*words):
-        out = tmp_path / "_".join(words)
-        run(data, out, *BRIEF, "--max_steps=1", *words)
-        return RunFolder(out).config()["predictor"], capsys.readouterr().err
-
-    assert built("--objective=tsdae")[0] == "none"
-    kind, said = built("--objective=bow + nextconcept", "--predictor=vectors")
-    assert kind == "concepts" and "predictor is not used (the objective says it)" in said

@@ -283,8 +283,9 @@ def test_visible_only_reads_what_is_not_hidden():
         assert made.source[row].tolist() == ids[row, visible].tolist()
 
 
-@pytest.mark.parametrize("positions", ["compact", "original"])
-@pytest.mark.parametrize("rate", [0.05, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize(
+    "rate, positions", [(0.05, "original"), (0.3, "compact"), (0.6, "original"), (0.99, "compact")]
+)
 def test_tsdae_counts(rate, positions):
     ids = torch.arange(N).repeat(B, 1)  # a token is its column
     made = problem(ids, delete_rate=rate, positions=positions)
@@ -336,15 +337,7 @@ def test_weights_are_as_idf_and_sum_to_one_over_rows(keys):
         assert rows < B or made.weights[3].sum() == 0
 
 
-def test_bow_reads_and_predicts_the_whole_row():
-    made = problem(text(), objective="bow")
-    assert torch.equal(made.source, text()) and torch.equal(made.targets, text())
-    assert made.query_pos is made.query_ids is made.scored is made.source_pos is None
-    assert made.weights[:, 5].eq(0).all() and made.weights[:, 6:].gt(0).all()
-
-
-@pytest.mark.parametrize("positions", ["compact", "original"])
-@pytest.mark.parametrize("objective", ["tsdae + bow", "bow + tsdae"])
+@pytest.mark.parametrize("objective, positions", [("tsdae + bow", "compact"), ("bow + tsdae", "original")])
 def test_bow_of_survivors_reads_the_very_tensors_of_tsdae(objective, positions):
     """The same tensors, not equal ones: the model goes by that."""
     a, b = problems(objective=objective, bow_source="survivors", positions=positions)
@@ -399,37 +392,19 @@ def test_views_delete_every_column_alike_and_special_tokens_last():
     assert problem(view_delete_rate=0.95, **keys).source.eq(508).sum(1).eq(1).all()
 
 
-def test_views_that_share_no_words_halves_and_whole_rows():
-    keys, documents = dict(objective="contrastive", vocab=PLACES), torch.arange(8) // 2
-    ids = torch.arange(20).repeat(8, 1) + 100 * torch.arange(8)[:, None]
-    ids[1::2, 3:9] = ids[0::2, 10:16]  # six words in common
-    made = problem(ids, documents=documents, views="unshared", view_delete_rate=0.4, **keys)
-    first, second = made.source.chunk(2)
-    assert first.shape == second.shape == (4, 12) and torch.equal(made.group, torch.arange(4).repeat(2))
-    for i in range(4):
-        assert set(first[i].tolist()) < set(ids[2 * i].tolist())
-        left = [x for x in ids[2 * i + 1].tolist() if x in set(second[i].tolist())]
-        assert left == second[i].tolist() and not set(left) & set(ids[2 * i].tolist())  # in order; none is shared
-    few = problem(ids, documents=documents, views="unshared", view_delete_rate=0.2, **keys).source.chunk(2)[1]
-    assert all(len(set(few[i].tolist()) & set(ids[2 * i].tolist())) == 2 for i in range(4))  # four of the six are gone
-    first, second = problem(ids, documents=documents, views="disjoint", **keys).source.chunk(2)
-    assert torch.equal(torch.cat([first, second], 1), ids)
-    first, second = problem(ids, documents=documents, views="dropout", **keys).source.chunk(2)
-    assert torch.equal(first, ids) and torch.equal(second, ids)
-
-
-@pytest.mark.parametrize("target", ["next", "both"])
-def test_bow_of_the_next_span(target):
+@pytest.mark.parametrize("target", ["row", "next", "both"])
+def test_bow_of_the_row_and_of_the_next_span(target):
     vocab = Vocabulary(2000, 1999, (), torch.rand(2000))
     ids = torch.arange(8)[:, None] * 100 + torch.arange(10)
     made = problem(ids, vocab=vocab, objective="bow", bow_target=target)
-    assert torch.equal(made.source, ids[0::2])
-    expected = ids[1::2] if target == "next" else torch.cat([ids[0::2], ids[1::2]], 1)
+    assert torch.equal(made.source, ids if target == "row" else ids[0::2])
+    expected = {"row": ids, "next": ids[1::2], "both": torch.cat([ids[0::2], ids[1::2]], 1)}[target]
     assert torch.equal(made.targets, expected) and made.weights.sum() == pytest.approx(1)
-    assert Objectives(ObjectiveConfig(objective="bow", bow_target=target)).adjacent_rows
+    assert made.query_pos is made.query_ids is made.scored is made.source_pos is None
+    assert Objectives(ObjectiveConfig(objective="bow", bow_target=target)).adjacent_rows == (target != "row")
 
 
-@pytest.mark.parametrize("views", ["adjacent", "deletion", "both", "unshared"])
+@pytest.mark.parametrize("views", ["adjacent", "deletion", "both", "dropout"])
 def test_views_do_not_depend_on_the_micro_batch(views):
     keys, (ids, documents) = dict(objective="contrastive", views=views, vocab=PLACES), places()
 
@@ -487,42 +462,27 @@ def test_objectives_are_read():
             ObjectiveConfig(objective=wrong)
 
 
-NEEDS = {  # objective: needs_idf, pairs, group, one_document, negatives, predicts; where views = "both"
-    "mlm": (False, False, 1, False, False, "positions"),
-    "tsdae": (False, False, 1, False, False, "positions"),
-    "bow": (True, False, 1, False, False, "pooled"),
-    "contrastive": (False, True, 4, True, True, "none"),
-    "bow + 0.5*contrastive": (True, True, 4, True, True, "pooled"),
-    "tsdae + bow": (True, False, 1, False, False, "positions"),
-    "0.3*contrastive + mlm": (False, True, 4, True, True, "positions"),
-    "nextconcept + contrastive": (False, True, 4, True, True, "none"),
-    "bow + nextconcept": (True, True, 2, True, False, "pooled"),
+NEEDS = {  # objective, keys: needs_idf, adjacent_rows, group, one_document, in_batch_negatives, *predicts
+    ("mlm", ""): (False, False, 1, False, False, "positions"),
+    ("tsdae", "token_weight=idf"): (True, False, 1, False, False, "positions"),
+    ("bow", ""): (True, False, 1, False, False, "pooled"),
+    ("contrastive", ""): (False, True, 4, True, True, "none"),
+    ("contrastive", "views=deletion"): (False, False, 1, True, True, "none"),
+    ("bow + 0.5*contrastive", "views=adjacent"): (True, True, 2, True, True, "none", "pooled"),
+    ("tsdae + bow", ""): (True, False, 1, False, False, "pooled", "positions"),
+    ("0.3*contrastive + mlm", ""): (False, True, 4, True, True, "none", "positions"),
+    ("nextconcept + contrastive", ""): (False, True, 4, True, True, "concepts", "none"),
+    ("bow + nextconcept", "next_target=spectral"): (True, True, 2, True, False, "pooled", "vectors"),
+    ("diffusion + mlm", ""): (False, False, 2, False, False, "positions"),
+    ("diffusion + mlm", "diffusion_source=next"): (False, True, 4, False, False, "positions"),
 }
-PAIRED = {  # what a sum with diffusion asks for, by diffusion_source
-    "row": (False, False, 2, False, False, "positions"),
-    "next": (False, True, 4, False, False, "positions"),
-}
 
 
-@pytest.mark.parametrize("source", PAIRED)
-def test_diffusion_asks_for_whole_mirrored_pairs(source):
-    o = Objectives(ObjectiveConfig(objective="diffusion + mlm", diffusion_source=source))
-    assert (o.needs_idf, o.adjacent_rows, o.group, o.one_document, o.in_batch_negatives, o.predicts) == PAIRED[source]
-
-
-@pytest.mark.parametrize("objective", NEEDS)
-def test_a_sum_asks_for_what_its_strictest_part_does(objective):
-    def needs(**keys):
-        o = Objectives(ObjectiveConfig(objective=objective, **keys))
-        return o.needs_idf, o.adjacent_rows, o.group, o.one_document, o.in_batch_negatives, o.predicts
-
-    needs_idf, pairs, group, *rest = NEEDS[objective]
-    assert needs() == NEEDS[objective]
-    of_next = "nextconcept" in objective
-    assert needs(views="adjacent") == (needs_idf, pairs, min(group, 2), *rest)
-    assert needs(views="deletion") == (needs_idf, of_next, 1 + of_next, *rest)
-    assert needs(next_target="spectral") == (needs_idf or of_next, pairs, group, *rest)
-    assert needs(token_weight="idf")[0] == (needs_idf or "mlm" in objective or "tsdae" in objective)
+@pytest.mark.parametrize("case", NEEDS, ids=str)
+def test_a_sum_asks_for_what_its_strictest_part_does(case):
+    objective, key = case
+    o = Objectives(ObjectiveConfig(objective=objective, **dict([key.split("=")] if key else [])))
+    assert (o.needs_idf, o.adjacent_rows, o.group, o.one_document, o.in_batch_negatives, *o.predicts) == NEEDS[case]
 
 
 def test_floors():

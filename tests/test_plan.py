@@ -76,7 +76,7 @@ def test_what_does_not_divide_is_refused_with_what_does(kind):
 
 H, V, C, B, N = 8, 50, 2, 4, 16
 BOW = Objectives(ObjectiveConfig(objective="bow"))
-BAGS = dict(hidden=H, heads=1, layers=1, concepts=C, intermediate=16, max_length=N, vocab_size=V, decoder="pooled")
+BAGS = dict(hidden=H, heads=1, layers=1, concepts=C, intermediate=16, max_length=N, vocab_size=V, predicts=("pooled",))
 BAGS = ModelConfig(**BAGS)
 
 
@@ -112,7 +112,7 @@ def test_the_cost_follows_the_mix_of_lengths():
     assert flops(((1, 0), (1, 3))) == pytest.approx(sum((1 - i / 5 * 0.75) * by_hand(8) + i / 5 * 0.75 * by_hand(N)
                                                         for i in range(6)) / 6, rel=1e-12)  # fmt: skip
 
-    shape = replace(BAGS, decoder="posonly")
+    shape = replace(BAGS, predicts=("positions",))
     both = Objectives(ObjectiveConfig(objective="mlm", mask_rate=(0.25, 0.75)))
     expected = 0
     for i, now in enumerate(both.plateaus()):

@@ -8,9 +8,7 @@ from registries import MASK, build
 from decoders import DECODERS
 from lab.data.corpus import Corpus
 from lab.data.sampler import Sampler
-from lab.training.plan import Plan, cost
 from lab.training.validation import Batch, Evaluator
-from model import ModelConfig
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives
 from problem import Rows, Vocabulary
@@ -78,14 +76,6 @@ def test_what_is_predicted_reaches_only_what_teacher_forcing_shows(decoder, sour
         reached = set(gradient.any(1).nonzero().flatten().tolist()) - {MASK}
         before = set(made.targets[0, :i].tolist()) if decoder == "causal" else set()
         assert reached - set(made.source[0].tolist()) == before
-
-
-def test_the_cost_is_the_mean_over_the_turns():
-    shape = ModelConfig(hidden=8, heads=1, concepts=2, layers=1, intermediate=16, max_length=20, vocab_size=50)
-    plan = Plan((20,), 80, 80, 1)
-    each = [cost(plan, shape, prefix(prefix_rate=(rate,)))[1] for rate in (0.3, 0.4, 0.5)]
-    assert len(set(each)) == 3
-    assert cost(plan, shape, prefix())[1] == pytest.approx(sum(each) / 3, rel=1e-12)
 
 
 def test_validation_batches_take_their_turns_whatever_the_rank():

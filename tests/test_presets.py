@@ -88,15 +88,15 @@ VARIANTS = [  # of the original project's six layers; the numbers are logged
     (dict(decoder="posonly", tied=False), 86_848_000),
     (dict(concept_position="learned"), 61_059_584 + 65_536),
     (dict(encoder="recursive", tied=False), 60_574_720),
-    (dict(encoder="recursive", decoder="none"), 31_371_776),
+    (dict(encoder="recursive", predicts=("none",)), 31_371_776),
     (dict(tied=False, token_dim=64), 64_120_320),
     (dict(tied=False, token_dim=32), 62_459_392),
     (dict(tied=False, token_dim=64, decoder="posonly"), 64_087_040),
-    (dict(decoder="none"), ENCODER6),
-    (dict(decoder="none", layers=5), ENCODER6 - LAYER6),
-    (dict(decoder="none", layers=2, intermediate=I2), ENCODER2),
-    (dict(decoder="none", tied=False, token_dim=64), 34_884_096),
-    (dict(decoder="none", tied=False, token_dim=32), 33_239_552),
+    (dict(predicts=("none",)), ENCODER6),
+    (dict(predicts=("none",), layers=5), ENCODER6 - LAYER6),
+    (dict(predicts=("none",), layers=2, intermediate=I2), ENCODER2),
+    (dict(predicts=("none",), tied=False, token_dim=64), 34_884_096),
+    (dict(predicts=("none",), tied=False, token_dim=32), 33_239_552),
 ]
 
 

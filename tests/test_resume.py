@@ -62,7 +62,7 @@ KINDS = {
         "--mask_unit=span",
         "--max_span=1,10",
     ],
-    "next concepts": ["--objective=bow + nextconcept", "--pooling=attention", "--nested=True"],
+    "next concepts": ["--objective=bow + nextconcept", "--nested=True"],
     "learnt weights": ["--concept_loss=uniformity,tregs", "--concept_balance=kendall_gal", "--lr=0.01"],
     "a share of the gradient": ["--concept_loss=vicreg", "--concept_loss_axis=samples"],
 }

@@ -144,7 +144,7 @@ def test_bags_and_views_train(name, data, tmp_path, capsys):
     config, metrics = json.loads((out / "config.json").read_text()), RunFolder(out).metrics()
     printed, objectives = capsys.readouterr().out, Objectives(ObjectiveConfig(config["objective"]))
     names, predicts = objectives.names, not {"tsdae", "mlm"}.isdisjoint(objectives.names)
-    assert config["decoder"] == ("posonly" if predicts else "pooled" if "bow" in names else "none")
+    assert "predicts" not in config and (load_run(out, device="cpu").model.decoder is not None) == predicts
     optimizer = torch.load(out / "ckpt_6/optim.pt", weights_only=True)["state"]
     assert all(state["exp_avg"].any() for state in optimizer.values())
     assert len(optimizer) == len(load_file(out / "ckpt_6/model.safetensors"))
@@ -183,7 +183,7 @@ def test_a_pair_of_rates_is_a_schedule(data, tmp_path, monkeypatch):
     assert rates[12:] == rates[:12] and set(shapes) == {6}
     assert_same_checkpoint(tmp_path / "whole", tmp_path / "cut")
     loaded = load_run(tmp_path / "cut", device="cpu")
-    assert loaded.config["mask_rate"] == [0.2, 0.7] and ObjectiveConfig(mask_rate=[0.2, 0.7]).mask_rate == (0.2, 0.7)
+    assert loaded.config["mask_rate"] == (0.2, 0.7) and ObjectiveConfig(mask_rate=[0.2, 0.7]).mask_rate == (0.2, 0.7)
 
 
 def test_a_mix_of_lengths_is_a_schedule(data, tmp_path, monkeypatch):
@@ -232,8 +232,8 @@ VIEW_MISTAKES = {
     "--objective=contrastive --views=adjacent --batch_size=7": "groups of 2, but a rank has 7 rows of length 16",
     "--objective=contrastive --batch_size=6": "groups of 4, but a rank has 6 rows of length 16",
     "--objective=bow + contrastive --lengths=16,64 --batch_size=2": "groups of 4, but a rank has 2 rows of",
-    "--decoder=none": "decoder='none' predicts no single position; write --decoder=posonly",
-    "--objective=mlm + bow --decoder=pooled": "decoder='pooled' predicts no single position; write --decoder=posonly",
+    "--decoder=none": "decoder=none was removed (it follows from the objective); leave it out",
+    "--objective=mlm + bow --decoder=pooled": "--decoder: decoder=pooled was removed",
     "--objective=contrastive --temperature=0": "take a number above 0",
     "--lengths=16,32 --length_mix=1": "length_mix=(1.0,) has 1 shares for lengths=(16, 32); write 2",
     "--lengths=16,32 --length_mix=(1,1),(1,-1)": "(1.0, -1.0) are no shares; write 0 or more",
@@ -264,7 +264,7 @@ def test_a_decoder_that_is_not_built_is_warned_of(capsys, data, tmp_path):
 
     for name in ("bow", "contrastive"):
         found = warnings(f"--objective={name}", "--decoder=input", "--decoder_layers=2")
-        assert any(f"objective='{name}' trains no decoder, so decoder='input' is not built" in line for line in found)
+        assert any(f"decoder is not used (encoder = 'perceiver', objective = '{name}')" in line for line in found)
         assert any("decoder_layers is not used" in line for line in found)
         assert not any("decoder" in line for line in warnings(f"--objective=tsdae + {name}", "--decoder=input"))
 

@@ -106,7 +106,7 @@ def test_hidden_are_those_of_the_slow_reference(unit, rate, n, seed, eod):
 
 # ---- statistics
 
-RATES = [0.1, 0.3, 0.8]
+PLACES = [("word", 0.3), ("geometric", 0.1), ("geometric", 0.8), ("uniform", 0.3)]
 
 
 def word_columns(ids):
@@ -119,8 +119,7 @@ def word_columns(ids):
     return number, torch.zeros_like(ids).scatter_add(1, number, torch.ones_like(ids)).gather(1, number)
 
 
-@pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit, rate", PLACES)
 def test_counts_are_exact_and_no_place_is_hidden_more_often(unit, rate):
     """10^5 rows. But words that an end of the row cuts are shorter, and fit a little more often."""
     n, at_place, cut, rows = 64, torch.zeros(64), 0, 20_000
@@ -142,9 +141,9 @@ def test_counts_are_exact_and_no_place_is_hidden_more_often(unit, rate):
     assert unit == "uniform" or cut / 1e5 < (0.001 if rate < 0.5 else 0.1)  # while one-token words are left
 
 
-@pytest.mark.parametrize("span, longest", [("geometric", n) for n in (2, 10, 24)] + [("uniform", n) for n in (4, 10)])
+@pytest.mark.parametrize("span, longest", [("geometric", 2), ("geometric", 10), ("uniform", 10)])
 def test_lengths_of_spans(span, longest):
-    """As drawn, and as they are hidden: of 10^5 rows."""
+    """As drawn, and as they are hidden."""
     lengths = span_lengths(span, Noise(1, 2, torch.arange(100_000)).bits(0, 4), longest).flatten()
     expected = geometric(longest) if span == "geometric" else [0, 0] + [1 / (longest - 2)] * (longest - 2)
     expected = torch.tensor(expected, dtype=torch.float64)
@@ -158,7 +157,7 @@ def test_lengths_of_spans(span, longest):
     assert longest != 10 or mean == pytest.approx(6.5 if span == "uniform" else 3.797, abs=1e-3)
 
     words = torch.ones(10_000, 128, dtype=torch.bool)
-    rows = [Noise(7, i, torch.arange(10_000)) for i in range(10)]
+    rows = [Noise(7, i, torch.arange(10_000)) for i in range(3)]
     units = torch.cat([noise.order_units(0, words, ~words, 64, span, longest)[1] for noise in rows])
     spans = torch.zeros_like(units).scatter_add(1, units[:, :64], torch.ones_like(units))
     assert spans.sum().item() / (spans > 0).sum().item() == pytest.approx(mean, rel=0.08)  # one of a row is cut
@@ -205,16 +204,6 @@ def test_80_10_10_is_decided_for_each_span_and_for_each_token_of_words(unit):
         assert alike > 0.85  # but where two spans touch
 
 
-@pytest.mark.parametrize("unit", UNITS)
-def test_visible_only_reads_what_is_left(unit):
-    ids = text(50, 40)
-    made = problem(ids, objective="mlm", mask_rate=0.4, unit=unit, visible_only=True)
-    hidden = hidden_of(made, ids)
-    assert made.source.shape == (50, 24) and (made.source_pos.diff(dim=1) > 0).all()
-    assert torch.equal(torch.zeros_like(hidden).scatter(1, made.source_pos, True), ~hidden)
-    assert torch.equal(made.source, ids.gather(1, made.source_pos))
-
-
 # ---- deletion
 
 
@@ -237,7 +226,7 @@ def test_deleted_words_are_those_of_the_slow_reference(rate, n, seed, eod):
 
 
 @pytest.mark.parametrize("visible_only", [False, True])
-@pytest.mark.parametrize("unit", [None, *UNITS])
+@pytest.mark.parametrize("unit", [None, "geometric"])
 def test_what_is_hidden_from_the_encoder_and_from_the_decoder(unit, visible_only):
     """Exact counts of both, drawn independently; a token hidden from both reaches nothing but the targets, one hidden
     from the decoder alone its own place in the encoder's row and no other."""

@@ -14,7 +14,6 @@ arms = {
     "perceiver_io": {"encoder": "perceiver_io", "layers": 3},
     "recursive": {"encoder": "recursive", "iterations": 4, "min_iterations": 1},
     "slot": {"encoder": "slot"},
-    "slot_gru": {"encoder": "slot", "gru": True},
     "two_way": {"encoder": "two_way"},
     "bixt": {"encoder": "bixt"},
     "bixt_thin": {"encoder": "bixt", "token_dim": 64},

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,19 +90,6 @@ def loss_of(outputs, labels, kind: str, linear: bool):
     return F.mse_loss(outputs[:, 0], labels.float()) if kind == "score" else F.cross_entropy(outputs, labels)
 
 
-def stretched(model: ConceptModel, length: int, trained: int) -> ConceptModel:
-    """The model with learned positions for `length` tokens, interpolated between the `trained` first that it has."""
-    config = replace(model.config, max_length=length)
-    state = model.state_dict()
-    for name in state:
-        if name.endswith(("positions.weight", "mixture.weight")) and len(state[name]) == model.config.max_length:
-            state[name] = F.interpolate(state[name][:trained].T[None], length, mode="linear", align_corners=True)[0].T
-    new = ConceptModel(config, model.mask_id, token_vectors=model.token_vectors)
-    new.load_state_dict(state)
-    new.options = model.options
-    return new.to(next(model.parameters()).device)
-
-
 def check(run: LoadedRun, pairs: Pairs, config):
     """UserError for what cannot be trained, before anything takes long."""
     head, model = HEADS[config.head], run.model
@@ -115,12 +101,7 @@ def check(run: LoadedRun, pairs: Pairs, config):
     if head.keeps_decoder and model.decoder.reads_ahead:
         raise UserError(f"positions of the run's decoder see their neighbours, padding too; not for {config.head}")
     if config.max_length > run.max_length:
-        learned = isinstance(model, ConceptModel)
-        hint = " or write --interpolate=True" if learned else ""
-        if not (learned and config.interpolate):
-            raise UserError(
-                f"max_length = {config.max_length}, but the run read {run.max_length} tokens; leave it out{hint}"
-            )
+        raise UserError(f"max_length = {config.max_length}, but the run read {run.max_length} tokens; leave it out")
     if len(pairs.labels[pairs.trained_on]) < 2:
         raise UserError(f"{pairs.name} has a single row to train on; put the original files there")
 
@@ -142,7 +123,6 @@ class FineTuning:
             "max_length": config.max_length or run.max_length,
             "dtype": pick_dtype("auto", run.device),
         }
-        self.stretch = self.protocol["max_length"] > run.max_length
         self.rows, self.cut = token_rows(run, pairs, self.head.apart, self.protocol["max_length"])
         self.texts = len(self.rows[pairs.trained_on][0])
         chance = np.random.default_rng(20250101)
@@ -183,8 +163,6 @@ class FineTuning:
     def fit(self, begun: ConceptModel, seed: int, rate: float, what: str, saved: Path) -> dict[str, np.ndarray]:
         """One training; `saved` keeps it as it is after each epoch."""
         model = copy.deepcopy(begun)
-        if self.stretch:
-            model = stretched(model, self.protocol["max_length"], self.run.max_length)
         head = self.new_head(model, seed)
         module = nn.ModuleDict({"model": model.requires_grad_(not self.head.frozen), "head": head})
         optimizer = optim.adamw(module, rate, 0.01, (0.9, 0.999))

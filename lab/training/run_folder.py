@@ -21,10 +21,10 @@ from decoders import DECODERS
 from encoders import ENCODERS
 from lab import report
 from lab.command import AT_EXIT, Failure, optional
-from lab.configurator import RENAMED, UserError, fields_of, show, warn
+from lab.configurator import REMOVED, RENAMED, UserError, fields_of, show, warn
 from lab.files import locked, read_json, reading, replacing, sync, write_atomic
 from model import AFTER_CONCEPTS, ConceptModel, ModelConfig
-from objectives import recorded
+from objectives import ObjectiveConfig, recorded
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +42,7 @@ INEXACT = {"micro_batch", "compile", "dtype", "machine", "ranks"}
 
 # What commands read of a run besides its model, as it is where older code had no such key
 OLDER = {"remove_directions": 0, "whitening": 0.0, "dataset": "pydocs", "data_dir": "", "tag": "", "frozen_decoder": ""}
-OLDER |= {key: field.default for key, field in fields_of(ModelConfig).items()}
+OLDER |= {key: field.default for group in (ModelConfig, ObjectiveConfig) for key, field in fields_of(group).items()}
 
 
 def completed(config: dict, path, defaults: dict = OLDER) -> dict:
@@ -129,7 +129,16 @@ class RunFolder:
                 f"no run folder at {self.path}; give the folder that train.py wrote, such as out/quickstart"
             )
         config = read_json(self.path / "config.json", "the run's configuration")
-        return {RENAMED.get(key, key): value for key, value in config.items()}
+        config = {RENAMED.get(key, key): value for key, value in config.items()}
+        for key in ("pooling", "gru"):
+            if config.get(key, "mean") not in ("mean", False):
+                what = f"{show(self.path)} is a run with {key}={config[key]!r}, which was removed ({REMOVED[key]})"
+                raise UserError(f"{what}; take another run, or code of the run's own commit")
+        for key in REMOVED.keys() & config.keys():
+            del config[key]
+        if f"decoder={config.get('decoder')}" in REMOVED:
+            config["decoder"] = ModelConfig.decoder
+        return config
 
     def write_config(self, config: dict):
         self.run_id = config["run_id"]

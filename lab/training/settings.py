@@ -1,7 +1,7 @@
 """What the command line and the config of a training run say, as far as it can be checked without data."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab.configurator import Arguments, UserError, fields_of, parse, show, warn
@@ -37,16 +37,9 @@ class Settings:
             raise UserError("no config is given; try: python train.py config/quickstart.py")
         settings = cls(parsed, *(parsed.make(group) for group in groups))
         config, shape, objectives = settings.train, settings.model, settings.objectives
-        if objectives.predicts != "positions" and shape.decoder != objectives.predicts:
-            warn(f"objective={objectives.text!r} trains no decoder, so decoder={shape.decoder!r} is not built")
-            shape.decoder = objectives.predicts
-        shape.predictor = objectives.predictor
-        if shape.pooling == "attention" and not objectives.pools:
-            raise UserError(
-                f"objective={objectives.text!r} trains no pooling; write pooling='mean', or add '+ 0.1*bow'"
-            )
+        shape.predicts = objectives.predicts
         if config.frozen_decoder:
-            if objectives.predicts != "positions":
+            if "positions" not in shape.predicts:
                 what = f"objective={objectives.text!r} trains through no decoder, so none is frozen"
                 raise UserError(f"{what}; add 'tsdae'")
             shape.token_init = "random"  # the table is the other run's
@@ -56,8 +49,6 @@ class Settings:
             settings.warn_unused()
         except ValueError as error:
             raise UserError(str(error)) from None
-        if objectives.predicts == "positions" and shape.predicts != "positions":
-            raise UserError(f"decoder={shape.decoder!r} predicts no single position; write --decoder=posonly")
         if "contrastive" in objectives.names and settings.objective.views == "dropout" and not shape.dropout:
             raise UserError("views='dropout' are one without dropout; write --dropout=0.1")
         if (longest := max(config.lengths)) > shape.max_length:
@@ -84,7 +75,7 @@ class Settings:
     def values(self) -> dict:
         """Every key but print_config."""
         groups = (self.train, self.objective, self.model, self.regulariser)
-        values = {key: value for group in groups for key, value in asdict(group).items()}
+        values = {key: getattr(group, key) for group in groups for key in fields_of(type(group))}
         del values["print_config"]
         return values
 
@@ -131,10 +122,12 @@ class Settings:
     def warn_unused(self):
         reasons = {key: f"(objective = {self.objective.objective!r})" for key in fields_of(ObjectiveConfig)}
         unused = reasons.keys() - self.objectives.uses
-        parts = f"(encoder = {self.model.encoder!r}, decoder = {self.model.decoder!r})"
+        decodes = "positions" in self.model.predicts
+        other = f"decoder = {self.model.decoder!r}" if decodes else f"objective = {self.objective.objective!r}"
+        parts = f"(encoder = {self.model.encoder!r}, {other})"
         reasons |= dict.fromkeys(self.model.unused(), parts) | {"init_part": "(there is no init_from)"}
-        reasons |= {"predictor": "(the objective says it)", "token_init": "(the token table is the frozen decoder's)"}
-        unused |= {"predictor"} | ({"token_init"} if self.train.frozen_decoder else set())
+        reasons |= {"token_init": "(the token table is the frozen decoder's)"}
+        unused |= {"token_init"} if self.train.frozen_decoder else set()
         unused |= self.model.unused() | (set() if self.train.init_from else {"init_part"}) | self.regulariser.unused()
         balance = f"(concept_loss = {self.regulariser.concept_loss!r}, "
         balance += f"concept_balance = {self.regulariser.concept_balance!r})"
