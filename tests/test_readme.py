@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import compare
 import train
 from lab.configurator import read_layers
 from tests.corpus import sentence
@@ -174,12 +173,7 @@ def test_files_import_files_above_them():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "config")))
 def test_every_config_loads(path):
-    """As train.py reads it, or compare.py each arm of a grid; it begins with what it is for."""
+    """As train.py reads it (of grids tests/test_compare.py reads each arm); it begins with what it is for."""
     assert path.read_text().startswith('"""\n')
-    names = {name for layer in read_layers(path, ROOT) for name in layer}
-    if "arms" not in names:
+    if "arms" not in {name for layer in read_layers(path, ROOT) for name in layer}:
         assert train.read_settings([str(path)]).preset == path.stem
-        return
-    grid = compare.read_grid(path)
-    for arm in grid.arms:
-        assert train.read_settings(grid.arguments(arm, "")).preset == Path(grid.base).stem

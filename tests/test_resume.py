@@ -48,12 +48,28 @@ def test_kill_and_resume_equals_an_uninterrupted_run(data, tmp_path):
 
 
 KINDS = {
-    "dropout": ["--dropout=0.1", "--dtype=float32"],
+    "dropout, spectral": [
+        "--dropout=0.1",
+        "--dtype=float32",
+        "--decoder=causal",
+        "--word_dropout=0.3",
+        "--token_init=spectral",
+        "--schedule=wsd",
+    ],
     "bfloat16, micro-batches": ["--dtype=bfloat16", "--micro_batch=2", "--lengths=16,32"],
-    "a sum with views": ["--objective=tsdae + 0.3*contrastive", "--lengths=16,40"],
-    "spectral": ["--token_init=spectral", "--schedule=wsd"],
-    "nested, any depth": ["--encoder=recursive", "--iterations=3", "--min_iterations=1", "--nested=True"],
-    "words dropped": ["--decoder=causal", "--word_dropout=0.3"],
+    "a sum with views": [
+        "--objective=tsdae + 0.3*contrastive",
+        "--lengths=16,40",
+        "--concept_loss=vicreg",
+        "--concept_loss_axis=samples",
+    ],
+    "nested, any depth, next concepts": [
+        "--objective=bow + nextconcept",
+        "--encoder=recursive",
+        "--iterations=3",
+        "--min_iterations=1",
+        "--nested=True",
+    ],
     "curricula": [
         "--lengths=16,32",
         "--length_mix=(1,0),(0,1)",
@@ -62,9 +78,7 @@ KINDS = {
         "--mask_unit=span",
         "--max_span=1,10",
     ],
-    "next concepts": ["--objective=bow + nextconcept", "--nested=True"],
     "learnt weights": ["--concept_loss=uniformity,tregs", "--concept_balance=kendall_gal", "--lr=0.01"],
-    "a share of the gradient": ["--concept_loss=vicreg", "--concept_loss_axis=samples"],
 }
 
 
