@@ -15,7 +15,7 @@ from lab.configurator import PathStr, UserError, convert, fields_of, warn
 from lab.data import tokenizers
 from lab.data.tokenizers import load_tokenizer, pad_batch, special_ids
 from lab.distributed import exact_matmul, pick_device
-from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder, completed, load_tensors, load_weights
+from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder, check_removed, completed, load_tensors, load_weights
 from model import ConceptModel, ModelConfig
 from objectives import ObjectiveConfig, Objectives
 
@@ -179,6 +179,7 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
     """
     run = RunFolder(path)
     config = completed(run.config(), path)
+    check_removed(config, path)
     folder = run.checkpoint(str(ckpt), needs=("model.safetensors",))
     try:
         groups = ModelConfig, ObjectiveConfig
