@@ -18,7 +18,7 @@ from lab.data import tokenizers
 from lab.data.corpus import Corpus
 from lab.data.tokenizers import load_tokenizer, pad_batch, special_ids
 from lab.distributed import exact_matmul, pick_device
-from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder, completed, load_tensors, load_weights
+from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder, check_removed, completed, load_tensors, load_weights
 from model import ConceptModel, ModelConfig
 from objectives import ObjectiveConfig, Objectives
 
@@ -226,6 +226,7 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
     """
     run = RunFolder(path)
     config = completed(run.config(), path)
+    check_removed(config, path)
     folder = run.checkpoint(str(ckpt), needs=("model.safetensors",))
     try:
         groups = ModelConfig, ObjectiveConfig

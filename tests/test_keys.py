@@ -19,6 +19,7 @@ import train
 from decoders import DECODERS
 from lab.configurator import REMOVED, RENAMED, PathStr, UserError, fields_of, parse
 from lab.data import prepare
+from lab.runs import load_run
 from lab.training.run_folder import RunFolder
 from lab.training.settings import MATHEMATICS
 from model import ConceptModel, ModelConfig
@@ -217,7 +218,7 @@ def test_keys_and_choices_that_were_removed_say_so(tmp_path):
     for key, value in ("pooling", "attention"), ("gru", True):
         (tmp_path / "config.json").write_text(json.dumps(older | {key: value}))
         with pytest.raises(UserError, match=f"is a run with {key}={value!r}, which was removed .*; take another run"):
-            RunFolder(tmp_path).config()
+            load_run(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["intermediate", "max_length", "hidden", "concepts", "vocab_size"])

@@ -43,7 +43,7 @@ class ReferenceModel(nn.Module):
             vocab_size=given.vocab_size,
             max_length=length,
             concepts=1,
-            decoder="none",
+            predicts=("none",),
         )
 
     options = AS_CONFIGURED

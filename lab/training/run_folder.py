@@ -55,6 +55,13 @@ def completed(config: dict, path, defaults: dict = OLDER) -> dict:
     return config | absent
 
 
+def check_removed(config: dict, path):
+    """UserError where a run's config has a key that is gone, at a value that makes a difference to its model."""
+    for key in REMOVED.keys() & config.keys():
+        what = f"{show(path)} is a run with {key}={config[key]!r}, which was removed ({REMOVED[key]})"
+        raise UserError(f"{what}; take another run, or code of the run's own commit")
+
+
 class RunFolder:
     """out/NAME: config.json, tokenizer.json, metrics.jsonl, ckpt_<step>/, `latest` and `best` naming one of them."""
 
@@ -110,6 +117,7 @@ class RunFolder:
         if fresh and init_from:
             warm_start_file(init_from)
         config = completed(self.config(), self.path, defaults) if there else None
+        check_removed(config or {}, self.path)
         if there and "run_id" not in config:
             raise UserError(f"{self.path}/config.json lacks run_id; put the run's own file back")
         return {"config": config, "fresh": fresh}
@@ -130,12 +138,9 @@ class RunFolder:
             )
         config = read_json(self.path / "config.json", "the run's configuration")
         config = {RENAMED.get(key, key): value for key, value in config.items()}
-        for key in ("pooling", "gru"):
-            if config.get(key, "mean") not in ("mean", False):
-                what = f"{show(self.path)} is a run with {key}={config[key]!r}, which was removed ({REMOVED[key]})"
-                raise UserError(f"{what}; take another run, or code of the run's own commit")
         for key in REMOVED.keys() & config.keys():
-            del config[key]
+            if key not in ("pooling", "gru") or config[key] in ("mean", False):  # others: see check_removed
+                del config[key]
         if f"decoder={config.get('decoder')}" in REMOVED:
             config["decoder"] = ModelConfig.decoder
         return config
