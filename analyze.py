@@ -34,6 +34,7 @@ from lab.files import locked, write_atomic
 from lab.runs import LoadedRun, OneRun
 from lab.training.run_folder import RunFolder
 from lab.training.validation import Evaluator
+from objectives import Bounds
 
 ROOT = Path(__file__).resolve().parent
 ROWS = 512
@@ -49,7 +50,7 @@ class AnalyzeConfig(OneRun):
         tuple[PathStr, ...], "several run folders in place of --run, side by side on the same texts"
     ] = ()
     capacity: Annotated[bool, "also optimise concepts against the frozen decoder: the most they could hold"] = False
-    probes: Annotated[int, "texts of each linear probe; 0: no probes"] = 1000
+    probes: Annotated[int, "texts of each linear probe; 0: no probes", Bounds(0)] = 1000
     data_dir: Annotated[PathStr, "where the prepared data are; empty: where the run had them"] = ""
 
     def __post_init__(self):
@@ -58,8 +59,6 @@ class AnalyzeConfig(OneRun):
                 raise ValueError("--compare takes two different run folders or more, and neither --run nor --quick")
             self.run = self.compare[0]
         super().__post_init__()
-        if self.probes < 0:
-            raise ValueError(f"probes = {self.probes} is negative; write 0 for none")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from lab.training.run_folder import commit
 from losses import Balance
 from model import ConceptModel, ModelConfig
 from noise import Noise
+from objectives import Bounds, check_bounds
 from problem import Rows, Vocabulary
 
 ROOT = Path(__file__).resolve().parent
@@ -52,23 +53,19 @@ ROOT = Path(__file__).resolve().parent
 @dataclass
 class BenchConfig:
     json: Annotated[PathStr, "file for the results; empty: none"] = ""
-    batch: Annotated[int, "rows of the longest length in a step; shorter ones get as many tokens"] = 16
-    threads: Annotated[int, "CPU threads (0: torch's choice)"] = 0
-    repeats: Annotated[int, "timed blocks of steps of each arm: one step on a CPU, ten on a GPU"] = 7
+    batch: Annotated[int, "rows of the longest length in a step; shorter ones get as many tokens", Bounds(1)] = 16
+    threads: Annotated[int, "CPU threads (0: torch's choice)", Bounds(0)] = 0
+    repeats: Annotated[int, "timed blocks of steps of each arm: one step on a CPU, ten on a GPU", Bounds(1)] = 7
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], "number format of matrix products"] = "auto"
     reference_dtype: Annotated[Literal["same", "float32"], "the reference's; float32: what our dtype gains"] = "same"
     device: Annotated[str, "auto, cpu or cuda"] = "auto"
     compile: Annotated[bool | Literal["auto"], "compile our arm; auto: on a GPU only"] = "auto"
-    lengths: Annotated[tuple[int, ...], "row lengths to measure, in the place of the preset's own"] = ()
+    lengths: Annotated[tuple[int, ...], "row lengths to measure, in the place of the preset's own", Bounds(2)] = ()
     dense: Annotated[bool, "also time a dense encoder of the same sizes"] = True
     costs: Annotated[bool, "count only: parameters, and FLOPs a token beside a dense encoder's"] = False
 
     def __post_init__(self):
-        for key, least in ("batch", 1), ("repeats", 1), ("threads", 0):
-            if getattr(self, key) < least:
-                raise ValueError(f"{key} = {getattr(self, key)} is too few; write --{key}={least} or more")
-        if self.lengths and min(self.lengths) < 2:
-            raise ValueError(f"lengths = {self.lengths} are not rows of tokens; write --lengths=512,2048")
+        check_bounds(self)
 
 
 def read_preset(path: Path, batch: int, lengths: tuple[int, ...] = ()):

@@ -72,7 +72,7 @@ from lab.files import locked, write_atomic
 from lab.report import dict_table, drop_empty_columns, interval, over_seeds, score_rows, sweep_figure, verdicts
 from lab.runs import ADAPTED, LoadedRun, check_options, load_run
 from lab.training.plan import encoding_flops
-from objectives import described
+from objectives import Bounds, check_bounds, described
 
 ROOT = Path(__file__).resolve().parent
 
@@ -96,43 +96,43 @@ class EvalConfig:
         Literal[tuple(RECIPES)],
         "fine_tune: epochs, lr, batch and warm-up; seeds: 1e-5, 96 rows, 20 epochs of the small tasks (SEEDS)",
     ] = "ours"
-    epochs: Annotated[int, "fine_tune: passes over the training rows; 0: the recipe's"] = 0
-    lr: Annotated[float, "fine_tune: peak learning rate, linear to 0; 0: the recipe's"] = 0.0
-    batch: Annotated[int, "fine_tune: rows a step; 0: the recipe's"] = 0
+    epochs: Annotated[int, "fine_tune: passes over the training rows; 0: the recipe's", Bounds(0)] = 0
+    lr: Annotated[float, "fine_tune: peak learning rate, linear to 0; 0: the recipe's", Bounds(0)] = 0.0
+    batch: Annotated[int, "fine_tune: rows a step; 0: the recipe's", Bounds(0)] = 0
     grid: Annotated[
         Literal["", "lr"], f"fine_tune: lr: the one of {RATES} that is best on the held-out rows, at seed 0"
     ] = ""
-    max_length: Annotated[int, "fine_tune: tokens read of a row, the longest sentence is cut first; 0: the run's"] = 0
+    max_length: Annotated[
+        int, "fine_tune: tokens read of a row, the longest sentence is cut first; 0: the run's", Bounds(0)
+    ] = 0
     train_on: Annotated[Literal["train", "dev"], "fine_tune: the split to train on; dev where none is"] = "train"
-    seeds: Annotated[int, "fine_tune: seeds 0 ... N-1"] = 3
+    seeds: Annotated[int, "fine_tune: seeds 0 ... N-1", Bounds(1)] = 3
     against: Annotated[
         PathStr, "another run folder, judged in the same mode before: the paired difference to it is said"
     ] = ""
     data: Annotated[PathStr, "folder of the task files, in their original layout"] = "data/glue"
     concepts: Annotated[
-        tuple[int, ...], "the first so many of a run with nested=True; several: a sweep, quality against FLOPs"
+        tuple[int, ...],
+        "the first so many of a run with nested=True; several: a sweep, quality against FLOPs",
+        Bounds(1),
     ] = ()
-    iterations: Annotated[tuple[int, ...], "of a recursive encoder; several: a sweep, quality against FLOPs"] = ()
+    iterations: Annotated[
+        tuple[int, ...], "of a recursive encoder; several: a sweep, quality against FLOPs", Bounds(1)
+    ] = ()
     ckpt: Annotated[str, "latest, best or a step"] = "latest"
     device: Annotated[str, "auto, cpu or cuda"] = "auto"
 
     def __post_init__(self):
+        check_bounds(self)
         if bool(self.run) == bool(self.contamination):
             raise ValueError("give a run, --run=out/quickstart, or --contamination=DATASET")
         if not self.tasks:
             raise ValueError("no task is given; write --tasks=concept")
         check_names(self.tasks, self.mode == "zero_shot" and not self.contamination)
-        if self.seeds < 1:
-            raise ValueError(f"seeds = {self.seeds} is below 1; write --seeds=3")
         if self.grid and self.lr:
             raise ValueError("grid = 'lr' chooses the learning rate; leave --lr out")
-        if min((*self.concepts, *self.iterations, 1)) < 1:
-            raise ValueError("concepts and iterations are 1 or more; write --concepts=1,2,4")
         if len(self.options) > 1 and (self.mode != "zero_shot" or self.against):
             raise ValueError("a sweep over concepts or iterations is zero-shot and of one run; give one of each")
-        for key in ("epochs", "lr", "batch", "max_length"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key} = {getattr(self, key)} is negative; write 0 for the default")
 
     @property
     def options(self) -> list[Options]:
@@ -347,7 +347,8 @@ def open_run(parsed, config: EvalConfig) -> LoadedRun:
 
 
 def main(argv) -> int:
-    parsed = parse(argv, EvalConfig, prog="eval_glue.py", doc=__doc__, root=ROOT, positional=False)
+    everyday = ("run", "tasks", "data", "mode", "seeds", "against")
+    parsed = parse(argv, EvalConfig, prog="eval_glue.py", doc=__doc__, root=ROOT, positional=False, everyday=everyday)
     config = parsed.make(EvalConfig)
     zero = config.mode == "zero_shot"
     if zero or config.contamination:

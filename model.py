@@ -28,7 +28,7 @@ import losses
 from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
 from layers import CrossAttention, TransformerLayer, init_weights, linear, norm
-from objectives import described, recorded
+from objectives import SHARE, Bounds, check_bounds, described, recorded
 from problem import Problem
 
 
@@ -39,28 +39,32 @@ class ModelConfig:
         Literal[tuple(DECODERS)],
         f"how concepts become tokens, where the objective predicts tokens one by one. {described(DECODERS)}",
     ] = "posonly"
-    layers: Annotated[int, "encoder layers"] = 6
-    iterations: Annotated[int, "recursive: how often the shared layer is applied"] = 6
+    layers: Annotated[int, "encoder layers", Bounds(1, 64)] = 6
+    iterations: Annotated[int, "recursive: how often the shared layer is applied", Bounds(1, 64)] = 6
     min_iterations: Annotated[
-        int, "recursive: each step draws a number from this one to `iterations`; 0: always those"
+        int, "recursive: each step draws a number from this one to `iterations`; 0: always those", Bounds(0)
     ] = 0
-    backprop_iterations: Annotated[int, "recursive: the last so many pass a gradient on; 0: all"] = 0
-    reads: Annotated[int, "perceiver_io: the first so many layers read the tokens"] = 1
-    token_layers: Annotated[int, "layers of windowed self-attention over the tokens, before any encoder"] = 0
-    token_window: Annotated[int, "token_layers: tokens to either side that a token attends to"] = 8
-    decoder_layers: Annotated[int, "decoder blocks of cross-attention and FFN"] = 1
-    decoder_window: Annotated[int, "diffusion: tokens to either side that a position attends to; 0: none"] = 0
+    backprop_iterations: Annotated[int, "recursive: the last so many pass a gradient on; 0: all", Bounds(0)] = 0
+    reads: Annotated[int, "perceiver_io: the first so many layers read the tokens", Bounds(1)] = 1
+    token_layers: Annotated[
+        int, "layers of windowed self-attention over the tokens, before any encoder", Bounds(0, 64)
+    ] = 0
+    token_window: Annotated[int, "token_layers: tokens to either side that a token attends to", Bounds(1)] = 8
+    decoder_layers: Annotated[int, "decoder blocks of cross-attention and FFN", Bounds(1, 64)] = 1
+    decoder_window: Annotated[
+        int, "diffusion: tokens to either side that a position attends to; 0: none", Bounds(0)
+    ] = 0
     timestep: Annotated[bool, "diffusion: blocks know the share of the span that is predicted (AdaLN-Zero)"] = True
-    word_dropout: Annotated[float, "causal: share of the tokens before that it sees as [MASK] in training"] = 0.0
-    hidden: Annotated[int, "width of a concept"] = 512
-    heads: Annotated[int, "attention heads"] = 8
-    intermediate: Annotated[int, "inner width of the FFNs"] = 2048
-    concepts: Annotated[int, "number of concepts"] = 128
+    word_dropout: Annotated[float, "causal: share of the tokens before that it sees as [MASK] in training", SHARE] = 0.0
+    hidden: Annotated[int, "width of a concept", Bounds(1)] = 512
+    heads: Annotated[int, "attention heads", Bounds(1)] = 8
+    intermediate: Annotated[int, "inner width of the FFNs", Bounds(1)] = 2048
+    concepts: Annotated[int, "number of concepts", Bounds(1)] = 128
     nested: Annotated[
         bool, "half of the steps train all concepts, the others the first 1, 2, 4 ... alone (--concepts=C later)"
     ] = False
-    registers: Annotated[int, "latents besides the concepts, which no decoder sees"] = 0
-    token_dim: Annotated[int, "width of the token embeddings (0: hidden)"] = 0
+    registers: Annotated[int, "latents besides the concepts, which no decoder sees", Bounds(0)] = 0
+    token_dim: Annotated[int, "width of the token embeddings (0: hidden)", Bounds(0)] = 0
     token_position: Annotated[Literal["learned", "rope"], "positions the encoder sees: added to tokens, or rotary"] = (
         "learned"
     )
@@ -68,8 +72,8 @@ class ModelConfig:
         Literal["none", "learned", "sinusoidal", "rope", "cope"],
         "positions of concepts: added to the slots; rope: in their self-attention; cope: in what the decoder reads",
     ] = "none"
-    max_length: Annotated[int, "longest row: size of the learned position tables"] = 512
-    dropout: Annotated[float, "dropout of embeddings, attention weights and inner FFN states"] = 0.0
+    max_length: Annotated[int, "longest row: size of the learned position tables", Bounds(1)] = 512
+    dropout: Annotated[float, "dropout of embeddings, attention weights and inner FFN states", SHARE] = 0.0
     tied: Annotated[bool, "the vocabulary head shares the token embedding"] = True
     init: Annotated[
         Literal["fan_in", "fan_in_positions", "gpt2"],
@@ -80,23 +84,18 @@ class ModelConfig:
         Literal["random", "spectral"],
         "token embeddings begin random, or as the spectrum of the corpus's own co-occurrences (lab/data/spectral.py)",
     ] = "random"
-    spectral_share: Annotated[float, "spectral: m in m * spectral + sqrt(1 - m^2) * random"] = 1.0
+    spectral_share: Annotated[float, "spectral: m in m * spectral + sqrt(1 - m^2) * random", Bounds(0, 1)] = 1.0
     original_structure: Annotated[
         bool,
         "the original project's structure: biases, un-normalised tokens, un-gated decoder FFN, no gain in last norm",
     ] = False
-    vocab_size: Annotated[int, "size of the vocabulary (0: the data's)"] = 0
+    vocab_size: Annotated[int, "size of the vocabulary (0: the data's)", Bounds(0)] = 0
     # The kinds of prediction (Problem.predicts) that the model is built for. Not a user's key: it follows from the
     # objective (Objectives.predicts).
     predicts: tuple[str, ...] = ("positions",)
 
     def __post_init__(self):
-        least = dict.fromkeys(("layers", "decoder_layers", "hidden", "heads", "intermediate", "concepts"), 1)
-        least |= dict.fromkeys(("max_length", "iterations", "reads", "token_window"), 1)
-        least |= dict.fromkeys(("min_iterations", "backprop_iterations", "token_layers", "registers"), 0)
-        for key, few in (least | {"decoder_window": 0, "vocab_size": 0}).items():
-            if getattr(self, key) < few:
-                raise ValueError(f"{key} = {getattr(self, key)} is below {few}; write {key} = {few} or more")
+        check_bounds(self)
         for key in ("encoder", "decoder"):
             names = (*ENCODERS,) if key == "encoder" else (*DECODERS,)
             if getattr(self, key) not in names:
@@ -104,14 +103,8 @@ class ModelConfig:
         if self.hidden % self.heads:
             near = next(n for n in range(min(self.heads, self.hidden), 0, -1) if self.hidden % n == 0)
             raise ValueError(f"hidden = {self.hidden} does not divide into heads = {self.heads}; write heads = {near}")
-        if not 0 <= self.token_dim <= self.hidden:
-            raise ValueError(f"token_dim = {self.token_dim} is not within 0 and hidden; write 0 for the same width")
-        for key in ("dropout", "word_dropout"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"{key} = {getattr(self, key)} is not a share; write a number from 0 to below 1")
-        for key in ("layers", "decoder_layers", "token_layers", "iterations"):
-            if getattr(self, key) > 64:
-                raise ValueError(f"{key} = {getattr(self, key)} are more than this is made for; write 64 or fewer")
+        if self.token_dim > self.hidden:
+            raise ValueError(f"token_dim = {self.token_dim} is above hidden; write 0 for the same width")
         if len(self.variants()) > 32:
             raise ValueError(f"{len(self.variants())} ways to run a step are too many; write a larger min_iterations")
         if self.concept_position not in (kinds := ENCODERS[self.encoder].concept_positions):
@@ -121,8 +114,6 @@ class ModelConfig:
         for key in ("min_iterations", "backprop_iterations"):
             if getattr(self, key) > self.iterations:
                 raise ValueError(f"{key} = {getattr(self, key)} is above iterations; write {self.iterations} or less")
-        if not 0 <= self.spectral_share <= 1:
-            raise ValueError(f"spectral_share = {self.spectral_share} is not a share; write a number from 0 to 1")
         for key in ("token_position", "concept_position"):
             if getattr(self, key) == "rope" and (self.hidden // self.heads) % 2:
                 raise ValueError(f"{key} = 'rope' needs an even hidden / heads; write another number of heads")

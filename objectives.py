@@ -14,8 +14,8 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated, Literal
+from functools import cache, cached_property
+from typing import Annotated, Literal, get_type_hints
 
 import torch
 from torch import Tensor
@@ -27,6 +27,55 @@ from problem import Problem, Rows, blank_rows
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
 
+
+@dataclass(frozen=True)
+class Bounds:
+    """In the annotation of a key: the range of its value, or of each value of a tuple; open: the ends that are not in
+    it, "low", "high" or "both"."""
+
+    low: float
+    high: float = math.inf
+    open: Literal["", "low", "high", "both"] = ""
+
+    def __contains__(self, value) -> bool:
+        above = value > self.low if self.open in ("low", "both") else value >= self.low
+        return above and (value < self.high if self.open in ("high", "both") else value <= self.high)
+
+    def __str__(self):
+        low = f"above {self.low}" if self.open in ("low", "both") else f"{self.low}"
+        if self.high == math.inf:
+            return low if self.open == "low" else f"{low} or more"
+        return f"{low} to {'below ' if self.open in ('high', 'both') else ''}{self.high:,}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """In the annotation of a key: the heading that it has in `--help=all`."""
+
+    name: str
+
+
+@cache
+def bounds_of(config: type) -> dict[str, Bounds]:
+    """The keys of a dataclass that have Bounds."""
+    hints = get_type_hints(config, include_extras=True).items()
+    marks = ((key, mark) for key, hint in hints for mark in getattr(hint, "__metadata__", ()))
+    return {key: mark for key, mark in marks if isinstance(mark, Bounds)}
+
+
+def check_bounds(config):
+    """ValueError names a key of a configuration whose value, or one of whose values, is out of its Bounds."""
+
+    def numbers(value):
+        return [x for part in value for x in numbers(part)] if isinstance(value, tuple | list) else [value]
+
+    for key, bounds in bounds_of(type(config)).items():
+        value = getattr(config, key)
+        if not all(x in bounds for x in numbers(value)):
+            raise ValueError(f"{key} = {value} is out of range; write {bounds}")
+
+
+SHARE, INSIDE = Bounds(0, 1, open="high"), Bounds(0, 1, open="both")
 PLATEAUS = 6  # of what changes over training
 RATES = ("mask_rate", "delete_rate")  # may be pairs: each plateau makes one more static shape of a row length
 SCHEDULED = (*RATES, "max_span")  # may be pairs
@@ -35,17 +84,19 @@ SCHEDULED = (*RATES, "max_span")  # may be pairs
 @dataclass
 class ObjectiveConfig:
     objective: Annotated[
-        str, lambda: f"what is learnt, alone or in a sum such as 'tsdae + 0.1*bow'. {described(OBJECTIVES)}"
+        str, lambda: f"what is learnt, of {', '.join(OBJECTIVES)}, or a sum: 'tsdae + 0.1*bow'. {described(OBJECTIVES)}"
     ] = "tsdae"
     mask_rate: Annotated[
         float | tuple[float, float],
         "mlm: share of a row's tokens that is hidden and scored; a pair, such as 0.15,0.4: from the first to the last "
         f"in {PLATEAUS} equal parts of training, judged at the last",
+        INSIDE,
     ] = 0.3
     encoder_mask_rate: Annotated[
         float,
         "mlm: share that is hidden from the encoder, mask_rate then being that of the decoder, which sees a row of its "
         "own: 0.15 beside mask_rate=0.5 to 0.9 (RetroMAE), decoder=diffusion with a window; 0: both see one row",
+        SHARE,
     ] = 0.0
     mask_unit: Annotated[
         Literal["token", "word", "span", "pmi"],
@@ -58,6 +109,7 @@ class ObjectiveConfig:
     max_span: Annotated[
         int | tuple[int, int],
         "mask_unit=span: words (geometric) or tokens (uniform) of the longest; a pair: see mask_rate",
+        Bounds(1, 64),
     ] = 10
     replace: Annotated[
         Literal["mask", "80_10_10"],
@@ -65,7 +117,7 @@ class ObjectiveConfig:
     ] = "mask"
     visible_only: Annotated[bool, "mlm: the encoder reads only the tokens left visible, no [MASK] (MAE-LM)"] = False
     delete_rate: Annotated[
-        float | tuple[float, float], "tsdae: share of a row's tokens that is deleted; a pair: see mask_rate"
+        float | tuple[float, float], "tsdae: share of a row's tokens that is deleted; a pair: see mask_rate", INSIDE
     ] = 0.6
     delete_unit: Annotated[
         Literal["token", "word"], "tsdae: what is deleted as a whole; the count of deleted tokens stays exact"
@@ -73,7 +125,9 @@ class ObjectiveConfig:
     positions: Annotated[
         Literal["compact", "original"], "tsdae: survivors close up (the paper), or keep their positions (original)"
     ] = "compact"
-    score_rate: Annotated[float, "tsdae: share of a row's positions that is scored, chosen at random; 1: all"] = 1.0
+    score_rate: Annotated[
+        float, "tsdae: share of a row's positions that is scored, chosen at random; 1: all", Bounds(0, 1, open="low")
+    ] = 1.0
     bow_source: Annotated[
         Literal["row", "survivors"],
         "bow: the encoder reads the whole row, or what tsdae's deletion leaves of it (one encoder pass serves both)",
@@ -90,25 +144,30 @@ class ObjectiveConfig:
         "contrastive: two adjacent spans of one document; a row with different tokens deleted; some of both; a row "
         "twice (with dropout, SimCSE)",
     ] = "both"
-    view_delete_rate: Annotated[float, "contrastive: share of a view's tokens deleted (deletion, both)"] = 0.4
+    view_delete_rate: Annotated[float, "contrastive: share of a view's tokens deleted (deletion, both)", INSIDE] = 0.4
     view_similarity: Annotated[
         Literal["mean", "maxsim"],
         "contrastive: cosine of the pooled concepts, or mean over concepts of the best cosine with one of the other's",
     ] = "mean"
-    temperature: Annotated[float, "contrastive: what cosines are divided by"] = 0.05
+    temperature: Annotated[float, "contrastive: what cosines are divided by", Bounds(0, open="low")] = 0.05
     diffusion_source: Annotated[
         Literal["row", "next"],
         "diffusion: the encoder reads the row itself, clean; next: the span before it, of the same document",
     ] = "row"
-    t_min: Annotated[float, "diffusion: least share hidden in training (0: one token); not in val_loss_elbo"] = 0.0
+    t_min: Annotated[float, "diffusion: least share hidden in training (0: one token); not in val_loss_elbo", SHARE] = (
+        0.0
+    )
     diffusion_weight: Annotated[
         Literal["elbo", "none"],
         "diffusion: hidden tokens count N / hidden of their row, the evidence bound; none: all alike, no bound",
     ] = "elbo"
-    label_smoothing: Annotated[float, "diffusion: share of a target spread over all tokens; not in val_loss_elbo"] = 0.0
+    label_smoothing: Annotated[
+        float, "diffusion: share of a target spread over all tokens; not in val_loss_elbo", SHARE
+    ] = 0.0
     prefix_rate: Annotated[
         tuple[float, ...],
         "prefix: share of a row that is read, the rest is predicted; several: steps take them in turn, one a step",
+        INSIDE,
     ] = (0.3, 0.4, 0.5)
     prefix_source: Annotated[
         Literal["row", "next"],
@@ -123,23 +182,11 @@ class ObjectiveConfig:
         for key in SCHEDULED:
             if isinstance(getattr(self, key), list):  # a pair, out of config.json
                 setattr(self, key, tuple(getattr(self, key)))
-        for key in (*RATES, "view_delete_rate"):
-            if not all(0 < rate < 1 for rate in pair(getattr(self, key))):
-                raise ValueError(f"{key}={getattr(self, key)} leaves nothing to hide or to read; take 0 < {key} < 1")
-        least = 3 if self.span == "uniform" else 1
-        if not all(least <= longest <= 64 for longest in pair(self.max_span)):
-            raise ValueError(f"max_span={self.max_span}: spans (span={self.span!r}) end at {least} to 64; take 10")
-        if not 0 <= self.encoder_mask_rate < 1:
-            raise ValueError(f"encoder_mask_rate={self.encoder_mask_rate} is no share; take 0 (off) or less than 1")
-        if not 0 < self.score_rate <= 1:
-            raise ValueError(f"score_rate={self.score_rate} is no share; take 0 < score_rate <= 1")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} divides cosines; take a number above 0, such as 0.05")
-        if not 0 < len(self.prefix_rate) <= 6 or not all(0 < rate < 1 for rate in self.prefix_rate):
-            raise ValueError(f"prefix_rate={self.prefix_rate}: take one to six shares above 0 and below 1")
-        for key in ("t_min", "label_smoothing"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} leaves nothing to learn; take 0 <= {key} < 1")
+        check_bounds(self)
+        if self.span == "uniform" and min(pair(self.max_span)) < 3:
+            raise ValueError(f"max_span={self.max_span}: uniform spans end at 3 to 64; take 10")
+        if not 0 < len(self.prefix_rate) <= 6:
+            raise ValueError(f"prefix_rate={self.prefix_rate}: take one to six shares")
         if self.visible_only and self.replace != "mask":
             raise ValueError("visible_only=True never shows a hidden token, replaced or not; write replace='mask'")
         Objectives(self)  # the sum can be read

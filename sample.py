@@ -34,7 +34,7 @@ from lab.data import text_files
 from lab.data.tokenizers import clean, special_ids
 from lab.runs import LoadedRun, OneRun
 from noise import count
-from objectives import ObjectiveConfig, Objectives
+from objectives import Bounds, ObjectiveConfig, Objectives
 
 NEIGHBOURS = 8
 PAIRED = ("interpolate", "swap")  # modes that take two texts
@@ -51,24 +51,26 @@ class SampleConfig(OneRun):
         PathStr, 'in place of text: a file with a text, or JSON with a "text", a line; a line a text comes out'
     ] = ""
     temperature: Annotated[
-        float, "of all that is predicted: tokens are drawn from softmax(logits / temperature); 0: the likeliest"
+        float,
+        "of all that is predicted: tokens are drawn from softmax(logits / temperature); 0: the likeliest",
+        Bounds(0),
     ] = 0.0
     steps: Annotated[
-        int, "interpolate: texts on the line, its ends included (0: 5); unmask: passes (0: as many as tokens)"
+        int,
+        "interpolate: texts on the line, its ends included (0: 5); unmask: passes (0: as many as tokens)",
+        Bounds(0),
     ] = 0
     order: Annotated[
         Literal["confidence", "ancestral"], "unmask: the surest tokens first, or in random order, the noise undone"
     ] = "confidence"
-    length: Annotated[int, "continue, unmask of the next text: tokens to predict (0: as in training)"] = 0
+    length: Annotated[int, "continue, unmask of the next text: tokens to predict (0: as in training)", Bounds(0)] = 0
     json: Annotated[bool, "print a JSON object a prediction"] = False
     seed: Annotated[int, "of what is drawn"] = 0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.temperature < 0:
-            raise ValueError(f"temperature = {self.temperature} is negative; write 0 for the likeliest token")
-        if min(self.steps, self.length) < 0 or (self.mode == "interpolate" and self.steps == 1):
-            raise ValueError("steps and length are 0 or more, and a line has two ends; leave them out")
+        if self.mode == "interpolate" and self.steps == 1:
+            raise ValueError("steps = 1, but a line has two ends; leave steps out")
         if self.text and self.file:
             raise ValueError("both a text and a file are given; leave one out")
         if not self.file and not self.text.strip():

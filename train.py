@@ -42,96 +42,109 @@ from lab.training.vocabulary import make_vocabulary, open_splits, token_vectors
 from losses import Balance
 from model import ConceptModel
 from noise import Noise
+from objectives import SHARE, Bounds, Group, check_bounds
 from problem import Rows
+
+TEXT, OPTIMIZER, HORIZON = Group("text and rows"), Group("optimizer"), Group("horizon, one of these")
+LOGGED, RUN, EMBED = Group("evaluation and checkpoints"), Group("run and machine"), Group("embed")
 
 
 @dataclass
 class TrainConfig:
-    dataset: Annotated[str, "folder of prepared data under data_dir"] = "pydocs"
-    data_dir: Annotated[PathStr, "where the prepared data are; empty: data/ beside this script"] = ""
-    out_dir: Annotated[PathStr, "run folder; empty: out/<name of the config>"] = ""
-    tag: Annotated[str, "a word of yours, kept in config.json"] = ""
-    lengths: Annotated[tuple[int, ...], "row lengths in tokens; each step draws one of them"] = (16, 32, 128, 512)
+    dataset: Annotated[str, "folder of prepared data under data_dir", TEXT] = "pydocs"
+    data_dir: Annotated[PathStr, "where the prepared data are; empty: data/ beside this script", TEXT] = ""
+    out_dir: Annotated[PathStr, "run folder; empty: out/<name of the config>", RUN] = ""
+    tag: Annotated[str, "a word of yours, kept in config.json", RUN] = ""
+    lengths: Annotated[
+        tuple[int, ...], "row lengths in tokens; each step draws one of them", Bounds(2, 1 << 20), TEXT
+    ] = (16, 32, 128, 512)
     length_mix: Annotated[
         tuple[float, ...] | tuple[tuple[float, ...], tuple[float, ...]],
         "how often steps draw each of `lengths`, as 1,1,2; a pair, as (1,0,0),(1,1,2): see mask_rate; empty: all alike",
+        TEXT,
     ] = ()
-    batch_size: Annotated[int, "rows of the longest length in an optimizer step, over all ranks"] = 64
-    micro_batch: Annotated[int, "rows of the longest length per rank and forward; 0: as many as there are"] = 0
-    lr: Annotated[float, "peak learning rate"] = 1e-3
+    batch_size: Annotated[int, "rows of the longest length in an optimizer step, over all ranks", Bounds(1), TEXT] = 64
+    micro_batch: Annotated[
+        int, "rows of the longest length per rank and forward; 0: as many as there are", Bounds(0), TEXT
+    ] = 0
+    lr: Annotated[float, "peak learning rate", Bounds(0, 1000, open="both"), OPTIMIZER] = 1e-3
     schedule: Annotated[
         Literal["cosine", "linear", "constant", "wsd"],
         "what follows the warm-up; wsd: constant, linear in the last fifth",
+        OPTIMIZER,
     ] = "cosine"
-    warmup: Annotated[int, "steps of linear warm-up"] = 200
-    lr_end: Annotated[float, "learning rate at the horizon, as a share of the peak"] = 0.1
-    weight_decay: Annotated[float, "AdamW's, on matrices of linear layers only"] = 0.05
-    beta1: Annotated[float, "AdamW's first-moment decay"] = 0.9
-    beta2: Annotated[float, "AdamW's second-moment decay"] = 0.98
-    clip: Annotated[float, "gradients are scaled down to this norm; 0: never"] = 1.0
-    max_steps: Annotated[int, "horizon in optimizer steps"] = 0
-    max_tokens: Annotated[float, "horizon in tokens drawn"] = 0.0
-    max_epochs: Annotated[float, "horizon in corpus-tokens drawn"] = 0.0
-    max_flops: Annotated[float, "horizon in training FLOPs by the model's own count: what compares arms fairly"] = 0.0
-    max_minutes: Annotated[
-        float, "horizon in minutes of training steps (no evaluations), turned into steps once timed"
+    warmup: Annotated[int, "steps of linear warm-up", Bounds(0), OPTIMIZER] = 200
+    lr_end: Annotated[float, "learning rate at the horizon, as a share of the peak", Bounds(0, 1), OPTIMIZER] = 0.1
+    weight_decay: Annotated[float, "AdamW's, on matrices of linear layers only", Bounds(0), OPTIMIZER] = 0.05
+    beta1: Annotated[float, "AdamW's first-moment decay", SHARE, OPTIMIZER] = 0.9
+    beta2: Annotated[float, "AdamW's second-moment decay", SHARE, OPTIMIZER] = 0.98
+    clip: Annotated[float, "gradients are scaled down to this norm; 0: never", Bounds(0), OPTIMIZER] = 1.0
+    max_steps: Annotated[int, "horizon in optimizer steps", Bounds(0), HORIZON] = 0
+    max_tokens: Annotated[float, "horizon in tokens drawn", Bounds(0), HORIZON] = 0.0
+    max_epochs: Annotated[float, "horizon in corpus-tokens drawn", Bounds(0), HORIZON] = 0.0
+    max_flops: Annotated[
+        float, "horizon in training FLOPs by the model's own count: what compares arms fairly", Bounds(0), HORIZON
     ] = 0.0
-    eval_interval: Annotated[int, "steps between evaluations; 0: only at the start and the end"] = 500
-    eval_tokens: Annotated[int, "validation tokens a length"] = 32768
-    ckpt_interval: Annotated[int, "steps between checkpoints besides those of the best evaluations; 0: none"] = 1000
-    ckpt_steps: Annotated[tuple[int, ...], "steps whose checkpoints are kept for ever"] = ()
-    keep: Annotated[int, "how many of the last checkpoints are kept, besides the best"] = 2
-    log_interval: Annotated[int, "steps between log lines"] = 20
+    max_minutes: Annotated[
+        float, "horizon in minutes of training steps (no evaluations), turned into steps once timed", Bounds(0), HORIZON
+    ] = 0.0
+    eval_interval: Annotated[int, "steps between evaluations; 0: only at the start and the end", Bounds(0), LOGGED] = (
+        500
+    )
+    eval_tokens: Annotated[int, "validation tokens a length", Bounds(1), LOGGED] = 32768
+    ckpt_interval: Annotated[
+        int, "steps between checkpoints besides those of the best evaluations; 0: none", Bounds(0), LOGGED
+    ] = 1000
+    ckpt_steps: Annotated[tuple[int, ...], "steps whose checkpoints are kept for ever", LOGGED] = ()
+    keep: Annotated[int, "how many of the last checkpoints are kept, besides the best", Bounds(1), LOGGED] = 2
+    log_interval: Annotated[int, "steps between log lines", Bounds(1), LOGGED] = 20
     compile: Annotated[
-        bool | Literal["auto"], "torch.compile; auto: on a GPU, and on a CPU where the run is long enough to gain by it"
+        bool | Literal["auto"],
+        "torch.compile; auto: on a GPU, and on a CPU where the run is long enough to gain by it",
+        RUN,
     ] = "auto"
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"], "of matrix products; auto: bfloat16 where the device is fast at it"
+        Literal["auto", "float32", "bfloat16"], "of matrix products; auto: bfloat16 where the device is fast at it", RUN
     ] = "auto"
-    spectral_tokens: Annotated[float, "token_init=spectral: tokens whose neighbours are counted, at most"] = 5e7
-    deterministic: Annotated[bool, "bit-exact repeats on a GPU too, at a price"] = False
-    seed: Annotated[int, "of initial weights, rows and noise"] = 0
-    device: Annotated[str, "auto, cpu or cuda"] = "auto"
+    spectral_tokens: Annotated[
+        float, "token_init=spectral: tokens whose neighbours are counted, at most", Bounds(0, open="low"), TEXT
+    ] = 5e7
+    deterministic: Annotated[bool, "bit-exact repeats on a GPU too, at a price", RUN] = False
+    seed: Annotated[int, "of initial weights, rows and noise", RUN] = 0
+    device: Annotated[str, "auto, cpu or cuda", RUN] = "auto"
     resume: Annotated[
-        Literal["auto", "must", "never"], "go on with what out_dir holds; must: there is something; never: it is empty"
+        Literal["auto", "must", "never"],
+        "go on with what out_dir holds; must: there is something; never: it is empty",
+        RUN,
     ] = "auto"
-    init_from: Annotated[PathStr, "warm start from this run folder's latest checkpoint"] = ""
-    init_part: Annotated[Literal["encoder", "all"], "which tensors a warm start takes"] = "encoder"
+    init_from: Annotated[PathStr, "warm start from this run folder's latest checkpoint", RUN] = ""
+    init_part: Annotated[Literal["encoder", "all"], "which tensors a warm start takes", RUN] = "encoder"
     frozen_decoder: Annotated[
-        PathStr, "run folder whose decoder, head and token table this run takes as they are: its encoder alone trains"
+        PathStr,
+        "run folder whose decoder, head and token table this run takes as they are: its encoder alone trains",
+        RUN,
     ] = ""
-    wandb: Annotated[bool, "also log to Weights & Biases (WANDB_MODE=offline: to disk alone)"] = False
+    wandb: Annotated[bool, "also log to Weights & Biases (WANDB_MODE=offline: to disk alone)", LOGGED] = False
     remove_directions: Annotated[
-        Literal[0, 1], "embed: the validation rows' first principal direction is removed (Mu & Viswanath 2018)"
+        Literal[0, 1], "embed: the validation rows' first principal direction is removed (Mu & Viswanath 2018)", EMBED
     ] = 0
     whitening: Annotated[
-        float, "embed: principal directions are scaled by sigma^-whitening; 0: not, 0.25: a quarter, 1: all (Su 2021)"
+        float,
+        "embed: principal directions are scaled by sigma^-whitening; 0: not, 0.25: a quarter, 1: all (Su 2021)",
+        Bounds(0, 1),
+        EMBED,
     ] = 0.0
     final_report: Annotated[
         Literal["losses", "retrieval"],
         "the table printed at the end; retrieval: also how often a held-out document is found by its first sentence",
+        LOGGED,
     ] = "losses"
-    print_config: Annotated[bool, "print the whole configuration as JSON and stop"] = False
+    print_config: Annotated[bool, "print the whole configuration as JSON and stop", RUN] = False
 
     def __post_init__(self):
-        if not 0 < self.lr < 1e3:
-            raise ValueError(f"lr={self.lr} cannot train; take something like 1e-3")
-        for key in ("batch_size", "log_interval", "keep", "eval_tokens"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
-        for key in ("warmup", "micro_batch", "eval_interval", "ckpt_interval", "clip", "weight_decay", *HORIZONS):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key}={getattr(self, key)} is negative; take 0 or more")
-        if not self.lengths or not 2 <= min(self.lengths) <= max(self.lengths) <= 1 << 20:
-            raise ValueError(f"lengths={self.lengths} must be numbers of 2 to 1048576 tokens")
-        if len(set(self.lengths)) < len(self.lengths):
-            raise ValueError(f"lengths={self.lengths} must be different numbers")
-        if len(self.lengths) > 32:
-            raise ValueError(f"{len(self.lengths)} lengths are as many shapes to compile; take at most 32")
-        if not 0 <= self.beta1 < 1 or not 0 <= self.beta2 < 1 or not 0 <= self.lr_end <= 1:
-            raise ValueError("beta1 and beta2 must lie in [0, 1), lr_end in [0, 1]")
-        if not 0 <= self.whitening <= 1:
-            raise ValueError(f"whitening={self.whitening} is no power to scale by; take 0, 0.25 or at most 1")
+        check_bounds(self)
+        if not 0 < len(self.lengths) <= 32 or len(set(self.lengths)) < len(self.lengths):
+            raise ValueError(f"lengths={self.lengths} must be one to 32 different numbers")
         if not any(getattr(self, key) for key in HORIZONS):
             raise ValueError(f"no end is set; give one of {', '.join(HORIZONS)}")
         if self.frozen_decoder and self.init_from:

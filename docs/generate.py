@@ -41,12 +41,15 @@ def summary(part) -> str:
 def options() -> str:
     parts = {"objective": OBJECTIVES, "encoder": ENCODERS, "decoder": DECODERS, "head": HEADS}
     parts["concept_loss"] = CONCEPT_LOSSES
-    text = f"# Options\n\n{MADE}\n\nKeys of `train.py`; `python train.py --help` says the same.\n"
+    text = f"# Options\n\n{MADE}\n\nKeys of `train.py`; `python train.py --help=all` says the same.\n"
     for key, registry in parts.items():
         rows = [[f"`{name}`", summary(part)] for name, part in registry.items()]
         text += f"\n## `{key}`\n\n{table([key, 'what it does'], rows)}\n"
     for group in (train.TrainConfig, ObjectiveConfig, ModelConfig, ConceptLossConfig):
-        rows = [[f"`{k}`", f"`{f.default}`", describe(f.kinds), f.help] for k, f in fields_of(group).items()]
+        rows = [
+            [f"`{key}`", f"`{f.default}`", f"{describe(f.kinds)}{f', {f.bounds}' if f.bounds else ''}", f.help]
+            for key, f in fields_of(group).items()
+        ]
         rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
         text += f"\n## {group.__name__}\n\n{table(['key', 'default', 'type', 'meaning'], rows)}\n"
     return text

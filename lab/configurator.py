@@ -146,7 +146,8 @@ def read_layers(path, root, _above=()):
 # ---------------------------------------------------------------------------------------------------------------------
 # Keys and their types: int, float, str, PathStr, bool, None, Literal[...], tuple[x, ...], tuple[x, y], and unions
 
-Field = namedtuple("Field", "kinds help default")  # kinds: the types of a union, or the only one
+# kinds: the types of a union, or the only one; bounds, group: None, or Bounds and Group of objectives.py
+Field = namedtuple("Field", "kinds help default bounds group")
 
 
 def fields_of(group):
@@ -155,10 +156,12 @@ def fields_of(group):
     for field in fields(group):
         if get_origin(hints[field.name]) is not Annotated:
             continue
-        kind, about = get_args(hints[field.name])
+        kind, about, *marks = get_args(hints[field.name])
+        marks = {type(mark).__name__: mark for mark in marks}
         kinds = (kind,) if get_origin(kind) in (None, tuple, Literal) else get_args(kind)
         # a help line may be a function: of what is known only once all files are read
-        found[field.name] = Field(kinds, about() if callable(about) else about, field.default)
+        about = about() if callable(about) else about
+        found[field.name] = Field(kinds, about, field.default, marks.get("Bounds"), marks.get("Group"))
     return found
 
 
@@ -206,29 +209,38 @@ def from_words(words, kinds):
     raise ValueError
 
 
-class HelpFormatter(argparse.HelpFormatter):
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _format_action_invocation(self, action):
         return f"{action.option_strings[0]}={action.metavar}"
 
 
 class Parser(argparse.ArgumentParser):
-    def __init__(self, groups, prog, doc, positional):
+    def __init__(self, groups, prog, doc, positional, root, only=(), epilog=""):
+        """only: the keys that the help shows, if not all."""
         config = {True: "[CONFIG.py] ", "many": "[CONFIG.py ...] ", False: ""}[positional]
         usage, about = f"python {prog} {config}[--key=value ...]", (doc or "").strip().split("\n\n")[0]
-        super().__init__(prog, usage, about, formatter_class=HelpFormatter, add_help=False, allow_abbrev=False)
-        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
-        for group in groups:
-            section = self.add_argument_group(group.__name__)
-            for key, (kinds, about, default) in fields_of(group).items():
-                origins = [get_origin(kind) for kind in kinds]
-                section.add_argument(
-                    f"--{key.rstrip('_')}",  # from_ is --from
-                    dest=key,
-                    default=argparse.SUPPRESS,
-                    nargs="*" if tuple in origins else "?",
-                    metavar=",".join(map(str, default)) if isinstance(default, tuple) else default,
-                    help=(f"{about} ({describe(kinds)})" if Literal in origins else about).replace("%", "%%"),
-                )
+        keys = {"formatter_class": HelpFormatter, "add_help": False, "allow_abbrev": False}
+        super().__init__(prog, usage, about, epilog, **keys)
+        fields, sections = [(group.__name__, *item) for group in groups for item in fields_of(group).items()], {}
+        for title, key, (kinds, about, default, bounds, group) in sorted(
+            (one for one in fields if not only or one[1] in only), key=lambda one: only and only.index(one[1])
+        ):
+            title = "everyday keys" if only else group.name if group else title
+            if title not in sections:
+                sections[title] = self.add_argument_group(title)
+            origins = [get_origin(kind) for kind in kinds]
+            if isinstance(default, str) and default.startswith(str(root)):
+                default = os.path.relpath(default, root)
+            about = about.split(". ")[0] if only else about
+            allowed = describe(kinds) if Literal in origins else bounds
+            sections[title].add_argument(
+                f"--{key.rstrip('_')}",  # from_ is --from
+                dest=key,
+                default=argparse.SUPPRESS,
+                nargs="*" if tuple in origins else "?",
+                metavar=",".join(map(str, default)) if isinstance(default, tuple) else default,
+                help=(f"{about} ({allowed})" if allowed else about).replace("%", "%%"),
+            )
 
     def error(self, message):
         raise UserError(f"{message}; write --key=value")
@@ -314,7 +326,7 @@ def unknown_key(key, where, keys):
     hint = f"did you mean {near}? " if near else ""
     if near and near == meant:
         hint = f"here it is {theirs[near]} ({keys[theirs[near]].help}); "
-    return UserError(f"{where}: unknown key {key}; {hint}--help lists all")
+    return UserError(f"{where}: unknown key {key}; {hint}--help=all lists every key")
 
 
 def wrong_type(key, value, where, field):
@@ -349,15 +361,22 @@ class Arguments:
             warn(f"{self.given[name]}: {name} is not used {why}")
 
 
-def parse(argv, *groups, prog, doc, root, exclusive=(), positional=True, configs="config"):
+def parse(argv, *groups, prog, doc, root, exclusive=(), positional=True, configs="config", everyday=(), more=None):
     """Defaults of `groups`, then the config file, then the flags of `argv` -> Arguments; UserError for a mistake.
 
     exclusive: tuples of keys of which one source sets at most one; setting one clears the others (to 0 of their type).
     positional: True: at most one CONFIG, which is read; "many": paths for `configs`, only looked up; False: none.
     configs: folder below `root` whose files may be named without it.
+    everyday: the keys that `--help` shows, where `--help=all` shows every key by its group; more: makes a text
+    that stands under them.
     """
+    if asked := {"-h", "--help", "--help=all"}.intersection(argv):
+        short = everyday and "--help=all" not in asked
+        about = f"{more() if more else ''}--help=all: every key, by its group" if short else ""
+        Parser(groups, prog, doc, positional, root, everyday if short else (), about).print_help()
+        sys.exit(0)
     keys = {key: field for group in groups for key, field in fields_of(group).items()}
-    flags, paths = read_flags(Parser(groups, prog, doc, positional), argv, keys, positional, Path(root) / configs)
+    flags, paths = read_flags(Parser(groups, prog, doc, positional, root), argv, keys, positional, Path(root) / configs)
     values, given = {key: field.default for key, field in keys.items()}, {}
     layers = [(layer, convert) for path in paths if positional is True for layer in read_layers(path, root)]
     for layer, read in [*layers, (flags, from_words)]:

@@ -20,7 +20,7 @@ from lab.data.tokenizers import load_tokenizer, pad_batch, special_ids
 from lab.distributed import exact_matmul, pick_device
 from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder, check_removed, completed, load_tensors, load_weights
 from model import ConceptModel, ModelConfig
-from objectives import ObjectiveConfig, Objectives
+from objectives import Bounds, ObjectiveConfig, Objectives, check_bounds
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -204,15 +204,14 @@ class OneRun:
 
     run: Annotated[PathStr, "run folder that train.py wrote"] = ""
     ckpt: Annotated[str, "latest, best or a step"] = "latest"
-    concepts: Annotated[int, "the first so many of a run with nested=True; 0: all"] = 0
-    iterations: Annotated[int, "of a recursive encoder; 0: as trained"] = 0
+    concepts: Annotated[int, "the first so many of a run with nested=True; 0: all", Bounds(0)] = 0
+    iterations: Annotated[int, "of a recursive encoder; 0: as trained", Bounds(0)] = 0
     device: Annotated[str, "auto, cpu or cuda"] = "auto"
 
     def __post_init__(self):
         if not self.run:
             raise ValueError("no run is given; write --run=out/quickstart")
-        if min(self.concepts, self.iterations) < 0:
-            raise ValueError("concepts and iterations are 1 or more, 0 as trained; leave them out")
+        check_bounds(self)
 
     def load(self, path: str = "") -> LoadedRun:
         return load_run(path or self.run, self.ckpt, self.device, Options(self.concepts, self.iterations))

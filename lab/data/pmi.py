@@ -23,6 +23,7 @@ from lab.data.corpus import Corpus, check_name
 from lab.data.tokenizers import load_tokenizer, word_ends, word_starts
 from lab.files import reading, replacing
 from noise import LONGEST_PHRASE, phrase_hashes
+from objectives import Bounds, check_bounds
 
 FILE = "pmi.npz"  # beside train.bin: the hashes of what is kept, int64 [M], sorted
 SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}  # of the n-grams that are kept
@@ -33,14 +34,14 @@ ROOT = Path(__file__).resolve().parents[2]
 class PMI:
     dataset: Annotated[str, "folder of prepared data under data_dir"] = "pydocs"
     data_dir: Annotated[PathStr, "where the prepared data are; empty: data/ beside the scripts"] = ""
-    size: Annotated[int, "n-grams that are kept, at most"] = 800_000
-    min_count: Annotated[int, "how often an n-gram must be there"] = 10
-    most: Annotated[int, "n-grams of a size whose counts are in memory (16 bytes each, 16 more to sort)"] = 20_000_000
+    size: Annotated[int, "n-grams that are kept, at most", Bounds(8)] = 800_000
+    min_count: Annotated[int, "how often an n-gram must be there", Bounds(1)] = 10
+    most: Annotated[
+        int, "n-grams of a size whose counts are in memory (16 bytes each, 16 more to sort)", Bounds(1000)
+    ] = 20_000_000
 
     def __post_init__(self):
-        for key, least in (("size", 8), ("min_count", 1), ("most", 1000)):
-            if getattr(self, key) < least:
-                raise ValueError(f"{key}={getattr(self, key)} is too few; take {least} or more")
+        check_bounds(self)
 
 
 class Counts:

@@ -1,6 +1,8 @@
 """What the command line and the config of a training run say, as far as it can be checked without data."""
 
+import ast
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,17 @@ from model import ModelConfig
 from objectives import ObjectiveConfig, Objectives
 
 ROOT = Path(__file__).resolve().parents[2]
+EVERYDAY = ("dataset", "out_dir", "objective", "encoder", "layers", "hidden", "concepts", "lengths", "batch_size", "lr")
+EVERYDAY += ("max_steps", "max_minutes")  # keys that `--help` shows
+STARTS = ("quickstart", "concepts_cpu", "embed_cpu", "tsdae_cpu", "perceiver_mlm_l6", "tsdae_l6")
 MATHEMATICS = (ObjectiveConfig, ModelConfig, ConceptLossConfig)  # whose keys train.py has besides its own
+
+
+def presets() -> str:
+    """A line for each preset of STARTS: how its docstring begins."""
+    texts = {name: ast.get_docstring(ast.parse((ROOT / "config" / f"{name}.py").read_text())) for name in STARTS}
+    lines = (f"  {name:<18}{textwrap.shorten(text, 96, placeholder=' ...')}\n" for name, text in texts.items())
+    return f"presets to start from:\n{''.join(lines)}\n"
 
 
 @dataclass
@@ -32,7 +44,8 @@ class Settings:
         """training: the dataclass of train.py's own keys; doc: its docstring. Raises UserError; warns of keys that are
         given and not used, and builds no decoder where none is trained."""
         groups = (training, *MATHEMATICS)
-        parsed = parse(argv, *groups, prog="train.py", doc=doc, root=ROOT, exclusive=(HORIZONS,))
+        shown = {"everyday": EVERYDAY, "more": presets}
+        parsed = parse(argv, *groups, prog="train.py", doc=doc, root=ROOT, exclusive=(HORIZONS,), **shown)
         if parsed.config is None:
             raise UserError("no config is given; try: python train.py config/quickstart.py")
         settings = cls(parsed, *(parsed.make(group) for group in groups))
