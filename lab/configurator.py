@@ -330,7 +330,7 @@ def unknown_key(key, where, keys):
 
 
 def wrong_type(key, value, where, field):
-    if (choice := f"{key}={value}") in REMOVED:
+    if isinstance(value, str) and (choice := f"{key}={value}") in REMOVED:
         return UserError(f"{where}: {choice} was removed ({REMOVED[choice]}); leave it out")
     choices = [choice for kind in field.kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     near = nearest(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else None
