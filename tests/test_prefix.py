@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from corpus import make_corpus
 from registries import MASK, build
 
 from decoders import DECODERS
@@ -14,6 +13,7 @@ from model import ModelConfig
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives
 from problem import Rows, Vocabulary
+from tests.corpus import make_corpus
 
 VOCAB = Vocabulary(10_000, MASK)
 
