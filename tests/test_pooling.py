@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from corpus import make_corpus
 from registries import build, built_for, make_problems, name
 
 from geometry import concept_geometry
@@ -10,7 +11,6 @@ from heads import HEADS
 from lab.configurator import UserError
 from lab.runs import load_run
 from objectives import OBJECTIVES, ObjectiveConfig, Objectives
-from tests.corpus import make_corpus
 from tests.training import BRIEF, run
 
 

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.corpus import make_corpus
+from corpus import make_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--vocab_size=0 --max_steps=5 --warmup=0 --eval_interval=0 --eval_tokens=256 --hidden=32 --layers=1"
