@@ -9,12 +9,12 @@ import sys
 
 import pytest
 import torch
-from corpus import make_corpus
 from safetensors.torch import load_file, save_file
 
 import losses as loss_functions
 from lab.training import compilation, optim
 from lab.training.run_folder import RunFolder
+from tests.corpus import make_corpus
 from tests.training import (
     BRIEF,
     ROOT,

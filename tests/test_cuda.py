@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from corpus import make_corpus
+
+from tests.corpus import make_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [

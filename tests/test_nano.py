@@ -16,7 +16,6 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from corpus import sentence
 from safetensors.torch import load_file
 
 import nano
@@ -29,6 +28,7 @@ from noise import Noise
 from objectives import ObjectiveConfig, Objectives
 from problem import Rows, Vocabulary
 from tests import training
+from tests.corpus import sentence
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = nano.Config(

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from corpus import make_corpus
 from registries import build, built_for, make_problems
 
 import losses
@@ -14,6 +13,7 @@ from lab.runs import load_run
 from lab.training.plan import make_plan
 from lab.training.run_folder import TOKEN_VECTORS, RunFolder
 from objectives import ObjectiveConfig, Objectives
+from tests.corpus import make_corpus
 from tests.training import BRIEF, arguments, assert_same_checkpoint, assert_same_run, run, run_ranks
 from train import TrainConfig
 

@@ -4,11 +4,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from corpus import make_corpus
 
 import train
 from lab import command, report
 from lab.training.run_folder import RunFolder
+from tests.corpus import make_corpus
 from tests.training import BRIEF, arguments, losses, run
 
 

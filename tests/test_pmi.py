@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from corpus import make_corpus
 
 from lab.configurator import UserError
 from lab.data import pmi
 from lab.data.corpus import Corpus
 from lab.data.tokenizers import load_tokenizer, word_starts
 from noise import PRIME, phrase_hashes, phrase_starts
+from tests.corpus import make_corpus
 from tests.training import run
 
 

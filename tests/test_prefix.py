@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from corpus import make_corpus
 from registries import MASK, build
 
 from decoders import DECODERS
@@ -12,6 +11,7 @@ from lab.training.validation import Batch, Evaluator
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives
 from problem import Rows, Vocabulary
+from tests.corpus import make_corpus
 
 VOCAB = Vocabulary(10_000, MASK)
 

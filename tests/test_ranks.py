@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
-from corpus import make_corpus
 
 from lab import command
 from lab.training.run_folder import RunFolder
+from tests.corpus import make_corpus
 from tests.training import (
     BRIEF,
     ENDLESS,

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from corpus import make_corpus
 
 import train
 from lab.configurator import UserError
@@ -15,6 +14,7 @@ from lab.data.corpus import Corpus
 from lab.training import compilation, horizon
 from lab.training.run_folder import RunFolder
 from lab.training.validation import Validation
+from tests.corpus import make_corpus
 from tests.training import BRIEF, Process, arguments, assert_same_run, losses, run
 
 

@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from corpus import make_corpus
 
 from lab.configurator import UserError
 from lab.runs import load_run
 from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder
 from model import ConceptModel
+from tests.corpus import make_corpus
 from tests.training import BRIEF, losses, run
 
 

@@ -8,13 +8,13 @@ import sys
 import time
 
 import pytest
-from corpus import make_corpus
 
 import train
 from lab.distributed import Signals, World
 from lab.training.compilation import compiles
 from lab.training.run_folder import RunFolder
 from lab.training.validation import Validation
+from tests.corpus import make_corpus
 from tests.training import (
     BRIEF,
     ENDLESS,

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from corpus import make_corpus
 
 from lab.data import spectral
 from lab.data.corpus import Corpus
+from tests.corpus import make_corpus
 
 
 @pytest.fixture(scope="module")

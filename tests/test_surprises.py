@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus import make_corpus
 from registries import read_config
-from training import PRESETS, run
 
 import train
 from lab.data.corpus import MIN_WINDOWS, Corpus, CorpusWriter, warn_of_vocabulary
@@ -18,6 +16,8 @@ from lab.training import horizon
 from lab.training.horizon import warn_of_horizon
 from lab.training.plan import make_plan
 from objectives import ObjectiveConfig, Objectives
+from tests.corpus import make_corpus
+from tests.training import PRESETS, run
 
 ROOT = Path(__file__).resolve().parent.parent
 

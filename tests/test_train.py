@@ -9,7 +9,6 @@ import time
 
 import pytest
 import torch
-from corpus import make_corpus
 from registries import read_config
 from safetensors.torch import load_file
 
@@ -23,6 +22,7 @@ from lab.training import optim
 from lab.training.run_folder import RunFolder
 from model import ConceptModel
 from objectives import ObjectiveConfig, Objectives
+from tests.corpus import make_corpus
 from tests.training import BRIEF, PRESETS, ROOT, Process, arguments, assert_same_checkpoint, losses, run
 
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from corpus import make_corpus
 from registries import built_for
 
 from lab.configurator import UserError
@@ -19,6 +18,7 @@ from model import ConceptModel, ModelConfig
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives
 from problem import Rows, Vocabulary
+from tests.corpus import make_corpus
 
 
 @pytest.fixture(scope="module")
