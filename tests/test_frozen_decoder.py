@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-from corpus import make_corpus
 from registries import build, built_for, make_problems, one_part
 from safetensors.torch import load_file
 
@@ -14,6 +13,7 @@ from lab.runs import load_run
 from lab.training import optim
 from lab.training.run_folder import RunFolder
 from model import AFTER_CONCEPTS
+from tests.corpus import make_corpus
 from tests.training import BRIEF, arguments, assert_same_checkpoint, assert_same_run, run, run_ranks
 
 SHAPES = [*map(one_part, DECODERS), dict(token_dim=8), dict(tied=False), dict(original_structure=True, tied=False)]

@@ -10,7 +10,6 @@ from pydoc_data.topics import topics
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import real_data
 from registries import MASK, SMALL, STRUCTURES, build, masked_problem, one_part, read_config
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -19,6 +18,7 @@ from encoders import ENCODERS
 from geometry import input_share, rank_slot_centred
 from model import ConceptModel, ModelConfig
 from problem import Problem
+from tests.conftest import real_data
 
 ROOT = Path(__file__).resolve().parent.parent
 
