@@ -344,10 +344,10 @@ def _described():
 @dataclass
 class ConceptLossConfig:
     concept_loss: Annotated[
-        str, lambda: f"what else concepts are pushed to, one or more, as 'variance,tregs'; empty: none. {_described()}"
+        str, lambda: f"regularisers, one or more, as 'variance,tregs'; empty: none. {_described()}"
     ] = ""
     concept_loss_axis: Annotated[
-        Literal["slots", "samples"], "whose points: the concepts of one text, or the texts of a batch (mean concepts)"
+        Literal["slots", "samples"], "applied to the concepts of each text, or to a batch's texts (mean concepts)"
     ] = "slots"
     concept_balance: Annotated[
         Literal["gradient_share", "fixed", "kendall_gal"],
@@ -355,7 +355,7 @@ class ConceptLossConfig:
         "fixed: weight concept_weight; kendall_gal: the original's learnt weights, for study (they mute the task)",
     ] = "gradient_share"
     concept_share: Annotated[float, "gradient_share: norm of each loss's gradient, as a share of the task's"] = 0.05
-    concept_weight: Annotated[float, "fixed: of each concept loss; the task's is 1"] = 0.1
+    concept_weight: Annotated[float, "fixed: weight of each concept loss; the task's is 1"] = 0.1
 
     def __post_init__(self):
         self.names = [name.strip() for name in self.concept_loss.split(",")] if self.concept_loss.strip() else []

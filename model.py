@@ -44,8 +44,10 @@ class ModelConfig:
     min_iterations: Annotated[
         int, "recursive: each step draws a number from this one to `iterations`; 0: always those", Bounds(0)
     ] = 0
-    backprop_iterations: Annotated[int, "recursive: the last so many pass a gradient on; 0: all", Bounds(0)] = 0
-    reads: Annotated[int, "perceiver_io: the first so many layers read the tokens", Bounds(1)] = 1
+    backprop_iterations: Annotated[
+        int, "recursive: back-propagation through only the last so many; 0: all", Bounds(0)
+    ] = 0
+    reads: Annotated[int, "perceiver_io: how many layers, the first ones, read the tokens", Bounds(1)] = 1
     token_layers: Annotated[
         int, "layers of windowed self-attention over the tokens, before any encoder", Bounds(0, 64)
     ] = 0
@@ -54,8 +56,8 @@ class ModelConfig:
     decoder_window: Annotated[
         int, "diffusion: tokens to either side that a position attends to; 0: none", Bounds(0)
     ] = 0
-    timestep: Annotated[bool, "diffusion: blocks know the share of the span that is predicted (AdaLN-Zero)"] = True
-    word_dropout: Annotated[float, "causal: share of the tokens before that it sees as [MASK] in training", SHARE] = 0.0
+    timestep: Annotated[bool, "diffusion: blocks are conditioned on the share that is predicted (AdaLN-Zero)"] = True
+    word_dropout: Annotated[float, "causal: share of input tokens replaced by [MASK] in training", SHARE] = 0.0
     hidden: Annotated[int, "width of a concept", Bounds(1)] = 512
     heads: Annotated[int, "attention heads", Bounds(1)] = 8
     intermediate: Annotated[int, "inner width of the FFNs", Bounds(1)] = 2048
@@ -63,14 +65,14 @@ class ModelConfig:
     nested: Annotated[
         bool, "half of the steps train all concepts, the others the first 1, 2, 4 ... alone (--concepts=C later)"
     ] = False
-    registers: Annotated[int, "latents besides the concepts, which no decoder sees", Bounds(0)] = 0
+    registers: Annotated[int, "additional latents, which no decoder sees", Bounds(0)] = 0
     token_dim: Annotated[int, "width of the token embeddings (0: hidden)", Bounds(0)] = 0
     token_position: Annotated[Literal["learned", "rope"], "positions the encoder sees: added to tokens, or rotary"] = (
         "learned"
     )
     concept_position: Annotated[
         Literal["none", "learned", "sinusoidal", "rope", "cope"],
-        "positions of concepts: added to the slots; rope: in their self-attention; cope: in what the decoder reads",
+        "positions of concepts: added to the slots; rope: in their self-attention; cope: in cross-attention to them",
     ] = "none"
     max_length: Annotated[int, "longest row: size of the learned position tables", Bounds(1)] = 512
     dropout: Annotated[float, "dropout of embeddings, attention weights and inner FFN states", SHARE] = 0.0
@@ -82,7 +84,7 @@ class ModelConfig:
     ] = "fan_in_positions"
     token_init: Annotated[
         Literal["random", "spectral"],
-        "token embeddings begin random, or as the spectrum of the corpus's own co-occurrences (lab/data/spectral.py)",
+        "initial token embeddings: random, or from the SVD of the corpus's co-occurrences (lab/data/spectral.py)",
     ] = "random"
     spectral_share: Annotated[float, "spectral: m in m * spectral + sqrt(1 - m^2) * random", Bounds(0, 1)] = 1.0
     original_structure: Annotated[

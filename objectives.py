@@ -89,18 +89,18 @@ class ObjectiveConfig:
     mask_rate: Annotated[
         float | tuple[float, float],
         "mlm: share of a row's tokens that is hidden and scored; a pair, such as 0.15,0.4: from the first to the last "
-        f"in {PLATEAUS} equal parts of training, judged at the last",
+        f"in {PLATEAUS} equal parts of training, evaluated at the last",
         INSIDE,
     ] = 0.3
     encoder_mask_rate: Annotated[
         float,
-        "mlm: share that is hidden from the encoder, mask_rate then being that of the decoder, which sees a row of its "
-        "own: 0.15 beside mask_rate=0.5 to 0.9 (RetroMAE), decoder=diffusion with a window; 0: both see one row",
+        "mlm: a mask rate of the encoder's own, while mask_rate is the decoder's; both masks are independent. "
+        "RetroMAE: 0.15 with mask_rate=0.5 to 0.9, decoder=diffusion with a window; 0: one mask for both",
         SHARE,
     ] = 0.0
     mask_unit: Annotated[
         Literal["token", "word", "span", "pmi"],
-        "mlm: what is hidden as a whole, an exact count of tokens; pmi: collocations, see python -m lab.data.pmi",
+        "mlm: unit of masking, at an exact number of tokens; pmi: collocations, see python -m lab.data.pmi",
     ] = "token"
     span: Annotated[
         Literal["geometric", "uniform"],
@@ -108,7 +108,7 @@ class ObjectiveConfig:
     ] = "geometric"
     max_span: Annotated[
         int | tuple[int, int],
-        "mask_unit=span: words (geometric) or tokens (uniform) of the longest; a pair: see mask_rate",
+        "mask_unit=span: longest span, in words (geometric) or tokens (uniform); a pair: see mask_rate",
         Bounds(1, 64),
     ] = 10
     replace: Annotated[
@@ -119,9 +119,7 @@ class ObjectiveConfig:
     delete_rate: Annotated[
         float | tuple[float, float], "tsdae: share of a row's tokens that is deleted; a pair: see mask_rate", INSIDE
     ] = 0.6
-    delete_unit: Annotated[
-        Literal["token", "word"], "tsdae: what is deleted as a whole; the count of deleted tokens stays exact"
-    ] = "token"
+    delete_unit: Annotated[Literal["token", "word"], "tsdae: unit of deletion, at an exact number of tokens"] = "token"
     positions: Annotated[
         Literal["compact", "original"], "tsdae: survivors close up (the paper), or keep their positions (original)"
     ] = "compact"
@@ -133,7 +131,7 @@ class ObjectiveConfig:
         "bow: the encoder reads the whole row, or what tsdae's deletion leaves of it (one encoder pass serves both)",
     ] = "row"
     token_weight: Annotated[
-        Literal["none", "idf"], "mlm, tsdae: all scored tokens count alike, or by their idf in the training sentences"
+        Literal["none", "idf"], "mlm, tsdae: equal weights of scored tokens, or their inverse document frequency (idf)"
     ] = "none"
     bow_target: Annotated[
         Literal["row", "next", "both"],
@@ -159,14 +157,14 @@ class ObjectiveConfig:
     )
     diffusion_weight: Annotated[
         Literal["elbo", "none"],
-        "diffusion: hidden tokens count N / hidden of their row, the evidence bound; none: all alike, no bound",
+        "diffusion: hidden tokens weigh N / hidden tokens of their row, which is the ELBO; none: all 1, no bound",
     ] = "elbo"
     label_smoothing: Annotated[
         float, "diffusion: share of a target spread over all tokens; not in val_loss_elbo", SHARE
     ] = 0.0
     prefix_rate: Annotated[
         tuple[float, ...],
-        "prefix: share of a row that is read, the rest is predicted; several: steps take them in turn, one a step",
+        "prefix: share of a row that is read, the rest is predicted; several: steps take them in turn",
         INSIDE,
     ] = (0.3, 0.4, 0.5)
     prefix_source: Annotated[
