@@ -235,46 +235,7 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
     assert not compare.is_evaluated(run, "stsb", "another")
 
 
-def test_several_seeds_in_a_cell():
-    lifts = [{"value": v, "low": v - 0.1, "high": v + 0.02, "verdict": ""} for v in (0.3, 0.1, 0.2)]
-    assert report.cell(report.over_seeds(lifts)) == "+20.0 [+0.0, +32.0] at floor"
-    assert report.cell(report.over_seeds([lift | {"low": 0.01, "floor": "x"} for lift in lifts])) == (
-        "+20.0 [+1.0, +32.0] above floor (x)"
-    )
-    assert report.cell(report.over_seeds([0.3, 0.1, 0.2])) == "20.0 (10.0..30.0)" and report.cell((0.25,)) == "25.0"
-    assert [report.cell(value) for value in (None, "a|b", 0.123456)] == ["-", "a|b", "0.1235"]
-    assert "| a\\|b c |" in report.dict_table([{"text": "a|b\nc"}])
-
-
-def test_a_verdict_says_both_halves():
-    def row(metric, score, lift, **more):
-        return {
-            "arm": "a",
-            "task": "stsb",
-            "split": "dev",
-            "metric": metric,
-            "score": score,
-            "over best_floor": lift,
-        } | more
-
-    lift = {"floor": "char_tfidf", "value": -0.012, "low": -0.021, "high": -0.003, "verdict": "at floor"}
-    rows = [
-        row("pearson", (0.7,), lift | {"value": 0}),
-        row("spearman", (0.7,), None),
-        row("pearson_centred", (0.7,), lift),
-    ]
-    beyond = row("partial_lexical", {"value": 0.237, "low": -0.201, "high": 0.28}, lift, token_idf=(0.19, 0.1, 0.2))
-    below = "below char_tfidf by 1.2 [0.3, 2.1]"
-    assert report.verdicts(rows) == {"a stsb dev": below}
-    assert report.verdicts([*rows, beyond]) == {"a stsb dev": f"{below}; beyond words .24 [-.20, .28], token_idf .19"}
-    rows[2]["over best_floor"] = lift | {"high": 0.03}
-    assert report.verdicts(rows)["a stsb dev"] == "not above char_tfidf: -1.2 [-2.1, 3.0]"
-    rows[2]["over best_floor"] = {"floor": "word_tfidf", "value": 0.5, "low": 0.004, "high": 1}
-    assert report.verdicts(rows)["a stsb dev"] == "above word_tfidf by 50.0 [0.4, 100.0]"
-    assert [report.fraction(x) for x in (1.0, -0.001, 0.999, 0)] == ["1.00", ".00", "1.00", ".00"]
-
-
-def test_a_stopped_grid_continues_to_the_same_results(place, started, tmp_path):
+def test_a_stopped_grid_continues_to_the_same_results(place, tmp_path):
     grid = grid_file(tmp_path, '{"wide": {"concepts": 6}}')
     process = subprocess.Popen(words(place, grid, "stopped"), stderr=subprocess.DEVNULL, cwd=ROOT)
     out = RunFolder(place / "stopped" / "compare" / "toy" / "wide_s0")
@@ -284,8 +245,8 @@ def test_a_stopped_grid_continues_to_the_same_results(place, started, tmp_path):
     process.terminate()  # only compare.py itself: it passes the signal on
     assert process.wait(30) == 143
     assert 5 <= out.pointer("latest") < 60  # the child has saved
-    assert compare.main(arguments(place, grid, "stopped")) == 0
-    assert started == ["train.py"]
+    with patch("compare.Children", InProcess), training.unrendered():
+        assert compare.main(arguments(place, grid, "stopped")) == 0
     assert numbers(results(place, "stopped")) == {"wide_s0": numbers(results(place, "whole"))["wide_s0"]}
 
 
@@ -601,18 +562,15 @@ def evaluation(folder):
     }
 
 
-def test_a_registry_that_cannot_be_written_is_printed(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(registry, "write_csv", lambda *_: open("/nowhere/at/all"))
-    assert compare.main(["--registry", f"--out={tmp_path}"]) == 0
-    printed = capsys.readouterr()
-    assert printed.out.startswith("## Training runs") and "warning: the registry's page or a CSV file" in printed.err
-
-
-def test_an_empty_registry(tmp_path, capsys):
+def test_an_empty_registry_and_one_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     assert compare.main(["--registry", f"--out={tmp_path}"]) == 0
     assert capsys.readouterr().out == "## Training runs\n\nnone\n\n## Evaluations, x100\n\nnone\n"
     with pytest.raises(UserError, match="no folder"):
         compare.main(["--registry", f"--out={tmp_path / 'nothing'}"])
+    monkeypatch.setattr(registry, "write_csv", lambda *_: open("/nowhere/at/all"))
+    assert compare.main(["--registry", f"--out={tmp_path}"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("## Training runs") and "warning: the registry's page or a CSV file" in printed.err
 
 
 def test_conclusions(tmp_path):

@@ -3,20 +3,21 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression, Ridge
+from scipy.optimize import minimize
+from scipy.special import logsumexp
 
 import eval_glue
 from decoders import DECODERS
 from heads import HEADS
 from lab.command import NonFinite
 from lab.data.tokenizers import pad_batch
-from lab.evaluation import finetune
+from lab.evaluation import finetune, floors
 from lab.evaluation.finetune import FineTuning, batches, loss_of, shorten
-from lab.evaluation.floors import linear_fit
 from lab.evaluation.metrics import METRICS
 from lab.evaluation.tasks import TASKS, Pairs, load_task
 from lab.runs import load_run
@@ -100,16 +101,28 @@ def test_losses_against_loops():
     assert loss_of(labels[:, None].float(), labels, "score", True) == 0
 
 
-def test_overlap_floor_equals_scikit_learn():
+@pytest.mark.parametrize("classes", [0, 1, 2, 3])
+def test_the_overlap_floor_minimises_its_loss(classes, monkeypatch):
+    """One row of weights per class, each with a penalty of half its square, found by a general minimiser."""
     chance = np.random.default_rng(0)
-    x, y = chance.normal(size=(80, 5)), chance.integers(0, 3, 80)
-    ones = np.hstack([x, np.ones((80, 1))])
-    ours = ones @ linear_fit(ones, y, 3)
-    theirs = LogisticRegression(C=1.0, fit_intercept=False, tol=1e-8, max_iter=2000).fit(ones, y)
-    assert np.allclose(ours - ours.mean(1, keepdims=True), theirs.decision_function(ones), atol=1e-3)
-    scores = chance.normal(size=80)
-    theirs = Ridge(alpha=1.0, fit_intercept=False).fit(ones, scores)
-    assert np.allclose((ones @ linear_fit(ones, scores, 0))[:, 0], theirs.predict(ones))
+    x = np.hstack([chance.normal(size=(80, 5)), np.ones((80, 1))])
+    y = chance.integers(0, classes, 80) if classes else chance.normal(size=80)
+    monkeypatch.setattr(floors, "overlap_features", lambda pairs, splits: {"train": x[:, :5]})
+    task = SimpleNamespace(kind="classification" if classes else "score")
+    pairs = SimpleNamespace(trained_on="train", scored=["train"], task=task, labels={"train": y})
+    (found,) = floors.overlap_floor(pairs)["train"].values()
+
+    def loss(w):
+        scores = x @ w.reshape(6, -1)
+        known = scores[np.arange(80), y] if classes else 0
+        fit = (logsumexp(scores, axis=1) - known).sum() if classes else ((scores[:, 0] - y) ** 2).sum() / 2
+        return fit + (w**2).sum() / 2
+
+    outputs = x @ minimize(loss, np.zeros(6 * max(classes, 1))).x.reshape(6, -1)
+    if classes:
+        assert found[0].tolist() == outputs.argmax(1).tolist()
+    else:
+        assert np.allclose(found[0], outputs[:, 0], atol=1e-4)
 
 
 # ---- rows

@@ -179,6 +179,26 @@ def test_mistakes(tmp_path, monkeypatch):
 
 
 def test_one_task_twice(hub, tmp_path):
+    """Over files of an earlier version; then from files in an original layout, which are read from then on."""
+    folder = tmp_path / "glue/CoLA"
+    folder.mkdir(parents=True)
+    (folder / "dev.tsv").write_text("x\t1\t\told\n")
     for _ in range(2):
         assert main([f"--from={hub}", f"--data_dir={tmp_path}", "--tasks=cola"]) == 0
-    assert [path.name for path in (tmp_path / "glue").iterdir()] == ["CoLA"]
+    names = {"classification.dev.jsonl", "classification.train.jsonl"}
+    assert {path.name for path in folder.iterdir()} == {*names, "dev.tsv"}
+    assert len(load_task("cola", tmp_path / "glue")["dev"].rows) == 6
+    assert main([f"--from={tmp_path / 'glue'}", f"--data_dir={tmp_path / 'copy'}", "--tasks=cola"]) == 0
+    assert {path.name for path in (tmp_path / "copy/glue/CoLA").iterdir()} == {*names, "dev.tsv"}
+    (tmp_path / "other/CoLA").mkdir(parents=True)
+    (tmp_path / "other/CoLA/dev.tsv").write_text("x\t1\t\tnew\n")
+    assert main([f"--from={tmp_path / 'other'}", f"--data_dir={tmp_path}", "--tasks=cola"]) == 0
+    assert [row for split in load_task("cola", tmp_path / "glue").values() for row in split.rows] == [("new",)]
+
+
+def test_rows_with_an_empty_sentence_are_left_out(tmp_path, capsys):
+    rows = [{"question1": "a", "question2": b, "label": 1} for b in ("b", " ", None)]
+    write(tmp_path / "hub/glue/qqp/validation/0000.parquet", rows, HUB["qqp"].names)
+    assert main([f"--from={tmp_path / 'hub'}", f"--data_dir={tmp_path}", "--tasks=qqp"]) == 0
+    assert "2 rows with an empty sentence are left out" in capsys.readouterr().err
+    assert load_task("qqp", tmp_path / "glue")["dev"].rows == [("a", "b")]

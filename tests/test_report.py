@@ -156,3 +156,42 @@ def test_a_page_says_its_verdict_first_and_escapes_what_is_no_html():
     table = report.html_table(["a", "<b>"], [["<script>", report.marked([("x", True)])]])
     assert "&lt;script&gt;" in table and "><span class=wrong>x</span><" in table and "data-of='&lt;b&gt;'" in table
     assert "class=cards" not in table and "class=cards" in report.html_table(["long name"] * 6, [["1"] * 6])
+
+
+def test_several_seeds_in_a_cell():
+    lifts = [{"value": v, "low": v - 0.1, "high": v + 0.02, "verdict": ""} for v in (0.3, 0.1, 0.2)]
+    assert report.cell(report.over_seeds(lifts)) == "+20.0 [+0.0, +32.0] at floor"
+    assert report.cell(report.over_seeds([lift | {"low": 0.01, "floor": "x"} for lift in lifts])) == (
+        "+20.0 [+1.0, +32.0] above floor (x)"
+    )
+    assert report.cell(report.over_seeds([0.3, 0.1, 0.2])) == "20.0 (10.0..30.0)" and report.cell((0.25,)) == "25.0"
+    assert [report.cell(value) for value in (None, "a|b", 0.123456)] == ["-", "a|b", "0.1235"]
+    assert "| a\\|b c |" in report.dict_table([{"text": "a|b\nc"}])
+
+
+def test_a_verdict_says_both_halves():
+    def row(metric, score, lift, **more):
+        return {
+            "arm": "a",
+            "task": "stsb",
+            "split": "dev",
+            "metric": metric,
+            "score": score,
+            "over best_floor": lift,
+        } | more
+
+    lift = {"floor": "char_tfidf", "value": -0.012, "low": -0.021, "high": -0.003, "verdict": "at floor"}
+    rows = [
+        row("pearson", (0.7,), lift | {"value": 0}),
+        row("spearman", (0.7,), None),
+        row("pearson_centred", (0.7,), lift),
+    ]
+    beyond = row("partial_lexical", {"value": 0.237, "low": -0.201, "high": 0.28}, lift, token_idf=(0.19, 0.1, 0.2))
+    below = "below char_tfidf by 1.2 [0.3, 2.1]"
+    assert report.verdicts(rows) == {"a stsb dev": below}
+    assert report.verdicts([*rows, beyond]) == {"a stsb dev": f"{below}; beyond words .24 [-.20, .28], token_idf .19"}
+    rows[2]["over best_floor"] = lift | {"high": 0.03}
+    assert report.verdicts(rows)["a stsb dev"] == "not above char_tfidf: -1.2 [-2.1, 3.0]"
+    rows[2]["over best_floor"] = {"floor": "word_tfidf", "value": 0.5, "low": 0.004, "high": 1}
+    assert report.verdicts(rows)["a stsb dev"] == "above word_tfidf by 50.0 [0.4, 100.0]"
+    assert [report.fraction(x) for x in (1.0, -0.001, 0.999, 0)] == ["1.00", ".00", "1.00", ".00"]

@@ -298,6 +298,31 @@ def test_neighbouring_files(tmp_path):
         load_task("sick_r", tmp_path)
 
 
+def test_json_lines_come_before_an_original_layout(tmp_path):
+    folder = tmp_path / "STS-B"
+    folder.mkdir()
+    (folder / "dev.tsv").write_text("sentence1\tsentence2\tscore\tgenre\na\tb\t1.0\tnews\n")
+    assert load_task("stsb", tmp_path)["dev"].rows == [("a", "b")]
+    file = folder / "score.dev.jsonl"
+    rows = [
+        '{"sentences": ["c", "d"], "label": 2.5, "set": "news"}',
+        '{"sentences": ["e", "f"], "label": 5, "set": "x"}',
+    ]
+    file.write_text("\n".join(rows))
+    found = load_task("stsb", tmp_path)["dev"]
+    assert (
+        found.rows == [("c", "d"), ("e", "f")] and found.labels.tolist() == [2.5, 5] and [*found.sets] == ["news", "x"]
+    )
+    bad = {"{": ":1: no JSON", "[]": ":1: no JSON", '{"sentences": [1, 2], "label": 1}': ":1: no JSON"}
+    bad |= {'{"sentences": ["a"], "label": 1}': ":1: 2 sentences", '{"sentences": ["a", " "], "label": 1}': ":1: 2 sen"}
+    bad |= {'{"sentences": ["a", "b"], "label": 6}': ":1: the score 6 is outside", "": "has no rows"}
+    bad |= {rows[0] + '\n{"sentences": ["a", "b"], "label": 1}': "a set in some of them only"}
+    for text, message in bad.items():
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_task("stsb", tmp_path)
+
+
 def test_stsb_without_repeats(tmp_path):
     rows = {
         "train": [("a", "b"), ("c", "d"), ("e", "f"), ("e", "f"), ("s", "s")],

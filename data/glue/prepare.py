@@ -1,10 +1,11 @@
 """
-Sentence tasks in their original layouts, for eval_glue.py: from the Hugging Face hub, or from a local folder.
+Sentence tasks for eval_glue.py, from the Hugging Face hub or from a local folder.
 
     python data/glue/prepare.py [--tasks=stsb,mrpc]
     python data/glue/prepare.py --from=DIR          # as published (lab/evaluation/tasks.py), or the hub's parquet files
 
-The hub's parquet files are read (of the branch refs/convert/parquet, else of main), never a script. Row counts and
+The hub's parquet files are read (of the branch refs/convert/parquet, else of main), never a script, and written as JSON
+lines, one per row: {"sentences": [..], "label": .., "set": null}. Original layouts are copied. Row counts and
 labels are compared with the official ones, and a difference is said. STS-B's test and SICK are not GLUE's; the test
 labels of QQP, MNLI and QNLI are not public.
 """
@@ -13,7 +14,6 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from typing import Annotated
 
 from lab.configurator import PathStr, UserError, parse, show, warn
 from lab.data import prepare
-from lab.evaluation.tasks import TASKS, beside, load_task
+from lab.evaluation.tasks import TASKS, Task, beside, load_task
 from lab.files import locked, replacing, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,96 +56,36 @@ MADE_OF = {"sick": ("sick_r", "sick_e"), "stsb": ("stsb", "stsb_v2")}  # tasks o
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a task lies on the hub, and how its rows become the lines of our files. names: of the classes, in the order
-    of the hub's numbers (none: scores); splits: ours -> the hub's."""
+    """Where a task lies on the hub. splits: ours -> the hub's; sentences and score: columns; names: of the classes, in
+    the order of the hub's numbers."""
 
     repository: str
     config: str
     splits: dict[str, str]
-    line: Callable  # (number, row, name of the label) -> fields
-    header: tuple = ()
-    names: tuple = ()
+    sentences: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    score: str = "label"
 
 
 GLUE, TWO = "nyu-mll/glue", {"train": "train", "dev": "validation"}
 THREE = TWO | {"test": "test"}
+MATCHED = {"train": "train", "dev": "validation_matched", "dev_mismatched": "validation_mismatched"}
 NLI = ("entailment", "neutral", "contradiction")
-PAIR = ("index", "sentence1", "sentence2", "label")
+PAIR, SINGLE, QUESTIONS = ("sentence1", "sentence2"), ("sentence",), ("question1", "question2")
 NOT = ("entailment", "not_entailment")
 
-
-def plain_pair(number, row, label):
-    return number, row["sentence1"], row["sentence2"], label
-
-
 HUB = {
-    "stsb": Hub(GLUE, "stsb", TWO, lambda i, r, _: ("-", "-", "-", i, r["label"], r["sentence1"], r["sentence2"])),
-    "sick": Hub(
-        "RobZamp/sick",
-        "default",
-        THREE,
-        lambda i, r, label: (i, r["sentence_A"], r["sentence_B"], r["relatedness_score"], label.upper()),
-        ("pair_ID", "sentence_A", "sentence_B", "relatedness_score", "entailment_judgment"),
-        NLI,
-    ),
-    "mrpc": Hub(
-        GLUE,
-        "mrpc",
-        THREE,
-        lambda i, r, label: (int(label == "equivalent"), i, i, r["sentence1"], r["sentence2"]),
-        ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
-        ("not_equivalent", "equivalent"),
-    ),
-    "paws": Hub("google-research-datasets/paws", "labeled_final", THREE, plain_pair, PAIR, ("0", "1")),
-    "qqp": Hub(
-        GLUE,
-        "qqp",
-        TWO,
-        lambda i, r, label: (i, r["question1"], r["question2"], int(label == "duplicate")),
-        ("id", "question1", "question2", "is_duplicate"),
-        ("not_duplicate", "duplicate"),
-    ),
-    "cola": Hub(
-        GLUE,
-        "cola",
-        TWO,
-        lambda i, r, label: ("-", int(label == "acceptable"), "", r["sentence"]),
-        (),
-        ("unacceptable", "acceptable"),
-    ),
-    "sst2": Hub(
-        GLUE,
-        "sst2",
-        TWO,
-        lambda i, r, label: (r["sentence"], int(label == "positive")),
-        ("sentence", "label"),
-        ("negative", "positive"),
-    ),
-    "rte": Hub(GLUE, "rte", TWO, plain_pair, PAIR, NOT),
-    "wnli": Hub(
-        GLUE,
-        "wnli",
-        TWO,
-        lambda i, r, label: (i, r["sentence1"], r["sentence2"], int(label == "entailment")),
-        PAIR,
-        ("not_entailment", "entailment"),
-    ),
-    "qnli": Hub(
-        GLUE,
-        "qnli",
-        TWO,
-        lambda i, r, label: (i, r["question"], r["sentence"], label),
-        ("index", "question", "sentence", "label"),
-        NOT,
-    ),
-    "mnli": Hub(
-        GLUE,
-        "mnli",
-        {"train": "train", "dev": "validation_matched", "dev_mismatched": "validation_mismatched"},
-        lambda i, r, label: (i, r["premise"], r["hypothesis"], label),
-        ("index", "sentence1", "sentence2", "gold_label"),
-        NLI,
-    ),
+    "stsb": Hub(GLUE, "stsb", TWO, PAIR),
+    "sick": Hub("RobZamp/sick", "default", THREE, ("sentence_A", "sentence_B"), NLI, "relatedness_score"),
+    "mrpc": Hub(GLUE, "mrpc", THREE, PAIR, ("not_equivalent", "equivalent")),
+    "paws": Hub("google-research-datasets/paws", "labeled_final", THREE, PAIR, ("0", "1")),
+    "qqp": Hub(GLUE, "qqp", TWO, QUESTIONS, ("not_duplicate", "duplicate")),
+    "cola": Hub(GLUE, "cola", TWO, SINGLE, ("unacceptable", "acceptable")),
+    "sst2": Hub(GLUE, "sst2", TWO, SINGLE, ("negative", "positive")),
+    "rte": Hub(GLUE, "rte", TWO, PAIR, NOT),
+    "wnli": Hub(GLUE, "wnli", TWO, PAIR, ("not_entailment", "entailment")),
+    "qnli": Hub(GLUE, "qnli", TWO, ("question", "sentence"), NOT),
+    "mnli": Hub(GLUE, "mnli", MATCHED, ("premise", "hypothesis"), NLI),
 }
 
 
@@ -227,46 +167,52 @@ def rows_of(hub: Hub, path: Path) -> list[dict]:
     return rows
 
 
-def lines(hub: Hub, rows: list[dict], quoted: bool) -> str:
-    """Rows as a file in the original layout; tabs and line ends inside a sentence become spaces."""
-    table = [hub.header] if hub.header else []
-    table += [hub.line(i, row, row["name"]) for i, row in enumerate(rows)]
-    cells = [[" ".join(str("" if field is None else field).split()) for field in fields] for fields in table]
-    if quoted:
-        quote = '"'
-        cells = [[f'"{field.replace(quote, quote * 2)}"' for field in fields] for fields in cells]
-    return "".join(("," if quoted else "\t").join(fields) + "\n" for fields in cells)
+def json_lines(task: Task, hub: Hub, rows: list[dict]) -> str:
+    """Rows of the hub as a file of the task, one JSON object per line. A row with an empty sentence is left out."""
+    lines = []
+    for row in rows:
+        sentences = [" ".join(str(row[column] or "").split()) for column in hub.sentences]
+        name = row["name"]
+        label = row[hub.score] if task.kind == "score" else name if name in task.labels else str(hub.names.index(name))
+        if all(sentences):
+            lines.append(json.dumps({"sentences": sentences, "label": label, "set": None}, ensure_ascii=False) + "\n")
+    if len(lines) < len(rows):
+        warn(f"{task.folder}: {len(rows) - len(lines)} rows with an empty sentence are left out")
+    return "".join(lines)
 
 
 def from_parquet(name: str, folder: Path | None, to: Path) -> bool:
     """Writes the files of a task; False where the local folder has none of its splits."""
-    hub, task = HUB[name], TASKS[MADE_OF.get(name, [name])[0]]
+    hub, tasks = HUB[name], [TASKS[made] for made in MADE_OF.get(name, [name])]
     found = {split: [row for path in find(hub, split, folder) for row in rows_of(hub, path)] for split in hub.splits}
-    found = {split: rows for split, rows in found.items() if rows}
-    if not found:
-        return False
-    target = to / task.folder
-    target.mkdir(parents=True, exist_ok=True)
     for split, rows in found.items():
-        write_atomic(target / task.file(split), lines(hub, rows, quoted=name == "paws"))
-    return True
+        for task in {task.kind: task for task in tasks}.values() if rows else ():
+            path = to / task.folder / task.jsonl(split)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json_lines(task, hub, rows))
+    return any(found.values())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Files in the original layouts
+# Files that are there already
 
 
 def copy_files(name: str, folder: Path, to: Path) -> bool:
-    """Copies what there is of a task; False where its folder is not there."""
-    task = TASKS[MADE_OF.get(name, [name])[0]]
-    own, target = beside(folder, task.folder), to / task.folder
-    wanted = {file for files, *_ in task.layouts for file in files.values()} | {"dev_ids.tsv"}
+    """Copies what there is of a task, in JSON lines or in an original layout; False where its folder is not there. JSON
+    lines of an earlier call, which would be read first, go."""
+    tasks = [TASKS[made] for made in MADE_OF.get(name, [name])]
+    own, target = beside(folder, tasks[0].folder), to / tasks[0].folder
+    files = [files for files, *_ in tasks[0].layouts]
+    ours = {task.jsonl(split) for task in tasks for layout in files for split in layout}
+    wanted = ours | {file for layout in files for file in layout.values()} | {"dev_ids.tsv"}
     there = {file: path for file in sorted(wanted) if (path := beside(own, file)).is_file()}
     if there and own.resolve() != target.resolve():
         target.mkdir(parents=True, exist_ok=True)
         for file, path in there.items():
             with replacing(target / file) as temporary:
                 shutil.copyfile(path, temporary)
+        for file in ours - there.keys():
+            (target / file).unlink(missing_ok=True)
     return bool(there)
 
 

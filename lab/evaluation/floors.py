@@ -21,8 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy import sparse
-from scipy.optimize import minimize
-from scipy.special import logsumexp
 
 from lab.command import log
 from lab.configurator import warn
@@ -168,35 +166,22 @@ def overlap_features(pairs: Pairs, splits: list[str]) -> dict[str, sparse.csr_ar
     return {split: (x - mean) / scale for split, x in features.items()}
 
 
-def linear_fit(x, labels, classes: int) -> np.ndarray:
-    """x [n, F], dense or sparse -> weights [F, K] of logistic regression (ridge regression where classes is 0), each
-    with a penalty of half the squared weights; x has a column for the constant."""
-    if not classes:
-        return np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ labels)[:, None]
-    truth = np.eye(classes)[labels]
-
-    def loss(w):
-        w = w.reshape(-1, classes)
-        scores = x @ w
-        log_sum = logsumexp(scores, axis=1, keepdims=True)
-        gradient = x.T @ (np.exp(scores - log_sum) - truth) + w
-        return (log_sum.sum() - (scores * truth).sum()) + (w * w).sum() / 2, gradient.ravel()
-
-    start = np.zeros(x.shape[1] * classes)
-    return minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x.reshape(-1, classes)
-
-
 def overlap_floor(pairs: Pairs) -> dict[str, dict]:
-    """Split -> answers of a linear model of `overlap_features`, fitted on the training split."""
+    """Split -> answers of a linear model of `overlap_features`, fitted on the training split: ridge regression on
+    scores, else logistic regression; the penalty is half the squared weights, the constant's too."""
+    from sklearn.dummy import DummyClassifier  # late: they take a second
+    from sklearn.linear_model import LogisticRegression, Ridge
+
     x = overlap_features(pairs, [pairs.trained_on, *pairs.scored])
     stacked = sparse.hstack if sparse.issparse(x[pairs.trained_on]) else np.hstack
     x = {split: stacked([rows, np.ones((rows.shape[0], 1))]) for split, rows in x.items()}
-    classes = 0 if pairs.task.kind == "score" else len(pairs.task.labels)
-    weights = linear_fit(x[pairs.trained_on], pairs.labels[pairs.trained_on], classes)
-    outputs = {split: x[split] @ weights for split in pairs.scored}
-    if classes:
-        return {split: {"predictions": y.argmax(1)[None]} for split, y in outputs.items()}
-    return {split: {"cosines": y.T} for split, y in outputs.items()}
+    labels, kind, model = pairs.labels[pairs.trained_on], "predictions", DummyClassifier()  # for a single class
+    if pairs.task.kind == "score":
+        kind, model = "cosines", Ridge(fit_intercept=False)
+    elif (classes := len(np.unique(labels))) > 1:  # of two, one has weights: half the sum of both classes' penalties
+        model = LogisticRegression(C=2 if classes == 2 else 1, fit_intercept=False, max_iter=2000)
+    model.fit(x[pairs.trained_on], labels)
+    return {split: {kind: model.predict(x[split])[None]} for split in pairs.scored}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from lab.runs import LoadedRun
 # Retrieval without labels, for the end of a run: which of 500 held-out bodies belongs to this first sentence?
 #
 # A query is the first sentence of a validation document, its answer what follows in it. Vectors are means of concepts,
-# as in `LoadedRun.embed`; similarity is the cosine, raw and centred (less the mean over all queries and bodies). A
+# as in `LoadedRun.pooled`; similarity is the cosine, raw and centred (less the mean over all queries and bodies). A
 # query is answered where its own body is strictly the most similar: a tie is a miss. Intervals are of the difference to
 # a floor, over paired resamples of the queries; the bodies they choose among stay.
 
@@ -88,23 +88,13 @@ def retrieval_hits(run: LoadedRun, texts: list[str]):
         RANDOM: [hits(plain @ random_vectors(vocabulary, seed)) for seed in range(RANDOM_SEEDS)],
         TFIDF: [hits(scale_columns(words, idf(words)).toarray())],  # dense: LONGEST bounds it
         TOKENS: [hits(means @ twin.model.tokens.weight.detach().cpu().double().numpy()) for twin in twins],
-        UNTRAINED: [hits(twin.embed(texts).numpy()) for twin in twins],
+        UNTRAINED: [hits(twin.pooled(texts).numpy()) for twin in twins],
     }
-    return hits(run.embed(texts).numpy()), {name: stack(runs) for name, runs in floors.items()}
-
-
-def retrieval_verdict(lifts: dict[str, dict]) -> str:
-    """Differences to the floors -> where retrieval stands. Its floor is what knows nothing that training taught."""
-    groups = {"above": [], "not above": [], "below": []}
-    for name, lift in lifts.items():
-        groups["above" if lift["low"] > 0 else "below" if lift["high"] < 0 else "not above"].append(name)
-    where = ", ".join(f"{how} {' and '.join(names)}" for how, names in groups.items() if names)
-    at_floor = not {RANDOM, TOKENS, UNTRAINED} <= set(groups["above"])
-    return f"retrieval is at its floor: {where}" if at_floor else f"retrieval is {where}"
+    return hits(run.pooled(texts).numpy()), {name: stack(runs) for name, runs in floors.items()}
 
 
 def retrieval_table(run: LoadedRun, corpus: Corpus) -> str:
-    """The table in Markdown with its verdict, or a sentence where there is too little text. corpus: held out."""
+    """The table in Markdown, or a sentence where there is too little text. corpus: held out."""
     pairs = retrieval_pairs(corpus, run.tokenizer)
     n = len(pairs)
     if n < FEWEST:
@@ -122,13 +112,11 @@ def retrieval_table(run: LoadedRun, corpus: Corpus) -> str:
         rows.append([name, *(score(runs[k]) for k in KINDS), *(interval(over[k][name]) for k in KINDS)])
     rows.append(["this model", *(score(ours[k]) for k in KINDS), "", ""])
     header = [f"first sentence -> its body among {n}, % right", *KINDS, "this model less it, raw", "centred"]
-    verdicts = {k: retrieval_verdict(over[k]) for k in KINDS}
-    agree = len(set(verdicts.values())) == 1
-    notes = [f"{verdicts['raw']} (raw and centred)"] if agree else [f"{k}: {text}" for k, text in verdicts.items()]
     few = "" if n == PAIRS else f"; {n} pairs are all that the validation text has"
-    notes.append(
-        f"[95 % interval over queries]; (least..most of {RANDOM_SEEDS} seeds of random vectors, {UNTRAINED_SEEDS} of "
-        f"the twin and of token_idf, the idf-weighted mean of its token embeddings); texts end at {LONGEST} tokens and "
+    note = (
+        f"[95 % interval over queries]: the model is above a floor where the low end is above 0; (least..most of "
+        f"{RANDOM_SEEDS} seeds of random vectors, {UNTRAINED_SEEDS} of the twin and of token_idf, the idf-weighted "
+        f"mean of its token embeddings); texts end at {LONGEST} tokens and "
         f"are read {run.max_length} at a time{few}"
     )
-    return "\n".join([table(header, rows), "", *notes])
+    return "\n".join([table(header, rows), "", note])

@@ -116,6 +116,24 @@ def read_sts(path: Path, columns, split: str):
     return rows
 
 
+def read_jsonl(path: Path, columns, split: str):
+    """One object per line, as data/glue/prepare.py writes it: sentences (one or two), label, set (a name, or null)."""
+    rows, count = [], 1 if columns[1] is None else 2
+    for i, line in enumerate(read_lines(path), 1):
+        where = f"{show(path)}:{i}"
+        try:
+            row = json.loads(line)
+            texts, label, name = [text.strip() for text in row["sentences"]], str(row["label"]), row.get("set")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise UserError(f"{where}: no JSON object with sentences and label; correct or delete the line") from None
+        if len(texts) != count or "" in texts:
+            raise UserError(f"{where}: {count} sentences that are not empty are expected; correct or delete the line")
+        rows.append((where, [*texts, None][:2] + [label] + ([] if name is None else [name])))
+    if len({len(texts) for _, texts in rows}) != 1:
+        raise UserError(f"{show(path)} has no rows, or a set in some of them only; run data/glue/prepare.py again")
+    return rows
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a file, of any system; sentences may hold the rarer line ends."""
     try:
@@ -163,6 +181,10 @@ class Task:
     def file(self, split: str) -> str:
         """What the split's file is called; "" where no layout has that split."""
         return next((files[split] for files, *_ in self.layouts if split in files), "")
+
+    def jsonl(self, split: str) -> str:
+        """What the split is called in the layout of data/glue/prepare.py; tasks of one folder differ in kind."""
+        return f"{self.kind}.{split}.jsonl"
 
     @property
     def lifts(self) -> dict[str, str]:
@@ -274,14 +296,16 @@ class Split:
 
 
 def load_task(name: str, folder) -> dict[str, Split]:
-    """The splits of a task whose files lie below `folder` in an original layout: some of train, dev, test."""
+    """The splits of a task whose files lie below `folder`: some of train, dev, test. Where a split is there twice,
+    the JSON lines of data/glue/prepare.py come before an original layout."""
     task, folder = TASKS[name], Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder {show(folder)}; give --data=DIR with the task files below it, or {FETCH}")
     splits, own = {}, beside(folder, task.folder)
     for split in dict.fromkeys(split for files, *_ in task.layouts for split in files):
         there = [(beside(own, files[split]), *how) for files, *how in task.layouts if split in files]
-        path, columns, reader = next((one for one in there if one[0].exists()), there[0])
+        there = [(own / task.jsonl(split), there[0][1], read_jsonl), *there]
+        path, columns, reader = next((one for one in there if one[0].exists()), there[-1])
         if path.exists() and (rows := reader(path, columns, split)):
             labels = [task.label(texts[2], where) for where, texts in rows]
             sentences = [tuple(text for text in texts[:2] if text is not None) for _, texts in rows]
