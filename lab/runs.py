@@ -28,7 +28,7 @@ SENTENCE, FEWEST = (6, 48), 100  # tokens of a held-out sentence; with fewer sen
 
 # How vectors of texts are adapted to sentences of the texts' own kind: this many first principal directions are removed
 # (Mu & Viswanath, arXiv:1702.01417), the others scaled by sigma^-p. One choice for all sets, made on dev: docs/LOG.md.
-ADAPTED = {"model": (2, 0.25), "static": (5, 0.25)}  # of a model; of counts and means of token vectors
+ADAPTED = {"model": (1, 0.0), "static": (2, 0.0)}  # of a model; of counts and means of token vectors
 
 # ---------------------------------------------------------------------------------------------------------------------
 # from a run folder back to a model
