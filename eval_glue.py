@@ -193,10 +193,10 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     if pairs.name == "order":
         theirs = task_floors(run, pairs, cache, pairs.floors)
         ours = pairs.answers(run)
-        protocol = {"text": pairs.source, "pairs": dict(Counter(pairs.sets["val"].tolist())), "dtype": "float32"}
+        protocol = {"text": pairs.source, "pairs": dict(Counter(pairs.sets["dev"].tolist())), "dtype": "float32"}
         protocol |= {"head": "ridge on the difference of two texts", "selection": "leave-one-out error"}
         splits, each = judge(ours, theirs, pairs)
-        splits["val"]["intervals"] = pairs.intervals(ours["val"])
+        splits["dev"]["intervals"] = pairs.intervals(ours["dev"])
         return write_record(run, pairs, "zero_shot", splits, each, protocol, ours, folder)
     theirs = task_floors(run, pairs, cache)
     log(f"{pairs.name}: {len(pairs.sentences):,} sentences")

@@ -20,7 +20,7 @@ from encoders import Options
 from lab import sources
 from lab.command import NonFinite
 from lab.configurator import UserError
-from lab.evaluation import floors
+from lab.evaluation import floors, order
 from lab.evaluation.floors import cache_key, model_floors, predictions, text_floors, word_controls
 from lab.evaluation.retrieval import retrieval_hits
 from lab.evaluation.scores import BEYOND, PARTIALS, best_threshold, beyond_words, bootstrap
@@ -291,6 +291,28 @@ def test_adapted_equals_principal_components(place, records):
     tfidf = (words @ sparse.diags_array(floors.idf(words[train]))).toarray()
     expected = pearson(tfidf, ADAPTED["static"][0], 0)
     assert found["floors"]["word_tfidf"]["pearson_adapted"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_order_beside_other_tasks(place, capsys, monkeypatch):
+    for module in (floors, order):
+        monkeypatch.setattr(module, "UNTRAINED_SEEDS", 2)
+    monkeypatch.setattr(order.make_pairs, "__defaults__", (100, 0))
+    shutil.copytree(place / "out/run", place / "out/ordered", dirs_exist_ok=True)
+    assert judge(place, "--tasks=order,sick_r", run="ordered") == 0
+    record = json.loads((place / "out/ordered/eval/zero_shot_order.json").read_text())
+    split, shown = record["splits"]["dev"], capsys.readouterr().out
+    rules = [rule for rule in order.RULES if rule in split["metrics"]]
+    assert "halves" in rules and record["protocol"]["pairs"].keys() == {*rules}
+    assert split["floors"].keys() == {"token_idf", "token_ngrams", "untrained"}
+    assert split["floors"]["token_idf"]["order"] == split["floors"]["token_idf"]["order_concepts"] == 0
+    assert {"lift", "lift_concepts", "verdict", "untrained_range"} <= split.keys()
+    assert f"order dev: {split['verdict']}" in shown and "| order_concepts " in shown
+    low, high = (100 * split["intervals"]["halves"][end] for end in ("low", "high"))
+    assert f"{100 * split['metrics']['halves']:.1f} [{low:.1f}, {high:.1f}]" in shown
+    assert judge(place, "--tasks=order", f"--against={place / 'out/ordered'}", run="ordered") == 0
+    assert "order dev: order +0.0 [+0.0, +0.0] over" in capsys.readouterr().out
+    with pytest.raises(UserError, match="order is judged on frozen vectors; leave --mode out"):
+        judge(place, "--tasks=order", "--mode=fine_tune", run="ordered")
 
 
 def test_untrained_and_token_idf_by_hand(place, records):

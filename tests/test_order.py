@@ -99,7 +99,7 @@ class Bag:
 def judged(run, task):
     ours, theirs = task.answers(run), task.floors(run)
     splits, each = judge(ours, theirs, task)
-    return splits["val"], task.intervals(ours["val"]), theirs
+    return splits["dev"], task.intervals(ours["dev"]), theirs
 
 
 def test_a_mean_of_token_vectors_stands_at_chance():
@@ -139,6 +139,6 @@ def test_a_model_that_knows_order_is_above_chance():
     assert lift["token_idf"]["value"] == pytest.approx(metrics["order"]) and lift["token_idf"]["low"] > 0
     assert lift["best_floor"]["floor"] in ("token_ngrams", "untrained")
     assert np.isclose(lift["untrained"]["value"], metrics["order"] - floors["untrained"]["order"])
-    right = theirs["untrained"]["val"]["pooled"]  # a resample that holds every pair twice changes nothing
-    twice = resampled("order", right, task.labels["val"], np.full((1, right.shape[1]), 2.0))
-    assert np.allclose(twice[0], [above_chance(row, task.labels["val"]) for row in right])
+    right = theirs["untrained"]["dev"]["pooled"]  # a resample that holds every pair twice changes nothing
+    twice = resampled("order", right, task.labels["dev"], np.full((1, right.shape[1]), 2.0))
+    assert np.allclose(twice[0], [above_chance(row, task.labels["dev"]) for row in right])

@@ -2,7 +2,7 @@
 Order: of two texts with the same words, one as it was written in held-out text, which is it?
 
     order = Order(run)                      # texts of the run's own held-out text, changed by four rules
-    ours = order.answers(run)               # {"val": {"pooled": [1, n], "concepts": [1, n]}}: 1 where it is right
+    ours = order.answers(run)               # {"dev": {"pooled": [1, n], "concepts": [1, n]}}: 1 where it is right
 
 A linear probe of frozen vectors answers: ridge regression on the difference of the two, each pair judged by a probe of
 all the other pairs (closed leave-one-out error, Allen 1974). A mean of token vectors is the same for both texts and
@@ -120,9 +120,9 @@ def right_ones(written, changed) -> np.ndarray:
 
 
 class Order:
-    """The task `order` for a run: what `Pairs` is for tasks that have files. Its one split is "val"."""
+    """The task `order` for a run: what `Pairs` is for tasks that have files. Its one split is "dev"."""
 
-    name, task, scored, fitted_on = "order", TASKS["order"], ["val"], {}
+    name, task, scored, fitted_on = "order", TASKS["order"], ["dev"], {}
     floors_of = "lab/evaluation/order.py"
 
     def __init__(self, run: LoadedRun, sentences: list[str] | None = None):
@@ -141,7 +141,7 @@ class Order:
             what = f"order needs {FEWEST} held-out sentences of {WORDS[0]} to {WORDS[1]} words, which are not at hand"
             raise UserError(f"{what} ({self.source}); give --data_dir, where the run's prepared data are")
         numbers = np.concatenate([np.full(at.stop - at.start, i) for i, at in enumerate(self.rules.values())])
-        self.labels, self.sets = {"val": numbers}, {"val": np.array([*self.rules])[numbers]}
+        self.labels, self.sets = {"dev": numbers}, {"dev": np.array([*self.rules])[numbers]}
 
     def digest(self) -> str:
         """Hash of the texts."""
@@ -170,7 +170,7 @@ class Order:
             )
 
         pooled = self.probed(lambda texts: run.pooled(texts).numpy())
-        return {"val": {"pooled": pooled, "concepts": self.probed(concepts)}}
+        return {"dev": {"pooled": pooled, "concepts": self.probed(concepts)}}
 
     def intervals(self, answers: dict) -> dict[str, dict[str, float]]:
         """Of the share of a rule's pairs that is right: {"value", "low", "high"}, 95 % (Wilson 1927)."""
@@ -199,7 +199,7 @@ class Order:
         seeds = []
         for twin in map(run.twin, range(UNTRAINED_SEEDS)):
             mean = self.probed(token_mean)
-            static = {"val": {"pooled": mean, "concepts": mean}}
+            static = {"dev": {"pooled": mean, "concepts": mean}}
             seeds.append({"token_idf": static, "untrained": self.answers(twin)})
         ngrams = self.probed(grams)
-        return {"token_ngrams": {"val": {"pooled": ngrams, "concepts": ngrams}}} | stack(seeds)
+        return {"token_ngrams": {"dev": {"pooled": ngrams, "concepts": ngrams}}} | stack(seeds)
