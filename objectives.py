@@ -42,10 +42,12 @@ class Bounds:
         return above and (value < self.high if self.open in ("high", "both") else value <= self.high)
 
     def __str__(self):
-        low = f"above {self.low}" if self.open in ("low", "both") else f"{self.low}"
         if self.high == math.inf:
-            return low if self.open == "low" else f"{low} or more"
-        return f"{low} to {'below ' if self.open in ('high', 'both') else ''}{self.high:,}"
+            return f"above {self.low}" if self.open == "low" else f"{self.low} or more"
+        if self.open == "both":
+            return f"between {self.low} and {self.high:,}"
+        low = f"above {self.low}" if self.open == "low" else self.low
+        return f"{low} to {'below ' * (self.open == 'high')}{self.high:,}"
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def check_bounds(config):
     for key, bounds in bounds_of(type(config)).items():
         value = getattr(config, key)
         if not all(x in bounds for x in numbers(value)):
-            raise ValueError(f"{key} = {value} is out of range; write {bounds}")
+            raise ValueError(f"{key}={value} is out of range; write a number in this range: {bounds}")
 
 
 SHARE, INSIDE = Bounds(0, 1, open="high"), Bounds(0, 1, open="both")

@@ -221,7 +221,7 @@ def test_errors_of_a_config_name_the_line(line, words):
         (["--encoder=bixd"], ["did you mean bixt?"]),
         (["--enc=bixt"], ["unknown key enc"]),
         (["-lr=3"], ["write --lr=3"]),
-        (["-hidden=3"], ["write --key=value"]),
+        (["-hidden=3"], ["write --hidden=3"]),
         (["--=3"], ["unknown key"]),
         (["--"], ["unknown key"]),
         (["lr=3"], ["lr=3 is no flag; write --lr=3"]),

@@ -415,7 +415,7 @@ def test_damaged_or_other_floors_are_computed_anew(place, records, monkeypatch):
         (["--mode=fine_tune", "--grid=lr", "--lr=1e-3"], "grid = 'lr' chooses"),
         (["--mode=fine_tune", "--head=pairs"], "head"),
         (["--against=nowhere", "--tasks=stsb"], "nowhere.* is missing; judge that run first"),
-        (["--seeds=0"], "seeds = 0 is below 1; "),
+        (["--seeds=0"], "seeds=0 is out of range; write a number in this range: 1 or more"),
         (["--ckpt=7"], "has no checkpoint of step 7; name one that there is: 2"),
         (["--tasks=qqp"], "qqp has no files in .*; put there: train.tsv"),
         (["--tasks=qqp"], "; or fetch them: python data/glue/prepare.py"),
@@ -427,7 +427,7 @@ def test_damaged_or_other_floors_are_computed_anew(place, records, monkeypatch):
         (["--run=glue", "--tasks=nope"], "--tasks=nope is no task; "),
         (["--iterations=4"], "has no iterations; leave --iterations out"),
         (["--concepts=4"], "not trained with nested=True"),
-        (["--concepts=0,4"], "are 1 or more; write --concepts=1,2,4"),
+        (["--concepts=0,4"], "out of range; write a number in this range: 1 or more"),
         (["--iterations=2,4", "--mode=fine_tune", "--tasks=stsb"], "a sweep .* is zero-shot"),
     ],
 )

@@ -4,6 +4,7 @@ an older Python."""
 import ast
 import importlib.util
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from lab.training.run_folder import RunFolder
 from lab.training.settings import MATHEMATICS
 from model import ConceptModel, ModelConfig
 from noise import Noise
-from objectives import OBJECTIVES, Objective, ObjectiveConfig, Objectives
+from objectives import OBJECTIVES, Objective, ObjectiveConfig, Objectives, bounds_of
 from problem import Problem, Rows, Vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +54,30 @@ def configurations():
 
 
 KINDS = dict(configurations())
+
+
+BOUNDED = [(name, key) for name, kind in KINDS.items() for key in bounds_of(kind)]
+
+
+@pytest.mark.parametrize("name, key", BOUNDED)
+def test_a_number_out_of_its_range_is_refused_and_one_at_its_end_is_not(name, key):
+    group = KINDS[name]
+    bounds, default = bounds_of(group)[key], fields_of(group)[key].default
+    step = 1 if isinstance((default or (1,))[0] if isinstance(default, tuple) else default, int) else 1e-9
+    given = {k: v for k, v in {"max_steps": 1, "run": "out/x", "text": "x"}.items() if k in fields_of(group)}
+
+    def refused(number):
+        value = (number,) if isinstance(default, tuple) else number
+        try:
+            group(**(given | {key: value}))
+        except ValueError as error:  # or for what other keys are
+            return f"{key}={value} is out of range; write a number in this range: {bounds}" in str(error)
+        return False
+
+    ends = [(bounds.low, -step, "low"), (bounds.high, step, "high")]
+    for end, outward, name in ends[: 1 + (bounds.high < math.inf)]:
+        is_open = bounds.open in (name, "both")
+        assert refused(end + outward) and refused(end) == is_open and not refused(end - outward), (end, outward)
 
 
 TEXTS = (str, tuple[str, ...])

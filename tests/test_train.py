@@ -252,13 +252,13 @@ VIEW_MISTAKES = {
     "--objective=bow + contrastive --lengths=16,64 --batch_size=2": "groups of 4, but a rank has 2 rows of",
     "--decoder=none": "decoder=none was removed (it follows from the objective); leave it out",
     "--objective=mlm + bow --decoder=pooled": "--decoder: decoder=pooled was removed",
-    "--objective=contrastive --temperature=0": "take a number above 0",
+    "--objective=contrastive --temperature=0": "write a number in this range: above 0",
     "--lengths=16,32 --length_mix=1": "length_mix=(1.0,) has 1 shares for lengths=(16, 32); write 2",
     "--lengths=16,32 --length_mix=(1,1),(1,-1)": "(1.0, -1.0) are no shares; write 0 or more",
     "--lengths=16,32 --length_mix=0,0": "are no shares; write 0 or more, not all 0",
     "--lengths=16,32 --length_mix=(1,1),1": "length_mix must be tuple",
-    "--objective=mlm --max_span=1,65": "end at 1 to 64; take 10",
-    "--objective=contrastive --view_delete_rate=1": "0 < view_delete_rate < 1",
+    "--objective=mlm --max_span=1,65": "write a number in this range: 1 to 64",
+    "--objective=contrastive --view_delete_rate=1": "view_delete_rate=1.0 is out of range; write",
 }
 
 
@@ -387,7 +387,7 @@ MISTAKES = {
     "--lengths=128": "reach past max_length",
     "--heads=7": "heads",
     "--max_steps=0": "no end is set",
-    "--delete_rate=1.5": "0 < delete_rate < 1",
+    "--delete_rate=1.5": "this range: between 0 and 1",
     "--device=tpu": "device='tpu'",
     "--init_from=nowhere": "no run folder",
     "--remove_directions=3": "must be one of [0, 1], not '3'",

@@ -182,7 +182,7 @@ def test_spans_grow_over_training():
 
 @pytest.mark.parametrize("keys", [{"max_span": 0}, {"max_span": (1, 65)}, {"max_span": 2, "span": "uniform"}])
 def test_spans_that_are_none(keys):
-    with pytest.raises(ValueError, match="max_span=.* end at [13] to 64; take 10"):
+    with pytest.raises(ValueError, match="max_span"):
         ObjectiveConfig(**keys)
 
 
