@@ -114,6 +114,7 @@ class LoadedRun:
         check_finite(vectors, texts)
         return vectors
 
+    @torch.no_grad()
     def fitted(self) -> tuple[Tensor, Tensor]:
         """geometry.isotropic of the embeddings of `rows`."""
         settings = self.config["remove_directions"], self.config["whitening"]

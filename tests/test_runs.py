@@ -81,7 +81,7 @@ def test_damage_is_said_or_does_no_harm(name, out):
     """A few hundred damaged folders: read as if whole (a flipped bit of a weight), or a UserError of one sentence."""
     chance, refused = random.Random(name), 0
     whole = (out / name).read_bytes()
-    for i in range(80):
+    for i in range(40):
         kind = damage(out / name, chance)
         try:
             load_run(out, device="cpu")
@@ -93,7 +93,7 @@ def test_damage_is_said_or_does_no_harm(name, out):
             damaged = (out / name).read_bytes()[:300]
             pytest.fail(f"{name}, {kind} (case {i}): {type(error).__name__}: {error}\n{damaged}")
         (out / name).write_bytes(whole)
-    assert refused > 10
+    assert refused > 5
     load_run(out, device="cpu").embed(["The dog."])
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 import torch
@@ -20,10 +21,11 @@ from lab.configurator import UserError
 from lab.runs import load_run
 from lab.training import optim
 from lab.training.run_folder import RunFolder
-from model import ConceptModel
+from losses import ConceptLossConfig
+from model import ConceptModel, ModelConfig
 from objectives import ObjectiveConfig, Objectives
 from tests.corpus import make_corpus
-from tests.training import BRIEF, PRESETS, ROOT, Process, arguments, assert_same_checkpoint, losses, run
+from tests.training import BRIEF, PRESETS, ROOT, Process, arguments, assert_same_checkpoint, run
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,8 @@ def base(data, tmp_path_factory):
     run(data, out, "--max_steps=20")
     return out
 
+
+CHOICES = {f.name for group in (ModelConfig, ObjectiveConfig, ConceptLossConfig) for f in fields(group)}
 
 # ---- one run, from start to end
 
@@ -60,7 +64,8 @@ def test_a_run_and_its_folder(data, tmp_path, capsys):
     assert last["val_loss"] == last["val_loss_16"] and last["delta_shuffle"] > 0
     logged = [r for r in metrics if "loss" in r][-1]
     names = "step tokens loss loss_tsdae loss_bow lr grad_norm tokens_per_s flops seconds"
-    assert set(names.split()) == logged.keys() and logged["tokens"] == 120 * 8 * 16
+    assert set(names.split()) == logged.keys() and logged["tokens"] == 120 * 8 * 16 and logged["seconds"] > 0
+    assert logged["flops"] == pytest.approx(logged["tokens"] * config["train_flops_per_token"], rel=1e-6)
     printed = capsys.readouterr().out
     assert "unigram floor" in printed and printed.count("predicted:") == 3
 
@@ -87,9 +92,22 @@ def test_embed_does_not_depend_on_padding_or_batch(base, capsys):
     assert (by_hand - together[2]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
-def test_every_preset_trains_shrunk(path, data, tmp_path):
-    """H 64, N 64: two steps, after which AdamW has seen a gradient for every parameter."""
+def with_a_new_choice(paths):
+    """Those that set a switch or a word, of the model or of what is predicted, as none before them does."""
+    seen, found = set(), []
+    for path in paths:
+        given = {key: value for key, (value, _) in read_config(path, ROOT).items() if key in CHOICES}
+        made = {(key, value) for key, value in given.items() if isinstance(value, str | bool)}
+        made |= {(key, bool(value)) for key, value in given.items() if not isinstance(value, str | bool)}
+        found += [] if made <= seen else [path]
+        seen |= made
+    return found
+
+
+@pytest.mark.parametrize("path", with_a_new_choice(PRESETS), ids=lambda p: p.stem)
+def test_presets_train_shrunk(path, data, tmp_path):
+    """H 64, N 64: two steps, after which AdamW has seen a gradient for every parameter. Every choice of a preset is
+    trained in one (tests/test_readme.py loads them all)."""
     lengths = ["--lengths=64", "--delete_rate=0.3", "--max_steps=2", "--eval_interval=0", "--warmup=0", "--init_from="]
     given = read_config(path, ROOT)
     lengths += ["--token_dim=16"] if given.get("token_dim", (0,))[0] else []
@@ -444,12 +462,3 @@ def test_no_secret_imports():
     code += "if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
-
-
-def test_a_run_says_what_it_costs(base):
-    """FLOPs are the model's own count, of all the tokens so far; seconds grow."""
-    config = json.loads((base / "config.json").read_text())
-    for record in [r for r in RunFolder(base).metrics() if "loss" in r]:
-        assert record["flops"] == pytest.approx(record["tokens"] * config["train_flops_per_token"], rel=1e-6)
-        assert record["seconds"] > 0
-    assert losses(base)[-1][0] == 20

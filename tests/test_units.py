@@ -106,7 +106,7 @@ def test_hidden_are_those_of_the_slow_reference(unit, rate, n, seed, eod):
 
 # ---- statistics
 
-PLACES = [("word", 0.3), ("geometric", 0.1), ("geometric", 0.8), ("uniform", 0.3)]
+PLACES = [("word", 0.3), ("geometric", 0.15), ("geometric", 0.8), ("uniform", 0.3)]
 
 
 def word_columns(ids):
@@ -121,9 +121,9 @@ def word_columns(ids):
 
 @pytest.mark.parametrize("unit, rate", PLACES)
 def test_counts_are_exact_and_no_place_is_hidden_more_often(unit, rate):
-    """10^5 rows. But words that an end of the row cuts are shorter, and fit a little more often."""
+    """40,000 rows. But words that an end of the row cuts are shorter, and fit a little more often."""
     n, at_place, cut, rows = 64, torch.zeros(64), 0, 20_000
-    for step in range(5):
+    for step in range(2):
         ids = text(rows, n, seed=step)
         made = problem(ids, step, objective="mlm", mask_rate=rate, unit=unit)
         hidden = hidden_of(made, ids)
@@ -138,7 +138,7 @@ def test_counts_are_exact_and_no_place_is_hidden_more_often(unit, rate):
         at_place += hidden.sum(0) / ids.ne(EOD).sum(0)
     off = (at_place / at_place.mean() - 1).abs()
     assert off[1:-1].max() < 0.05 and off.max() < (0.03 if unit == "uniform" else 0.12)
-    assert unit == "uniform" or cut / 1e5 < (0.001 if rate < 0.5 else 0.1)  # while one-token words are left
+    assert unit == "uniform" or cut / 4e4 < (0.001 if rate < 0.5 else 0.1)  # while one-token words are left
 
 
 @pytest.mark.parametrize("span, longest", [("geometric", 2), ("geometric", 10), ("uniform", 10)])
