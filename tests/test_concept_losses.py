@@ -1,7 +1,6 @@
 """Concept losses against loops and scipy, in float64, and on planted concepts; their balance with the task."""
 
 import math
-import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +16,7 @@ import losses
 from lab.distributed import World
 from lab.training import optim
 from losses import CONCEPT_LOSSES, Balance, ConceptLossConfig
+from tests.training import on_two_ranks
 
 B, C, H = 5, 6, 7
 EVERY = pytest.mark.parametrize("name", CONCEPT_LOSSES)
@@ -365,23 +365,18 @@ def test_under_autocast():
     assert made.numbers() == pytest.approx(numbers, rel=0.05)
 
 
-def one_of_two_ranks(rank, folder):
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    world, model = World(rank, 2, torch.device("cpu"), "float32"), build(seed=1)
-    objectives, problems = make_problems(objective="tsdae + bow", bow_source="survivors", seed=rank)
+def step_of_a_rank(world):
+    model = build(seed=1)
+    objectives, problems = make_problems(objective="tsdae + bow", bow_source="survivors", seed=world.rank)
     made = balance("variance,tregs", device="cpu")
     objectives.problems = lambda _: problems
     optim.forward_backward(DistributedDataParallel(model), objectives, None, world, 1, None, made)
     made.finish(lambda x: world.all_sum(x).div_(2))
-    saved = {"gradients": {name: p.grad for name, p in model.named_parameters()}, "numbers": made.numbers()}
-    torch.save(saved, f"{folder}/{rank}.pt")
-    world.barrier()
-    os._exit(0)  # as command.command: taking the process group down while DDP holds it now and then never ends
+    return {"gradients": {name: p.grad for name, p in model.named_parameters()}, "numbers": made.numbers()}
 
 
 def test_two_ranks_take_the_mean_of_their_own_shares(tmp_path):
-    torch.multiprocessing.spawn(one_of_two_ranks, (str(tmp_path),), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    found = on_two_ranks(step_of_a_rank, tmp_path)
     alone, model = [], build(seed=1)
     for rank in range(2):
         objectives, problems = make_problems(objective="tsdae + bow", bow_source="survivors", seed=rank)

@@ -1,7 +1,6 @@
 """The chunked cross-entropy and the contrastive loss against plain loops, and the latter on two ranks."""
 
 import math
-import os
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import losses
-from lab.distributed import World
+from tests.training import on_two_ranks
 
 
 def example(rows=37, width=8, vocab=50, dtype=torch.float64):
@@ -220,19 +219,16 @@ def test_contrastive_at_its_ends():
 GROUPS = torch.tensor([[5, 5, 8], [8, 1, 5]])  # of the three texts of each rank
 
 
-def one_of_two_ranks(rank, folder):
+def step_of_a_rank(world):
     """What a training step does with the loss: mean gradient of DDP, mean loss."""
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    world, model = World(rank, 2, torch.device("cpu"), "float32"), linear()
+    model = linear()
     ranks = DistributedDataParallel(model)
-    mine, group = rank_rows(rank), GROUPS[rank].repeat(2)
+    mine, group = rank_rows(world.rank), GROUPS[world.rank].repeat(2)
     loss = losses.contrastive(ranks(mine), group, 0.1, world.gather, world.rank)
     loss.backward()
     gathered = world.gather(group)
     mean = world.all_sum(loss.detach().clone()) / 2
-    torch.save({"loss": mean, "gradient": model.weight.grad, "gathered": gathered}, f"{folder}/{rank}.pt")
-    world.barrier()
-    os._exit(0)  # as command.command: taking the process group down while DDP holds it now and then never ends
+    return {"loss": mean, "gradient": model.weight.grad, "gathered": gathered}
 
 
 def linear():
@@ -245,8 +241,7 @@ def rank_rows(rank):
 
 
 def test_contrastive_on_two_ranks_equals_one(tmp_path):
-    torch.multiprocessing.spawn(one_of_two_ranks, (str(tmp_path),), nprocs=2)
-    found = [SimpleNamespace(**torch.load(tmp_path / f"{rank}.pt")) for rank in range(2)]
+    found = [SimpleNamespace(**rank) for rank in on_two_ranks(step_of_a_rank, tmp_path)]
     first, second = zip(*(rank_rows(rank).chunk(2) for rank in range(2)), strict=True)
     model = linear()
     loss = slow_contrastive(model(torch.cat(first + second)), GROUPS.flatten().repeat(2), 0.1)

@@ -100,28 +100,28 @@ def test_learnt_weights_on_two_ranks_equal_one_rank_with_two_micro_batches(data,
 def test_ranks_that_share_no_disk_go_on(data, tmp_path):
     """Dropout and bfloat16, spectral tokens: all that a rank could get wrong by itself. Rank 1's disk is empty first,
     and holds another run later."""
-    more = [*BRIEF, "--dropout=0.1", "--dtype=bfloat16", "--token_init=spectral", "--eval_interval=4"]
+    more = [*BRIEF, "--dropout=0.1", "--dtype=bfloat16", "--token_init=spectral", "--eval_interval=2"]
     nodes = [tmp_path / "node0", tmp_path / "node1"]
 
     def words(steps):
         return [arguments(data, node / "out", *more, f"--max_steps={steps}") for node in nodes]
 
-    assert [r.code for r in run_ranks(words(6), tmp_path / "logs")] == [0, 0]
+    assert [r.code for r in run_ranks(words(3), tmp_path / "logs")] == [0, 0]
     assert not nodes[1].exists()
     run(data, nodes[1] / "out", "--max_steps=1", "--layers=1")
     other = (nodes[1] / "out/config.json").read_bytes()
-    first, second = run_ranks(words(12), tmp_path / "logs")
-    assert [first.code, second.code] == [0, 0] and "going on at step 6" in first.err and not second.err
+    first, second = run_ranks(words(6), tmp_path / "logs")
+    assert [first.code, second.code] == [0, 0] and "going on at step 3" in first.err and not second.err
     assert other == (nodes[1] / "out/config.json").read_bytes()
 
-    assert [r.code for r in run_ranks(both(data, tmp_path / "whole", *more, "--max_steps=12"), tmp_path)] == [0, 0]
+    assert [r.code for r in run_ranks(both(data, tmp_path / "whole", *more, "--max_steps=6"), tmp_path)] == [0, 0]
     # The end of the first run was evaluated, too.
     metrics = (nodes[0] / "out/metrics.jsonl").read_text().splitlines(keepends=True)
-    extra = [line for line in metrics if json.loads(line)["step"] == 6 and "val_loss" in line]
+    extra = [line for line in metrics if json.loads(line)["step"] == 3 and "val_loss" in line]
     assert len(extra) == 1
     (nodes[0] / "out/metrics.jsonl").write_text("".join(line for line in metrics if line not in extra))
-    assert_same_run(nodes[0] / "out", tmp_path / "whole", 12)
-    assert [(s["step"], s["ranks"]) for s in RunFolder(nodes[0] / "out").config()["segments"]] == [(0, 2), (6, 2)]
+    assert_same_run(nodes[0] / "out", tmp_path / "whole", 6)
+    assert [(s["step"], s["ranks"]) for s in RunFolder(nodes[0] / "out").config()["segments"]] == [(0, 2), (3, 2)]
 
 
 def test_a_warm_start_is_read_from_rank_0s_disk(data, tmp_path):

@@ -56,7 +56,7 @@ KINDS = {
         "--token_init=spectral",
         "--schedule=wsd",
     ],
-    "bfloat16, micro-batches": ["--dtype=bfloat16", "--micro_batch=2", "--lengths=16,32"],
+    "bfloat16, micro-batches": ["--dtype=bfloat16", "--micro_batch=4", "--lengths=16,32"],
     "a sum with views": [
         "--objective=tsdae + 0.3*contrastive",
         "--lengths=16,40",

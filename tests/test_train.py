@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from unittest.mock import MagicMock, patch
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from losses import ConceptLossConfig
 from model import ConceptModel, ModelConfig
 from objectives import ObjectiveConfig, Objectives
 from tests.corpus import make_corpus
-from tests.training import BRIEF, PRESETS, ROOT, Process, arguments, assert_same_checkpoint, run
+from tests.training import BRIEF, PRESETS, ROOT, Process, arguments, assert_same_checkpoint, main, run
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +51,13 @@ CHOICES = {f.name for group in (ModelConfig, ObjectiveConfig, ConceptLossConfig)
 
 def test_a_run_and_its_folder(data, tmp_path, capsys):
     out = tmp_path / "run"
-    words = arguments(data, out, "--max_steps=120", "--eval_interval=40", "--ckpt_interval=50", "--ckpt_steps=10")
+    words = arguments(data, out, "--max_steps=60", "--eval_interval=20", "--ckpt_interval=25", "--ckpt_steps=5")
+    words += ["--warmup=10"]
     assert train.main(words) == 0
     names = {p.name for p in out.iterdir()}
     assert {"config.json", "tokenizer.json", "metrics.jsonl", "latest", "best", "curves.png", "geometry.png"} <= names
-    assert RunFolder(out).pointer("latest") == 120 and RunFolder(out).pointer("best") == 120
-    assert set(RunFolder(out).steps()) == {10, 100, 120}  # kept for ever; keep = 2; best
+    assert RunFolder(out).pointer("latest") == 60 and RunFolder(out).pointer("best") == 60
+    assert set(RunFolder(out).steps()) == {5, 50, 60}  # kept for ever; keep = 2; best
     config = json.loads((out / "config.json").read_text())
     assert config["run_id"].startswith("quickstart_H64L1C8_") and config["dtype"] in ("float32", "bfloat16")
     metrics = RunFolder(out).metrics()
@@ -64,14 +66,14 @@ def test_a_run_and_its_folder(data, tmp_path, capsys):
     assert last["val_loss"] == last["val_loss_16"] and last["delta_shuffle"] > 0
     logged = [r for r in metrics if "loss" in r][-1]
     names = "step tokens loss loss_tsdae loss_bow lr grad_norm tokens_per_s flops seconds"
-    assert set(names.split()) == logged.keys() and logged["tokens"] == 120 * 8 * 16 and logged["seconds"] > 0
+    assert set(names.split()) == logged.keys() and logged["tokens"] == 60 * 8 * 16 and logged["seconds"] > 0
     assert logged["flops"] == pytest.approx(logged["tokens"] * config["train_flops_per_token"], rel=1e-6)
     printed = capsys.readouterr().out
     assert "unigram floor" in printed and printed.count("predicted:") == 3
 
     # the same command again prints the same table; a model comes back from the folder
     before = (out / "config.json").read_bytes(), (out / "metrics.jsonl").read_bytes()
-    assert train.main(words) == 0
+    assert main(words) == 0
     assert capsys.readouterr().out == printed
     assert before == ((out / "config.json").read_bytes(), (out / "metrics.jsonl").read_bytes())
     vectors = load_run(out, device="cpu").embed(["The red ship sees the old house."])
@@ -418,13 +420,17 @@ def test_a_mistake_is_one_line_and_exit_2():
 
 def test_wandb_offline(data, tmp_path):
     """Nothing is contacted; the id is kept, and a resumed run logs to the same one."""
-    ids, offline = [], {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    for steps in (2, 4):
-        words = arguments(data, tmp_path / "run", "--wandb", f"--max_steps={steps}")
-        done = Process(words, tmp_path / "log", environ=offline).wait(110)
-        assert done.code == 0, done.err
-        ids.append(json.loads((tmp_path / "run/config.json").read_text())["wandb_id"])
-    assert ids[0] and ids[0] == ids[1] and list((tmp_path / "run/wandb").glob("offline-run-*"))
+    words = arguments(data, tmp_path / "run", "--wandb", "--max_steps=2")
+    offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    done = Process(words, tmp_path / "log", environ=offline).wait(110)
+    assert done.code == 0, done.err
+    name = json.loads((tmp_path / "run/config.json").read_text())["wandb_id"]
+    assert name and list((tmp_path / "run/wandb").glob(f"offline-run-*-{name}"))
+    fake = MagicMock(**{"init.return_value.id": name, "init.return_value.url": None})
+    with patch.dict(sys.modules, wandb=fake):
+        assert main([*words, "--max_steps=4"]) == 0
+    assert fake.init.call_args.kwargs["id"] == name and fake.init.call_args.kwargs["resume"] == "allow"
+    assert [call.kwargs["step"] for call in fake.init.return_value.log.call_args_list][-1] == 4
 
 
 def test_the_loader_hands_on_errors():

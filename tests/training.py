@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import train
 from lab import command
 from lab.configurator import UserError
+from lab.distributed import World
 from lab.training import compilation, optim
 from lab.training.run_folder import RunFolder
 from model import ConceptModel
@@ -74,16 +75,21 @@ def unrendered():
     return patch("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).touch())
 
 
+def forkserver():
+    """Forks processes from one that has imported torch already."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.training", "torch._dynamo"])
+    return server
+
+
 class Process:
     """train.py in a process of its own, forked from one that has imported torch already."""
 
     def __init__(self, words, log: Path, environ=None, folder=ROOT, before=None):
         """log: where it writes, log.out and log.err; before: called in it before it starts."""
-        server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(["tests.training", "torch._dynamo"])
         self.log, self.began = log, time.monotonic()
         args = (words, log, environ or {}, folder, before)
-        self.process = server.Process(target=in_process, args=args, daemon=True)
+        self.process = forkserver().Process(target=in_process, args=args, daemon=True)
         self.process.start()
 
     def __enter__(self):
@@ -144,6 +150,26 @@ def start_ranks(words_of_each, logs: Path, **keys):
 def run_ranks(words_of_each, logs: Path, timeout=60, **keys) -> list[SimpleNamespace]:
     with start_ranks(words_of_each, logs, **keys) as ranks:
         return [rank.wait(timeout) for rank in ranks]
+
+
+def on_two_ranks(function, folder: Path) -> list:
+    """What function(World) returns on each of two ranks, saved and loaded."""
+    ranks = [forkserver().Process(target=one_of_two_ranks, args=(rank, function, folder)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def one_of_two_ranks(rank, function, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    world = World(rank, 2, torch.device("cpu"), "float32")
+    torch.save(function(world), folder / f"{rank}.pt")
+    world.barrier()
+    os._exit(0)  # as command.command: taking the process group down while DDP holds it now and then never ends
 
 
 def small_buckets(sizes: Path):
