@@ -293,7 +293,7 @@ class Page:
     def neighbours(self):
         texts, near = self.texts[:PLOTTED], {}
         for name, one in self.columns.items():
-            vectors = one.run.embed(texts).double()
+            vectors = one.run.embed(texts, adapt_to=texts).double()
             near[name] = nearest(vectors - vectors.mean(0))
         lexical = nearest(torch.from_numpy(words.tfidf(texts)))
         same = [sum(a[0] == b[0] for a, b in zip(own, lexical, strict=True)) / len(texts) for own in near.values()]
@@ -318,7 +318,7 @@ class Page:
 
     def probing(self, count: int):
         self.section("Linear probes of the frozen concepts")
-        embedders = {name: probes.concepts_of(one.run) for name, one in self.columns.items()}
+        embedders = {name: one.run.all_concepts for name, one in self.columns.items()}
         rows = []
         for record in self.record.values():
             record["probes"] = {}

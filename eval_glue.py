@@ -14,7 +14,10 @@ class of two; of three classes (MNLI, SICK-E) it is the mean over them, macro-F1
 `order`: two held-out texts of the same words, which one was written as it stands? Two content words exchanged (three or
 more places apart); the two halves exchanged; a negation or number moved to another content word; words shuffled within
 windows of three. A linear probe of the frozen vectors answers; any mean of token vectors stands at 50 %. `order` is the
-mean over the four of 2 x the share that is right - 1, 0 ... 100; order_concepts: by all concepts, not by their mean.
+mean over the rules of 2 x the share that is right - 1, 0 ... 100; order_concepts: by all concepts, not by their mean.
+Its floors: token_ngrams, which tokens follow which (counts of two and three), and token_idf, which knows no order.
+Floors of similarity: TF-IDF of words and of characters, random vectors of words, means of the run's own token vectors
+by idf (token_idf) and by corpus frequency (token_sif, Arora et al. 2017), the untrained model.
 
 fine_tune: a head, and the encoder with it, is trained on the train split less a held-out tenth, which chooses the
 epoch (and with --grid=lr the learning rate); dev and test are only read. The untrained twin is trained in the same way,
@@ -51,7 +54,9 @@ from encoders import Options
 from heads import HEADS
 from lab.command import log
 from lab.configurator import PathStr, UserError, parse, warn
+from lab.data import text_files
 from lab.data.corpus import Corpus, check_name
+from lab.data.tokenizers import clean
 from lab.evaluation import scores, tasks
 from lab.evaluation.contamination import contamination
 from lab.evaluation.finetune import RATES, RECIPES, FineTuning, check
@@ -106,11 +111,12 @@ class EvalConfig:
         int, "fine_tune: tokens read of a row, the longest sentence is cut first; 0: the run's", Bounds(0)
     ] = 0
     train_on: Annotated[Literal["train", "dev"], "fine_tune: the split to train on; dev where none is"] = "train"
-    seeds: Annotated[int, "fine_tune: seeds 0 ... N-1", Bounds(1)] = 3
+    seeds: Annotated[int, "fine_tune: seeds 0 to N-1", Bounds(1)] = 3
     against: Annotated[
         PathStr, "another run folder, judged in the same mode before: the paired difference to it is said"
     ] = ""
-    data: Annotated[PathStr, "folder of the task files, in their original layout"] = "data/glue"
+    data: Annotated[PathStr, "folder of the task files, as published or of data/glue/prepare.py"] = "data/glue"
+    text: Annotated[PathStr, "order: a file with a sentence a line, in place of the run's own validation text"] = ""
     concepts: Annotated[
         tuple[int, ...],
         "the first so many of a run with nested=True; several: a sweep, quality against FLOPs",
@@ -193,6 +199,7 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     if pairs.name == "order":
         theirs = task_floors(run, pairs, cache, pairs.floors)
         ours = pairs.answers(run)
+        log(f"order: {len(pairs.sides[0]):,} pairs of {pairs.source}, half of them judged")
         protocol = {"text": pairs.source, "pairs": dict(Counter(pairs.sets["dev"].tolist())), "dtype": "float32"}
         protocol |= {"head": "ridge on the difference of two texts", "selection": "leave-one-out error"}
         splits, each = judge(ours, theirs, pairs)
@@ -242,6 +249,8 @@ def write_record(run, pairs: Pairs, mode: str, splits: dict, each: dict, protoco
         "per_seed": [{s: {m: float(v[i]) for m, v in metrics.items()} for s, metrics in each.items()} for i in seeds],
     }
     arrays = {f"{split}/labels": pairs.labels[split] for split in ours}
+    if pairs.name == "order":
+        arrays |= {f"{split}/texts": np.array(pairs.digest()) for split in ours}
     for split, answer in ours.items():
         arrays |= {f"{split}/{'predictions' if mode == 'fine_tune' else kind}": rows for kind, rows in answer.items()}
     name = record_name(mode, pairs.name, run.model.options)
@@ -300,7 +309,7 @@ def difference(record: dict, path: Path, other: dict, theirs: dict) -> list[str]
     differs += ["code or rows"] if record["version"] != other.get("version") else []
     warning = f" (another {', '.join(differs)})" if differs else ""
     for split in record["splits"]:
-        metric = task.primary + ("_adapted" if f"{split}/adapted" in ours else "")
+        metric = task.primary + ("_adapted" if f"{split}/adapted" in ours.keys() & theirs.keys() else "")
         name = f"{other['run_id']} in {record['task']}"
         lift = paired(metric, split, [ours], {name: [theirs]}, np.median)[name]
         lines.append(f"{record['task']} {split}: {metric} {interval(lift)} over {other['run_id']}, paired{warning}")
@@ -329,6 +338,17 @@ def sweep(run: LoadedRun, loaded: list[Pairs], options: list[Options], folder: P
         rows.append(row)
     sweep_figure(lines, folder / "sweep.png")
     return dict_table(rows)
+
+
+def make_order(run: LoadedRun, path: str) -> Order:
+    """Of the lines of a file, or of the run's own validation text."""
+    if not path:
+        return Order(run)
+    try:
+        with open(path, "rb") as file:
+            return Order(run, [clean(line) for line in text_files.lines(file)])
+    except OSError as error:
+        raise UserError(f"--text={path} cannot be read ({error.strerror}); write the path of a file of text") from None
 
 
 def open_run(parsed, config: EvalConfig) -> LoadedRun:
@@ -360,16 +380,17 @@ def main(argv) -> int:
     if not names:
         raise UserError(f"no task that can be judged lies below {data}; give another --data=DIR, or {FETCH}")
     if config.contamination:
+        if "order" in names:
+            raise UserError("order has no files of sentences; name other --tasks")
         folder = Path(config.data_dir or ROOT / "data") / check_name(config.contamination)
         corpus = Corpus(folder, "train")
         print(contamination(corpus, {name: load_task(name, data) for name in names}))
         return 0
-    loaded = []
+    loaded, trained_on = [], "" if zero else config.train_on
     for name in names:  # all mistakes in files first
         try:
-            loaded.append(
-                Order(run) if name == "order" else Pairs(name, load_task(name, data), "" if zero else config.train_on)
-            )
+            order = name == "order"
+            loaded.append(make_order(run, config.text) if order else Pairs(name, load_task(name, data), trained_on))
         except UserError as error:
             if config.tasks != ("all",) or zero:
                 raise
@@ -405,6 +426,10 @@ def evaluate(config: EvalConfig, run: LoadedRun, loaded: list[Pairs], others: di
         records.append(record)
     how = "zero-shot" if zero else f"fine-tuned, head {config.head}, median (least..most) of {config.seeds} seeds"
     print(f"{run.config['run_id']}, ckpt_{run.step}, {how}, x100; [95 % intervals]\n")
+    if zero:
+        for what, (remove, power) in ADAPTED.items():
+            print(f"adapted, {what}: first directions removed: {remove}; the others by sigma^-{power:g}")
+        print()
     print(dict_table(drop_empty_columns(rows)))
     print("\n" + "\n".join(f"{name}: {sentence}" for name, sentence in verdicts(rows).items()))
     if others:

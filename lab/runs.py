@@ -74,11 +74,13 @@ class LoadedRun:
         list of n strings -> float32 [n, hidden] on the CPU: each text's concepts pooled; one string -> [hidden]. A text
         longer than max(lengths) is cut into chunks, its vector is their token-weighted mean.
         adapt_to: sentences of the kind of text that is compared, thousands if there are; vectors lose what these have
-        in common (ADAPTED). Without it, and where config has remove_directions or whitening, geometry.isotropic is
-        applied, fitted on the training corpus's validation rows.
+        in common (ADAPTED); UserError where they are too few. Without it, and where config has remove_directions or
+        whitening, geometry.isotropic is applied, fitted on the training corpus's validation rows.
         """
         vectors = self.pooled(texts, batch_tokens)
         if adapt_to is not None:
+            if isinstance(adapt_to, str) or len(adapt_to) < 2:
+                raise UserError("adapt_to is a list of sentences, best of thousands; leave it out if there are none")
             mean, matrix = geometry.isotropic(self.pooled(list(adapt_to), batch_tokens), *ADAPTED["model"])
         elif self.config["remove_directions"] or self.config["whitening"]:
             mean, matrix = self.fitted()
@@ -174,6 +176,10 @@ class LoadedRun:
         rows = [] if self.rows is None else self.rows[:count].tolist()
         texts = list(dict.fromkeys(self.tokenizer.decode(row).strip() for row in rows))
         return texts, f"{len(texts)} rows that the run keeps (its validation text is not at hand)"
+
+    def all_concepts(self, texts: list[str]) -> np.ndarray:
+        """Texts [n] -> all concepts of each beside each other, float32 [n, C hidden]."""
+        return np.concatenate([self.concepts(texts[i : i + 64]).flatten(1).numpy() for i in range(0, len(texts), 64)])
 
     def read(self, text: str) -> Tensor:
         """Text -> ids [1, n] of at most max(lengths) tokens, the first."""

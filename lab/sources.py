@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = "numpy", "scipy", "tokenizers", "torch"
+PACKAGES = "numpy", "scikit-learn", "scipy", "tokenizers", "torch"
 INSTALLED = {"site-packages", "dist-packages"}  # of such files the version is enough
 
 

@@ -129,6 +129,7 @@ def test_the_record_of_each_task(place, records):
             primary = "accuracy" if metrics is SHARES else "pearson"
             best = found["lift"]["best_floor"]
             assert best["floor"] == max(found["floors"], key=lambda floor: found["floors"][floor][primary])  # noqa: B023
+            assert ("lift_probe" in found) == (metrics is SHARES)
             named = [(found["lift"][floor], floor) for floor in ("token_idf", "untrained")]
             for lift, floor in ((best, best["floor"]), *named):
                 difference = found["metrics"][primary] - found["floors"][floor][primary]
@@ -296,7 +297,7 @@ def test_adapted_equals_principal_components(place, records):
 def test_order_beside_other_tasks(place, capsys, monkeypatch):
     for module in (floors, order):
         monkeypatch.setattr(module, "UNTRAINED_SEEDS", 2)
-    monkeypatch.setattr(order.make_pairs, "__defaults__", (100, 0))
+    monkeypatch.setattr(order.make_pairs, "__defaults__", (120, 0))
     shutil.copytree(place / "out/run", place / "out/ordered", dirs_exist_ok=True)
     assert judge(place, "--tasks=order,sick_r", run="ordered") == 0
     record = json.loads((place / "out/ordered/eval/zero_shot_order.json").read_text())
@@ -309,8 +310,13 @@ def test_order_beside_other_tasks(place, capsys, monkeypatch):
     assert f"order dev: {split['verdict']}" in shown and "| order_concepts " in shown
     low, high = (100 * split["intervals"]["halves"][end] for end in ("low", "high"))
     assert f"{100 * split['metrics']['halves']:.1f} [{low:.1f}, {high:.1f}]" in shown
+    shutil.copytree(place / "out/ordered", place / "out/run2", dirs_exist_ok=True)
     assert judge(place, "--tasks=order", f"--against={place / 'out/ordered'}", run="ordered") == 0
     assert "order dev: order +0.0 [+0.0, +0.0] over" in capsys.readouterr().out
+    lines = [f"{sentence(random.Random(i))[:-1]} number {i}" for i in range(1200)]
+    (place / "lines.txt").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="judged on other rows"):
+        judge(place, "--tasks=order", f"--text={place / 'lines.txt'}", f"--against={place / 'out/run2'}", run="ordered")
     with pytest.raises(UserError, match="order is judged on frozen vectors; leave --mode out"):
         judge(place, "--tasks=order", "--mode=fine_tune", run="ordered")
 

@@ -50,19 +50,23 @@ def test_pairs_are_plain_and_repeat():
 
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
 def test_the_probe_equals_a_loop_over_left_out_pairs(form):
+    """Its strength has the least squared error of the first half's pairs, each left out in turn."""
     chance = np.random.default_rng(0)
-    written = chance.normal(size=(120, 30))
-    changed = written - chance.normal(size=(120, 30)) - 0.2 * chance.normal(size=30)
-    changed[7] = written[7]  # nothing to go by
-    change, best = np.delete(written - changed, 7, 0), (np.inf, None)
-    for strength in order.STRENGTHS * (change**2).sum(1).mean():
+    written = chance.normal(size=(241, 30))
+    changed = written - chance.normal(size=(241, 30)) - 0.2 * chance.normal(size=30)
+    changed[[7, 130]] = written[[7, 130]]  # nothing to go by
+    change, best = np.delete(written - changed, (7, 130), 0), (np.inf, None)
+    train, test = change[:120], change[120:]
+    for strength in order.STRENGTHS * (train**2).sum(1).mean():
         told = []
-        for i in range(len(change)):
-            x = np.delete(change, i, 0)
-            told.append(change[i] @ np.linalg.solve(x.T @ x + strength * np.eye(30), x.sum(0)))
-        best = min(best, (((np.array(told) - 1) ** 2).mean(), told))
+        for i in range(len(train)):
+            x = np.delete(train, i, 0)
+            told.append(train[i] @ np.linalg.solve(x.T @ x + strength * np.eye(30), x.sum(0)))
+        best = min(best, (((np.array(told) - 1) ** 2).mean(), strength))
+    weights = np.linalg.solve(train.T @ train + best[1] * np.eye(30), train.sum(0))
     right = order.right_ones(form(written), form(changed))
-    assert right[7] == 0.5 and np.delete(right, 7).tolist() == [float(x > 0) for x in best[1]]
+    assert len(right) == 120 and right[130 - 121] == 0.5
+    assert np.delete(right, 130 - 121).tolist() == [float(x > 0) for x in test @ weights]
 
 
 class Bag:
@@ -87,8 +91,8 @@ class Bag:
         means = [self.table[place, row].mean(0) for place, row in zip(places, rows, strict=True)]
         return torch.from_numpy(np.stack(means))
 
-    def concepts(self, texts):
-        return self.pooled(texts)[:, None].float()
+    def all_concepts(self, texts):
+        return self.pooled(texts).float().numpy()
 
     def twin(self, seed):
         twin = Bag(seed + 1, self.placed)
@@ -109,8 +113,9 @@ def test_a_mean_of_token_vectors_stands_at_chance():
     split, intervals, _ = judged(run, task)
     assert split["floors"]["token_idf"] == split["metrics"] and set(split["metrics"].values()) == {0.0, 0.5}
     assert split["lift"]["token_idf"] == {"value": 0, "low": 0, "high": 0, "verdict": "at floor"}
-    assert task.digest() != Order(run, SENTENCES[:400]).digest() and Order.version() == "order"
-    with pytest.raises(UserError, match="order needs 50 held-out sentences .*; give --data_dir"):
+    assert len(task.labels["dev"]) == sum(len(task.sides[0][at]) // 2 for at in task.rules.values())
+    assert task.digest() != Order(run, SENTENCES[:650]).digest() and Order.version() == "order"
+    with pytest.raises(UserError, match="order needs 100 sentences .*; give --data_dir"):
         Order(run, SENTENCES[:20])
 
 

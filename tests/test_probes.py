@@ -75,9 +75,9 @@ def test_judged_beside_floors_and_told_when_planted():
 
 def test_concepts_of_texts(tokenizer):  # noqa: F811
     run = run_of(tokenizer)
-    vectors = probes.concepts_of(run)(TEXTS[:70])
+    vectors = run.all_concepts(TEXTS[:70])
     assert vectors.shape == (70, 3 * 16)
-    np.testing.assert_allclose(vectors[66:], probes.concepts_of(run)(TEXTS[66:70]), atol=1e-5)
+    np.testing.assert_allclose(vectors[66:], run.all_concepts(TEXTS[66:70]), atol=1e-5)
 
 
 def test_capacity_is_an_upper_bound_that_free_concepts_reach(tokenizer):  # noqa: F811

@@ -131,7 +131,9 @@ def test_lifts_are_of_the_primary_metric():
     lifts = {f"pearson{kind}": f"lift{kind}" for kind in ("", "_centred", "_adapted")}
     beyond = {"partial_lexical": "lift_beyond", "partial_lexical_adapted": "lift_beyond_adapted"}
     assert TASKS["stsb"].lifts == lifts | beyond
-    assert TASKS["mrpc"].lifts == {"accuracy": "lift"} and TASKS["cola"].lifts == {"mcc": "lift"}
+    assert TASKS["mrpc"].lifts == {"accuracy_probe": "lift_probe", "accuracy": "lift"} and TASKS["cola"].lifts == {
+        "mcc": "lift"
+    }
 
 
 def test_cosines_dense_sparse_and_centred(monkeypatch):

@@ -12,10 +12,9 @@ from random import Random
 
 import numpy as np
 from scipy import sparse
-from scipy.stats import binomtest
 
 from lab.evaluation.floors import word_counts
-from lab.runs import LoadedRun
+from lab.evaluation.metrics import wilson
 
 STRENGTHS = 10.0 ** np.arange(-5, 3)  # of the ridge, x the mean diagonal of the Gram matrix
 FEWEST = 10  # texts of the rarest class, in training and in the test, below which a probe says nothing
@@ -47,8 +46,7 @@ def accuracy(features, probe: Probe) -> dict[str, float]:
     strengths = STRENGTHS * max(energy / train.shape[0], 1e-30)
     model = RidgeClassifierCV(strengths).fit(train, probe.labels[~probe.test])
     right = model.predict(features[probe.test]) == probe.labels[probe.test]
-    low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-    return {"value": float(right.mean()), "low": low, "high": high}
+    return wilson(right)
 
 
 def judge(probe: Probe, embedders: dict[str, Callable[[list[str]], np.ndarray]]) -> dict[str, dict | float]:
@@ -58,16 +56,6 @@ def judge(probe: Probe, embedders: dict[str, Callable[[list[str]], np.ndarray]])
     scores = {"majority": float((test == common).mean())}
     scores["bag_of_words"] = accuracy(word_counts(probe.texts)[0], probe)
     return scores | {name: accuracy(embed(probe.texts), probe) for name, embed in embedders.items()}
-
-
-def concepts_of(run: LoadedRun) -> Callable[[list[str]], np.ndarray]:
-    """Texts [n] -> all their concepts beside each other, float32 [n, C H]."""
-
-    def embed(texts):
-        parts = [run.concepts(texts[i : i + 64]).flatten(1).numpy() for i in range(0, len(texts), 64)]
-        return np.concatenate(parts)
-
-    return embed
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -224,8 +224,6 @@ def cache_key(run: LoadedRun, pairs: Pairs) -> str:
     model |= run.model.options._asdict()
     settings = [sources(pairs.floors_of, run.model), model, run.config["tokenizer_hash"], pairs.digest()]
     digest = hashlib.sha256(json.dumps(settings).encode())
-    if (frequency := run.token_frequency()) is not None:
-        digest.update(frequency.tobytes())
     if run.model.token_vectors is not None:  # untrained twins begin with them
         digest.update(run.model.token_vectors.cpu().numpy().tobytes())
     if run.model.frozen:  # and with these
@@ -241,7 +239,11 @@ def version(pairs) -> str:
 def task_floors(run: LoadedRun, pairs: Pairs, cache: Path, make=None) -> dict[str, dict[str, dict]]:
     """Floor -> split -> answers, read from the folder `cache`, or computed (by `make`, unless the floors are those of
     similarity) and put there."""
-    path = cache / f"{pairs.name}_{cache_key(run, pairs)}.npz"
+    frequency = run.token_frequency()  # of token_sif
+    if frequency is None:
+        log(f"{pairs.name}: the run's text is not at hand, so there is no floor token_sif")
+    corpus = "" if frequency is None else hashlib.sha256(frequency.tobytes()).hexdigest()[:8]
+    path = cache / f"{pairs.name}_{cache_key(run, pairs)}{corpus}.npz"
     if arrays := load_arrays(path):
         floors = {}
         for name, array in arrays.items():

@@ -1,7 +1,7 @@
 """Metrics of answers to a task: correlations, accuracy, F1, Matthews; cosines of vectors."""
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import binomtest, rankdata
 
 
 def pearson(x, y) -> float:
@@ -51,6 +51,12 @@ def mcc(predicted, labels) -> float:
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
     scale = np.sqrt((x * x).sum() * (y * y).sum())
     return float((x * y).sum() / scale) if scale > 0 else 0.0
+
+
+def wilson(right) -> dict[str, float]:
+    """right [n], 1 or 0 -> the share that is right, {"value", "low", "high"}, with its 95 % interval (Wilson 1927)."""
+    low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    return {"value": float(right.mean()), "low": low, "high": high}
 
 
 def average_precision(x, labels) -> float:

@@ -1,12 +1,12 @@
 """
 Order: of two texts with the same words, one as it was written in held-out text, which is it?
 
-    order = Order(run)                      # texts of the run's own held-out text, changed by four rules
+    order = Order(run)                      # sentences of the run's own held-out text, changed by four rules
     ours = order.answers(run)               # {"dev": {"pooled": [1, n], "concepts": [1, n]}}: 1 where it is right
 
-A linear probe of frozen vectors answers: ridge regression on the difference of the two, each pair judged by a probe of
-all the other pairs (closed leave-one-out error, Allen 1974). A mean of token vectors is the same for both texts and
-stands at 50 % by construction; should it not, the task gives something away.
+A linear probe of frozen vectors answers: ridge regression on the differences of one half of the pairs, its strength by
+the leave-one-out error, judged on the other half. A mean of token vectors is the same for both texts and stands at 50 %
+by construction; should it not, the task gives something away.
 """
 
 import hashlib
@@ -16,23 +16,21 @@ import random
 from collections.abc import Callable
 
 import numpy as np
-from scipy import sparse
-from scipy.stats import binomtest
 
-from lab.configurator import UserError
-from lab.evaluation.floors import UNTRAINED_SEEDS, averages, count_matrix, idf
+from lab.configurator import UserError, warn
+from lab.evaluation.floors import NEGATIONS, UNTRAINED_SEEDS, averages, count_matrix, idf
+from lab.evaluation.metrics import wilson
 from lab.evaluation.scores import SUFFIX, stack
 from lab.evaluation.tasks import TASKS
 from lab.runs import LoadedRun
 
-COUNT, FEWEST = 1000, 50  # pairs of a rule, at most and at least
+COUNT, FEWEST = 1500, 100  # pairs of a rule, at most and at least
 WORDS = 8, 16  # of a text
 APART = 3  # places between what is exchanged or moved
-SENTENCES = 6000  # from which the pairs are made
+SENTENCES = 9000  # from which the pairs are made
 STRENGTHS = 10.0 ** np.arange(-4, 3)  # of the ridge, x the mean square of a difference
 ROUNDING = 1e-5  # of a vector's length: a smaller difference is none
 
-NEGATIONS = {"no", "not", "never", "none", "without", "cannot", "neither", "nor"}
 NUMBERS = {"two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "hundred", "thousand", "million"}
 
 
@@ -100,22 +98,19 @@ def make_pairs(sentences: list[str], count: int = COUNT, seed: int = 0) -> dict[
 
 
 def right_ones(written, changed) -> np.ndarray:
-    """Features [n, D] of texts as written and of the changed ones, dense or sparse -> [n]: 1 where a linear probe of
-    the other pairs prefers the one that was written, 0.5 where both are alike."""
+    """Features [n, D] of texts as written and of the changed ones, dense or sparse -> [n // 2]: of the second half of
+    the pairs 1 where a linear probe of the first half prefers the one that was written, 0.5 where both are alike."""
     from sklearn.linear_model import RidgeCV  # late: `--help` does without
 
     change = written - changed
     lengths = [np.sqrt(np.asarray((x * x).sum(1), np.float64)).ravel() for x in (written, change)]
-    differ = lengths[1] > ROUNDING * lengths[0]
-    if differ.sum() < 2:
-        return np.full(len(differ), 0.5)
-    change = change[differ] if sparse.issparse(change) else change[differ].astype(np.float64)
-    strengths = STRENGTHS * np.mean(lengths[1][differ] ** 2)
-    probe = RidgeCV(strengths, fit_intercept=False, scoring="neg_mean_squared_error", store_cv_results=True)
-    probe.fit(change, np.ones(change.shape[0]))
-    told = probe.cv_results_.reshape(change.shape[0], -1)[:, strengths == probe.alpha_][:, 0]
-    right = np.full(len(differ), 0.5)
-    right[differ] = np.where(told == 0, 0.5, told > 0)
+    n, differ = change.shape[0], lengths[1] > ROUNDING * lengths[0]
+    test = np.arange(n) >= n - n // 2
+    right, train = np.full(test.sum(), 0.5), differ & ~test
+    if train.any():
+        strengths = STRENGTHS * np.mean(lengths[1][train] ** 2)
+        probe = RidgeCV(strengths, fit_intercept=False).fit(change[train], np.ones(train.sum()))
+        right[differ[test]] = (np.sign(probe.predict(change[differ & test])) + 1) / 2 if (differ & test).any() else ()
     return right
 
 
@@ -127,21 +122,27 @@ class Order:
 
     def __init__(self, run: LoadedRun, sentences: list[str] | None = None):
         """sentences: the run's own held-out ones, unless they are given. UserError where they are too few. Pairs are
-        left out which the run does not read whole, or not as the same tokens, and rules with fewer than FEWEST."""
+        left out which the run does not read whole, or not as the same tokens, and rules with fewer than FEWEST
+        (a warning)."""
         sentences, self.source = (sentences, "the given text") if sentences else run.held_out(SENTENCES)
-        longest, self.rules, self.sides = run.max_length - run.added[0], {}, ([], [])
+        longest, self.rules, self.sides, few = run.max_length - run.added[0], {}, ([], []), []
         for rule, pairs in make_pairs(sentences).items():
             ids = zip(*(run.encode_texts(list(side)) for side in zip(*pairs, strict=True)), strict=True)
             good = [len(a) <= longest and sorted(a) == sorted(b) for a, b in ids]
-            if sum(good) >= FEWEST:
-                self.rules[rule] = slice(len(self.sides[0]), len(self.sides[0]) + sum(good))
-                for side, texts in zip(self.sides, zip(*itertools.compress(pairs, good), strict=True), strict=True):
-                    side.extend(texts)
+            if sum(good) < FEWEST:
+                few.append(f"{rule} ({sum(good)})")
+                continue
+            self.rules[rule] = slice(len(self.sides[0]), len(self.sides[0]) + sum(good))
+            for side, texts in zip(self.sides, zip(*itertools.compress(pairs, good), strict=True), strict=True):
+                side.extend(texts)
         if not self.rules:
-            what = f"order needs {FEWEST} held-out sentences of {WORDS[0]} to {WORDS[1]} words, which are not at hand"
-            raise UserError(f"{what} ({self.source}); give --data_dir, where the run's prepared data are")
-        numbers = np.concatenate([np.full(at.stop - at.start, i) for i, at in enumerate(self.rules.values())])
-        self.labels, self.sets = {"dev": numbers}, {"dev": np.array([*self.rules])[numbers]}
+            what = f"order needs {FEWEST} sentences of {WORDS[0]} to {WORDS[1]} words that the run reads whole"
+            raise UserError(f"{what}, not {self.source}; give --data_dir, where its prepared data are, or --text")
+        if few:
+            warn(f"order is of {len(self.rules)} rules: fewer than {FEWEST} pairs of {', '.join(few)}")
+        numbers = [np.full((at.stop - at.start) // 2, i) for i, at in enumerate(self.rules.values())]
+        self.labels = {"dev": np.concatenate(numbers)}
+        self.sets = {"dev": np.array([*self.rules])[self.labels["dev"]]}
 
     def digest(self) -> str:
         """Hash of the texts."""
@@ -153,7 +154,7 @@ class Order:
         return "order"
 
     def probed(self, features: Callable) -> np.ndarray:
-        """`right_ones` of each rule's pairs, [1, n]; features: n texts -> [n, D]."""
+        """`right_ones` of each rule's pairs, [1, n]; features: texts [m] -> [m, D]."""
         found = []
         for at in self.rules.values():
             written, changed = (side[at] for side in self.sides)
@@ -163,22 +164,14 @@ class Order:
 
     def answers(self, run: LoadedRun) -> dict[str, dict[str, np.ndarray]]:
         """By the pooled vector, and by all concepts beside each other."""
-
-        def concepts(texts):
-            return np.concatenate(
-                [run.concepts(texts[i : i + 64]).flatten(1).numpy() for i in range(0, len(texts), 64)]
-            )
-
         pooled = self.probed(lambda texts: run.pooled(texts).numpy())
-        return {"dev": {"pooled": pooled, "concepts": self.probed(concepts)}}
+        return {"dev": {"pooled": pooled, "concepts": self.probed(run.all_concepts)}}
 
     def intervals(self, answers: dict) -> dict[str, dict[str, float]]:
         """Of the share of a rule's pairs that is right: {"value", "low", "high"}, 95 % (Wilson 1927)."""
         found = {}
-        for kind, (rule, at) in itertools.product(answers, self.rules.items()):
-            right = answers[kind][0, at]
-            low, high = binomtest(int(right.sum()), right.size).proportion_ci(method="wilson")
-            found[rule + SUFFIX[kind]] = {"value": float(right.mean()), "low": low, "high": high}
+        for kind, (number, rule) in itertools.product(answers, enumerate(self.rules)):
+            found[rule + SUFFIX[kind]] = wilson(answers[kind][0, self.labels["dev"] == number])
         return found
 
     def floors(self, run: LoadedRun) -> dict[str, dict[str, dict]]:

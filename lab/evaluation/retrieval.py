@@ -5,6 +5,7 @@ import numpy as np
 from lab.data.corpus import Corpus
 from lab.evaluation.floors import (
     RANDOM_SEEDS,
+    SIF,
     UNTRAINED_SEEDS,
     averages,
     count_matrix,
@@ -15,14 +16,14 @@ from lab.evaluation.floors import (
 )
 from lab.evaluation.scores import lifts, stack
 from lab.report import format_range, interval, table
-from lab.runs import LoadedRun
+from lab.runs import ADAPTED, LoadedRun
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Retrieval without labels, for the end of a run: which of 500 held-out bodies belongs to this first sentence?
 #
 # A query is the first sentence of a validation document, its answer what follows in it. Vectors are means of concepts,
-# as in `LoadedRun.pooled`; similarity is the cosine, raw and centred (less the mean over all queries and bodies). A
-# query is answered where its own body is strictly the most similar: a tie is a miss. Intervals are of the difference to
+# as in `LoadedRun.pooled`; similarity is the cosine: raw; centred, less the mean over all queries and bodies; adapted
+# to these. A query is answered where its own body is strictly the most similar: a tie is a miss. Intervals are of the difference to
 # a floor, over paired resamples of the queries; the bodies they choose among stay.
 
 PAIRS, FEWEST = 500, 20  # how many are asked for; fewer than these tell nothing
@@ -30,7 +31,7 @@ SEED = 20250101  # of the choice of documents: the same in every run
 SHORTEST = 3, 8  # tokens of a first sentence and of a body; what is shorter hardly tells anything
 LONGEST = 128  # tokens that are read of either: what bounds the cost on a corpus of long documents
 TIE = 1e-9  # cosines that differ by less are equal: the order of a sum must not decide
-KINDS = "raw", "centred"
+KINDS = "raw", "centred", "adapted"
 RANDOM, TFIDF, TOKENS, UNTRAINED = "random vectors", "word TF-IDF", "token_idf", "the untrained twin"
 
 
@@ -70,27 +71,35 @@ def answered(queries: np.ndarray, bodies: np.ndarray) -> np.ndarray:
     return own > cosines.max(1) + TIE
 
 
-def hits(vectors) -> dict[str, np.ndarray]:
-    """Vectors [2n, D] of n queries, then their n bodies -> {"raw", "centred": int64 [1, n]}, 1 where answered."""
+def hits(vectors, adapted=ADAPTED["static"]) -> dict[str, np.ndarray]:
+    """Vectors [2n, D] of n queries, then their n bodies -> {"raw", "centred", "adapted": int64 [1, n]}, 1 where
+    answered; adapted to these texts themselves, as ADAPTED says."""
     vectors = np.asarray(vectors, np.float64)
-    n = len(vectors) // 2
-    both = vectors, vectors - vectors.mean(0)
-    return {kind: answered(v[:n], v[n:])[None].astype(np.int64) for kind, v in zip(KINDS, both, strict=True)}
+    n, (remove, power) = len(vectors) // 2, adapted
+    centred = vectors - vectors.mean(0)
+    squares, left = np.linalg.eigh(centred @ centred.T)  # ascending; columns times sigma: along principal directions
+    sigma = np.sqrt(np.maximum(squares, 1e-12 * squares[-1]))[: len(squares) - remove]
+    every = vectors, centred, left[:, : len(sigma)] * sigma ** (1 - power)
+    return {kind: answered(v[:n], v[n:])[None].astype(np.int64) for kind, v in zip(KINDS, every, strict=True)}
 
 
 def retrieval_hits(run: LoadedRun, texts: list[str]):
     """(hits of the model, {floor: hits of its runs}); texts: n queries, then their n bodies."""
     words, vocabulary = word_counts(texts)
     plain = averages(words, np.ones(len(vocabulary)))
-    tokens = count_matrix(run.encode_texts(texts), run.model.config.vocab_size)
-    means, twins = averages(tokens, idf(tokens)), [run.twin(seed) for seed in range(UNTRAINED_SEEDS)]
+    tokens, frequency = count_matrix(run.encode_texts(texts), run.model.config.vocab_size), run.token_frequency()
+    twins = [run.twin(seed) for seed in range(UNTRAINED_SEEDS)]
+    tables = [twin.model.tokens.weight.detach().cpu().double().numpy() for twin in twins]
+    means = {TOKENS: averages(tokens, idf(tokens))}
+    if frequency is not None:
+        means["token_sif"] = averages(tokens, SIF / (SIF + frequency))
     floors = {
         RANDOM: [hits(plain @ random_vectors(vocabulary, seed)) for seed in range(RANDOM_SEEDS)],
         TFIDF: [hits(scale_columns(words, idf(words)).toarray())],  # dense: LONGEST bounds it
-        TOKENS: [hits(means @ twin.model.tokens.weight.detach().cpu().double().numpy()) for twin in twins],
-        UNTRAINED: [hits(twin.pooled(texts).numpy()) for twin in twins],
+        **{floor: [hits(mean @ table) for table in tables] for floor, mean in means.items()},
+        UNTRAINED: [hits(twin.pooled(texts).numpy(), ADAPTED["model"]) for twin in twins],
     }
-    return hits(run.pooled(texts).numpy()), {name: stack(runs) for name, runs in floors.items()}
+    return hits(run.pooled(texts).numpy(), ADAPTED["model"]), {name: stack(runs) for name, runs in floors.items()}
 
 
 def retrieval_table(run: LoadedRun, corpus: Corpus) -> str:
@@ -107,16 +116,16 @@ def retrieval_table(run: LoadedRun, corpus: Corpus) -> str:
         each = runs.mean(1)
         return format_range((each.mean(), each.min(), each.max()))
 
-    rows = [["chance", *[format_range((1 / n,))] * 2, "", ""]]
+    rows = [["chance", *[format_range((1 / n,))] * len(KINDS), *[""] * len(KINDS)]]
     for name, runs in floors.items():
         rows.append([name, *(score(runs[k]) for k in KINDS), *(interval(over[k][name]) for k in KINDS)])
-    rows.append(["this model", *(score(ours[k]) for k in KINDS), "", ""])
-    header = [f"first sentence -> its body among {n}, % right", *KINDS, "this model less it, raw", "centred"]
+    rows.append(["this model", *(score(ours[k]) for k in KINDS), *[""] * len(KINDS)])
+    header = [f"first sentence -> its body among {n}, % right", *KINDS, "this model less it, raw", *KINDS[1:]]
     few = "" if n == PAIRS else f"; {n} pairs are all that the validation text has"
     note = (
         f"[95 % interval over queries]: the model is above a floor where the low end is above 0; (least..most of "
-        f"{RANDOM_SEEDS} seeds of random vectors, {UNTRAINED_SEEDS} of the twin and of token_idf, the idf-weighted "
-        f"mean of its token embeddings); texts end at {LONGEST} tokens and "
+        f"{RANDOM_SEEDS} seeds of random vectors, {UNTRAINED_SEEDS} of the twin, token_idf and token_sif, which are "
+        f"means of its token embeddings by idf and by frequency); texts end at {LONGEST} tokens and "
         f"are read {run.max_length} at a time{few}"
     )
     return "\n".join([table(header, rows), "", note])

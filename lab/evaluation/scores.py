@@ -174,7 +174,7 @@ def resampled(metric: str, answers, labels, counts, known=None) -> np.ndarray:
         kinds = (np.unique(labels)[:, None] == labels).astype(np.float64)  # [K, n]
         right = np.stack([counts @ (kind * answers).T / (counts @ kind)[:, None] for kind in kinds])
         return (2 * right - 1).mean(0)
-    if metric == "accuracy":
+    if metric.startswith("accuracy"):
         return counts @ (answers == labels).T.astype(np.float64) / total
     raise ValueError(f"no bootstrap of {metric}")
 
@@ -209,8 +209,10 @@ def paired(metric: str, split: str, ours: list[dict], others: dict[str, list[dic
     is its answers, as `read_answers` returns them."""
     labels, kinds = ours[0][f"{split}/labels"], {key.removeprefix(f"{split}/") for key in ours[0]}
     kind = kind if (kind := answer_kind(metric, kinds)) in kinds else "predictions"  # of a trained head
+    keys = f"{split}/labels", f"{split}/texts"
     for name, runs in others.items():
-        if not all(np.array_equal(labels, run.get(f"{split}/labels")) for run in (*ours, *runs)):
+        same = (np.array_equal(ours[0].get(key), run.get(key)) for run in (*ours, *runs) for key in keys)
+        if not all(same):
             raise UserError(f"{name} was judged on other rows of {split}; judge it again")
     rows = {name: np.concatenate([run[f"{split}/{kind}"] for run in runs]) for name, runs in others.items()}
     mine = np.concatenate([run[f"{split}/{kind}"] for run in ours])
@@ -295,7 +297,11 @@ def adapted_cosine(vectors, index, fitting, remove: int, whitening: float) -> np
     from sklearn.decomposition import PCA  # late: it takes a second
 
     x = vectors[fitting]
-    principal = PCA(min(remove, min(x.shape) - 1), svd_solver="arpack", random_state=0).fit(x)
+    mean, most = np.asarray(x.mean(0)).ravel(), min(remove, min(x.shape) - 1)
+    spread = (x.multiply(x)).sum() / x.shape[0] - mean @ mean
+    if most < 1 or spread <= 1e-9 * (mean @ mean):  # there is nothing to remove
+        return cosine(vectors, index, mean)
+    principal = PCA(most, svd_solver="arpack", random_state=0).fit(x)
     return cosine(vectors, index, principal.mean_, principal.components_)
 
 

@@ -2,12 +2,12 @@
 Sentence tasks, without any model: files -> rows, and what a method answers to each row -> metrics.
 
     pairs = Pairs("stsb", load_task("stsb", "data/glue"))
-    answers = predict(vectors, pairs, "dev")             # vectors: one row per sentence of pairs.sentences
-    scores(pairs.task, answers, pairs.labels["dev"])    # {"pearson": [..], "spearman": [..], ..}
+    answers = predict(vectors, pairs, "dev")               # vectors: one row per sentence of pairs.sentences
+    task_scores(pairs.task, answers, pairs.labels["dev"])  # {"pearson": [..], "spearman": [..], ..}
 
-Answers are those of F runs of a method (its seeds) to n rows: {"cosines", "centred": [F, n]} where the label is a
-score, {"cosines", "predictions": [F, n]} for yes/no questions of paraphrase. A model and a floor are the same thing
-here: one vector per sentence.
+Answers are those of F runs of a method (its seeds) to n rows: {"cosines", "centred", "adapted": [F, n]} where the label
+is a score, {"cosines", "predictions": [F, n]} for yes/no questions of paraphrase. A model and a floor are the same
+thing here: one vector per sentence.
 
 To add a task is one row of TASKS, and a reader where its files are of a new layout.
 """
@@ -190,10 +190,11 @@ class Task:
     def lifts(self) -> dict[str, str]:
         """Metrics that have a lift -> its name in the record of an evaluation."""
         if self.kind == "order":
-            return {"order": "lift", "order_concepts": "lift_concepts"}
+            return {"order_concepts": "lift_concepts", "order": "lift"}
         beyond = {f"{self.primary}_centred": "lift_centred", f"{self.primary}_adapted": "lift_adapted"}
         beyond |= {HEADLINE: "lift_beyond", HEADLINE_ADAPTED: "lift_beyond_adapted"}
-        return {self.primary: "lift"} | (beyond if self.kind == "score" else {})
+        probe = {"accuracy_probe": "lift_probe"} if self.kind == "paraphrase" else {}
+        return probe | {self.primary: "lift"} | (beyond if self.kind == "score" else {})
 
     def label(self, text: str, where: str) -> float:
         if self.kind != "score":

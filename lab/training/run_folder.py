@@ -143,6 +143,8 @@ class RunFolder:
                 del config[key]
         if f"decoder={config.get('decoder')}" in REMOVED:
             config["decoder"] = ModelConfig.decoder
+        if config.get("views") in ("disjoint", "unshared"):  # which change nothing in its model
+            config["views"] = ObjectiveConfig.views
         return config
 
     def write_config(self, config: dict):
