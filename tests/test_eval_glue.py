@@ -313,7 +313,7 @@ def test_order_beside_other_tasks(place, capsys, monkeypatch):
     shutil.copytree(place / "out/ordered", place / "out/run2", dirs_exist_ok=True)
     assert judge(place, "--tasks=order", f"--against={place / 'out/ordered'}", run="ordered") == 0
     assert "order dev: order +0.0 [+0.0, +0.0] over" in capsys.readouterr().out
-    lines = [f"{sentence(random.Random(i))[:-1]} number {i}" for i in range(1200)]
+    lines = [sentence(random.Random(1000 + i)) for i in range(1200)]
     (place / "lines.txt").write_text("\n".join(lines))
     with pytest.raises(UserError, match="judged on other rows"):
         judge(place, "--tasks=order", f"--text={place / 'lines.txt'}", f"--against={place / 'out/run2'}", run="ordered")

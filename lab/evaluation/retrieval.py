@@ -23,8 +23,8 @@ from lab.runs import ADAPTED, LoadedRun
 #
 # A query is the first sentence of a validation document, its answer what follows in it. Vectors are means of concepts,
 # as in `LoadedRun.pooled`; similarity is the cosine: raw; centred, less the mean over all queries and bodies; adapted
-# to these. A query is answered where its own body is strictly the most similar: a tie is a miss. Intervals are of the difference to
-# a floor, over paired resamples of the queries; the bodies they choose among stay.
+# to these. A query is answered where its own body is strictly the most similar: a tie is a miss. Intervals are of the
+# difference to a floor, over paired resamples of the queries; the bodies they choose among stay.
 
 PAIRS, FEWEST = 500, 20  # how many are asked for; fewer than these tell nothing
 SEED = 20250101  # of the choice of documents: the same in every run
