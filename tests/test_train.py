@@ -25,15 +25,7 @@ from lab.training.run_folder import RunFolder
 from losses import ConceptLossConfig
 from model import ConceptModel, ModelConfig
 from objectives import ObjectiveConfig, Objectives
-from tests.corpus import make_corpus
 from tests.training import BRIEF, PRESETS, ROOT, Process, arguments, assert_same_checkpoint, main, run, unrendered
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_corpus(folder / "toy")
-    return folder
 
 
 @pytest.fixture(scope="module")
