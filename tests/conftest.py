@@ -33,6 +33,14 @@ def _real_data():
     return real_data
 
 
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A folder of data with the corpus `toy`, not to be changed."""
+    from tests.corpus import make_corpus  # late: it imports torch
+
+    return make_corpus(tmp_path_factory.mktemp("data") / "toy").parent
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """With NANOCONCEPT_REQUIRE_DATA=1 (.ci/run sets it where the data is) a skip for want of the data is a failure."""

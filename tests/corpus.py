@@ -2,7 +2,9 @@
 
 import json
 import random
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -25,9 +27,23 @@ def sentence(chance: random.Random) -> str:
 
 def make_corpus(folder: Path, documents: int = 1200, vocab_size: int = 400) -> Path:
     """Writes a finished data folder of `documents` documents, of which a fifth is for validation."""
+    folder.mkdir(parents=True)
+    for name, content in files_of_a_corpus(documents, vocab_size).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@cache
+def files_of_a_corpus(documents: int, vocab_size: int) -> dict[str, bytes]:
+    """Made once for all tests of a process."""
+    with TemporaryDirectory() as folder:
+        write_corpus(Path(folder), documents, vocab_size)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def write_corpus(folder: Path, documents: int, vocab_size: int):
     chance = random.Random(0)
     texts = [[sentence(chance) for _ in range(chance.randint(3, 12))] for _ in range(documents)]
-    folder.mkdir(parents=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -52,4 +68,3 @@ def make_corpus(folder: Path, documents: int = 1200, vocab_size: int = 400) -> P
         writer.close()
     meta = {"vocab_size": size, "tokenizer_hash": digest, "counts": counts.tolist(), "document_counts": holds.tolist()}
     (folder / "meta.json").write_text(json.dumps(meta))
-    return folder

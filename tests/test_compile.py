@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 import losses as loss_functions
 from lab.training import compilation, optim
 from lab.training.run_folder import RunFolder
-from tests.corpus import make_corpus
 from tests.training import (
     BRIEF,
     ROOT,
@@ -30,13 +29,6 @@ from tests.training import (
 LENGTHS = (16, 32)
 ROAD = [*BRIEF, "--objective=tsdae", "--lengths=16,32", "--batch_size=16", "--max_steps=6", "--compile=True"]
 ROAD += ["--eval_tokens=64"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_corpus(folder / "toy")
-    return folder
 
 
 def recorded(folder, backend, chunk):

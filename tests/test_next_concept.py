@@ -13,7 +13,6 @@ from lab.runs import load_run
 from lab.training.plan import make_plan
 from lab.training.run_folder import TOKEN_VECTORS, RunFolder
 from objectives import ObjectiveConfig, Objectives
-from tests.corpus import make_corpus
 from tests.training import BRIEF, arguments, assert_same_checkpoint, assert_same_run, run, run_ranks
 from train import TrainConfig
 
@@ -123,13 +122,6 @@ def test_one_pair_a_forward_is_refused():
 
 
 # ---- in train.py
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_corpus(folder / "toy")
-    return folder
 
 
 SUM = ["--objective=tsdae + bow + 0.5*nextconcept", "--max_steps=6"]

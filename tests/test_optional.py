@@ -8,15 +8,7 @@ import pytest
 import train
 from lab import command, report
 from lab.training.run_folder import RunFolder
-from tests.corpus import make_corpus
 from tests.training import BRIEF, arguments, losses, run
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_corpus(folder / "toy")
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -13,15 +13,7 @@ from lab.data import pmi
 from lab.data.corpus import Corpus
 from lab.data.tokenizers import load_tokenizer, word_starts
 from noise import PRIME, phrase_hashes, phrase_starts
-from tests.corpus import make_corpus
 from tests.training import run
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_corpus(folder / "toy")
-    return folder
 
 
 def test_hashes_of_phrases_do_not_depend_on_their_place():

@@ -28,13 +28,6 @@ from tests.training import (
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_corpus(folder / "toy")
-    return folder
-
-
 def both(data, out, *more):
     """Words for two ranks that share a disk."""
     return [arguments(data, out, *more)] * 2

@@ -14,15 +14,7 @@ from lab.data.corpus import Corpus
 from lab.training import compilation, horizon
 from lab.training.run_folder import RunFolder
 from lab.training.validation import Validation
-from tests.corpus import make_corpus
 from tests.training import BRIEF, Process, arguments, assert_same_run, losses, run
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_corpus(folder / "toy")
-    return folder
 
 
 def config_of(out):

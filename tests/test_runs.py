@@ -12,15 +12,7 @@ from lab.configurator import UserError
 from lab.runs import load_run
 from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder
 from model import ConceptModel
-from tests.corpus import make_corpus
 from tests.training import BRIEF, losses, run
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_corpus(folder / "toy")
-    return folder
 
 
 @pytest.fixture(scope="module")

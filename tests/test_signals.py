@@ -14,7 +14,6 @@ from lab.distributed import Signals, World
 from lab.training.compilation import compiles
 from lab.training.run_folder import RunFolder
 from lab.training.validation import Validation
-from tests.corpus import make_corpus
 from tests.training import (
     BRIEF,
     ENDLESS,
@@ -30,13 +29,6 @@ from tests.training import (
 
 CODES = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 ALL = [*CODES, (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_corpus(folder / "toy")
-    return folder
 
 
 @pytest.mark.parametrize("number, code", CODES)

@@ -16,15 +16,9 @@ from lab.training import horizon
 from lab.training.horizon import warn_of_horizon
 from lab.training.plan import make_plan
 from objectives import ObjectiveConfig, Objectives
-from tests.corpus import make_corpus
 from tests.training import PRESETS, run
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("data") / "toy").parent
 
 
 @pytest.mark.parametrize("n", [3, 16, 24, 32, 40, 90])

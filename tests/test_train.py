@@ -25,15 +25,7 @@ from lab.training.run_folder import RunFolder
 from losses import ConceptLossConfig
 from model import ConceptModel, ModelConfig
 from objectives import ObjectiveConfig, Objectives
-from tests.corpus import make_corpus
-from tests.training import BRIEF, PRESETS, ROOT, Process, arguments, assert_same_checkpoint, main, run
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_corpus(folder / "toy")
-    return folder
+from tests.training import BRIEF, PRESETS, ROOT, Process, arguments, assert_same_checkpoint, main, run, unrendered
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +45,8 @@ def test_a_run_and_its_folder(data, tmp_path, capsys):
     out = tmp_path / "run"
     words = arguments(data, out, "--max_steps=60", "--eval_interval=20", "--ckpt_interval=25", "--ckpt_steps=5")
     words += ["--warmup=10"]
-    assert train.main(words) == 0
+    with unrendered():
+        assert train.main(words) == 0
     names = {p.name for p in out.iterdir()}
     assert {"config.json", "tokenizer.json", "metrics.jsonl", "latest", "best", "curves.png", "geometry.png"} <= names
     assert RunFolder(out).pointer("latest") == 60 and RunFolder(out).pointer("best") == 60
