@@ -42,7 +42,7 @@ heads = 2
 intermediate = 32
 max_length = 64
 batch_size = 8
-max_steps = 60
+max_steps = 30
 warmup = 5
 log_interval = 5
 eval_interval = 0
@@ -141,8 +141,8 @@ def test_a_grid_and_its_folder(place):
         for key in ("val_loss", "rank_slot_centred", "rank_raw", "rank_pooled", "input_share", "delta_shuffle"):
             assert record["numbers"][key] == last[key]
         assert record["numbers"]["rank_slot_centred@0"] == first["rank_slot_centred"]
-        assert record["numbers"]["input_share@0"] == first["input_share"] and record["step"] == 60
-        assert record["numbers"]["tokens"] == 60 * 8 * max(config["lengths"])
+        assert record["numbers"]["input_share@0"] == first["input_share"] and record["step"] == 30
+        assert record["numbers"]["tokens"] == 30 * 8 * max(config["lengths"])
         expected = record["numbers"]["tokens"] * config["train_flops_per_token"]
         assert record["numbers"]["flops"] == pytest.approx(expected) and record["numbers"]["seconds"] > 0
 
@@ -246,7 +246,7 @@ def test_a_stopped_grid_continues_to_the_same_results(place, tmp_path):
         time.sleep(0.005)
     process.terminate()  # only compare.py itself: it passes the signal on
     assert process.wait(30) == 143
-    assert 5 <= out.pointer("latest") < 60  # the child has saved
+    assert 5 <= out.pointer("latest") < 30  # the child has saved
     with patch("compare.Children", InProcess), training.unrendered():
         assert compare.main(arguments(place, grid, "stopped")) == 0
     assert numbers(results(place, "stopped")) == {"wide_s0": numbers(results(place, "whole"))["wide_s0"]}
@@ -473,7 +473,7 @@ def test_the_registry(place, tmp_path, capsys):
     (runs / "narrow_s0" / "eval" / "zero_shot_stsb.json").write_text('{"splits": {"dev"')
     (runs / "wide_s0" / "NOTE.md").write_text("# A note\n\nSix concepts | are\nenough.\n\nMore of it.\n")
     (runs / "narrow_s1" / "config.json").write_text('{"run_id": "x"')
-    shutil.rmtree(runs / "narrow_s0" / "ckpt_60")  # deleted to save room: still a run
+    shutil.rmtree(runs / "narrow_s0" / "ckpt_30")  # deleted to save room: still a run
     (out / "lost").mkdir()
     (out / "lost" / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n')
     assert compare.main(["--registry", f"--out={out}"]) == 0
@@ -490,11 +490,11 @@ def test_the_registry(place, tmp_path, capsys):
     assert row["run_id"] == config["run_id"] and row["conclusion"] == "Six concepts | are enough."
     flops = last["tokens"] * config["train_flops_per_token"] if "tokens" in last else None
     assert flops is None or float(row["TFLOP"]) == pytest.approx(flops / 1e12)
-    assert row["steps"] == "60/60" and row["horizon"] == "max_steps=60" and row["data"] == "toy 16"
+    assert row["steps"] == "30/30" and row["horizon"] == "max_steps=30" and row["data"] == "toy 16"
     assert "H32 L2 C6" in row["architecture"] and row["commit"] == (config["commit"] or "")
     assert float(row["val_loss"]) == last["val_loss"] and float(row["tokens_per_s"]) > 0
     assert float(row["rank_slot_centred"]) == last["rank_slot_centred"] and row["wandb"] == ""
-    assert rows[str(runs / "narrow_s0")]["steps"] == "60/?"
+    assert rows[str(runs / "narrow_s0")]["steps"] == "30/?"
 
     with open(out / "registry_evals.csv", newline="") as file:
         rows = list(csv.DictReader(file))

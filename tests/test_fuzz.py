@@ -66,7 +66,7 @@ flag = st.one_of(
 
 def of_type(key: str):
     """Texts that are right for a key, or nearly: its choices, numbers of all sizes, small ones more often."""
-    kinds, _, default = FIELDS[key]
+    kinds, _, default, *_ = FIELDS[key]
     choices = [repr(choice) for kind in kinds for choice in typing.get_args(kind) if isinstance(choice, str)]
     return st.one_of(
         st.sampled_from([repr(default), *choices]),
