@@ -235,11 +235,10 @@ def test_keys_and_choices_that_were_removed_say_so(tmp_path):
         word = f"--{key}" if "=" in key else f"--{key}=1"
         with pytest.raises(UserError, match=rf"{key} was removed \({re.escape(why)}\); leave it out"):
             train.read_settings(["quickstart", word])
-    with pytest.raises(UserError, match="views must be one of .*, not 'unshared'"):
-        train.read_settings(["quickstart", "--views=unshared"])
     older = {"pooling": "mean", "gru": False, "hinge_rank": 3.0, "predictor": "none", "decoder": "none", "run_id": "x"}
+    older["views"] = "unshared"
     (tmp_path / "config.json").write_text(json.dumps(older))
-    assert RunFolder(tmp_path).config() == {"decoder": "posonly", "run_id": "x"}
+    assert RunFolder(tmp_path).config() == {"decoder": "posonly", "views": "both", "run_id": "x"}
     for key, value in ("pooling", "attention"), ("gru", True):
         (tmp_path / "config.json").write_text(json.dumps(older | {key: value}))
         with pytest.raises(UserError, match=f"is a run with {key}={value!r}, which was removed .*; take another run"):

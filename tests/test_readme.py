@@ -53,7 +53,7 @@ SHORTER = {  # words of a command -> the flags that make it short; train.py has 
 }
 # All in one process, since importing torch takes longer than most of them; the runs of a grid too.
 RUN = """
-import importlib, json, pathlib, subprocess, sys
+import contextlib, importlib, json, pathlib, subprocess, sys
 from unittest.mock import patch
 
 def run(words):
@@ -67,7 +67,11 @@ def run(words):
 
 here = patch("compare.Children.run", lambda self, words, **options: run([*map(str, words)]))
 undrawn = patch("lab.report.panels", side_effect=RuntimeError("pictures take longer than all the rest"))
-with here, undrawn, patch("lab.distributed.on_stop"):  # the last, for a grid's runs are of a thread
+patches = [here, undrawn, patch("lab.distributed.on_stop")]  # the last, for a grid's runs are of a thread
+patches += [patch(f"lab.evaluation.{name}.UNTRAINED_SEEDS", 1) for name in ("floors", "order", "retrieval")]
+with contextlib.ExitStack() as stack:
+    for one in patches:
+        stack.enter_context(one)
     for words in json.loads(sys.argv[1]):
         run(words) if isinstance(words, list) else exec(words)
 """
