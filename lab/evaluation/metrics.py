@@ -73,7 +73,7 @@ def above_chance(right, labels) -> float:
 
 
 ANSWERED = {"accuracy": (accuracy, "predictions"), "f1": (f1, "predictions"), "mcc": (mcc, "predictions")}
-JUDGED = {  # kind of task -> metric -> (function, the answers it judges)
+JUDGED = {  # kind of task -> metric -> (function, the answers it judges); the last that has a lift is the headline
     "score": {
         "pearson": (pearson, "cosines"),
         "spearman": (spearman, "cosines"),
@@ -83,9 +83,12 @@ JUDGED = {  # kind of task -> metric -> (function, the answers it judges)
         "spearman_adapted": (spearman, "adapted"),
         "pearson_maxsim": (pearson, "maxsim"),
     },
-    "paraphrase": ANSWERED
-    | {"average_precision": (average_precision, "cosines"), "accuracy_probe": (accuracy, "probe")},
+    "paraphrase": {
+        "average_precision": (average_precision, "cosines"),
+        "accuracy_probe": (accuracy, "probe"),
+        **ANSWERED,
+    },
     "classification": ANSWERED,
-    "order": {"order": (above_chance, "pooled"), "order_concepts": (above_chance, "concepts")},
+    "order": {"order_concepts": (above_chance, "concepts"), "order": (above_chance, "pooled")},
 }
 METRICS = {metric: judged for metrics in JUDGED.values() for metric, judged in metrics.items()}
