@@ -25,7 +25,7 @@ arms = {
     "cope": {"concept_position": "cope"},
 }
 seeds = (0, 1)
-tasks = "stsb,sick_r"
+tasks = "stsb,sick_r,order"
 
 dataset = "wiki"
 hidden = 128

@@ -30,7 +30,7 @@ arms = {
     },
 }
 seeds = (0, 1)
-tasks = "stsb,sick_r"
+tasks = "stsb,sick_r,order"
 
 dataset = "wiki"
 batch_size = 64

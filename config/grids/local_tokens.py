@@ -17,7 +17,7 @@ arms = {
     "spectral_local_2": {"token_layers": 2},
 }
 seeds = (0, 1)
-tasks = "stsb,sick_r"
+tasks = "stsb,sick_r,order"
 
 dataset = "wiki"
 eval_interval = 0  # only before and after

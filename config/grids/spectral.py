@@ -25,7 +25,7 @@ arms = {
     "survivors_share_100": {"spectral_share": 1.0},
 }
 seeds = (0, 1, 2)
-tasks = "stsb,sick_r"
+tasks = "stsb,sick_r,order"
 
 dataset = "wiki"
 hidden = 128
