@@ -95,8 +95,8 @@ def notes(results: dict, resolved: dict[str, dict]) -> str:
     if results["tasks"]:
         lines += ["Scores x100 on dev; over a floor: of the adapted score where there is one, with the widest 95 %"]
         lines += ["interval of the seeds; untrained: the same architecture and init; partial_lexical: rank correlation"]
-        lines += ["with the labels beyond words, given what overlap of words and characters and the lengths know; order:"]
-        lines += ["which of two texts of the same words was written, mean over the rules of 2 x right - 1."]
+        lines += ["with the labels beyond words, given what overlap of words and characters and the lengths know;"]
+        lines += ["order: which of two texts of the same words was written, mean over the rules of 2 x right - 1."]
     if not losses_compare(resolved):
         lines.append("The arms differ in objective, noise or rows: their losses do not compare, their scores do.")
     commits = sorted({str(run["commit"]) for run in results["runs"].values()})
