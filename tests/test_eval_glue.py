@@ -282,6 +282,9 @@ def test_adapted_equals_principal_components(place, records):
     other = run.embed([row[1] for row in splits["dev"].rows], adapt_to=texts).double().numpy()
     cosine = (adapted * other).sum(1) / np.linalg.norm(adapted, axis=1) / np.linalg.norm(other, axis=1)
     assert stats.pearsonr(cosine, gold)[0] == pytest.approx(found["metrics"]["pearson_adapted"], abs=1e-3)
+    for sentences in ([], "one text"):
+        with pytest.raises(UserError, match="adapt_to is a list of sentences"):
+            run.embed(texts[:2], adapt_to=sentences)
     counts = floors.count_matrix(run.encode_texts(pairs.sentences), run.model.config.vocab_size)
     weights = floors.idf(counts[train])
     tables = [run.twin(seed).model.tokens.weight.detach().double().numpy() for seed in range(5)]

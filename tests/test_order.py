@@ -119,6 +119,13 @@ def test_a_mean_of_token_vectors_stands_at_chance():
         Order(run, SENTENCES[:20])
 
 
+def test_a_rule_of_too_few_pairs_is_named(capsys):
+    few = {**order.make_pairs(SENTENCES), "move": [("a b", "b a")] * 3}
+    with patch.object(order, "make_pairs", lambda sentences: few):
+        assert "move" not in Order(Bag()).rules
+    assert "order is of 3 rules: fewer than 100 pairs of move (3)" in capsys.readouterr().err
+
+
 def test_a_planted_leak_is_found_by_the_static_floor():
     """Texts of other tokens are left out; put in by force, they lift the floor that knows no order."""
     leaking = {"halves": [(f"{a} indeed", b) for a, b in order.make_pairs(SENTENCES)["halves"]]}

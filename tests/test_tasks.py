@@ -169,6 +169,16 @@ def test_cosines_dense_sparse_and_centred(monkeypatch):
     assert np.array_equal(predict(hidden, pairs, "dev")["centred"], answers["centred"])
 
 
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
+def test_nothing_is_removed_where_nothing_differs(form):
+    """Sentences of one word, or all alike: adapted cosines are the centred ones."""
+    split = Split([("same", "same"), ("same", "same")], np.array([1.0, 2.0]))
+    pairs = Pairs("stsb", {"train": split, "dev": split})
+    for width in (1, 5):
+        answers = predict(form(np.ones((1, width))), pairs, "dev")
+        assert np.isfinite(answers["adapted"]).all() and np.allclose(answers["adapted"], answers["centred"])
+
+
 def test_predictions_are_by_the_threshold_of_the_fitting_split():
     splits, pairs = make_pairs("mrpc")
     vectors = np.random.default_rng(0).normal(size=(len(pairs.sentences), 8))
