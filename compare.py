@@ -53,7 +53,7 @@ ROOT = Path(__file__).resolve().parent
 @dataclass
 class CompareConfig:
     out: Annotated[PathStr, "folder of the runs: a grid's are in OUT/compare/GRID"] = "out"
-    data: Annotated[PathStr, "folder of the task files, in their original layout"] = "data/glue"
+    data: Annotated[PathStr, "folder of the task files, as published or of data/glue/prepare.py"] = "data/glue"
     data_dir: Annotated[
         PathStr, "where the prepared data are; empty: data/ beside this script, or what the grid says"
     ] = ""

@@ -99,7 +99,7 @@ class EvalConfig:
     head: Annotated[Literal[tuple(HEADS)], f"fine_tune: how concepts become an answer. {described(HEADS)}"] = "pair"
     recipe: Annotated[
         Literal[tuple(RECIPES)],
-        "fine_tune: epochs, lr, batch and warm-up; seeds: 1e-5, 96 rows, 20 epochs of the small tasks (SEEDS)",
+        "fine_tune: epochs, lr, batch and warm-up; original: 1e-5, 96 rows, 20 epochs of the small tasks",
     ] = "ours"
     epochs: Annotated[int, "fine_tune: passes over the training rows; 0: the recipe's", Bounds(0)] = 0
     lr: Annotated[float, "fine_tune: peak learning rate, linear to 0; 0: the recipe's", Bounds(0)] = 0.0

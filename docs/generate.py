@@ -25,7 +25,7 @@ from objectives import OBJECTIVES, ObjectiveConfig  # noqa: E402
 MADE = "<!-- made by `python docs/generate.py`; edit the code instead -->"
 VOCABULARY = {"pydocs": 16384}  # of presets whose data say it, by dataset; else
 MODERNBERT = 50368
-EXPECTED = r"(?:Expect|Logged|Never trained|Planned)\b.*?(?:\.(?=\s|$)|$)"
+EXPECTED = r"(?:Expect|Logged|Never\s+trained|Planned)\b.*?(?:\.(?=\s|$)|$)"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

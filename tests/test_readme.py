@@ -181,3 +181,4 @@ def test_every_config_loads(path):
     assert path.read_text().startswith('"""\n')
     if "arms" not in {name for layer in read_layers(path, ROOT) for name in layer}:
         assert train.read_settings([str(path)]).preset == path.stem
+        assert re.search(generate.EXPECTED, ast.get_docstring(ast.parse(path.read_text())), re.S)
