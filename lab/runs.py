@@ -69,37 +69,74 @@ class LoadedRun:
         return a if b is None else [*a, special_ids(self.tokenizer)["sep"], *b]
 
     @one_or_many
-    def embed(self, texts: list[str], batch_tokens: int = 16384, adapt_to: list[str] | None = None) -> Tensor:
+    def embed(
+        self,
+        texts: list[str],
+        batch_tokens: int = 16384,
+        adapt_to: list[str] | None = None,
+        convert_to_numpy: bool = False,
+        by_sentence: bool = False,
+    ) -> Tensor | np.ndarray:
         """
         list of n strings -> float32 [n, hidden] on the CPU: each text's concepts pooled; one string -> [hidden]. A text
         longer than max(lengths) is cut into chunks, its vector is their token-weighted mean.
+        convert_to_numpy: an array in place of a tensor. by_sentence: see `chunks`.
         adapt_to: sentences of the kind of text that is compared, thousands if there are; vectors lose what these have
         in common (ADAPTED); UserError where they are too few. Without it, and where config has remove_directions or
         whitening, geometry.isotropic is applied, fitted on the training corpus's validation rows.
         """
-        vectors = self.pooled(texts, batch_tokens)
+        vectors = self.pooled(texts, batch_tokens, by_sentence)
         if adapt_to is not None:
             if isinstance(adapt_to, str) or len(adapt_to) < 2:
                 raise UserError("adapt_to is a list of sentences, best of thousands; leave it out if there are none")
             mean, matrix = geometry.isotropic(self.pooled(list(adapt_to), batch_tokens), *ADAPTED["model"])
-        elif self.config["remove_directions"] or self.config["whitening"]:
+            vectors = (vectors - mean) @ matrix
+        elif self.isotropic:
             mean, matrix = self.fitted()
-        else:
-            return vectors.float()
-        return ((vectors - mean) @ matrix).float()
+            vectors = (vectors - mean) @ matrix
+        return vectors.float().numpy() if convert_to_numpy else vectors.float()
+
+    @one_or_many
+    def encode(self, texts: list[str], convert_to_numpy: bool = True, normalize_embeddings: bool = False, **options):
+        """`embed` under the name and with the defaults of sentence-transformers: float32 [n, hidden], numpy."""
+        vectors = self.embed(texts, **options)
+        vectors = torch.nn.functional.normalize(vectors, dim=-1) if normalize_embeddings else vectors
+        return vectors.numpy() if convert_to_numpy else vectors
+
+    @property
+    def isotropic(self) -> bool:
+        """Is something fitted on the validation rows?"""
+        return bool(self.config["remove_directions"] or self.config["whitening"])
+
+    def chunks(self, text: str, ids: list[int], by_sentence: bool = False) -> list[list[int]]:
+        """The ids of a text in rows that the model can read, wrapped. by_sentence: each of as many whole sentences as
+        fit in, where a text is longer than a row; only a sentence that is longer itself is cut."""
+        room = self.max_length - self.added[0]
+        rows = [ids[j : j + room] for j in range(0, len(ids) or 1, room)]
+        if len(rows) > 1 and by_sentence:
+            rows = [[]]
+            for own in self.encode_texts(tokenizers.split_sentences(text)):
+                for part in (own[j : j + room] for j in range(0, len(own), room)):
+                    rows += [[]] if len(rows[-1]) + len(part) > room else []
+                    rows[-1] += part
+        return [self.wrap(row) for row in rows]
 
     @torch.no_grad()
-    def pooled(self, texts: list[str], batch_tokens: int = 16384) -> Tensor:
-        """`embed` as the model makes it, without what is fitted: float64 [n, hidden]."""
-        pieces, room = [], self.max_length - self.added[0]  # (text, ids)
+    def pooled(
+        self, texts: list[str], batch_tokens: int = 16384, by_sentence: bool = False, every: bool = False
+    ) -> Tensor:
+        """`embed` as the model makes it, without what is fitted: float64 [n, hidden]; every: all concepts of each text
+        [n, C, hidden], each the mean of its own over the chunks."""
+        pieces = []  # (text, ids)
         for i, ids in enumerate(self.encode_texts(texts)):
-            pieces += [(i, self.wrap(ids[j : j + room])) for j in range(0, len(ids) or 1, room)]
+            pieces += [(i, row) for row in self.chunks(texts[i], ids, by_sentence)]
         if len(pieces) > len(texts) and not self.warned:
             self.warned = True
             warn(f"texts longer than {self.max_length} tokens are embedded in chunks and averaged")
         pieces.sort(key=lambda piece: -len(piece[1]))  # neighbours in length share a batch: little padding
-        total = torch.zeros(len(texts), self.config["hidden"], dtype=torch.float64)
-        tokens = torch.zeros(len(texts), 1, dtype=torch.float64)
+        size = (self.count, self.config["hidden"]) if every else (self.config["hidden"],)
+        total = torch.zeros(len(texts), *size, dtype=torch.float64)
+        tokens = torch.zeros(len(texts), *[1] * len(size), dtype=torch.float64)
         at = 0
         while at < len(pieces):
             batch = pieces[at : at + max(1, batch_tokens // len(pieces[at][1]))]
@@ -107,9 +144,9 @@ class LoadedRun:
             ids, mask = pad_batch([ids for _, ids in batch], self.config["pad_id"])
             ids, mask = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
             with exact_matmul():
-                vectors = self.model.embed(ids, mask).double().cpu()
+                vectors = (self.model.encode(ids, mask=mask) if every else self.model.embed(ids, mask)).double().cpu()
             index = torch.tensor([i for i, _ in batch])
-            weight = mask.sum(1, keepdim=True).double().cpu()
+            weight = mask.sum(1).double().cpu().view(-1, *[1] * len(size))
             total.index_add_(0, index, vectors * weight)
             tokens.index_add_(0, index, weight)
         vectors = total / tokens
@@ -128,6 +165,11 @@ class LoadedRun:
             found = geometry.isotropic(vectors, *settings)
             self.fit = (settings, self.model.options), found
         return self.fit[1]
+
+    @property
+    def count(self) -> int:
+        """How many concepts a text is read into."""
+        return self.model.options.concepts or self.model.config.concepts
 
     def twin(self, seed: int) -> "LoadedRun":
         """The untrained model of this seed, embedding as the run does."""

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from encoders import AS_CONFIGURED
+from encoders import AS_CONFIGURED, Options
 from heads import mean_over
 from lab.configurator import UserError
 from lab.data.tokenizers import clean
 from lab.distributed import pick_device
 from lab.files import reading
-from lab.runs import LoadedRun, one_or_many
+from lab.runs import LoadedRun, load_run, one_or_many
 from model import ModelConfig
 
 
@@ -112,6 +112,12 @@ def is_reference(path) -> bool:
         return "model_type" in json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
+
+
+def load(path, ckpt: str = "latest", device: str = "auto", options: Options = AS_CONFIGURED) -> LoadedRun:
+    """A run folder, a folder that export.py wrote, or one with a Hugging Face encoder, which has no checkpoints and no
+    options."""
+    return load_reference(path, device) if is_reference(path) else load_run(path, ckpt, device, options)
 
 
 def load_reference(path, device: str = "auto") -> ReferenceRun:
