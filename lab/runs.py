@@ -251,7 +251,7 @@ def check_options(shape: ModelConfig, options: Options):
 class OneRun:
     """Keys of a command that takes one run."""
 
-    run: Annotated[PathStr, "run folder that train.py wrote"] = ""
+    run: Annotated[PathStr, "run folder that train.py wrote, or a folder of export.py"] = ""
     ckpt: Annotated[str, "latest, best or a step"] = "latest"
     concepts: Annotated[int, "the first so many of a run with nested=True; 0: all", Bounds(0)] = 0
     iterations: Annotated[int, "of a recursive encoder; 0: as trained", Bounds(0)] = 0
@@ -268,7 +268,7 @@ class OneRun:
 
 def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options = AS_CONFIGURED) -> LoadedRun:
     """
-    Run folder -> LoadedRun, in evaluation mode.
+    Run folder, or a folder that export.py wrote -> LoadedRun, in evaluation mode.
     ckpt: 'latest', 'best' or a step; options: what the model is run with. Raises UserError when a file is missing,
     damaged or of another model.
     """
@@ -298,7 +298,8 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
     except (LookupError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}/config.json describes no model ({error}); was it edited, or by older code?") from None
     tokenizer = load_tokenizer(run.path / "tokenizer.json")
-    if tokenizers.tokenizer_hash(run.path / "tokenizer.json") != config["tokenizer_hash"]:
+    exported = folder == run.path
+    if not exported and tokenizers.tokenizer_hash(run.path / "tokenizer.json") != config["tokenizer_hash"]:
         raise UserError(f"{path}/tokenizer.json is not the one the run was trained with; put that one back")
     vectors = run.load_tensor(TOKEN_VECTORS) if shape.token_init == "spectral" else None
     if shape.token_init == "spectral" and (vectors is None or vectors.shape != (shape.vocab_size, shape.token_width)):
@@ -312,9 +313,14 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
     except (RuntimeError, MemoryError):
         raise UserError(f"{path}/config.json describes a model too large for this machine; was it edited?") from None
     path = folder / "model.safetensors"
-    load_weights(model, load_tensors(path), path)
+    tensors = load_tensors(path)
+    if exported:
+        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        options = Options(**config["options"]) if options == AS_CONFIGURED else options
+    load_weights(model, tensors, path)
     check_options(shape, options)
     model.options = options
     if config.get("frozen_decoder"):
         model.freeze_decoder()
-    return LoadedRun(model.to(pick_device(device)).eval(), tokenizer, config, int(folder.name[5:]), rows)
+    step = config["step"] if exported else int(folder.name[5:])
+    return LoadedRun(model.to(pick_device(device)).eval(), tokenizer, config, step, rows)

@@ -149,7 +149,7 @@ def test_options_are_what_the_code_says():
 
 MATHEMATICS = "losses noise problem objectives layers encoders decoders heads model geometry".split()
 LAB = "configurator command files report distributed sources reference data training runs evaluation analysis".split()
-LAB.append("grids")
+LAB += ["grids", "export"]
 
 
 def imports(path):

@@ -107,10 +107,10 @@ class ReferenceRun(LoadedRun):
 
 
 def is_reference(path) -> bool:
-    """A folder as `save_pretrained` writes it?"""
+    """A folder as `save_pretrained` writes it, of another model than ours?"""
     try:
-        return "model_type" in json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        return json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))["model_type"] != "nanoconcept"
+    except (OSError, LookupError, ValueError, TypeError):
         return False
 
 

@@ -137,6 +137,7 @@ class RunFolder:
                 f"no run folder at {self.path}; give the folder that train.py wrote, such as out/quickstart"
             )
         config = read_json(self.path / "config.json", "the run's configuration")
+        config = config.get("nanoconcept", config)  # in a folder that export.py wrote
         config = {RENAMED.get(key, key): value for key, value in config.items()}
         for key in REMOVED.keys() & config.keys():
             if key not in ("pooling", "gru") or config[key] in ("mean", False):  # others: see check_removed
@@ -167,6 +168,8 @@ class RunFolder:
 
     def checkpoint(self, which: str = "latest", needs=FILES) -> Path:
         """The folder of checkpoint 'latest', 'best' or a step, complete, or a UserError."""
+        if (self.path / "modeling_nanoconcept.py").is_file():  # export.py wrote it: it has one
+            return self.path
         if which in ("latest", "best"):
             step = self.pointer(which)
             if step is None:
