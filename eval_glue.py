@@ -26,8 +26,10 @@ the same command goes on.
 
 `concept` is stsb, sick_r, mrpc and paws; `seeds` mrpc, qqp, stsb and mnli; `sts` those of STS12 ... STS16 that lie
 in the folder; `all` all that do; `stsb_v2` is stsb without the pairs that occur more than once, in either order, in one
-split or in several (MTEB's STSBenchmark.v2). Prints one table and writes RUN/eval/MODE_TASK.json; beside it .npz has
-the answers to each row: SPLIT/cosines, SPLIT/centred, SPLIT/adapted or SPLIT/predictions [seeds, rows], SPLIT/labels.
+split or in several (MTEB's STSBenchmark.v2). Prints four rows a task, and with --full every metric and floor: the score
+(of similarity the adapted one), the best floor, the untrained twin, what it knows beyond words. Writes
+RUN/eval/MODE_TASK.json; beside it .npz has the answers to each row: SPLIT/cosines, SPLIT/centred, SPLIT/adapted or
+SPLIT/predictions [seeds, rows], SPLIT/labels.
 
 Most of a similarity score is overlap of words. What it knows beyond them: partial_lexical is the rank correlation of
 centred cosines and labels, given what overlap of words and characters and the lengths know of both (0 for their
@@ -72,6 +74,7 @@ from lab.evaluation.scores import (
     read_answers,
     save_arrays,
 )
+from lab.evaluation.short import short_table
 from lab.evaluation.tasks import FETCH, TASKS, Pairs, check_names, load_task, task_names
 from lab.files import locked, write_atomic
 from lab.report import dict_table, drop_empty_columns, interval, over_seeds, score_rows, sweep_figure, verdicts
@@ -127,6 +130,7 @@ class EvalConfig:
     ] = ()
     ckpt: Annotated[str, "latest, best or a step"] = "latest"
     device: Annotated[str, "auto, cpu or cuda"] = "auto"
+    full: Annotated[bool, "print every metric beside every floor, in place of four rows a task"] = False
 
     def __post_init__(self):
         check_bounds(self)
@@ -426,18 +430,22 @@ def evaluate(config: EvalConfig, run: LoadedRun, loaded: list[Pairs], others: di
         records.append(record)
     how = "zero-shot" if zero else f"fine-tuned, head {config.head}, median (least..most) of {config.seeds} seeds"
     print(f"{run.config['run_id']}, ckpt_{run.step}, {how}, x100; [95 % intervals]\n")
-    if zero:
+    if zero and config.full:
         for what, (remove, power) in ADAPTED.items():
             print(f"adapted, {what}: first directions removed: {remove}; the others by sigma^-{power:g}")
         print()
-    print(dict_table(drop_empty_columns(rows)))
-    print("\n" + "\n".join(f"{name}: {sentence}" for name, sentence in verdicts(rows).items()))
+    if config.full:
+        print(dict_table(drop_empty_columns(rows)))
+        print("\n" + "\n".join(f"{name}: {sentence}" for name, sentence in verdicts(rows).items()))
+    else:
+        print(short_table(rows) + ("\n\nscores of similarity are adapted; see --help" if zero else ""))
+        print(f"\nevery metric, every floor, the protocol: {folder}/{config.mode}_TASK.json; --full=True prints them")
     if others:
         print()
     for record in records:
         if record["task"] in others:
             print("\n".join(difference(record, config.record(config.run, record["task"]), *others[record["task"]])))
-    if not zero:
+    if not zero and config.full:
         print("\n" + "\n".join(f"{record['task']} protocol: {json.dumps(record['protocol'])}" for record in records))
     for pairs in loaded:
         if zero and set(pairs.fitted_on.values()) - {"train"}:

@@ -94,7 +94,8 @@ def place(tmp_path_factory):
 
 
 def judge(place, *more, run="run"):
-    return eval_glue.main([f"--run={place / 'out' / run}", f"--data={place / 'glue'}", "--device=cpu", *more])
+    words = [f"--run={place / 'out' / run}", f"--data={place / 'glue'}", "--device=cpu", "--full", *more]
+    return eval_glue.main(words)
 
 
 @pytest.fixture(scope="module")

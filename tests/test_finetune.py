@@ -46,7 +46,7 @@ def place(tmp_path_factory):
 
 
 def judge(place, *more, run="run"):
-    words = [f"--run={place / 'out' / run}", f"--data={place / 'glue'}", "--device=cpu", "--mode=fine_tune"]
+    words = [f"--run={place / 'out' / run}", f"--data={place / 'glue'}", "--device=cpu", "--mode=fine_tune", "--full"]
     return eval_glue.main([*words, "--seeds=2", "--epochs=2", *more])
 
 
