@@ -79,7 +79,8 @@ SHAPES = {
     **{name: {"encoder": name} for name in ENCODERS},
     **{f"decoder {name}": {"decoder": name} for name in DECODERS},
     "original": {"original_structure": True, "token_dim": 16, "tied": False},
-    "positions": {"token_position": "rope", "concept_position": "cope", "registers": 2, "token_layers": 1},
+    "positions": {"token_position": "rope", "concept_position": "cope", "registers": 2},
+    "windows": {"token_layers": 1, "token_window": 2},
     "options": {"encoder": "recursive", "nested": True, "options": Options(3, 2)},
     "as it is": {"whitening": 0.0},
 }
@@ -260,6 +261,10 @@ def test_onnx_of_every_kind_of_model(place, changes, tmp_path):
     from lab.export.onnx import onnx_vectors, session, write_onnx
 
     own = another(place, changes)
+    if own.config["token_layers"]:
+        with pytest.raises(UserError, match="token_layers=1 is not exported to ONNX"):
+            write_onnx(own, *folder.isotropic(own), tmp_path / "model.onnx")
+        return
     write_onnx(own, *folder.isotropic(own), tmp_path / "model.onnx")
     found = onnx_vectors(session(tmp_path / "model.onnx"), own, TEXTS)
     assert np.abs(found - own.embed(TEXTS).numpy()).max() < 1e-4

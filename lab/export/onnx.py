@@ -8,6 +8,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
+from lab.command import reason
 from lab.configurator import UserError
 from lab.data.tokenizers import SENTENCE_END, pad_batch, special_ids
 from lab.evaluation.tasks import load_task
@@ -63,25 +64,28 @@ def check_installed():
 
 def write_onnx(run: LoadedRun, mean, matrix, path: Path):
     """Writes the graph. UserError where this model cannot be one."""
+    if run.model.config.token_layers:
+        what = f"token_layers={run.model.config.token_layers} is not exported to ONNX: its windows need a fixed length"
+        raise UserError(f"{what}; write --format=sentence_transformers")
     ids = torch.ones(2, min(7, run.max_length), dtype=torch.int64)
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=1, max=run.max_length)
     sizes = {0: batch, 1: length} if run.max_length > 1 else {0: batch}
     try:
-        torch.onnx.export(
-            OneRow(run.model, mean, matrix).eval(),
-            (ids, torch.ones_like(ids)),
-            path,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["input_ids", "attention_mask"],
-            output_names=["token_embeddings", "sentence_embedding"],
-            dynamic_shapes={"input_ids": sizes, "attention_mask": sizes},
-            external_data=False,
-            verbose=False,
-        )
+        with torch.no_grad():
+            torch.onnx.export(
+                OneRow(run.model, mean, matrix).eval(),
+                (ids, torch.ones_like(ids)),
+                path,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["input_ids", "attention_mask"],
+                output_names=["token_embeddings", "sentence_embedding"],
+                dynamic_shapes={"input_ids": sizes, "attention_mask": sizes},
+                external_data=False,
+                verbose=False,
+            )
     except Exception as error:  # of many kinds
-        reason = " ".join(str(error).split())[:160]
-        what = f"encoder={run.config['encoder']} is not exported to ONNX ({type(error).__name__}: {reason})"
+        what = f"encoder={run.config['encoder']} is not exported to ONNX ({reason(error.__cause__ or error)})"
         raise UserError(f"{what}; write --format=sentence_transformers") from None
 
 
