@@ -59,7 +59,7 @@ from lab.configurator import PathStr, UserError, parse, warn
 from lab.data import text_files
 from lab.data.corpus import Corpus, check_name
 from lab.data.tokenizers import clean
-from lab.evaluation import scores, tasks
+from lab.evaluation import mteb, scores, tasks
 from lab.evaluation.contamination import contamination
 from lab.evaluation.finetune import RATES, RECIPES, FineTuning, check
 from lab.evaluation.floors import embed, fine_tune_floors, predictions, task_floors, version, word_controls
@@ -130,6 +130,9 @@ class EvalConfig:
     ] = ()
     ckpt: Annotated[str, "latest, best or a step"] = "latest"
     device: Annotated[str, "auto, cpu or cuda"] = "auto"
+    mteb: Annotated[
+        tuple[str, ...], "in place of tasks: tasks of MTEB by its own library, such as STSBenchmark,SICK-R"
+    ] = ()
     full: Annotated[bool, "print every metric beside every floor, in place of four rows a task"] = False
 
     def __post_init__(self):
@@ -378,7 +381,10 @@ def main(argv) -> int:
     if zero or config.contamination:
         keys = ["head", "recipe", "epochs", "lr", "batch", "grid", "max_length", "train_on", "seeds"]
         parsed.unused(keys, "by mode = 'zero_shot', in which nothing is trained")
+    mteb_tasks = mteb.find_tasks(config.mteb) if config.mteb else []
     run = open_run(parsed, config) if config.run else None
+    if mteb_tasks:
+        return judge_by_mteb(config, run, mteb_tasks)
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
     names = task_names(config.tasks, data, zero_shot=zero and not config.contamination)
     if not names:
@@ -409,6 +415,19 @@ def main(argv) -> int:
             check(run, pairs, config)
     with locked(Path(config.run) / "eval", "judge a copy of the run folder"):
         return evaluate(config, run, loaded, others)
+
+
+def judge_by_mteb(config: EvalConfig, run: LoadedRun, found: list) -> int:
+    """Prints the main score of each task and split, and writes RUN/eval/mteb_TASK.json."""
+    rows, folder = [], Path(config.run) / "eval"
+    with locked(folder, "judge a copy of the run folder"):
+        for name, record in mteb.scores(run, found).items():
+            write_atomic(folder / f"mteb_{name}.json", json.dumps(record, indent=1) + "\n")
+            for split, values in record["scores"].items():
+                for one in values:
+                    rows.append({"MTEB": name, "split": split, "main score x100": f"{100 * one['main_score']:.1f}"})
+    print(f"{run.config['run_id']}, ckpt_{run.step}\n\n{dict_table(rows)}\n\nno floor is beside them; --tasks has some")
+    return 0
 
 
 def evaluate(config: EvalConfig, run: LoadedRun, loaded: list[Pairs], others: dict) -> int:

@@ -29,7 +29,7 @@ def python(*words):
 
 def main(text: str, *rest: str):
     objectives, keys = [word for word in rest if word[:2] != "--"], [word for word in rest if word[:2] == "--"]
-    here, answers = Path("out/compared"), []
+    here, answers, said = Path("out/compared"), [], []
     data = ["--name=text", f"--data_dir={here / 'data'}"]
     if not (here / "data/text/meta.json").exists():
         python(ROOT / "data/text/prepare.py", *data, "--files", text, "--tokenizer=bpe:4096", "--val_fraction=0.1")
@@ -41,11 +41,12 @@ def main(text: str, *rest: str):
         pairs = retrieval_pairs(run.corpus("val"), run.tokenizer)
         texts = [first for first, _ in pairs] + [body for _, body in pairs]
         answers.append(hits(run.pooled(texts).numpy(), ADAPTED["model"])["adapted"])
-        print(f"{objective}: finds {answers[-1].mean():.1%} of {len(pairs)} bodies by their first sentence")
+        said.append(f"{objective}: finds {answers[-1].mean():.1%} of {len(pairs)} bodies by their first sentence")
     lift = lifts("accuracy", answers[0], {"other": answers[1]}, np.ones(answers[0].shape[1]))["other"]
     better = (
         objectives[0] if lift["low"] > 0 else objectives[1] if lift["high"] < 0 else "neither, as far as this tells"
     )
+    print("\n".join(said))
     print(f"difference {lift['value']:+.1%} [{lift['low']:+.1%}, {lift['high']:+.1%}]; better: {better}")
 
 
