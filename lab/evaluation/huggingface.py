@@ -75,6 +75,8 @@ class ReferenceModel(nn.Module):
 class ReferenceRun(LoadedRun):
     """Its texts have the tokenizer's own special tokens around them."""
 
+    most_twins = 1  # of many parameters each
+
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.around = [self.surroundings(*texts) for texts in (("a",), ("a", "b"))]
