@@ -288,7 +288,14 @@ def test_round_trip(place, data, tmp_path, capsys):
     printed = []
     for path in runs:
         sample.main([f"--run={path}", "--text=the red ship", "--device=cpu"])
-        words = [f"--run={path}", "--tasks=stsb", f"--data={place.here / 'glue'}", f"--data_dir={data}", "--device=cpu"]
+        words = [
+            f"--run={path}",
+            "--tasks=stsb",
+            f"--data={place.here / 'glue'}",
+            f"--data_dir={data}",
+            "--device=cpu",
+            "--full",
+        ]
         eval_glue.main(words)
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1] and "predicted" in printed[0]
