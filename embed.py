@@ -59,9 +59,9 @@ SHOWN, LINE = 3, 100  # texts of a cluster, and characters of a text, that are p
 class EmbedConfig(OneRun):
     run: Annotated[PathStr, "run folder, a folder of export.py, or one with a Hugging Face encoder"] = ""
     file: Annotated[
-        PathStr, 'a text a line or JSON lines with "text"; - or empty: standard input; .npy: vectors to be searched'
+        PathStr, 'file of a text a line or JSON lines with "text"; - or empty: standard input; .npy: vectors to search'
     ] = ""
-    to: Annotated[PathStr, "the .npy to be written; empty: vectors are not kept"] = ""
+    to: Annotated[PathStr, "the .npy file to be written; empty: vectors are not kept"] = ""
     concepts: Annotated[
         bool | int, "write all vectors of each text, not their mean; a number: use the first so many, nested=True"
     ] = False
