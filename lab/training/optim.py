@@ -25,16 +25,13 @@ def learning_rate(schedule: str, peak: float, step: int, horizon: int, warmup: i
     return peak * (end + (1 - end) * left)
 
 
-def adamw(
-    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float], others=()
-) -> torch.optim.Optimizer:
-    """Only matrices of linear layers decay: no embedding, slot, position, norm or bias, and none of `others`. What is
-    frozen is left out."""
+def adamw(model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """Only matrices of linear layers decay: no embedding, slot, position, norm or bias. What is frozen is left out."""
     trained = [p for p in model.parameters() if p.requires_grad]
     decay = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     groups = [
         {"params": [p for p in trained if id(p) in decay], "weight_decay": weight_decay},
-        {"params": [*(p for p in trained if id(p) not in decay), *others], "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) not in decay], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
