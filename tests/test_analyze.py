@@ -167,7 +167,8 @@ def test_a_warm_start_has_no_untrained_twin(place):
 
 def test_capacity_and_no_probes(place):
     run = trained(place, "run")
-    look(run, "--capacity", "--probes=0", f"--data_dir={place}")  # no data there: the rows that the run keeps
+    with patch.object(analysis.capacity, "__defaults__", (60,)):  # steps
+        look(run, "--capacity", "--probes=0", f"--data_dir={place}")  # no data there: the rows that the run keeps
     found = json.loads((run / "analysis" / "metrics.json").read_text())
     page = (run / "analysis" / "report.html").read_text()
     assert "rows that the run keeps (" in page and "probes" not in found

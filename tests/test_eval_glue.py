@@ -3,8 +3,6 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -510,10 +508,10 @@ def test_a_mistake_ends_in_one_line_and_exit_2(place, tmp_path):
     file = tmp_path / "glue/SICK/SICK_trial.txt"
     file.write_text(file.read_text() + "21\tA ship.\t\t3.0\tNEUTRAL\n")
     words = [f"--run={tmp_path / 'run'}", "--tasks=stsb,sick_r", f"--data={tmp_path / 'glue'}"]
-    found = subprocess.run([sys.executable, ROOT / "eval_glue.py", *words], capture_output=True, text=True, timeout=60)
-    assert found.returncode == 2 and found.stdout == ""
-    assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
-    assert "SICK_trial.txt:22: an empty sentence; " in found.stderr
+    found = training.Process(words, tmp_path / "log", main=eval_glue.main).wait()
+    assert found.code == 2 and found.out == ""
+    assert found.err.startswith("error: ") and found.err.count("\n") == 1
+    assert "SICK_trial.txt:22: an empty sentence; " in found.err
     assert not (tmp_path / "run/eval").exists()
 
 

@@ -195,7 +195,7 @@ def test_a_second_time_nothing_is_trained(place, monkeypatch, capsys):
     assert capsys.readouterr().out == printed
 
 
-@pytest.mark.parametrize("head", ["pair", "cosine", "linear", "via_decoder"])
+@pytest.mark.parametrize("head", ["cosine", "via_decoder"])  # pair and linear: above and below
 def test_other_heads(place, head):
     assert judge(place, "--tasks=stsb,mrpc", f"--head={head}", "--seeds=1") == 0
     assert record(place, "mrpc")["protocol"]["pairs"] == f"encoded {'apart' if HEADS[head].apart else 'together'}"
