@@ -27,7 +27,7 @@ import geometry
 from lab import report
 from lab.analysis import attention, probes, words
 from lab.analysis import measure as analysis
-from lab.analysis.measure import Analysis, analyse, capacity, judge_of, nearest, numbers_of, same_texts, samples
+from lab.analysis.measure import Analysis, analyse, capacity, evaluator_of, nearest, numbers_of, same_texts, samples
 from lab.command import log
 from lab.configurator import PathStr, parse
 from lab.files import locked, write_atomic
@@ -141,7 +141,11 @@ ABOUT = {  # section -> what it says first
 
 def good_ranges(one: Analysis) -> dict[str, tuple[float, float]]:
     """Key -> the least and the most that is good."""
-    C, H, rows = len(one.shape["variance"]), one.run.config["hidden"], sum(len(batch.ids) for batch in one.judge.fixed)
+    C, H, rows = (
+        len(one.shape["variance"]),
+        one.run.config["hidden"],
+        sum(len(batch.ids) for batch in one.evaluator.fixed),
+    )
     low, used = geometry.low_rank(C), (geometry.IGNORED_NATS, math.inf)
     ranges = {"rank_slot_centred": (low, C), "rank_raw": (low, C), "rank_pooled": (low, min(rows - 1, H))}
     ranges |= {"input_share": (geometry.STATIC_SHARE, math.inf), "dead_slots": (0, 0), "collapsed_dimensions": (0, 0)}
@@ -207,7 +211,7 @@ class Page:
         sections, self.parts = self.parts, []
         self.numbers()
         runs = [self.columns[name] for name in self.shown]
-        fixed, steps = runs[0].judge.fixed, (f"{one.run.config['run_id']} ckpt_{one.run.step}" for one in runs)
+        fixed, steps = runs[0].evaluator.fixed, (f"{one.run.config['run_id']} ckpt_{one.run.step}" for one in runs)
         about = f"{', '.join(steps)}. Numbers: {sum(len(batch.ids) for batch in fixed)} rows of "
         about += f"{fixed[0].ids.shape[1]} tokens that the run keeps, every token counting alike. Texts: {source}."
         names = [*self.shown] if len(runs) > 1 else [title]
@@ -249,7 +253,7 @@ class Page:
     def reconstructions(self):
         self.section("Reconstructions")
         for _, one in self.each_run():
-            said, rows = samples(one.run, one.judge)
+            said, rows = samples(one.run, one.evaluator)
             self.note(said)
             self.table(rows)
 
@@ -326,7 +330,7 @@ class Page:
             if probe is None:
                 self.note(f"{name}: too few of the texts can answer it.")
                 continue
-            scores = probes.judge(probe, embedders)
+            scores = probes.score(probe, embedders)
             majority, *others = scores.values()
             rows.append({"question": f"{name}: {probe.about}", "asked of": int(probe.test.sum())})
             rows[-1] |= {"commonest class": (majority,)} | dict(zip(("bag of words", *embedders), others, strict=True))
@@ -341,7 +345,7 @@ class Page:
             if one.run.model.decoder is None:
                 self.note(f"{name}: there is no decoder, so nothing says what its concepts could hold.")
                 continue
-            found = capacity(one.run, one.judge.fixed[0].ids[:32].to(one.run.device))
+            found = capacity(one.run, one.evaluator.fixed[0].ids[:32].to(one.run.device))
             self.record[name]["capacity"] = found
             self.table([{"concepts": kind} | values for kind, values in found.items()])
 
@@ -353,13 +357,15 @@ class Page:
 def checked(run: LoadedRun, path: str, rows: Tensor, quick: bool) -> tuple[Analysis | None, list[str], list[str]]:
     """What is measured of a run (None where `quick` or where it is not finite), what is wrong with it, and the lines
     that say so, and what it learned."""
-    judge = judge_of(run, rows[: QUICK[0], : QUICK[1]], QUICK[0], QUICK[0] // 2) if quick else judge_of(run, rows)
-    whole = judge.whole()
+    evaluator = (
+        evaluator_of(run, rows[: QUICK[0], : QUICK[1]], QUICK[0], QUICK[0] // 2) if quick else evaluator_of(run, rows)
+    )
+    whole = evaluator.whole()
     if wrong := not_finite(run, whole):
         return None, wrong, wrong
-    one = None if quick else analyse(run, judge, whole)
-    numbers = numbers_of(judge, whole, least=QUICK[0], batches=1) if quick else one.numbers
-    numbers["learned"] = analysis.learned(run, judge, numbers, RunFolder(path).metrics())
+    one = None if quick else analyse(run, evaluator, whole)
+    numbers = numbers_of(evaluator, whole, least=QUICK[0], batches=1) if quick else one.numbers
+    numbers["learned"] = analysis.learned(run, evaluator, numbers, RunFolder(path).metrics())
     wrong = findings(run, numbers)
     return one, wrong, [*(wrong or ["not collapsed"]), f"learned: {numbers['learned']}"]
 
@@ -387,10 +393,14 @@ def report_on(config: AnalyzeConfig, runs: dict[str, LoadedRun], folder: Path) -
     first = next(iter(columns.values()))
     if not config.compare:
         untrained = first.run.twin(first.run.config.get("seed", 0))
-        judge = Evaluator(
-            untrained.model, first.judge.objectives, first.judge.vocab, first.judge.world, first.judge.fixed
+        evaluator = Evaluator(
+            untrained.model,
+            first.evaluator.objectives,
+            first.evaluator.vocab,
+            first.evaluator.world,
+            first.evaluator.fixed,
         )
-        columns["untrained"] = analyse(untrained, judge, judge.whole())
+        columns["untrained"] = analyse(untrained, evaluator, evaluator.whole())
     if config.data_dir:
         first.run.config["data_dir"] = config.data_dir
     texts, source = first.run.held_out(POOL)

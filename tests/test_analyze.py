@@ -124,11 +124,11 @@ def test_the_page_fits_a_telephone_and_a_screen(page, tmp_path):
 
 def test_what_is_free_running_stands_beside_what_is_teacher_forced(place):
     run = load_run(trained(place, "causal", "--objective=tsdae", "--decoder=causal", "--max_steps=1"), device="cpu")
-    judge = analysis.judge_of(run, run.rows[:256])
-    said, rows = analysis.samples(run, judge, 3)
+    evaluator = analysis.evaluator_of(run, run.rows[:256])
+    said, rows = analysis.samples(run, evaluator, 3)
     assert "teacher-forced" in said and "free-running" in said
     assert list(rows[0]) == ["text", "what the encoder read", "teacher-forced", "free-running"]
-    problem = judge.problem(judge.decoded(), judge.fixed[0])
+    problem = evaluator.problem(evaluator.decoded(), evaluator.fixed[0])
     concepts = run.model.encode(problem.source, problem.source_pos)
     for name, ids in analysis.written(run.model, concepts, problem.targets).items():
         for i, row in enumerate(rows):
@@ -203,8 +203,8 @@ def test_runs_side_by_side(place, tmp_path, capsys):
     found = json.loads((run / "analysis" / "compare" / "metrics.json").read_text())
     assert all(entry.keys() == {str(run), str(bag), str(other)} for entry in found.values())
     loaded = load_run(run, device="cpu")
-    judge = analysis.judge_of(loaded, loaded.rows[: analyze.ROWS, :10])
-    ranks = geometry.concept_geometry(judge.whole())
+    evaluator = analysis.evaluator_of(loaded, loaded.rows[: analyze.ROWS, :10])
+    ranks = geometry.concept_geometry(evaluator.whole())
     assert found["rank_pooled"][str(run)] == pytest.approx(ranks["rank_pooled"])
     assert found["position"][str(run)] == found["position"][str(other)]
     assert (
@@ -217,11 +217,11 @@ def test_runs_side_by_side(place, tmp_path, capsys):
 
 def test_knock_outs_and_positions_equal_loops(place):
     run = load_run(trained(place, "run"), device="cpu")
-    judge = analysis.judge_of(run, run.rows[:256])
-    use = analysis.use_of_concepts(judge)
-    part = judge.primary_part()
+    evaluator = analysis.evaluator_of(run, run.rows[:256])
+    use = analysis.use_of_concepts(evaluator)
+    part = evaluator.primary_part()
     total, rises, by_position = 0.0, torch.zeros(8), torch.zeros(16, dtype=torch.float64)
-    problems = [judge.problem(part, batch) for batch in judge.fixed]
+    problems = [evaluator.problem(part, batch) for batch in evaluator.fixed]
     with torch.no_grad():
         concepts = [run.model.encode(p.source, p.source_pos) for p in problems]
         mean = torch.cat(concepts).mean(0)

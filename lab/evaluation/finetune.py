@@ -1,5 +1,5 @@
 """
-Fine-tuning: a head and its encoder, trained on one task; what they answer is kept, for every seed.
+Fine-tuning: trains a head and the encoder on one task and caches the predictions of every seed.
 
     work = FineTuning(run, pairs, config, cache)        # config: of eval_glue.py
     answers, rate = work.all_seeds(config)              # {"dev": {"predictions": [seeds, n]}}, learning rate
@@ -32,23 +32,23 @@ from lab.sources import sources, weights
 from lab.training import optim
 from model import ConceptModel
 
-RATES = (1e-4, 3e-4, 1e-3)  # what --grid=lr tries
+RATES = (1e-4, 3e-4, 1e-3)  # learning rates that --grid=lr tries
 LONG = {"cola": 20, "mrpc": 20, "stsb": 20, "rte": 20, "wnli": 20, "sst2": 5, "sick_r": 10, "sick_e": 10, "paws": 5}
-RECIPES = {  # warmup: steps, or a share of all
+RECIPES = {  # warmup: number of steps, or share of all steps
     "ours": {"epochs": 3, "lr": 3e-4, "batch": 32, "warmup": 0.1},
     "original": {"epochs": 3, "lr": 1e-5, "batch": 96, "warmup": 100},  # epochs: of the tasks that LONG does not name
 }
-HELD_OUT = 0.1, 2000  # share of the training rows that chooses the epoch, and the most of them
+HELD_OUT = 0.1, 2000  # training rows held out to choose the epoch: share, and at most
 
 
 def shorten(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
-    """Two lists of ids, cut to `room` in all, the longer one first."""
+    """Truncates two lists of ids to `room` ids in total, the longer list first."""
     return a[: max(room - len(b), (room + 1) // 2)], b[: max(room - len(a), room // 2)]
 
 
 def token_rows(run: LoadedRun, pairs: Pairs, apart: bool, most: int) -> tuple[dict[str, list], float]:
-    """(split -> for each row one or two arrays of at most `most` ids, share of all tokens that was cut). A pair that is
-    not read `apart` is one text: a, separator, b."""
+    """(split -> one or two arrays of at most `most` ids per row, share of tokens that was truncated). apart: the two
+    texts of a pair are encoded separately; else as one text: a, separator, b."""
     ids = run.encode_texts(pairs.sentences)
     rows, before, after = {}, 0, 0
     for split, index in pairs.index.items():
@@ -68,7 +68,7 @@ def token_rows(run: LoadedRun, pairs: Pairs, apart: bool, most: int) -> tuple[di
 
 
 def batches(rows: list, size: int, chance: np.random.Generator | None = None) -> list[np.ndarray]:
-    """Numbers of rows in batches of like lengths: little padding. chance: all in a random order."""
+    """Row numbers in batches of similar length, for little padding; with `chance` in random order."""
     lengths = np.array([sum(map(len, texts)) for texts in rows])
     if chance is None:
         return np.array_split(np.argsort(-lengths, kind="stable"), range(size, len(rows), size))
@@ -91,7 +91,7 @@ def loss_of(outputs, labels, kind: str, linear: bool):
 
 
 def check(run: LoadedRun, pairs: Pairs, config):
-    """UserError for what cannot be trained, before anything takes long."""
+    """UserError if this run and head cannot be trained on this task; fast."""
     head, model = HEADS[config.head], run.model
     pair = len(pairs.index[pairs.trained_on][0]) == 2
     if not head.linear and (not pair or pairs.task.kind == "classification"):
@@ -107,7 +107,7 @@ def check(run: LoadedRun, pairs: Pairs, config):
 
 
 class FineTuning:
-    """One task, one protocol: trains and keeps what models answer."""
+    """Trains models on one task with one protocol and caches their outputs."""
 
     def __init__(self, run: LoadedRun, pairs: Pairs, config, cache: Path):
         recipe = RECIPES[config.recipe]
@@ -133,7 +133,7 @@ class FineTuning:
         self.weights = weights(run.model)
 
     def about(self) -> str:
-        """What is trained, on what."""
+        """What is trained, in words."""
         model, new = self.run.model, self.new_head(self.run.model, 0).state_dict()
         left = 0 if self.head.keeps_decoder or model.decoder is None else len(model.decoder.state_dict())
         tensors = f"{len(model.state_dict()) - left} tensors are the checkpoint's, {left} of its decoder are not read"
@@ -145,7 +145,7 @@ class FineTuning:
         return self.head(model.config, outputs, self.texts, seed=seed).to(self.run.device)
 
     def predictions(self, seed: int, rate: float, twin: bool = False) -> dict[str, np.ndarray]:
-        """Outputs [n, K] of every split and of the held-out rows of one training, at its best epoch."""
+        """Split (and "held_out") -> outputs [n, K] at the best epoch of one training."""
         begun = "untrained" if twin else self.weights
         settings = [*self.key, begun, seed, self.protocol | {"lr": rate}]
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
@@ -161,7 +161,7 @@ class FineTuning:
         return result
 
     def fit(self, begun: ConceptModel, seed: int, rate: float, what: str, saved: Path) -> dict[str, np.ndarray]:
-        """One training; `saved` keeps it as it is after each epoch."""
+        """One training; its state after each epoch is saved to `saved`."""
         model = copy.deepcopy(begun)
         head = self.new_head(model, seed)
         module = nn.ModuleDict({"model": model.requires_grad_(not self.head.frozen), "head": head})
@@ -240,7 +240,7 @@ class FineTuning:
 
     @torch.no_grad()
     def outputs(self, model: ConceptModel, head: nn.Module, rows: list, size: int = 64) -> np.ndarray:
-        """[n, K] in float32, whatever the batch."""
+        """Outputs [n, K] of rows, float32."""
         model.eval(), head.eval()
         parts = batches(rows, size)
         with exact_matmul():
@@ -254,7 +254,8 @@ class FineTuning:
         command.check_finite(outputs, texts, "answer", "take a smaller --lr")
 
     def predict(self, outputs: np.ndarray, held: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs [n, K] as an answer of one run [1, n]; a cosine says yes above the threshold of the held-out rows."""
+        """Outputs [n, K] -> answers [1, n] of one seed. Cosines become yes/no by the threshold that is best on the
+        held-out rows."""
         if self.kind == "score":
             return {"cosines": outputs.T.astype(np.float64)}
         if self.head.linear:
@@ -267,7 +268,7 @@ class FineTuning:
         return float(task_scores(self.pairs.task, self.predict(outputs, outputs), labels)[self.pairs.task.primary][0])
 
     def rate(self, wanted: str, twin: bool) -> float:
-        """The learning rate of the protocol, or the one of RATES that is best on the held-out rows."""
+        """The protocol's learning rate or, with --grid=lr, the one of RATES that is best on the held-out rows."""
         if not wanted:
             return self.protocol["lr"]
         return max(RATES, key=lambda rate: self.held_out_score(self.predictions(0, rate, twin)["held_out"]))
