@@ -1,15 +1,15 @@
 """
-Did a model collapse, what is each of its concepts worth, and does its decoder use them?
+Analyses a run: did it collapse, what is each of its concepts worth, does its decoder use them?
 
     python analyze.py --run=out/quickstart             # RUN/analysis/: report.html, metrics.json, pictures
-    python analyze.py --run=out/quickstart --quick     # a health check: a line a finding; exit code 3 if there is one;
-                                                       # and a line of what was learned, which changes no exit code
-    python analyze.py --run=out/quickstart --capacity  # also: how much of what its concepts could hold they do hold
-    python analyze.py --compare out/A out/B            # side by side, the same texts: out/A/analysis/compare/
+    python analyze.py --run=out/quickstart --quick     # a health check: one line per finding, exit code 3 if there is
+                                                       # one; and one line about what was learned
+    python analyze.py --run=out/quickstart --capacity  # also: reconstruction from concepts optimised for the decoder
+    python analyze.py --compare out/A out/B            # side by side on the same texts: out/A/analysis/compare/
 
-Numbers are of rows of the validation text that the run folder keeps (its shortest row length), and beside each stands
-that of the untrained twin: the same model as it began. Attention, neighbours and probes take sentences of the
-validation text where the prepared data are, else those rows too.
+Numbers are computed on rows of the validation text that are kept in the run folder (shortest row length), beside those
+of the untrained twin: the same model before training. Attention, neighbours and probes use sentences of the validation
+text if the prepared data are available, else the same rows.
 """
 
 from lab import command  # isort: skip  (first: it tells an older Python)
@@ -38,19 +38,17 @@ from objectives import Bounds
 
 ROOT = Path(__file__).resolve().parent
 ROWS = 512
-QUICK = 128, 32  # rows, and tokens of them, of the health check: seconds for six layers on a CPU
-POOL, READ, PLOTTED, NEAR = 8000, 500, 1500, 10  # sentences: probes choose among, attention reads, pictures show
-SHOWN = 8  # concepts whose attention to a sentence is shown: those that change most with the text
+QUICK = 128, 32  # rows, and tokens of each, of the health check: seconds for six layers on a CPU
+POOL, READ, PLOTTED, NEAR = 8000, 500, 1500, 10  # sentences: for probes, for attention, for neighbours, listed
+SHOWN = 8  # concepts whose attention to a sentence is shown: those of largest variance over texts
 
 
 @dataclass
 class AnalyzeConfig(OneRun):
-    quick: Annotated[bool, "only the health check: a line a finding, exit code 3 if there is one"] = False
-    compare: Annotated[
-        tuple[PathStr, ...], "several run folders in place of --run, side by side on the same texts"
-    ] = ()
-    capacity: Annotated[bool, "also optimise concepts against the frozen decoder: the most they could hold"] = False
-    probes: Annotated[int, "texts of each linear probe; 0: no probes", Bounds(0)] = 1000
+    quick: Annotated[bool, "only the health check: one line per finding, exit code 3 if there is one"] = False
+    compare: Annotated[tuple[PathStr, ...], "several run folders instead of --run, side by side on the same texts"] = ()
+    capacity: Annotated[bool, "also optimise concepts for the frozen decoder: how well it could reconstruct"] = False
+    probes: Annotated[int, "texts per linear probe; 0: no probes", Bounds(0)] = 1000
     data_dir: Annotated[PathStr, "where the prepared data are; empty: where the run had them"] = ""
 
     def __post_init__(self):
@@ -64,7 +62,7 @@ class AnalyzeConfig(OneRun):
 # ---------------------------------------------------------------------------------------------------------------------
 # The health check
 
-ADVICE = (  # how a finding begins, what to try
+ADVICE = (  # beginning of a finding, what to try
     ("slots are static", "init=fan_in_positions, spectral tokens, or an objective that needs the text: tsdae"),
     ("slots are duplicates", "fewer concepts, or concept_position=learned"),
     ("one direction", "tsdae + bow in the place of contrastive or bow alone; whitening=0.25 when texts are compared"),
@@ -75,7 +73,7 @@ ADVICE = (  # how a finding begins, what to try
 
 
 def not_finite(run: LoadedRun, whole: Tensor) -> list[str]:
-    """A line if weights are not, or concepts [B, C, H]."""
+    """A finding if weights or concepts [B, C, H] are not finite."""
     broken = [name for name, tensor in run.model.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
         return [f"{len(broken)} tensors are not finite, {broken[0]} first; go back to another --ckpt"]
@@ -85,7 +83,7 @@ def not_finite(run: LoadedRun, whole: Tensor) -> list[str]:
 
 
 def findings(run: LoadedRun, numbers: dict) -> list[str]:
-    """What is unhealthy, a line each, with what to try."""
+    """What is unhealthy and what to try, one line each."""
     found = [] if numbers["verdict"].startswith("not collapsed") else numbers["verdict"].split("; ")
     gain = numbers.get("delta_mean", geometry.IGNORED_NATS)
     if gain < geometry.IGNORED_NATS and not any(what.startswith("decoder ignores") for what in found):
@@ -98,7 +96,7 @@ def findings(run: LoadedRun, numbers: dict) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
-NUMBERS = {  # key -> its name, what it says
+NUMBERS = {  # key -> name, explanation
     "input_share": ("input share", "share of the concepts' variance that the text makes; 0: they are constants"),
     "rank_slot_centred": ("slot-centred rank", "directions that a text's concepts use for what is its own"),
     "rank_raw": ("raw rank", "the same with what all texts share"),
@@ -119,7 +117,7 @@ NUMBERS = {  # key -> its name, what it says
 }
 
 
-ABOUT = {  # section -> what it says first
+ABOUT = {  # section -> introduction
     "Training": "Losses beside those of guessing without the text, and the geometry of the concepts, over steps.",
     "Reconstructions": """Held-out rows, predicted from their concepts; words with a wrong token at its place are red.
     Teacher-forced: each token after the true ones before it; free-running: after the decoder's own.""",
@@ -140,7 +138,7 @@ ABOUT = {  # section -> what it says first
 
 
 def good_ranges(one: Analysis) -> dict[str, tuple[float, float]]:
-    """Key -> the least and the most that is good."""
+    """Key -> (lowest, highest) value that is good."""
     C, H, rows = (
         len(one.shape["variance"]),
         one.run.config["hidden"],
@@ -153,12 +151,12 @@ def good_ranges(one: Analysis) -> dict[str, tuple[float, float]]:
 
 
 def in_words(least: float, most: float) -> str:
-    """A range that is good."""
+    """A range in words."""
     return f"{least:g}" if least == most else f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
 
 
 def sentence(name: str, one: Analysis, found: list[str]) -> str:
-    """A run's verdict: what is wrong, or what its concepts do; and what it learned."""
+    """The verdict on a run: what is wrong, or how its concepts are used; and what it learned."""
     numbers, C = one.numbers, len(one.shape["variance"])
     learned = f"Learned: {numbers['learned']}."
     if found:
@@ -173,7 +171,7 @@ class Page:
     """A report of models side by side: a run and its untrained twin, or several runs."""
 
     def __init__(self, columns: dict[str, Analysis], shown: dict[str, RunFolder], texts: list[str], folder: Path):
-        """columns: a name for each model; shown: the folders of the runs among them, which are looked at closely."""
+        """columns: name -> model; shown: name -> folder, of the trained runs among them, which get details."""
         self.columns, self.shown, self.texts, self.folder, self.parts = columns, shown, texts, folder, []
         self.record = {name: one.record for name, one in columns.items()}
 
@@ -188,17 +186,17 @@ class Page:
         self.parts += [report.html_table(*report.columns(rows))] if rows else []
 
     def picture(self, name: str, draw, *args):
-        """One of report's pictures, as NAME.png in the folder."""
+        """Adds a picture of lab/report.py, as NAME.png in the folder."""
         self.parts.append(report.picture(draw(*args, self.folder / f"{name}.png")))
 
     def each_run(self):
-        """(name, model) of the runs, each under a heading where there are several."""
+        """Yields (name, model) of the trained runs, with a heading if there are several."""
         for name in self.shown:
             self.parts += [report.heading(name, 3)] * (len(self.shown) > 1)
             yield name, self.columns[name]
 
     def html(self, title: str, source: str, found: dict[str, list[str]], probes: int, capacity: bool) -> str:
-        """The whole page. found: what is wrong with each run; source: of the texts."""
+        """The whole page. found: findings of each run; source: where the texts come from."""
         self.training()
         self.reconstructions()
         self.reading()
@@ -219,7 +217,7 @@ class Page:
         return report.page(title, said, about, self.parts + sections)
 
     def numbers(self):
-        """Last, for it shows what the sections found."""
+        """The table of numbers; called last, since the sections add numbers."""
         runs = {name: self.columns[name].run for name in self.shown}
         if len({run.config["tokenizer_hash"] for run in runs.values()}) > 1:
             self.note("The runs have different tokenizers: their nats and bits a token do not compare.")
@@ -237,7 +235,7 @@ class Page:
         self.table(rows)
 
     def training(self):
-        """Curves as training drew them, and the configuration: first what differs between the runs."""
+        """The curves drawn in training, and the configuration, keys that differ between runs first."""
         self.section("Training")
         for name, _ in self.each_run():
             paths = [self.shown[name].path / f"{file}.png" for file in ("curves", "geometry", "weights")]
@@ -273,7 +271,7 @@ class Page:
             self.picture("positions", report.lines, curves, "position", "loss rise, another text's concepts")
 
     def each_concept(self, one: Analysis, read: attention.Attention | None):
-        """A row for each concept, and three sentences under those that change most with the text."""
+        """A row per concept, and the attention of the concepts of largest variance to three sentences."""
         spelt, variance = words.Words(one.run.tokenizer), one.shape["variance"]
         rows = [{"concept": str(c)} for c in range(len(variance))]
         if read:
@@ -355,8 +353,7 @@ class Page:
 
 
 def checked(run: LoadedRun, path: str, rows: Tensor, quick: bool) -> tuple[Analysis | None, list[str], list[str]]:
-    """What is measured of a run (None where `quick` or where it is not finite), what is wrong with it, and the lines
-    that say so, and what it learned."""
+    """(measurements, None if `quick` or not finite; findings; the lines to print)."""
     evaluator = (
         evaluator_of(run, rows[: QUICK[0], : QUICK[1]], QUICK[0], QUICK[0] // 2) if quick else evaluator_of(run, rows)
     )
@@ -380,7 +377,7 @@ def main(argv) -> int:
 
 
 def report_on(config: AnalyzeConfig, runs: dict[str, LoadedRun], folder: Path) -> int:
-    """Measures runs, prints what is found and, unless it is a quick check, writes all; returns the exit code."""
+    """Measures runs, prints the findings and, without --quick, writes the report -> exit code."""
     columns, found, told = {}, {}, []
     for (name, run), rows in zip(runs.items(), same_texts([*runs.values()], ROWS), strict=True):
         path = name if config.compare else config.run

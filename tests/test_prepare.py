@@ -376,7 +376,7 @@ def test_a_finished_folder_is_only_replaced_on_demand(run, bpe, tmp_path):
 def large(tmp_path_factory):
     """Some megabytes of text, enough for several processes."""
     path = tmp_path_factory.mktemp("large") / "large.txt"
-    path.write_text("\n\n".join(documents(1000) * 14))
+    path.write_text("\n\n".join(documents(1000) * 8))
     return path
 
 
