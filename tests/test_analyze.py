@@ -35,7 +35,7 @@ def place(tmp_path_factory):
     return here
 
 
-FEWER = {"POOL": 600, "READ": 60, "PLOTTED": 200}  # texts
+FEWER = {"POOL": 600, "READ": 60, "PLOTTED": 200, "ROWS": 256}  # texts
 
 
 @pytest.fixture(autouse=True)

@@ -154,13 +154,12 @@ def test_the_launcher_says_a_mistake_once(data, tmp_path):
     assert "exitcode  : 2" in done.stderr  # of rank 0, as the launcher reports it
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGUSR1, 138), (signal.SIGINT, 130)])
-def test_a_signal_to_one_rank_stops_both_at_one_step(number, code, data, tmp_path):
+def test_a_signal_to_one_rank_stops_both_at_one_step(data, tmp_path):
     out = tmp_path / "run"
     with start_ranks(both(data, out, *ENDLESS), tmp_path / "logs") as ranks:
         ranks[0].wait_until(lambda: len(losses(out)) > 3)
-        ranks[1].signal(number)
-        assert [rank.wait().code for rank in ranks] == [code, code]
+        ranks[1].signal(signal.SIGUSR1)
+        assert [rank.wait().code for rank in ranks] == [138, 138]
     step = RunFolder(out).pointer("latest")
     assert step == losses(out)[-1][0]
     run(data, out, *BRIEF, f"--max_steps={step + 2}", "--micro_batch=4", "--ckpt_interval=0")
