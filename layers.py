@@ -101,14 +101,14 @@ def keys_values(x, readers, heads, fused=None):
     return list(zip(parts[0::2], parts[1::2], strict=True))
 
 
-def rotate(x, pos):
+def rotate(x, pos, theta=10000.0):
     """Rotary position embedding (RoFormer, arXiv:2104.09864): x [B, h, S, d] rotated by pos [1|B, S].
 
     Self-attention rotates queries and keys. Where latents read tokens only the keys are rotated: a latent query has no
     position, and each head learns which rotations it responds to.
     """
     half = x.shape[-1] // 2
-    freq = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    freq = theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angle = pos[:, None, :, None] * freq  # [1|B, 1, S, d/2]
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x.chunk(2, -1)

@@ -18,8 +18,9 @@ from lab.data import tokenizers
 from lab.data.corpus import Corpus
 from lab.data.tokenizers import load_tokenizer, pad_batch, special_ids
 from lab.distributed import exact_matmul, pick_device
+from lab.sources import weights
 from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder, check_removed, completed, load_tensors, load_weights
-from model import ConceptModel, ModelConfig
+from model import PRETRAINED, ConceptModel, ModelConfig
 from objectives import Bounds, ObjectiveConfig, Objectives, check_bounds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -267,8 +268,12 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
         raise UserError(f"{run.path / ROWS} is missing or of another run; put the run's own file back")
     try:
         model = ConceptModel(shape, config["mask_id"], token_vectors=vectors)
+    except ValueError as error:  # of a backbone
+        raise UserError(str(error)) from None
     except (RuntimeError, MemoryError):
         raise UserError(f"{path}/config.json describes a model too large for this machine; was it edited?") from None
+    if shape.backbone and weights(model, PRETRAINED) != config.get("backbone_hash"):
+        raise UserError(f"backbone={shape.backbone} is not the one the run was trained with; put that one back")
     path = folder / "model.safetensors"
     load_weights(model, load_tensors(path), path)
     check_options(shape, options)

@@ -6,7 +6,7 @@ without it is not finished. `train.bin` and `val.bin` are token files. All numbe
 
     byte  0   8 bytes    magic "NCONCEPT"
           8   uint32     version, 1
-         12   uint32     vocabulary size V, at most 65,536
+         12   uint32     vocabulary size V
          16   4 x uint32 ids of end-of-document, mask, pad, separator
          32   uint64     N, tokens
          40   uint64     D, documents
@@ -14,7 +14,7 @@ without it is not finished. `train.bin` and `val.bin` are token files. All numbe
          56   8 bytes    zero
          64   32 bytes   sha256 of the folder's tokenizer.json
          96   32 bytes   zero
-        128   uint16 [N] tokens, then zeros up to the next multiple of 8
+        128   uint16 [N] tokens (uint32 where V is above 65,536), then zeros up to the next multiple of 8
           +   int64 [D+1] where each document starts, and N
           +   int64 [S]  where each sentence starts
 
@@ -45,7 +45,7 @@ from lab.files import reading
 
 MAGIC, VERSION = b"NCONCEPT", 1
 HEADER = struct.Struct("<8s6I3Q8x32s32x")  # the 128 bytes above
-MAX_VOCAB = 1 << 16  # ids are uint16
+MAX_VOCAB = 1 << 24  # a larger one means a damaged header
 MIN_WINDOWS = 1000  # rows of a length needed for training: fewer would be memorised
 ENTRY_TOKENS = 50  # training tokens per vocabulary entry below which there is a warning
 CHUNK = 1 << 22  # items of a file that are processed at a time
@@ -59,6 +59,11 @@ HUB_CORPORA = {  # name -> its repositories on the Hugging Face hub: name, how p
         ("wikimedia/wikipedia", "20231101.en/train-", ""),
     ],
 }
+
+
+def id_type(vocab_size: int) -> np.dtype:
+    """The type of the ids in a token file."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -82,7 +87,7 @@ class CorpusWriter:
         """Tokens, and where in them sentences and documents start. A document may go on in the next call."""
         if len(tokens) and int(tokens.max()) >= self.vocab_size:
             raise ValueError(f"token id {tokens.max()} in a vocabulary of {self.vocab_size}")
-        self.file.write(np.asarray(tokens, "<u2").tobytes())
+        self.file.write(np.asarray(tokens, id_type(self.vocab_size)).tobytes())
         for table, starts in zip(self.tables, (document_starts, sentence_starts), strict=True):
             table.write((np.asarray(starts, "<i8") + self.count).tobytes())
         self.count += len(tokens)
@@ -194,8 +199,8 @@ def both_ends(array: np.ndarray) -> Iterator[np.ndarray]:
 class TokenFile:
     """One memory-mapped token file, checked.
 
-    tokens uint16 [N], documents int64 [D+1], sentences int64 [S]. Of a very long file only both ends are checked here,
-    the rest when it is used. remedy: what the user should do if the file is damaged.
+    tokens uint16 or uint32 [N], documents int64 [D+1], sentences int64 [S]. Of a very long file only both ends are
+    checked here, the rest when it is used. remedy: what the user should do if the file is damaged.
     """
 
     def __init__(self, path, remedy: str):
@@ -212,7 +217,8 @@ class TokenFile:
         _, version, self.vocab_size, *ids, self.count, documents, sentences, digest = HEADER.unpack(packed)
         if version != VERSION:
             raise self.error(f"has format version {version}, this code reads {VERSION}")
-        begin = HEADER.size + (2 * self.count + 7) // 8 * 8
+        kind = id_type(self.vocab_size)
+        begin = HEADER.size + (kind.itemsize * self.count + 7) // 8 * 8
         middle = begin + 8 * (documents + 1)
         if size != middle + 8 * sentences:
             raise self.error(f"has {size:,} bytes where its header says {middle + 8 * sentences:,}")
@@ -224,7 +230,7 @@ class TokenFile:
 
         # plain arrays over the mapping: the memmap class itself slows every small index down
         raw = np.asarray(np.memmap(self.path, np.uint8, "r"))
-        self.tokens = raw[HEADER.size : HEADER.size + 2 * self.count].view("<u2")
+        self.tokens = raw[HEADER.size : HEADER.size + kind.itemsize * self.count].view(kind)
         self.documents = raw[begin:middle].view("<i8")
         self.sentences = raw[middle:].view("<i8")
         for part in both_ends(self.tokens):
@@ -296,7 +302,7 @@ class Corpus(TokenFile):
     def gather(self, starts, n: int) -> np.ndarray:
         """Rows of n tokens from these starts [R] -> int64 [R, n]."""
         self.check_tables(((0 <= starts) & (starts <= self.count - n)).all())
-        rows = self.tokens[starts[:, None] + np.arange(n)]  # uint16 [R, n]
+        rows = self.tokens[starts[:, None] + np.arange(n)]  # [R, n]
         self.check_ids(rows)
         return rows.astype(np.int64)
 

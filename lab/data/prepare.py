@@ -40,7 +40,7 @@ from tqdm import tqdm
 from lab import files
 from lab.command import STOPS
 from lab.configurator import PathStr, UserError, parse, show
-from lab.data.corpus import MAX_VOCAB, CorpusWriter, TokenFile, check_name, load_meta, warn_of_vocabulary
+from lab.data.corpus import CorpusWriter, TokenFile, check_name, load_meta, warn_of_vocabulary
 from lab.data.sampler import hash32
 from lab.data.tokenizers import (
     PASSED_ON,
@@ -166,7 +166,7 @@ def ordered_map(function, items: Iterable) -> Iterator:
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 REPOSITORY = r"[\w-][\w.-]*(/[\w.-]+)?"  # of the hub
-TIKTOKEN = "gpt2", "r50k_base", "p50k_base", "p50k_edit"  # with this pattern; all others are too large for uint16
+TIKTOKEN = "gpt2", "r50k_base", "p50k_base", "p50k_edit"  # those with this pattern
 CHARS = sorted(pre_tokenizers.ByteLevel.alphabet())  # printable bytes as themselves, then the others
 BYTE_OF = dict(zip(CHARS, sorted(range(256), key=lambda byte: chr(byte) not in CHARS), strict=True))
 CHAR_OF = {byte: char for char, byte in BYTE_OF.items()}
@@ -176,12 +176,12 @@ def check_spec(spec: str):
     """UserError for a --tokenizer that cannot work."""
     kind, _, rest = spec.partition(":")
     if kind == "bpe":
-        least, most = 256 + len(SPECIAL_NAMES), MAX_VOCAB
+        least, most = 256 + len(SPECIAL_NAMES), 1 << 16
         if not (rest.isascii() and rest.isdigit() and least <= int(rest) <= most):
             raise UserError(f"--tokenizer={spec} names no vocabulary size of {least} to {most}; write bpe:8192")
     elif kind == "tiktoken":
         if rest not in TIKTOKEN:
-            raise UserError(f"tiktoken has no encoding {rest!r} of 16-bit ids; take one of {', '.join(TIKTOKEN)}")
+            raise UserError(f"tiktoken has no encoding {rest!r} that is known here; take one of {', '.join(TIKTOKEN)}")
     elif kind == "hub":
         if not re.fullmatch(REPOSITORY, rest):
             raise UserError(f"--tokenizer={spec} names no repository; write hub:owner/name")
@@ -361,7 +361,7 @@ def encode_pieces(tokenizer: Path, digest: str, batch: list[Piece]) -> list[tupl
         if rows or not (piece.first and piece.last):
             starts = np.cumsum([0, *map(len, rows)])
             end = [encode.eod] if piece.last else []
-            tokens = np.fromiter(chain(*rows, end), np.uint16, starts[-1] + len(end))
+            tokens = np.fromiter(chain(*rows, end), np.uint32, starts[-1] + len(end))
             result.append((piece.split, tokens, starts[:-1], [0] if piece.first else []))
     return result
 
