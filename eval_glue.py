@@ -55,7 +55,6 @@ from lab.command import log
 from lab.configurator import PathStr, UserError, parse, warn
 from lab.data import text_files
 from lab.data.corpus import Corpus, check_name
-from lab.data.tokenizers import clean
 from lab.evaluation import scores, tasks
 from lab.evaluation.contamination import contamination
 from lab.evaluation.finetune import RATES, RECIPES, FineTuning, check
@@ -339,17 +338,6 @@ def sweep(run: LoadedRun, loaded: list[Pairs], options: list[Options], folder: P
     return dict_table(rows)
 
 
-def make_order(run: LoadedRun, path: str) -> Order:
-    """The task order, made of the lines of a file or of the run's own validation text."""
-    if not path:
-        return Order(run)
-    try:
-        with open(path, "rb") as file:
-            return Order(run, [clean(line) for line in text_files.lines(file)])
-    except OSError as error:
-        raise UserError(f"--text={path} cannot be read ({error.strerror}); write the path of a file of text") from None
-
-
 def open_run(parsed, config: EvalConfig) -> LoadedRun:
     """Loads the run to evaluate; before the tasks, so that its errors are reported first."""
     if is_reference(config.run):
@@ -388,8 +376,10 @@ def main(argv) -> int:
     loaded, trained_on = [], "" if zero else config.train_on
     for name in names:  # all mistakes in files first
         try:
-            order = name == "order"
-            loaded.append(make_order(run, config.text) if order else Pairs(name, load_task(name, data), trained_on))
+            if name == "order":  # of the lines of a file, or of the run's own validation text
+                loaded.append(Order(run, text_files.read_lines(config.text) if config.text else None))
+            else:
+                loaded.append(Pairs(name, load_task(name, data), trained_on))
         except UserError as error:
             if config.tasks != ("all",) or zero:
                 raise

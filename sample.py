@@ -77,15 +77,7 @@ class SampleConfig(OneRun):
             raise ValueError('no text is given; write --text="some text"')
 
     def texts(self) -> list[str]:
-        if not self.file:
-            return clean(self.text).splitlines()
-        try:
-            with open(self.file, "rb") as file:
-                return [clean(text) for text in text_files.lines(file)]
-        except OSError as error:
-            raise UserError(
-                f"{self.file} cannot be read ({error.strerror}); write the path of a file of text"
-            ) from None
+        return text_files.read_lines(self.file) if self.file else clean(self.text).splitlines()
 
 
 def neighbours(run: LoadedRun, words: list[str]) -> list[dict]:

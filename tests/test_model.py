@@ -458,9 +458,6 @@ def test_compiled_once_for_all_that_a_step_may_run_with(keys):
         (dict(decoder="nope"), "posonly"),
         (dict(hidden=100, heads=8), "heads = 5"),
         (dict(token_dim=600), "token_dim"),
-        (dict(layers=0), "layers"),
-        (dict(dropout=1.0), "dropout"),
-        (dict(vocab_size=-1), "vocab_size"),
         (dict(original_structure=True, token_position="rope"), "learned"),
         (dict(original_structure=True, decoder="weighted"), "tied = False"),
         (dict(original_structure=True, token_dim=64), "tied = False"),
@@ -469,12 +466,7 @@ def test_compiled_once_for_all_that_a_step_may_run_with(keys):
         (dict(encoder="funnel", concept_position="learned"), "rope"),
         (dict(encoder="perceiver_io", layers=2, reads=3), "reads = 2"),
         (dict(encoder="recursive", iterations=2, backprop_iterations=3), "2 or less"),
-        (dict(decoder="causal", word_dropout=1.0), "word_dropout"),
-        (dict(registers=-1), "registers=-1 .* 0 or more"),
-        (dict(iterations=10**6), " 1 to 64"),
-        (dict(decoder_layers=65), "decoder_layers=65 .* 1 to 64"),
         (dict(encoder="recursive", iterations=64, min_iterations=1), "larger min_iterations"),
-        (dict(token_window=0), "token_window=0 .* 1 or more"),
     ],
 )
 def test_impossible_configurations_say_what_to_write(keys, word):

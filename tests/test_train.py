@@ -237,20 +237,12 @@ def test_bags_and_views_learn(objective, data, tmp_path):
 
 
 VIEW_MISTAKES = {
-    "--objective=contrastive --micro_batch=4": "write micro_batch=0",
     "--objective=tsdae + contrastive --micro_batch=4": "write micro_batch=0",
     "--objective=contrastive --views=adjacent --batch_size=7": "groups of 2, but a rank has 7 rows of length 16",
-    "--objective=contrastive --batch_size=6": "groups of 4, but a rank has 6 rows of length 16",
-    "--objective=bow + contrastive --lengths=16,64 --batch_size=2": "groups of 4, but a rank has 2 rows of",
     "--decoder=none": "decoder=none was removed (it follows from the objective); leave it out",
     "--objective=mlm + bow --decoder=pooled": "--decoder: decoder=pooled was removed",
-    "--objective=contrastive --temperature=0": "write a number in this range: above 0",
     "--lengths=16,32 --length_mix=1": "length_mix=(1.0,) has 1 shares for lengths=(16, 32); write 2",
-    "--lengths=16,32 --length_mix=(1,1),(1,-1)": "(1.0, -1.0) are no shares; write 0 or more",
-    "--lengths=16,32 --length_mix=0,0": "are no shares; write 0 or more, not all 0",
     "--lengths=16,32 --length_mix=(1,1),1": "length_mix must be tuple",
-    "--objective=mlm --max_span=1,65": "write a number in this range: 1 to 64",
-    "--objective=contrastive --view_delete_rate=1": "view_delete_rate=1.0 is out of range; write",
 }
 
 
@@ -365,26 +357,21 @@ def test_not_finite(where, data, tmp_path, monkeypatch):
 
 
 MISTAKES = {
-    "--batch_size=0": "batch_size=0",
     "--lr=abc": "lr must be",
-    "--lr=-1": "lr=-1",
     "--lern=1": "unknown key lern",
     "--dataset=../toy": "no name for a dataset",
     "--dataset=nothing": "holds no prepared data; run python data/text/prepare.py --name=nothing",
     "--dataset=minipile": "run python data/hub/prepare.py --name=minipile",
     "--objective=nope": "objective 'nope'",
     "--vocab_size=77": "vocab_size=77",
-    "--micro_batch=3": "write micro_batch=",
     "--lengths=16,24": "write micro_batch=",
     "--lengths=128": "reach past max_length",
     "--heads=7": "heads",
     "--max_steps=0": "no end is set",
-    "--delete_rate=1.5": "this range: between 0 and 1",
     "--device=tpu": "device='tpu'",
     "--init_from=nowhere": "no run folder",
     "--remove_directions=3": "must be one of [0, 1], not '3'",
     "--out_dir=/dev/null/x": "cannot be written to",
-    "--mask_rate=0": "mask_rate",
 }
 
 

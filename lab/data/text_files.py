@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 
 from lab.configurator import UserError, show
+from lab.data.tokenizers import clean
 
 HEAD = 1 << 16  # bytes from which the format is detected
 PIECE = 1 << 20  # bytes read at a time, and characters of a piece of a long document
@@ -179,6 +180,15 @@ def lines(file) -> Iterator[str]:
     """A binary file -> one text per line; the "text" of each line of JSON lines."""
     as_json, blocks = opened(file)
     return json_texts(blocks, file.name) if as_json else (line.rstrip("\r") for line in whole_lines(blocks))
+
+
+def read_lines(path) -> list[str]:
+    """The `lines` of a file, clean; UserError if it cannot be opened."""
+    try:
+        with open(path, "rb") as file:
+            return [clean(text) for text in lines(file)]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); write the path of a file of text") from None
 
 
 def pieces(blocks: Iterator[str]) -> Iterator[str]:

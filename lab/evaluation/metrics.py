@@ -72,17 +72,11 @@ def above_chance(right, labels) -> float:
     return float(np.mean([2 * right[labels == kind].mean() - 1 for kind in np.unique(labels)]))
 
 
+KINDS = {"": "cosines", "_centred": "centred", "_adapted": "adapted"}  # end of a metric's name -> kind of answer
 ANSWERED = {"accuracy": (accuracy, "predictions"), "f1": (f1, "predictions"), "mcc": (mcc, "predictions")}
 JUDGED = {  # kind of task -> metric -> (function, kind of answer); the last one with a lift is the headline
-    "score": {
-        "pearson": (pearson, "cosines"),
-        "spearman": (spearman, "cosines"),
-        "pearson_centred": (pearson, "centred"),
-        "spearman_centred": (spearman, "centred"),
-        "pearson_adapted": (pearson, "adapted"),
-        "spearman_adapted": (spearman, "adapted"),
-        "pearson_maxsim": (pearson, "maxsim"),
-    },
+    "score": {f"{f.__name__}{end}": (f, kind) for end, kind in KINDS.items() for f in (pearson, spearman)}
+    | {"pearson_maxsim": (pearson, "maxsim")},
     "paraphrase": {
         "average_precision": (average_precision, "cosines"),
         "accuracy_probe": (accuracy, "probe"),

@@ -11,7 +11,7 @@ from scipy import sparse
 import geometry
 from lab.command import check_finite
 from lab.configurator import UserError
-from lab.evaluation.metrics import JUDGED, METRICS, macro_f1, pearson, standardised
+from lab.evaluation.metrics import JUDGED, KINDS, METRICS, macro_f1, pearson, standardised
 from lab.evaluation.tasks import Pairs, Task
 from lab.files import read_json, reading, replacing
 from lab.report import HEADLINE, HEADLINE_ADAPTED
@@ -236,8 +236,7 @@ def task_scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.nd
         def by_set(x, y):
             return float(np.mean([inside(name)(x, y) for name in np.unique(sets)]))
 
-        kinds = {"": "cosines", "_centred": "centred", "_adapted": "adapted"}
-        functions |= {f"pearson_by_set{end}": (by_set, kind) for end, kind in kinds.items()}
+        functions |= {f"pearson_by_set{end}": (by_set, kind) for end, kind in KINDS.items()}
         functions |= {f"pearson_{name}": (inside(name), "cosines") for name in np.unique(sets)}
         functions = {metric: (f, kind) for metric, (f, kind) in functions.items() if kind in answers}
     values = {metric: np.array([f(row, labels) for row in answers[kind]]) for metric, (f, kind) in functions.items()}
