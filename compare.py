@@ -343,9 +343,9 @@ def collect(out: RunFolder, names) -> dict:
     numbers |= {key: config[key] for key in ("parameters", "spectral_seconds") if config.get(key)}
     splits = {name: evaluation(out, name)["splits"] for name in names}
     for name in names:
-        for split, judged in splits[name].items():
-            numbers |= {f"{name}_{split}_{metric}": value for metric, value in judged["metrics"].items()}
-            untrained = judged["floors"]["untrained"].items()
+        for split, evaluated in splits[name].items():
+            numbers |= {f"{name}_{split}_{metric}": value for metric, value in evaluated["metrics"].items()}
+            untrained = evaluated["floors"]["untrained"].items()
             numbers |= {f"{name}_{split}_untrained_{metric}": value for metric, value in untrained}
     about = {"folder": str(out.path), "run_id": config["run_id"], "commit": config["commit"]}
     about |= {key: known.get(key) for key in ("step", "verdict", "learned")}

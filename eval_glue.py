@@ -148,7 +148,9 @@ class EvalConfig:
         return Path(run) / "eval" / f"{record_name(self.mode, task, self.options[0])}.json"
 
 
-def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple[dict[str, dict], dict[str, dict]]:
+def compare_with_floors(
+    ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs
+) -> tuple[dict[str, dict], dict[str, dict]]:
     """ours: split -> answers; theirs: floor -> split -> answers. Returns (split -> {metrics, floors, untrained_range,
     lift, verdict}, of score tasks also {beyond, lift_centred, ...}; split -> metrics [seeds])."""
     result, each = {}, {}
@@ -178,8 +180,8 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple
             result[split][name] = {"best_floor": {"floor": best, **lifts[best]}}
             result[split][name] |= {floor: lifts[floor] for floor in named}
     sentences = verdicts(score_rows(pairs.name, [result], pairs.task.lifts))
-    for judged, sentence in zip(result.values(), sentences.values(), strict=True):
-        judged["verdict"] = sentence
+    for evaluated, sentence in zip(result.values(), sentences.values(), strict=True):
+        evaluated["verdict"] = sentence
     return result, each
 
 
@@ -197,10 +199,10 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     if pairs.name == "order":
         theirs = task_floors(run, pairs, cache, pairs.floors)
         ours = pairs.answers(run)
-        log(f"order: {len(pairs.sides[0]):,} pairs of {pairs.source}, half of them judged")
+        log(f"order: {len(pairs.sides[0]):,} pairs of {pairs.source}, half of them for the test")
         protocol = {"text": pairs.source, "pairs": dict(Counter(pairs.sets["dev"].tolist())), "dtype": "float32"}
         protocol |= {"head": "ridge on the difference of two texts", "selection": "leave-one-out error"}
-        splits, each = judge(ours, theirs, pairs)
+        splits, each = compare_with_floors(ours, theirs, pairs)
         splits["dev"]["intervals"] = pairs.intervals(ours["dev"])
         return write_record(run, pairs, "zero_shot", splits, each, protocol, ours, folder)
     theirs = task_floors(run, pairs, cache)
@@ -210,7 +212,7 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     if pairs.task.kind == "score":
         for split in pairs.scored:
             ours[split]["maxsim"] = maxsim(run, pairs, split)
-    judged = judge(ours, theirs, pairs)
+    evaluated = compare_with_floors(ours, theirs, pairs)
     fitted = pairs.task.kind == "paraphrase"
     protocol = {
         "head": "threshold on the cosine" if fitted else "cosine",
@@ -229,7 +231,7 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
         "fitting": f"{pairs.name} {pairs.fitting}",
         "dtype": "float32",
     }
-    return write_record(run, pairs, "zero_shot", *judged, protocol, ours, folder)
+    return write_record(run, pairs, "zero_shot", *evaluated, protocol, ours, folder)
 
 
 def write_record(run, pairs: Pairs, mode: str, splits: dict, each: dict, protocol: dict, ours: dict, folder) -> dict:
@@ -273,7 +275,7 @@ def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, ca
     ours, rate = work.all_seeds(config)
     theirs = fine_tune_floors(run, pairs, cache)
     theirs["untrained"], twins_rate = work.all_seeds(config, twin=True)
-    judged = judge(ours, theirs, pairs)
+    evaluated = compare_with_floors(ours, theirs, pairs)
     protocol = work.protocol | {
         **run.model.options._asdict(),
         "lr": rate,
@@ -288,7 +290,7 @@ def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, ca
         "eval_rows": {split: len(pairs.labels[split]) for split in pairs.scored},
         "cut_share": work.cut,
     }
-    return write_record(run, pairs, "fine_tune", *judged, protocol, ours, folder)
+    return write_record(run, pairs, "fine_tune", *evaluated, protocol, ours, folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -325,12 +327,12 @@ def sweep(run: LoadedRun, loaded: list[Pairs], options: list[Options], folder: P
         for pairs in loaded:
             record = zero_shot(run, pairs, folder, cache)
             split = "dev" if "dev" in record["splits"] else pairs.scored[0]
-            judged = record["splits"][split]
+            evaluated = record["splits"][split]
             metric = pairs.task.primary + ("_adapted" if pairs.task.kind == "score" else "")
-            score, twins = 100 * judged["metrics"][metric], 100 * judged["floors"]["untrained"][metric]
+            score, twins = 100 * evaluated["metrics"][metric], 100 * evaluated["floors"]["untrained"][metric]
             row |= {f"{pairs.name} {split} {metric}": score, f"its twin, {pairs.name}": twins}
-            if tasks.HEADLINE in judged["metrics"]:
-                row[f"{pairs.name} beyond words"] = 100 * judged["metrics"][tasks.HEADLINE]
+            if tasks.HEADLINE in evaluated["metrics"]:
+                row[f"{pairs.name} beyond words"] = 100 * evaluated["metrics"][tasks.HEADLINE]
             lines.setdefault(pairs.name, []).append((flops, score))
             lines.setdefault(f"{pairs.name}, untrained", []).append((flops, twins))
         rows.append(row)
@@ -365,7 +367,7 @@ def main(argv) -> int:
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
     names = task_names(config.tasks, data, zero_shot=zero and not config.contamination)
     if not names:
-        raise UserError(f"no task that can be judged lies below {data}; give another --data=DIR, or {FETCH}")
+        raise UserError(f"no task that can be evaluated lies below {data}; give another --data=DIR, or {FETCH}")
     if config.contamination:
         if "order" in names:
             raise UserError("order has no files of sentences; name other --tasks")
@@ -390,9 +392,9 @@ def main(argv) -> int:
     if not zero:
         for pairs in loaded:
             if pairs.name == "order":
-                raise UserError("order is judged on frozen vectors; leave --mode out")
+                raise UserError("order is evaluated on frozen vectors; leave --mode out")
             check(run, pairs, config)
-    with locked(Path(config.run) / "eval", "judge a copy of the run folder"):
+    with locked(Path(config.run) / "eval", "evaluate a copy of the run folder"):
         return evaluate(config, run, loaded, others)
 
 

@@ -315,9 +315,9 @@ def test_order_beside_other_tasks(place, capsys, monkeypatch):
     assert "order dev: order +0.0 [+0.0, +0.0] over" in capsys.readouterr().out
     lines = [sentence(random.Random(1000 + i)) for i in range(1200)]
     (place / "lines.txt").write_text("\n".join(lines))
-    with pytest.raises(UserError, match="judged on other rows"):
+    with pytest.raises(UserError, match="evaluated on other rows"):
         judge(place, "--tasks=order", f"--text={place / 'lines.txt'}", f"--against={place / 'out/run2'}", run="ordered")
-    with pytest.raises(UserError, match="order is judged on frozen vectors; leave --mode out"):
+    with pytest.raises(UserError, match="order is evaluated on frozen vectors; leave --mode out"):
         judge(place, "--tasks=order", "--mode=fine_tune", run="ordered")
 
 
@@ -442,7 +442,7 @@ def test_damaged_or_other_floors_are_computed_anew(place, records, monkeypatch):
         (["--mode=fine_tune", "--tasks=sick_e", "--head=cosine"], "no question of similarity"),
         (["--mode=fine_tune", "--grid=lr", "--lr=1e-3"], "grid = 'lr' chooses"),
         (["--mode=fine_tune", "--head=pairs"], "head"),
-        (["--against=nowhere", "--tasks=stsb"], "nowhere.* is missing; judge that run first"),
+        (["--against=nowhere", "--tasks=stsb"], "nowhere.* is missing; evaluate that run first"),
         (["--seeds=0"], "seeds=0 is out of range; write a number in this range: 1 or more"),
         (["--ckpt=7"], "has no checkpoint of step 7; name one that there is: 2"),
         (["--tasks=qqp"], "qqp has no files in .*; put there: train.tsv"),

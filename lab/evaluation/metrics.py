@@ -74,7 +74,7 @@ def above_chance(right, labels) -> float:
 
 KINDS = {"": "cosines", "_centred": "centred", "_adapted": "adapted"}  # end of a metric's name -> kind of answer
 ANSWERED = {"accuracy": (accuracy, "predictions"), "f1": (f1, "predictions"), "mcc": (mcc, "predictions")}
-JUDGED = {  # kind of task -> metric -> (function, kind of answer); the last one with a lift is the headline
+METRICS_OF = {  # kind of task -> metric -> (function, kind of answer); the last one with a lift is the headline
     "score": {f"{f.__name__}{end}": (f, kind) for end, kind in KINDS.items() for f in (pearson, spearman)}
     | {"pearson_maxsim": (pearson, "maxsim")},
     "paraphrase": {
@@ -85,4 +85,4 @@ JUDGED = {  # kind of task -> metric -> (function, kind of answer); the last one
     "classification": ANSWERED,
     "order": {"order_concepts": (above_chance, "concepts"), "order": (above_chance, "pooled")},
 }
-METRICS = {metric: judged for metrics in JUDGED.values() for metric, judged in metrics.items()}
+METRICS = {metric: how for metrics in METRICS_OF.values() for metric, how in metrics.items()}

@@ -11,7 +11,7 @@ from scipy import sparse
 import geometry
 from lab.command import check_finite
 from lab.configurator import UserError
-from lab.evaluation.metrics import JUDGED, KINDS, METRICS, macro_f1, pearson, standardised
+from lab.evaluation.metrics import KINDS, METRICS, METRICS_OF, macro_f1, pearson, standardised
 from lab.evaluation.tasks import Pairs, Task
 from lab.files import read_json, reading, replacing
 from lab.report import HEADLINE, HEADLINE_ADAPTED
@@ -27,7 +27,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """What `save_arrays` wrote; UserError if it cannot be read."""
-    with reading(path, "judge that run again"), open(path, "rb") as file, np.load(file) as arrays:
+    with reading(path, "evaluate that run again"), open(path, "rb") as file, np.load(file) as arrays:
         return dict(arrays)
 
 
@@ -200,7 +200,7 @@ def lifts(metric: str, ours, others: dict, labels, known=None, middle=np.mean, o
 def read_answers(path: Path) -> tuple[dict, dict]:
     """MODE_TASK.json of eval_glue.py -> the record, and the answers beside it: "SPLIT/KIND" -> [S, n]."""
     if not path.is_file():
-        raise UserError(f"{path} is missing; judge that run first, with the same --mode and --tasks")
+        raise UserError(f"{path} is missing; evaluate that run first, with the same --mode and --tasks")
     return read_json(path, "an evaluation"), read_arrays(path.with_suffix(".npz"))
 
 
@@ -213,7 +213,7 @@ def paired(metric: str, split: str, ours: list[dict], others: dict[str, list[dic
     for name, runs in others.items():
         same = (np.array_equal(ours[0].get(key), run.get(key)) for run in (*ours, *runs) for key in keys)
         if not all(same):
-            raise UserError(f"{name} was judged on other rows of {split}; judge it again")
+            raise UserError(f"{name} was evaluated on other rows of {split}; evaluate it again")
     rows = {name: np.concatenate([run[f"{split}/{kind}"] for run in runs]) for name, runs in others.items()}
     mine = np.concatenate([run[f"{split}/{kind}"] for run in ours])
     return lifts(metric, mine, rows, labels, known, middle, middle)
@@ -225,7 +225,7 @@ SUFFIX = {"pooled": "", "concepts": "_concepts"}  # of the metrics of order, by 
 def task_scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.ndarray]:
     """Metric -> [F], one value per seed of the method. f1: of the positive class of two, macro-F1 of more. sets [n]:
     subsets such as genres; adds the Pearson correlation within each and their mean."""
-    functions = {metric: judged for metric, judged in JUDGED[task.kind].items() if judged[1] in answers}
+    functions = {metric: how for metric, how in METRICS_OF[task.kind].items() if how[1] in answers}
     if len(task.labels) > 2 and "f1" in functions:
         functions["f1"] = macro_f1, "predictions"
     if task.kind == "score" and sets is not None and len(np.unique(sets)) > 1:

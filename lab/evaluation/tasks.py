@@ -345,8 +345,8 @@ class Pairs:
         self.name, self.task, self.trained_on = name, TASKS[name], trained_on
         if trained_on and trained_on not in splits:
             file, other = self.task.file(trained_on), {"dev", "test"} <= splits.keys()
-            remedy = f"put {self.task.folder}/{file} below --data" if file else "judge it with --mode=zero_shot"
-            also = ", or write --train_on=dev, to be judged on test" if other and trained_on == "train" else ""
+            remedy = f"put {self.task.folder}/{file} below --data" if file else "evaluate it with --mode=zero_shot"
+            also = ", or write --train_on=dev, to be evaluated on test" if other and trained_on == "train" else ""
             raise UserError(f"{name} has no {trained_on} split; {remedy}{also}")
         number = {}
         self.index = {  # split -> [n, 2]; [n, 1] for tasks of single sentences
@@ -358,7 +358,7 @@ class Pairs:
         self.sets = {name: split.sets for name, split in splits.items()}
         self.scored = [split for split in splits if split not in ("train", trained_on)]
         if not self.scored:
-            raise UserError(f"{name} has no split to be judged beside {', '.join(splits)}; put its other files there")
+            raise UserError(f"{name} has no split to evaluate beside {', '.join(splits)}; put its other files there")
         self.fitted_on = {}  # evaluated split -> the split that idf, centring and threshold are fitted on
         for split in self.scored:
             others = [other for other in splits if other != split or len(self.task.files) == 1]  # train comes first
