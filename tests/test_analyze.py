@@ -10,7 +10,6 @@ from unittest.mock import patch
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_eval_glue import SMALL
 
 import analyze
 import geometry
@@ -24,8 +23,6 @@ from lab.training.run_folder import RunFolder
 from tests import training
 from tests.browser import assert_fits
 from tests.corpus import make_corpus
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +42,8 @@ def fewer_texts():
 
 
 def trained(place, name, *flags, again=False):
-    where = [f"--data_dir={place / 'data'}", "--dataset=toy", f"--out_dir={place / name}", "--max_steps=2"]
     if again or not (place / name).exists():
-        assert training.main([str(ROOT / "config" / "quickstart.py"), *SMALL, *where, *flags]) == 0
+        assert training.run(place / "data", place / name, "--layers=2", "--max_steps=2", *flags) == 0
     return place / name
 
 
@@ -181,20 +177,7 @@ def test_runs_side_by_side(place, tmp_path, capsys):
     make_corpus(tmp_path / "data" / "other", vocab_size=330)
     run, bag = trained(place, "run"), trained(place, "bag", "--objective=bow")
     other = tmp_path / "other"
-    assert (
-        training.main(
-            [
-                str(ROOT / "config" / "quickstart.py"),
-                *SMALL,
-                f"--data_dir={tmp_path / 'data'}",
-                "--dataset=other",
-                f"--out_dir={other}",
-                "--lengths=10",
-                "--max_steps=2",
-            ]
-        )
-        == 0
-    )
+    assert training.run(tmp_path / "data", other, "--dataset=other", "--lengths=10", "--max_steps=2") == 0
     capsys.readouterr()
     with training.unrendered():
         assert analyze.main(["--compare", str(run), str(bag), str(other), "--device=cpu", "--probes=100"]) == 0

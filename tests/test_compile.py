@@ -82,7 +82,7 @@ SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.mark.parametrize(
     "ranks, backend",
-    [(2, "eager")]  # the graphs alone: tests/test_model.py derives gradients by aot_eager
+    [(2, "eager")]  # the graphs alone: tests/test_concept_losses.py derives gradients by aot_eager
     + [pytest.param(ranks, backend, marks=SLOW) for ranks in (1, 2) for backend in ("aot_eager", "inductor")],
 )
 def test_the_whole_road(ranks, backend, data, eager, tmp_path):

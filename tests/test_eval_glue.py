@@ -28,11 +28,6 @@ from model import ConceptModel
 from tests import training
 from tests.corpus import make_corpus, sentence
 
-ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--hidden=64", "--heads=2", "--intermediate=64", "--layers=2", "--concepts=8", "--vocab_size=0"]
-SMALL += ["--lengths=16", "--max_length=64", "--batch_size=8", "--micro_batch=0", "--eval_tokens=256", "--device=cpu"]
-SMALL += ["--whitening=0", "--final_report=losses"]  # embeddings as the model makes them
-
 
 def variant(text, chance):
     """A sentence with some of its words lost, and the share that is left."""
@@ -84,9 +79,7 @@ def place(tmp_path_factory):
     """A folder with a run, out/run, and task files, glue."""
     here = tmp_path_factory.mktemp("judge")
     make_corpus(here / "data" / "toy")
-    config = str(ROOT / "config" / "quickstart.py")
-    where = [f"--data_dir={here / 'data'}", "--dataset=toy", f"--out_dir={here / 'out' / 'run'}"]
-    assert training.main([config, *SMALL, *where, "--max_steps=2"]) == 0
+    assert training.run(here / "data", here / "out/run", "--layers=2", "--max_steps=2") == 0
     write_tasks(here / "glue")
     return here
 
@@ -468,9 +461,8 @@ def test_mistakes(flags, message, place, monkeypatch):
 def test_a_sweep_over_concepts_and_iterations(place, capsys):
     """Each point is what one call with it alone gives; the twin is run in the same way."""
     out = place / "out" / "sweep"
-    where = [f"--data_dir={place / 'data'}", "--dataset=toy", f"--out_dir={out}", "--max_steps=2"]
     shape = ["--encoder=recursive", "--iterations=3", "--nested=True", "--whitening=0.25"]
-    assert training.main([str(ROOT / "config" / "quickstart.py"), *SMALL, *where, *shape]) == 0
+    assert training.run(place / "data", out, "--max_steps=2", *shape) == 0
     capsys.readouterr()
     assert judge(place, "--tasks=stsb,mrpc", "--concepts=1,8", "--iterations=2", run="sweep") == 0
     header, _, *rows = (line for line in capsys.readouterr().out.splitlines() if line.startswith("|"))

@@ -403,7 +403,7 @@ PARTS = [(dict(decoder=d, layers=1), 0.999) for d in DECODERS]
 PARTS += [(dict(encoder=e), 0.99) for e in ENCODERS if e != ModelConfig.encoder]
 PARTS += [(dict(encoder="slot"), 0.98), (dict(token_layers=1, token_window=4, concept_position="cope"), 0.98)]
 MANY = dict(encoder="bixt", token_dim=32, decoder="diffusion", decoder_window=2)
-COMPILED = [(MANY | {"layers": 1}, 0.98, "aot_eager", (16,))]  # tests/test_compile.py trains two lengths
+COMPILED = [(MANY | {"layers": 1}, 0.98, "eager", (16,))]  # two lengths: tests/test_compile.py
 COMPILED += [pytest.param(*part, b, (16, 32), marks=SLOW) for part in PARTS for b in ("aot_eager", "inductor")]
 
 

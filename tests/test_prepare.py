@@ -424,13 +424,13 @@ def wait_for(condition, seconds=30):
         time.sleep(0.02)
 
 
-def test_pydocs(tmp_path):
-    flags = ("--max_mb=0.6", "--tokenizer=bpe:1024", f"--data_dir={tmp_path}")
-    process = start("pydocs", *flags)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    train, val = (Corpus(tmp_path / "pydocs", split) for split in ("train", "val"))
-    tokenizer = load_tokenizer(tmp_path / "pydocs" / "tokenizer.json")
+def test_pydocs(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)  # no further processes
+    code, _, err = run("pydocs", "--max_mb=0.6", "--tokenizer=bpe:1024")
+    assert code == 0, err
+    folder = tmp_path / "data" / "pydocs"
+    train, val = (Corpus(folder, split) for split in ("train", "val"))
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
     texts = [
         tokenizer.decode(corpus.tokens[a:b].tolist())
         for corpus in (train, val)

@@ -67,9 +67,13 @@ def run(words):
     assert not code, words
     return 0
 
-here = patch("compare.Children.run", lambda self, words, **options: run([*map(str, words)]))
+def of_a_grid(self, words, **options):
+    with patch("train.cost", return_value=(1, 1.0)):
+        return run([*map(str, words)])
+
 undrawn = patch("lab.report.panels", side_effect=RuntimeError("pictures take longer than all the rest"))
-patches = [here, undrawn, patch("lab.distributed.on_stop")]  # the last, for a grid's runs are of a thread
+patches = [patch("compare.Children.run", of_a_grid), patch("bench.in_fresh_process", return_value=1), undrawn]
+patches += [patch("lab.distributed.on_stop")]  # for a grid's runs are of a thread
 patches += [patch(f"lab.evaluation.{name}.UNTRAINED_SEEDS", 1) for name in ("floors", "order", "retrieval")]
 patches += [patch("lab.evaluation.scores.bootstrap.__defaults__", (0, 100))]
 patches += [patch("lab.evaluation.order.make_pairs.__defaults__", (200, 0))]
@@ -152,7 +156,7 @@ def test_options_are_what_the_code_says():
     assert set(re.findall(r"^\| `(\w+)` \|", presets, re.M)) == named, "run python docs/generate.py"
 
 
-MATHEMATICS = "losses noise problem objectives layers encoders decoders heads model geometry".split()
+MATHEMATICS = "losses noise problem objectives layers encoders decoders heads backbone model geometry".split()
 LAB = "configurator command files report distributed sources reference data training runs evaluation analysis".split()
 LAB.append("grids")
 
