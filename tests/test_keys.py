@@ -31,7 +31,7 @@ from problem import Problem, Rows, Vocabulary
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [path for path in ROOT.glob("*.py") if "command.command(main)" in path.read_text()]
 PREPARE = sorted(ROOT.glob("data/*/prepare.py"))
-NAMES = {"dataset", "name", "contamination"}  # of a folder, and no path
+NAMES = {"dataset", "name", "contamination", "backbone"}  # of a folder, and no path; or of the hub
 
 
 def configurations():
