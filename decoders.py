@@ -32,7 +32,7 @@ class Decoder(nn.Module):
         DECODERS[cls.__name__.lower()] = cls
 
     reads_ahead = False  # a position sees later ones of the span, padding included
-    generate = None  # (concepts, length, embed, predict) -> ids, where that takes more than one pass
+    generate = None  # (concepts, length, embed, predict, continues) -> ids, where that takes more than one pass
 
     def forward(self, concepts, problem: Problem, embed):
         """concepts [B, C, H], a problem that predicts positions (scored not flat) -> hidden [B, K, H] there. embed: ids
@@ -231,7 +231,7 @@ class Causal(Decoder):
         tokens = torch.cat([mask.expand(len(before), -1, -1), before], 1)
         return problem.at_scored(self.run(self.read(concepts), tokens, problem.query_pos))
 
-    def generate(self, concepts, length, embed, predict):
+    def generate(self, concepts, length, embed, predict, continues=False):
         """Autoregressive, with cached keys and values: ids [B, length]. predict: hidden [B, 1, H] -> ids [B, 1]."""
         tokens, ids = embed(None).expand(len(concepts), -1, -1), []
         pairs, pasts = self.read(concepts), [[] for _ in self.layers]
@@ -239,4 +239,49 @@ class Causal(Decoder):
             hidden = self.run(pairs, tokens, torch.full((1, 1), i, device=concepts.device), pasts)
             ids.append(predict(hidden))
             tokens = embed(ids[-1])
+        return torch.cat(ids, 1)
+
+
+class Backbone(Decoder):
+    """The pretrained model of `backbone` with all its layers, frozen: concepts are C vectors before its tokens.
+
+    As ICAE (Ge et al. 2024, arXiv:2307.06945) and SONAR-LLM (Dragunov et al. 2025, arXiv:2508.05305): the loss flows
+    back through it to the concepts. A learned vector behind them says what is predicted: the text that was read, or
+    what follows it.
+
+    concepts -> linear -> RMS norm -> vectors; vectors, start, tokens before -> layers of the backbone -> hidden
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        T = config.token_width
+        self.project, self.norm = nn.Linear(config.hidden, T, bias=False), nn.RMSNorm(T)
+        self.start = nn.Embedding(2, T)
+
+    def attach(self, backbone, unit, logit_scale):
+        """backbone: of model.py, which has it as a module of its own; unit: of the embeddings that it reads."""
+        self.backbone, self.unit, self.scale = (backbone,), unit, unit / logit_scale
+
+    def run(self, x, pos=None, pasts=None):
+        """x [B, S, T] embeddings -> the head's input [B, S, T]."""
+        return self.backbone[0](x * self.unit, pos, pasts=pasts)[-1].float() * self.scale
+
+    def prompt(self, concepts, continues):
+        """-> [B, C + 1, T]"""
+        start = self.start.weight[int(continues)].expand(len(concepts), 1, -1)
+        return torch.cat([self.norm(self.project(concepts).to(start.dtype)), start], 1)
+
+    def forward(self, concepts, problem, embed):
+        prompt = self.prompt(concepts, problem.continues)
+        hidden = self.run(torch.cat([prompt, embed(problem.targets[:, :-1])], 1))
+        return problem.at_scored(hidden[:, prompt.shape[1] - 1 :])
+
+    def generate(self, concepts, length, embed, predict, continues=False):
+        """Autoregressive, with cached keys and values: ids [B, length]. predict: hidden [B, 1, T] -> ids [B, 1]."""
+        x, at, pasts, ids = self.prompt(concepts, continues), 0, [[] for _ in self.backbone[0].layers], []
+        for _ in range(length):
+            hidden = self.run(x, torch.arange(at, at + x.shape[1], device=x.device)[None], pasts)
+            at += x.shape[1]
+            ids.append(predict(hidden[:, -1:]))
+            x = embed(ids[-1])
         return torch.cat(ids, 1)
