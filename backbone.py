@@ -80,16 +80,15 @@ def read_shape(name: str) -> Shape:
     path = find(name) / "config.json"
     if not path.is_file():
         kinds = {".gguf": "GGUF", ".bin": "a pickle", ".pt": "a pickle"}
-        what = kinds.get(path.parent.suffix, "no folder with a config.json")
-        raise ValueError(f"backbone={name} is {what}; give a folder with config.json and *.safetensors")
+        what = f"backbone={name} is {kinds.get(path.parent.suffix, 'no folder with a config.json')}"
+        raise ValueError(f"{what}; give a folder with config.json and *.safetensors")
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
         kind = given.get("model_type")
         if kind not in ("llama", "qwen2"):
             raise ValueError(f"{name} has model_type = {kind!r}; give a model of type llama or qwen2")
         check_known(name, given)
-        heads, width = given["num_attention_heads"], given["hidden_size"]
-        bias = given.get("attention_bias", False)
+        heads, width, bias = given["num_attention_heads"], given["hidden_size"], given.get("attention_bias", False)
         return Shape(
             vocab_size=given["vocab_size"],
             width=width,

@@ -139,7 +139,7 @@ class Diffusion(Input):
         window = config.decoder_window
         self.reads_ahead = window > 0
         self.local = nn.ModuleList([TransformerLayer(config, window=window) for _ in layers if window])
-        self.time = self.modulations = None
+        self.time, self.modulations, self.exact = None, None, config.original_exact
         if config.timestep:
             for block in (*self.cross, *self.ffns):
                 block.norm = nn.LayerNorm(H, elementwise_affine=faithful)
@@ -165,7 +165,8 @@ class Diffusion(Input):
                 x = ffn(cross(x, k, v))
                 continue
             scale, shift, gate, scale2, shift2, gate2 = modulations[i].chunk(6, -1)
-            x = x + (1 + gate.tanh() / 2) * cross.update(cross.norm(x) * (1 + scale) + shift, k, v)
+            gate = gate if self.exact else 1 + gate.tanh() / 2
+            x = x + gate * cross.update(cross.norm(x) * (1 + scale) + shift, k, v)
             x = x + gate2 * ffn.update(ffn.norm(x) * (1 + scale2) + shift2)
         x = x if self.norm is None else self.norm(x)
         return problem.at_scored(x) if self.local else x
@@ -175,9 +176,10 @@ class Diffusion(Input):
         if self.time is None:
             return []
         half = x.shape[-1] // 2
-        angles = 1000 * share * 10000.0 ** (-torch.arange(half, device=x.device) / half)
+        angles = (1 if self.exact else 1000) * share * 10000.0 ** (-torch.arange(half, device=x.device) / half)
         time = F.pad(torch.cat([angles.sin(), angles.cos()], -1), (0, x.shape[-1] - 2 * half))
-        time = F.silu(self.time(time.to(x.dtype).view(-1, 1, x.shape[-1])))
+        time = self.time(time.to(x.dtype).view(-1, 1, x.shape[-1]))
+        time = time if self.exact else F.silu(time)
         return [modulation(time) for modulation in self.modulations]
 
 

@@ -93,6 +93,9 @@ class ModelConfig:
         bool,
         "the original project's structure: biases, un-normalised tokens, un-gated decoder FFN, no gain in last norm",
     ] = False
+    original_exact: Annotated[
+        bool, "original_structure for its own checkpoints: no norm before the head, its times and gates of diffusion"
+    ] = False
     backbone: Annotated[
         str, "pretrained model (Llama, Qwen2) that reads the tokens before the encoder: its folder, or hub:ORG/NAME"
     ] = ""
@@ -147,6 +150,8 @@ class ModelConfig:
                 raise ValueError(f"{key} = 'rope' needs an even hidden / heads; write another number of heads")
         if self.token_layers and self.token_position == "rope" and self.token_width % 2:
             raise ValueError(f"token_layers turn pairs of columns; write an even token_dim, not {self.token_width}")
+        if self.original_exact and not self.original_structure:
+            raise ValueError("original_exact is a kind of original_structure; write original_structure = True, too")
         if self.original_structure:
             if self.token_position == "rope":
                 raise ValueError("original_structure has absolute positions; write token_position = 'learned'")
@@ -286,13 +291,14 @@ class ConceptModel(nn.Module):
         self.decoder = DECODERS[config.decoder](config) if decodes else None
         # Without this norm the initial loss is up to 2.9 nats too high. The original has none: no parameters.
         final_norm = nn.LayerNorm(H, elementwise_affine=False) if config.original_structure else norm(H, config)
+        final_norm = nn.Identity() if config.original_exact else final_norm
         self.norm = final_norm if decodes and not pretrained else None
         # Tokens narrower than concepts: the tied head is factorised, H -> T -> V.
         headed = self.norm is not None or "pooled" in config.predicts
         self.narrow = nn.Linear(H, T, bias=False) if headed and config.tied and T != H else nn.Identity()
         self.head = nn.Linear(H, V, bias=False) if headed and not config.tied else None
         # Unit-scale embeddings would give logits of size sqrt(T).
-        self.logit_scale = T**-0.5 if config.tied and config.init != "gpt2" else 1.0
+        self.logit_scale = 1.0 if not config.tied or config.init == "gpt2" or config.original_exact else T**-0.5
         self.predictor = None  # of the next span
         if "concepts" in config.predicts:
             self.predictor = nn.Sequential(TransformerLayer(config), linear(H, H, config))
