@@ -5,12 +5,13 @@ Pretrained language models of the Llama and Qwen2 families, to read tokens with 
 
 Rotary positions, grouped-query attention (several heads share keys and values), causal or not. A folder in Hugging
 Face's layout gives config.json and *.safetensors; the states of all layers equal those of `transformers`. What differs
-from these two families in any other way is refused by name.
+in any other way is refused by name.
 
 Shapes: B rows, S tokens, W width, V vocabulary, h heads and g pairs of keys and values of width d, L layers.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from layers import attention, rotate
+from losses import autocast_device
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The folder
@@ -45,9 +47,7 @@ class Shape:
 
 # So that presets can be counted before anything is downloaded.
 KNOWN = {
-    "hub:HuggingFaceTB/SmolLM2-135M": Shape(
-        49152, 576, 30, 9, 3, 64, 1536, 100000.0, 1e-5, False, False, False, True, 0
-    ),
+    "hub:HuggingFaceTB/SmolLM2-135M": Shape(49152, 576, 30, 9, 3, 64, 1536, 1e5, 1e-5, False, False, False, True, 0),
     "hub:Qwen/Qwen2.5-0.5B": Shape(151936, 896, 24, 14, 2, 64, 4864, 1e6, 1e-6, True, False, False, True, 151643),
 }
 
@@ -62,15 +62,14 @@ def find(name: str) -> Path:
 
     files = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]
     try:
-        try:
+        with suppress(FileNotFoundError):
             return Path(snapshot_download(repository, allow_patterns=files, local_files_only=True))
-        except FileNotFoundError:
-            HfApi().model_info(repository, timeout=8)  # fails at once where the download would try for long
-            return Path(snapshot_download(repository, allow_patterns=files))
+        HfApi().model_info(repository, timeout=8)  # fails at once where the download would try for long
+        return Path(snapshot_download(repository, allow_patterns=files))
     except Exception as error:  # of many libraries
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        what = f"backbone={name} could not be downloaded ({reason})"
-        raise ValueError(f"{what}; connect to the network, or give its folder: --backbone=DIR") from None
+        remedy = "connect to the network, or give its folder: --backbone=DIR"
+        raise ValueError(f"backbone={name} could not be downloaded ({reason}); {remedy}") from None
 
 
 @cache
@@ -78,20 +77,18 @@ def read_shape(name: str) -> Shape:
     """config.json of a folder, or of "hub:ORG/NAME" -> Shape; ValueError where it is no model that is known here."""
     if name in KNOWN:
         return KNOWN[name]
-    folder = find(name)
-    path = folder / "config.json"
+    path = find(name) / "config.json"
     if not path.is_file():
-        kinds = {".gguf": "GGUF", ".bin": "a pickle", ".pt": "a pickle", ".pth": "a pickle"}
-        what = kinds.get(folder.suffix, "no folder with a config.json")
-        raise ValueError(f"{name} is {what}; give a folder with config.json and *.safetensors, or hub:ORG/NAME")
+        kinds = {".gguf": "GGUF", ".bin": "a pickle", ".pt": "a pickle"}
+        what = f"backbone={name} is {kinds.get(path.parent.suffix, 'no folder with a config.json')}"
+        raise ValueError(f"{what}; give a folder with config.json and *.safetensors")
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
         kind = given.get("model_type")
         if kind not in ("llama", "qwen2"):
-            raise ValueError(f"{folder} has model_type = {kind!r}; give a model of type llama or qwen2")
-        check_known(folder, given)
-        heads, width = given["num_attention_heads"], given["hidden_size"]
-        bias = given.get("attention_bias", False)
+            raise ValueError(f"{name} has model_type = {kind!r}; give a model of type llama or qwen2")
+        check_known(name, given)
+        heads, width, bias = given["num_attention_heads"], given["hidden_size"], given.get("attention_bias", False)
         return Shape(
             vocab_size=given["vocab_size"],
             width=width,
@@ -108,9 +105,9 @@ def read_shape(name: str) -> Shape:
             tied=given.get("tie_word_embeddings", False),
             bos=given.get("bos_token_id"),
         )
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         what = f"config.json cannot be understood ({type(error).__name__}: {error})"
-        raise ValueError(f"{folder}: {what}; give a folder that `save_pretrained` wrote") from None
+        raise ValueError(f"{name}: {what}; give a folder that `save_pretrained` wrote") from None
 
 
 def check_known(folder: str, given: dict):
@@ -124,44 +121,40 @@ def check_known(folder: str, given: dict):
         "partial_rotary_factor": given.get("partial_rotary_factor", 1.0) == 1.0,
         "quantization_config": not given.get("quantization_config"),
     }
-    for key, fine in known.items():
-        if not fine:
-            what = f"{key} = {json.dumps(given.get(key) or given.get('rope_parameters'))[:80]}"
-            raise ValueError(f"{folder} has {what}, which is not supported; give another model")
+    for key in (key for key, fine in known.items() if not fine):
+        what = f"{key} = {json.dumps(given.get(key) or rope)[:80]}"
+        raise ValueError(f"{folder} has {what}, which is not supported; give another model")
 
 
 def read_weights(folder: str, layers: int) -> dict[str, torch.Tensor]:
-    """Embeddings, the first `layers` layers and, with all of them, the last norm and the head, by the names of this
-    file, in the format they are stored in; ValueError."""
+    """Embeddings, the first `layers` layers and, with all of them, the last norm, by the names of this file, in the
+    format they are stored in; ValueError."""
     from safetensors import SafetensorError, safe_open  # late: who builds no backbone needs none
 
     shape, root = read_shape(folder), find(folder)
     index = root / "model.safetensors.index.json"
     try:
         files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    except (ValueError, KeyError, AttributeError, OSError):
+    except (ValueError, KeyError, AttributeError, TypeError, OSError):
         raise ValueError(f"{index} is damaged; download the folder again") from None
     found = {}
     for name in sorted(files):
         if not (root / name).is_file():
             other = next((path.name for path in sorted(root.iterdir()) if path.suffix in (".bin", ".gguf", ".pt")), "")
-            what = f"{name} is missing" + (f" ({other} is not read: only safetensors are)" if other else "")
-            raise ValueError(f"{folder}: {what}; give a folder with all of its *.safetensors")
+            other = f" ({other} is not read: only safetensors are)" if other else ""
+            raise ValueError(f"{folder}: {name} is missing{other}; give a folder with all of its *.safetensors")
         try:
             with safe_open(root / name, "pt") as file:
                 for key in file.keys():  # noqa: SIM118 (no dict)
-                    short = key.removeprefix("model.")
-                    parts = short.split(".")
-                    if parts[0] != "layers" or int(parts[1]) < layers:
-                        found[short] = file.get_tensor(key)
+                    part, number = (*key.removeprefix("model.").split("."), "")[:2]
+                    if part != "layers" or int(number) < layers:
+                        found[key.removeprefix("model.")] = file.get_tensor(key)
         except (SafetensorError, OSError, ValueError, IndexError) as error:
             raise ValueError(f"{root / name} cannot be read ({error}); download it again") from None
     try:
         return renamed(found, shape, layers)
-    except KeyError as error:
-        raise ValueError(f"{folder} has no tensor {error.args[0]}; give a folder with all of its parts") from None
-    except RuntimeError as error:
-        raise ValueError(f"{folder}: its tensors do not fit together ({error}); give another folder") from None
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{folder} lacks tensors, or they do not fit ({error}); give one with all its parts") from None
 
 
 def renamed(found: dict, shape: Shape, layers: int) -> dict[str, torch.Tensor]:
@@ -169,20 +162,16 @@ def renamed(found: dict, shape: Shape, layers: int) -> dict[str, torch.Tensor]:
     so are the two of SwiGLU."""
     tensors = {"tokens": found["embed_tokens.weight"]}
     if layers == shape.layers:
-        tensors |= {"norm.weight": found["norm.weight"]}
-    if layers == shape.layers and not shape.tied:
-        tensors |= {"head": found["lm_head.weight"]}
+        tensors["norm.weight"] = found["norm.weight"]
     parts = {"qkv": ("self_attn", "qkv"), "out": ("self_attn", "o"), "wi": ("mlp", ("gate", "up"))}
-    parts |= {"wo": ("mlp", ("down",))}
+    parts["wo"] = "mlp", ("down",)
     biased = {"qkv": shape.qkv_bias, "out": shape.out_bias, "wi": shape.mlp_bias, "wo": shape.mlp_bias}
-    for i in range(layers):
-        ours, theirs = f"layers.{i}.", f"layers.{i}."
-        tensors[f"{ours}norm.weight"] = found[f"{theirs}input_layernorm.weight"]
-        tensors[f"{ours}norm_ffn.weight"] = found[f"{theirs}post_attention_layernorm.weight"]
+    for at in (f"layers.{i}." for i in range(layers)):
+        tensors[f"{at}norm.weight"] = found[f"{at}input_layernorm.weight"]
+        tensors[f"{at}norm_ffn.weight"] = found[f"{at}post_attention_layernorm.weight"]
         for name, (block, each) in parts.items():
             for kind in ("weight", "bias")[: 1 + biased[name]]:
-                rows = [found[f"{theirs}{block}.{one}_proj.{kind}"] for one in each]
-                tensors[f"{ours}{name}.{kind}"] = torch.cat(rows)
+                tensors[f"{at}{name}.{kind}"] = torch.cat([found[f"{at}{block}.{x}_proj.{kind}"] for x in each])
     return tensors
 
 
@@ -243,8 +232,11 @@ class Backbone(nn.Module):
         """x [B, S, W] embeddings, pos [1|B, S] (None: 0 ... S-1), mask [B, S] (True: keep), layers: only the first so
         many (0: all) -> the states before the first layer and behind each, [B, S, W]; that behind the last of all is
         normalised. pasts: of each layer a list, empty or with the keys and values of earlier positions, to which those
-        of x are added."""
-        S = x.shape[1]
+        of x are added. Under autocast all is in its number format."""
+        S, device = x.shape[1], autocast_device(x)
+        if torch.is_autocast_enabled(device):  # whose casts of every weight cost more than one
+            with torch.autocast(device, enabled=False):
+                return self(x.to(torch.get_autocast_dtype(device)), pos, mask, causal, pasts, layers)
         pos = torch.arange(S, device=x.device)[None] if pos is None else pos
         if mask is not None:
             mask = mask[:, None, None, :]

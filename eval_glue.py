@@ -70,6 +70,7 @@ from lab.evaluation.scores import (
     read_answers,
     save_arrays,
 )
+from lab.evaluation.states import KeptStates
 from lab.evaluation.tasks import FETCH, TASKS, Pairs, check_names, load_task, task_names
 from lab.files import locked, write_atomic
 from lab.report import dict_table, drop_empty_columns, interval, over_seeds, score_rows, sweep_figure, verdicts
@@ -105,6 +106,9 @@ class EvalConfig:
     grid: Annotated[
         Literal["", "lr"], f"fine_tune: lr: the one of {RATES} that is best on the held-out rows, at seed 0"
     ] = ""
+    backbone_freeze: Annotated[
+        float, "fine_tune: share of the steps in which a run's backbone stays as it is; then at most 5e-5", Bounds(0, 1)
+    ] = 1.0
     max_length: Annotated[
         int, "fine_tune: tokens read of a row, the longer sentence is truncated first; 0: the run's", Bounds(0)
     ] = 0
@@ -348,6 +352,8 @@ def open_run(parsed, config: EvalConfig) -> LoadedRun:
         config.concepts = config.iterations = ()
     else:
         run = load_run(config.run, config.ckpt, config.device, config.options[0])
+        if run.model.backbone is not None and not run.model.backbone_rate:
+            run.model.tower.kept = KeptStates(config.run)
         for options in config.options[1:]:
             check_options(run.model.config, options)
         if config.data_dir:

@@ -93,6 +93,9 @@ class ModelConfig:
         bool,
         "the original project's structure: biases, un-normalised tokens, un-gated decoder FFN, no gain in last norm",
     ] = False
+    original_exact: Annotated[
+        bool, "original_structure for its own checkpoints: no norm before the head, its times and gates of diffusion"
+    ] = False
     backbone: Annotated[
         str, "pretrained model (Llama, Qwen2) that reads the tokens before the encoder: its folder, or hub:ORG/NAME"
     ] = ""
@@ -123,6 +126,14 @@ class ModelConfig:
             )
         if self.backbone and self.original_structure:
             raise ValueError("original_structure has no backbone; leave one of them out")
+        if self.decoder == "backbone":
+            wanted = {"backbone": bool(self.backbone), "tied": self.tied, "backbone_freeze": self.backbone_freeze == 1}
+            if missing := [key for key, fine in wanted.items() if not fine]:
+                what = f"decoder = 'backbone' predicts with a frozen backbone and its own table, but {missing[0]} = "
+                remedy = "write --backbone=FOLDER" if missing[0] == "backbone" else "leave it as it is by default"
+                raise ValueError(f"{what}{getattr(self, missing[0])!r}; {remedy}")
+            if not read_shape(self.backbone).tied:
+                raise ValueError(f"{self.backbone} has a head of its own, not its table; take another decoder")
         if self.token_dim > self.hidden and not self.backbone:
             raise ValueError(f"token_dim = {self.token_dim} is above hidden; write 0 for the same width")
         if len(self.variants()) > 32:
@@ -139,6 +150,8 @@ class ModelConfig:
                 raise ValueError(f"{key} = 'rope' needs an even hidden / heads; write another number of heads")
         if self.token_layers and self.token_position == "rope" and self.token_width % 2:
             raise ValueError(f"token_layers turn pairs of columns; write an even token_dim, not {self.token_width}")
+        if self.original_exact and not self.original_structure:
+            raise ValueError("original_exact is a kind of original_structure; write original_structure = True, too")
         if self.original_structure:
             if self.token_position == "rope":
                 raise ValueError("original_structure has absolute positions; write token_position = 'learned'")
@@ -215,18 +228,22 @@ class Tower(nn.Module):
         self.register_buffer("mean", torch.zeros(count, shape.width))
         self.register_buffer("deviation", torch.ones(count, shape.width))
 
+    kept = None  # (compute, ids, mask) -> states, where a frozen backbone's are kept
+
     def states(self, backbone: Backbone, embed, ids, pos=None, mask=None):
         """embed: ids -> embeddings; ids [B, S], pos [1|B, S], mask [B, S] -> [1 or k + 1, B, S, W]."""
+        if self.kept is not None and pos is None:
+            return self.kept(lambda ids, mask: self.compute(backbone, embed, ids, None, mask), ids, mask)
+        return self.compute(backbone, embed, ids, pos, mask)
+
+    def compute(self, backbone, embed, ids, pos, mask):
         first = 0 if self.bos is None else 1
         if first:
             ids = F.pad(ids, (1, 0), value=self.bos)
             pos = None if pos is None else F.pad(pos + 1, (1, 0))
             mask = None if mask is None else F.pad(mask, (1, 0), value=True)
-        device = losses.autocast_device(self.mean)
-        x, mask = embed(ids), None if self.causal else mask  # padding comes last: what is before does not see it
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        with torch.autocast(device, enabled=False):  # its casts of every weight
-            states = backbone(x.to(dtype), pos, mask, self.causal, layers=self.layers)
+        mask = None if self.causal else mask  # padding comes last: what is before does not see it
+        states = backbone(embed(ids), pos, mask, self.causal, layers=self.layers)
         states = states[-1:] if self.mix is None else states
         return torch.stack([state[:, first:].to(self.mean.dtype) for state in states])
 
@@ -270,17 +287,18 @@ class ConceptModel(nn.Module):
         self.token_layers = nn.ModuleList(local)  # tokens see their neighbours before they are read
         self.encoder = ENCODERS[config.encoder](config)
         # Only what the objective trains is built: DDP waits for the gradient of every parameter.
-        decodes = "positions" in config.predicts
+        decodes, pretrained = "positions" in config.predicts, config.decoder == "backbone"
         self.decoder = DECODERS[config.decoder](config) if decodes else None
         # Without this norm the initial loss is up to 2.9 nats too high. The original has none: no parameters.
         final_norm = nn.LayerNorm(H, elementwise_affine=False) if config.original_structure else norm(H, config)
-        self.norm = final_norm if decodes else None
+        final_norm = nn.Identity() if config.original_exact else final_norm
+        self.norm = final_norm if decodes and not pretrained else None
         # Tokens narrower than concepts: the tied head is factorised, H -> T -> V.
-        headed = decodes or "pooled" in config.predicts
+        headed = self.norm is not None or "pooled" in config.predicts
         self.narrow = nn.Linear(H, T, bias=False) if headed and config.tied and T != H else nn.Identity()
         self.head = nn.Linear(H, V, bias=False) if headed and not config.tied else None
         # Unit-scale embeddings would give logits of size sqrt(T).
-        self.logit_scale = T**-0.5 if config.tied and config.init != "gpt2" else 1.0
+        self.logit_scale = 1.0 if not config.tied or config.init == "gpt2" or config.original_exact else T**-0.5
         self.predictor = None  # of the next span
         if "concepts" in config.predicts:
             self.predictor = nn.Sequential(TransformerLayer(config), linear(H, H, config))
@@ -294,6 +312,8 @@ class ConceptModel(nn.Module):
         self.unit = 1.0  # of the embeddings that a backbone reads; those of the table have a scale of about 1
         if config.backbone:
             self.add_backbone(read_shape(config.backbone), shared)
+            if decodes and pretrained:
+                self.decoder.attach(self.backbone, self.unit, self.logit_scale)
             return
         # [MASK] starts small: `input` makes the queries of hidden positions from it, and a tied head would predict it
         # everywhere (2.8 nats more at step 0). Not zero, so that what reads it has gradients from the first step.
@@ -343,18 +363,19 @@ class ConceptModel(nn.Module):
         """The pretrained model, and its table as the token embeddings: at a scale of about 1, by a power of two, so
         that nothing is rounded. Tokens that it does not know get the mean of its own."""
         config, table = self.config, self.tokens.weight
+        whole = self.decoder is not None and config.decoder == "backbone"
+        layers = 0 if whole else config.backbone_layers
         self.tower = Tower(config, shape)
         self.backbone_rate = config.backbone_lr if config.backbone_freeze < 1 else 0.0  # 0: it is never trained
         if shared is not None:
             self.backbone, self.tokens, self.unit = shared.backbone, shared.tokens, shared.unit
         elif table.is_meta:
-            self.backbone = Backbone(shape, config.backbone_layers)
+            self.backbone = Backbone(shape, layers)
         else:
-            weights = read_weights(config.backbone, config.backbone_layers or shape.layers)
+            weights = read_weights(config.backbone, layers or shape.layers)
             known = weights.pop("tokens").to(table)[: len(table)]
-            weights.pop("head", None)
             with torch.device("meta"):
-                self.backbone = Backbone(shape, config.backbone_layers)
+                self.backbone = Backbone(shape, layers)
             try:
                 self.backbone.load_state_dict(weights, assign=True)
             except RuntimeError as error:
@@ -392,8 +413,12 @@ class ConceptModel(nn.Module):
         else:
             span = replace(problem, scored=None) if problem.flat else problem
             x = self.decoder(concepts, span, self.embed_visible)
-            x = self.norm(problem.at_scored(x) if problem.flat else x)
+            return self.finish(problem.at_scored(x) if problem.flat else x)
         return self.narrow(x)
+
+    def finish(self, x):
+        """A decoder's hidden states -> the head's input; those of a pretrained decoder are that already."""
+        return x if self.norm is None else self.narrow(self.norm(x))
 
     def embed_visible(self, ids, table=None):
         """Embeddings of tokens that a decoder may see: ids [...] -> [..., T]; None: that of [MASK], [1, 1, T]."""
@@ -451,16 +476,16 @@ class ConceptModel(nn.Module):
                 parameter.requires_grad_(False)
 
     @torch.no_grad()
-    def generate(self, concepts, length, temperature=0.0):
-        """Tokens at `length` positions, from concepts [B, C, H] alone: ids [B, length]. See sample_tokens."""
+    def generate(self, concepts, length, temperature=0.0, continues=False):
+        """Tokens at `length` positions, from concepts [B, C, H] alone: ids [B, length]. See sample_tokens. continues:
+        they follow the text that was read."""
 
         def choose(hidden):  # [..., width] -> [...]
             return sample_tokens(self.logits(hidden), temperature)
 
         if self.decoder.generate:
-            return self.decoder.generate(
-                concepts, length, self.embed_visible, lambda x: choose(self.narrow(self.norm(x)))
-            )
+            predict = lambda x: choose(self.finish(x))  # noqa: E731
+            return self.decoder.generate(concepts, length, self.embed_visible, predict, continues)
         pos = torch.arange(length, device=concepts.device)[None]
         hidden = self.decode(concepts, Problem(source=pos, query_pos=pos))
         return torch.stack([choose(row) for row in hidden.expand(len(concepts), -1, -1)])  # one row's logits at a time
@@ -497,6 +522,7 @@ class ConceptModel(nn.Module):
         if self.tower is not None:
             for name, buffer in self.tower.named_buffers():
                 getattr(twin.tower, name).copy_(buffer)
+            twin.tower.kept = self.tower.kept if shared is not None else None
         twin.options = self.options
         if self.frozen:
             twin.freeze_decoder(self.state_dict())

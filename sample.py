@@ -174,7 +174,7 @@ def continue_(run, config, part, text):
         warn(f"the text has {len(ids)} tokens; only the last {most} are read, as in training")
     ids = torch.tensor([ids[-most:]], device=run.device)
     usual = longest if part.adjacent_rows else longest - max(least, ids.shape[1])
-    predicted = run.model.generate(run.model.encode(ids), length_of(run, config, usual), config.temperature)
+    predicted = run.model.generate(run.model.encode(ids), length_of(run, config, usual), config.temperature, True)
     return [{"text": text, "predicted": run.show(predicted[0])}]
 
 

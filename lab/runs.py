@@ -264,7 +264,8 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
         what = "missing, what an untrained twin begins with" if vectors is None else "of another model"
         raise UserError(f"{run.path / TOKEN_VECTORS} is {what}; put the run's own file back")
     rows = run.load_tensor(ROWS)
-    if rows is None or rows.ndim != 2 or not 0 <= rows.min() <= rows.max() < shape.vocab_size:
+    imported = rows is None and "imported_from" in config  # it has no validation text
+    if not imported and (rows is None or rows.ndim != 2 or not 0 <= rows.min() <= rows.max() < shape.vocab_size):
         raise UserError(f"{run.path / ROWS} is missing or of another run; put the run's own file back")
     try:
         model = ConceptModel(shape, config["mask_id"], token_vectors=vectors)

@@ -2,17 +2,25 @@
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import sample
 from backbone import KNOWN, Backbone, read_shape, read_weights
 from lab.configurator import UserError
+from lab.evaluation.finetune import PRETRAINED_LR, FineTuning
+from lab.evaluation.states import KeptStates
+from lab.evaluation.tasks import Pairs, load_task
 from lab.runs import load_run
 from lab.training.run_folder import RunFolder
-from model import ConceptModel, ModelConfig
+from model import PRETRAINED, ConceptModel, ModelConfig
+from problem import Problem
 from tests.training import BRIEF, arguments, assert_same_run, run, run_ranks
 
 transformers = pytest.importorskip("transformers")
@@ -46,7 +54,6 @@ def load_ours(folder, layers=0):
     shape = read_shape(str(folder))
     weights = read_weights(str(folder), layers or shape.layers)
     ours, table = Backbone(shape, layers), weights.pop("tokens")
-    weights.pop("head", None)
     ours.load_state_dict(weights)
     return ours.eval(), table
 
@@ -139,7 +146,7 @@ def leave_pickle(folder):
 BROKEN = {
     "is missing": lambda folder: sorted(folder.glob("*.safetensors"))[0].unlink(),
     "cannot be read": break_shard,
-    "has no tensor": drop_tensor,
+    "lacks tensors": drop_tensor,
     "pytorch_model.bin is not read": leave_pickle,
     "is damaged": lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
 }
@@ -298,3 +305,116 @@ def test_the_real_model_is_exact(tmp_path):
 def test_a_model_is_built_from_a_backbone_without_a_run(folder):
     model = ConceptModel(ModelConfig(backbone=str(folder), hidden=64, heads=2, layers=1, concepts=4, vocab_size=400))
     assert model.encode(torch.ones(2, 5, dtype=torch.int64)).shape == (2, 4, 64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As the decoder
+
+
+def decoding(folder, **keys):
+    small = dict(hidden=64, heads=2, layers=1, concepts=4, vocab_size=400, decoder="backbone", backbone_layers=1)
+    return ModelConfig(backbone=str(folder), **small, **keys)
+
+
+def test_the_frozen_decoder_is_the_pretrained_model(folder):
+    """Its logits are those of transformers, given the same vectors and tokens; gradients reach the encoder alone."""
+    model = ConceptModel(decoding(folder), seed=1)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.randint(5, 300, (3, 7), generator=torch.Generator().manual_seed(0))
+    concepts = model.encode(ids)
+    for continues in (False, True):
+        problem = Problem(ids, targets=ids, continues=continues)
+        found = model.logits(model.decode(concepts, problem))
+        prompt = model.decoder.prompt(concepts, continues) * model.unit
+        given = torch.cat([prompt, theirs.get_input_embeddings()(ids[:, :-1])], 1)
+        expected = theirs(inputs_embeds=given).logits[:, prompt.shape[1] - 1 :]
+        torch.testing.assert_close(found[..., : expected.shape[-1]], expected, atol=1e-4, rtol=1e-4)
+    model.loss(concepts, problem).backward()
+    assert not [name for name, p in model.named_parameters() if name.startswith(PRETRAINED) and p.grad is not None]
+    assert model.encoder.slots.content.grad.abs().sum() > 0 and model.decoder.project.weight.grad.abs().sum() > 0
+    assert not torch.equal(model.decoder.start.weight.grad[1], torch.zeros(32))
+
+
+@torch.no_grad()
+def test_the_frozen_decoder_writes_what_it_would_without_a_cache(folder):
+    model = ConceptModel(decoding(folder), seed=1).eval()
+    concepts = model.encode(torch.randint(5, 300, (2, 7), generator=torch.Generator().manual_seed(0)))
+    written = model.generate(concepts, 6, continues=True)
+    for i in range(6):
+        targets = torch.cat([written[:, :i], torch.zeros(2, 6 - i, dtype=torch.int64)], 1)
+        problem = Problem(written, targets=targets, continues=True)
+        assert torch.equal(model.logits(model.decode(concepts, problem))[:, i].argmax(-1), written[:, i])
+
+
+def test_a_run_with_the_frozen_decoder(data, folder, tmp_path, capsys):
+    """Auto-encoding and continuation in one run, which resumes, is sampled from in both ways and embeds."""
+    given = flags(folder, "--decoder=backbone", "--ckpt_steps=2", steps=4, objective="tsdae + prefix")
+    run(data, tmp_path / "a", *given)
+    part = shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (part / "latest").write_text("ckpt_2")
+    run(data, part, *given)
+    assert_same_run(tmp_path / "a", part, 4)
+    saved = load_file(RunFolder(tmp_path / "a").checkpoint("latest") / "model.safetensors")
+    assert {"decoder.start.weight", "decoder.project.weight"} <= saved.keys()
+    capsys.readouterr()
+    for mode in ("reconstruct", "continue"):
+        assert sample.main([f"--run={tmp_path / 'a'}", f"--mode={mode}", "--text=The red ship sees"]) == 0
+        assert "predicted:" in capsys.readouterr().out
+
+
+NOT_DECODING = {"backbone = ''": dict(backbone=""), "tied = False": dict(tied=False)}
+NOT_DECODING |= {"backbone_freeze = 0.5": dict(backbone_freeze=0.5)}
+
+
+@pytest.mark.parametrize("what", NOT_DECODING)
+def test_what_cannot_decode_is_refused(folder, what):
+    with pytest.raises(ValueError, match=what):
+        replace(decoding(folder), **NOT_DECODING[what])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fine-tuning
+
+
+def test_states_are_kept_and_the_same(folder, tmp_path):
+    model = ConceptModel(replace(decoding(folder), decoder="posonly"), seed=1).eval()
+    ids = torch.randint(5, 300, (4, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(7) < torch.tensor([7, 3, 5, 7])[:, None]
+    with torch.no_grad():
+        expected = model.encode(ids, mask=mask)
+        kept = model.tower.kept = KeptStates(tmp_path, most=4 * 32 * 13)
+        torch.testing.assert_close(model.encode(ids, mask=mask), expected)
+        assert [n for n, _ in kept.places.values()] == [0, 4 * 32 * 7] and kept.used == 4 * 32 * 10
+        with patch.object(model.backbone, "forward", wraps=model.backbone.forward) as called:
+            torch.testing.assert_close(model.encode(ids, mask=mask), expected)
+            assert len(called.call_args.args[0]) == 2  # rows that had no room
+            torch.testing.assert_close(model.encode(ids[:2], mask=mask[:2]), expected[:2])
+            assert called.call_count == 1
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("freeze", [1.0, 0.5])
+def test_fine_tuning_leaves_a_frozen_backbone_alone(data, folder, tmp_path, freeze):
+    run(data, tmp_path / "a", *flags(folder, steps=2))
+    tests = tmp_path / "glue" / "SICK"
+    tests.mkdir(parents=True)
+    header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
+    for name, count in (("train", 40), ("trial", 12), ("test_annotated", 12)):
+        lines = [f"{i}\tthe red ship {i}\tthe dog {i % 3}\t{1 + i % 5}\tNEUTRAL\n" for i in range(count)]
+        (tests / f"SICK_{name}.txt").write_text(header + "".join(lines))
+    loaded = load_run(tmp_path / "a")
+    before = {name: x.clone() for name, x in loaded.model.state_dict().items()}
+    pairs = Pairs("sick_r", load_task("sick_r", tmp_path / "glue"), "train")
+    config = SimpleNamespace(
+        head="pair", recipe="ours", epochs=2, lr=1e-3, batch=8, max_length=0, backbone_freeze=freeze
+    )
+    work = FineTuning(loaded, pairs, config, tmp_path / "cache")
+    made, new_head = [], work.new_head
+    work.new_head = lambda model, seed: made.append(model) or new_head(model, seed)
+    work.predictions(0, 1e-3)
+    after = made[0].state_dict()
+    moved = {name for name, x in after.items() if not torch.equal(x, before[name])}
+    assert "encoder.slots.content" in moved and ("backbone.layers.0.wo.weight" in moved) == (freeze < 1)
+    for name in moved & {n for n in moved if n.startswith("backbone.")}:
+        assert (after[name] - before[name]).abs().max() < PRETRAINED_LR * 20
+    assert all(torch.equal(x, before[name]) for name, x in loaded.model.state_dict().items())

@@ -30,7 +30,7 @@ from lab.files import reading, replacing
 from lab.runs import LoadedRun
 from lab.sources import sources, weights
 from lab.training import optim
-from model import ConceptModel
+from model import PRETRAINED, ConceptModel
 
 RATES = (1e-4, 3e-4, 1e-3)  # learning rates that --grid=lr tries
 LONG = {"cola": 20, "mrpc": 20, "stsb": 20, "rte": 20, "wnli": 20, "sst2": 5, "sick_r": 10, "sick_e": 10, "paws": 5}
@@ -38,6 +38,8 @@ RECIPES = {  # warmup: number of steps, or share of all steps
     "ours": {"epochs": 3, "lr": 3e-4, "batch": 32, "warmup": 0.1},
     "original": {"epochs": 3, "lr": 1e-5, "batch": 96, "warmup": 100},  # epochs: of the tasks that LONG does not name
 }
+PRETRAINED_LR = 5e-5  # at most, of what was pretrained elsewhere: Hugging Face encoders and backbones
+FIXED = tuple(f"model.{name}" for name in PRETRAINED)
 HELD_OUT = 0.1, 2000  # training rows held out to choose the epoch: share, and at most
 
 
@@ -100,6 +102,8 @@ def check(run: LoadedRun, pairs: Pairs, config):
         raise UserError(f"the run has no decoder for --head={config.head}; take --head=pair")
     if head.keeps_decoder and model.decoder.reads_ahead:
         raise UserError(f"positions of the run's decoder see their neighbours, padding too; not for {config.head}")
+    if head.keeps_decoder and model.config.decoder == "backbone":
+        raise UserError(f"a pretrained decoder has another width than concepts; not for {config.head}")
     if config.max_length > run.max_length:
         raise UserError(f"max_length = {config.max_length}, but the run read {run.max_length} tokens; leave it out")
     if len(pairs.labels[pairs.trained_on]) < 2:
@@ -110,19 +114,21 @@ class FineTuning:
     """Trains models on one task with one protocol and caches their outputs."""
 
     def __init__(self, run: LoadedRun, pairs: Pairs, config, cache: Path):
-        recipe = RECIPES[config.recipe]
+        recipe, own = RECIPES[config.recipe], isinstance(run.model, ConceptModel)
         self.run, self.pairs, self.cache, self.kind = run, pairs, cache, pairs.task.kind
         self.head = HEADS[config.head]
         epochs = LONG.get(pairs.name, recipe["epochs"]) if config.recipe == "original" else recipe["epochs"]
         self.protocol = {
             "head": config.head,
             "epochs": config.epochs or epochs,
-            "lr": config.lr or recipe["lr"],
+            "lr": config.lr or (recipe["lr"] if own else min(recipe["lr"], PRETRAINED_LR)),
             "batch": config.batch or recipe["batch"],
             "warmup": recipe["warmup"],
             "max_length": config.max_length or run.max_length,
             "dtype": pick_dtype("auto", run.device),
         }
+        if run.model.backbone is not None:
+            self.protocol["backbone_freeze"] = 1.0 if self.head.frozen else config.backbone_freeze
         self.rows, self.cut = token_rows(run, pairs, self.head.apart, self.protocol["max_length"])
         self.texts = len(self.rows[pairs.trained_on][0])
         chance = np.random.default_rng(20250101)
@@ -162,10 +168,18 @@ class FineTuning:
 
     def fit(self, begun: ConceptModel, seed: int, rate: float, what: str, saved: Path) -> dict[str, np.ndarray]:
         """One training; its state after each epoch is saved to `saved`."""
-        model = copy.deepcopy(begun)
+        fixed = self.protocol.get("backbone_freeze", 0.0)  # share of the steps in which a backbone stays as it is
+        shared = [begun.backbone, begun.tokens] if begun.backbone is not None and fixed == 1 else []
+        model = copy.deepcopy(begun, {id(part): part for part in shared})
         head = self.new_head(model, seed)
         module = nn.ModuleDict({"model": model.requires_grad_(not self.head.frozen), "head": head})
-        optimizer = optim.adamw(module, rate, 0.01, (0.9, 0.999))
+        slow = []
+        if model.backbone is not None:
+            model.train_backbone(False)
+            slow = [] if shared else [*model.backbone.parameters(), *model.tokens.parameters()]
+            model.tower.kept = model.tower.kept if shared else None
+        share = min(1.0, PRETRAINED_LR / rate)
+        optimizer = optim.adamw(module, rate, 0.01, (0.9, 0.999), slow, share)
         labels = torch.from_numpy(self.pairs.labels[self.pairs.trained_on]).to(self.run.device)
         if self.kind == "score" and self.head.linear:
             labels = (labels - labels[self.train].mean()) / labels[self.train].std(unbiased=False).clamp_min(1e-6)
@@ -190,6 +204,8 @@ class FineTuning:
             if self.head.frozen:
                 model.eval()
             for numbers in batches(texts, size, np.random.default_rng((seed, epoch))):
+                if slow and step >= fixed * horizon and not model.trains_backbone:
+                    model.train_backbone(True)
                 with world.autocast():
                     predicted = head(model, *self.padded(texts, numbers))
                 loss = loss_of(predicted.float(), labels[self.train[numbers]], self.kind, self.head.linear)
@@ -212,7 +228,7 @@ class FineTuning:
                 best, kept = score, others | {"held_out": held}
             if epoch + 1 < epochs:
                 state = {
-                    "module": module.state_dict(),
+                    "module": {k: v for k, v in module.state_dict().items() if not (shared and k.startswith(FIXED))},
                     "optimizer": optimizer.state_dict(),
                     "epoch": epoch + 1,
                     "best": best,
@@ -228,7 +244,7 @@ class FineTuning:
             return 0, None, {}
         with reading(saved, "this seed begins anew"):
             state = torch.load(saved, map_location=self.run.device, weights_only=True)
-            module.load_state_dict(state["module"])
+            module.load_state_dict(state["module"], strict=False)
             optimizer.load_state_dict(state["optimizer"])
             return state["epoch"], state["best"], {k: v.cpu().numpy() for k, v in state["kept"].items()}
 
