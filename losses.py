@@ -219,7 +219,9 @@ def uniformity(points):
 
 @of_points
 def log_uniformity(points):
-    """The logarithm of uniformity, per group (Wang & Isola 2020, arXiv:2005.10242)."""
+    """The logarithm of uniformity, per group (Wang & Isola 2020, arXiv:2005.10242).
+
+    Negative, so it has no minimum under kendall_gal."""
     cosines, _ = _cosines(points)
     n = points.shape[1]
     itself = torch.eye(n, dtype=torch.bool, device=points.device)
@@ -348,9 +350,9 @@ class ConceptLossConfig:
         Literal["slots", "samples"], "applied to the concepts of each text, or to a batch's texts (mean concepts)"
     ] = "slots"
     concept_balance: Annotated[
-        Literal["gradient_share", "fixed"],
+        Literal["gradient_share", "fixed", "kendall_gal"],
         "gradient_share: a concept loss's gradient at the concepts is concept_share of the task's in norm, each step; "
-        "fixed: weight concept_weight",
+        "fixed: weight concept_weight; kendall_gal: the original's learnt weights, for study (they mute the task)",
     ] = "gradient_share"
     concept_share: Annotated[float, "gradient_share: norm of each loss's gradient, as a share of the task's"] = 0.05
     concept_weight: Annotated[float, "fixed: weight of each concept loss; the task's is 1"] = 0.1
@@ -373,13 +375,20 @@ class ConceptLossConfig:
     def unused(self) -> set[str]:
         """Keys that make no difference."""
         keys = {"concept_loss_axis", "concept_balance", "concept_share", "concept_weight"}
-        read = {"gradient_share": "concept_share", "fixed": "concept_weight"}[self.concept_balance]
-        return keys - {"concept_loss_axis", "concept_balance", read} if self.names else keys
+        read = {"gradient_share": {"concept_share"}, "fixed": {"concept_weight"}, "kendall_gal": set()}
+        return keys - ({"concept_loss_axis", "concept_balance"} | read[self.concept_balance] if self.names else set())
 
     def warnings(self, concepts: int, hidden: int) -> list[str]:
+        found = []
+        if self.names and self.concept_balance == "kendall_gal":
+            found.append(
+                "concept_balance='kendall_gal' drives each loss L to the weight 1/(2L): a task at 4.3 nats to 0.12, a "
+                "concept loss near 0 to any size (the original's lost 46 % on STS-B); gradient_share cannot mute "
+                "the task"
+            )
         if "orthogonality" in self.names and self.concept_loss_axis == "slots" and concepts > hidden:
-            return [f"{concepts} concepts of width {hidden} cannot all be orthogonal"]
-        return []
+            found.append(f"{concepts} concepts of width {hidden} cannot all be orthogonal")
+        return found
 
 
 class _SplitGradient(torch.autograd.Function):
@@ -420,11 +429,17 @@ class Balance:
         shares = config.concept_balance == "gradient_share"
         self.norms = torch.zeros(1 + n, device=device, requires_grad=True)
         self.split = (self.norms, config.concept_share if shares else None)  # what the model's forward takes
+        # kendall_gal: log variances of the task and of each loss
+        learnt = n and config.concept_balance == "kendall_gal"
+        self.log_variances = torch.nn.Parameter(torch.zeros(1 + n, device=device)) if learnt else None
         self.sums = torch.zeros(2 * n + 1, device=device)  # over the step so far: losses; weights, the task's first
         self.step = None  # of the last step: sums and gradient norms
 
     def __bool__(self):
         return bool(self.losses)
+
+    def parameters(self) -> list:
+        return [] if self.log_variances is None else [self.log_variances]
 
     def total(self, task, passes, parts: int = 1):
         """task: its loss; passes: for each encoder pass, one copy of the concepts per concept loss -> the scalar to
@@ -432,22 +447,27 @@ class Balance:
         config, axis = self.config, self.config.concept_loss_axis
         losses = [sum(f(c[i], axis) for c in passes) / len(passes) for i, f in enumerate(self.losses)]
         losses = torch.stack([task, *losses])  # [1 + n]
-        weights = torch.ones_like(losses)
-        if config.concept_balance == "fixed":
+        weights, rest = torch.ones_like(losses), 0.0
+        if config.concept_balance == "kendall_gal":  # Kendall et al. 2018, arXiv:1705.07115; at ds = 0 1/(2L)
+            weights, rest = 0.5 * torch.exp(-self.log_variances), 0.5 * self.log_variances.sum()
+        elif config.concept_balance == "fixed":
             weights = torch.cat([weights[:1], config.concept_weight * weights[1:]])
         self.sums += torch.cat([losses[1:], weights]).detach() / parts
-        return (weights * losses).sum()
+        return (weights * losses).sum() + rest
 
     def finish(self, mean: Callable):
         """Ends a step; mean: a function that averages a tensor over ranks. Does not wait for the device."""
-        parts = [self.sums, self.norms.grad]
+        learnt = self.log_variances is not None
+        parts = [self.sums, self.norms.grad, *([self.log_variances.grad] if learnt else [])]
         self.step = mean(torch.cat(parts)).split([len(part) for part in parts])
+        if learnt:
+            self.log_variances.grad = self.step[2]
         self.norms.grad, self.sums = None, torch.zeros_like(self.sums)
 
     def numbers(self) -> dict[str, float]:
         """Metrics of the last step: losses, their weights, and the norms of their weighted gradients at the concepts;
         means over micro-batches and ranks."""
-        names, (sums, norms) = self.config.names, (x.tolist() for x in self.step)
+        names, (sums, norms) = self.config.names, (x.tolist() for x in self.step[:2])
         losses, weights = sums[: len(names)], sums[len(names) :]
         if self.config.concept_balance == "gradient_share":
             share = self.config.concept_share
@@ -457,3 +477,11 @@ class Balance:
         for name, loss, weight, norm in zip(names, losses, weights[1:], norms[1:], strict=True):
             found |= {f"concept_loss_{name}": loss, f"concept_weight_{name}": weight, f"grad_concept_{name}": norm}
         return found
+
+    def state(self) -> dict[str, list[float]]:
+        return {} if self.log_variances is None else {"log_variances": self.log_variances.tolist()}
+
+    @torch.no_grad()
+    def load(self, state: dict):
+        if self.log_variances is not None:
+            self.log_variances.copy_(torch.tensor(state["log_variances"]))

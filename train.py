@@ -242,8 +242,9 @@ class Run:
         self.parameters, self.flops_per_token = cost(*what)
         self.forward = Trained(self.model, world, self.shapes)
         self.balance = Balance(settings.regulariser, world.device)
-        betas, slow = (config.beta1, config.beta2), (self.model.pretrained_parameters(), shape.backbone_lr)
-        self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, betas, *slow)
+        betas, others = (config.beta1, config.beta2), self.balance.parameters()
+        slow = (self.model.pretrained_parameters(), shape.backbone_lr)
+        self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, betas, others, *slow)
         self.validation = Validation(self.val_text, config.lengths, config.eval_tokens, self)
 
         self.step, self.horizon = 0, 0
@@ -522,6 +523,7 @@ def log_step(run: Run, losses: Tensor, loss: Tensor, norm: Tensor, clock: Clock,
 def save(run: Run, best: bool = False):
     if run.world.rank == 0:
         state = {"tokens": run.step * run.plan.tokens} | {key: getattr(run, key) for key in run.STATE}
+        state |= run.balance.state()
         run.out.save(run.step, run.model, run.optimizer, state, run.config.keep, run.config.ckpt_steps, best)
 
 
@@ -533,6 +535,7 @@ def load(run: Run):
         run.optimizer.load_state_dict(there["optimizer"])
         for key, kinds in run.STATE.items():
             setattr(run, key, convert(there["state"][key], kinds))
+        run.balance.load(there["state"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"optim.pt or state.json is of another model, or of older code ({error})"
         raise UserError(f"{there['folder']}: {why}; take another checkpoint") from None

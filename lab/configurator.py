@@ -313,7 +313,6 @@ ELSEWHERE = {  # a key -> what nanoGPT and Hugging Face call it; used where a co
 RENAMED = {"seeds_faithful": "original_structure", "least_iterations": "min_iterations", "span_longest": "max_span"}
 REMOVED = dict.fromkeys(("pooling", "gru", "hinge_rank", "interpolate"), "its result: docs/LOG.md")
 REMOVED |= dict.fromkeys(("views=disjoint", "views=unshared", "init=fan_in_depth"), "its result: docs/LOG.md")
-REMOVED["concept_balance=kendall_gal"] = "it mutes the task: docs/LOG.md"
 REMOVED |= dict.fromkeys(("predictor", "decoder=pooled", "decoder=none"), "it follows from the objective")
 
 

@@ -121,15 +121,21 @@ def geometry_curves(metrics: list[dict], most: dict[str, float], beyond: dict[st
 
 @optional_picture
 def weight_curves(metrics: list[dict], path: Path):
-    """Records of metrics.jsonl -> weights.png: weights of the task and of each concept loss over steps, and the norms
-    of their gradients at the concepts. Nothing if there is no concept loss."""
+    """Records of metrics.jsonl -> weights.png: weights of the task and of each concept loss over steps, beside
+    kendall_gal's closed form 1/(2L), dashed (of what is above 0); and the norms of their gradients at the concepts.
+    Nothing if there is no concept loss."""
     keys = dict.fromkeys(key for record in metrics for key in record if key.startswith("concept_weight_"))
     names = [key.removeprefix("concept_weight_") for key in keys]
     if not names:
         return
+    learnt = any(weight != 1 for weight in points(metrics, "concept_weight_task")[1])
     with panels(path, 2, 5.5, 4.4) as every:
         for i, name in enumerate(names):
+            steps, values = points(metrics, "loss" if name == "task" else f"concept_loss_{name}")
+            closed = [(step, 1 / (2 * value)) for step, value in zip(steps, values, strict=True) if value > 0]
             every[0].plot(*points(metrics, f"concept_weight_{name}"), label=name, color=f"C{i}")
+            if closed and learnt:
+                every[0].plot(*zip(*closed, strict=True), label=f"1/(2L), {name}", color=f"C{i}", ls="--", lw=0.8)
             norm = "grad_task" if name == "task" else f"grad_concept_{name}"
             every[1].plot(*points(metrics, norm), label=name, color=f"C{i}")
         for axes, title in zip(every, ("weight", "norm of the weighted gradient at the concepts"), strict=True):

@@ -295,7 +295,23 @@ def test_fixed_is_a_weighted_sum():
     assert numbers["concept_weight_vicreg"] == pytest.approx(0.7)
 
 
-def test_a_share_does_not_mute_the_task():
+def test_kendall_gal_mutes_the_task_and_a_share_does_not():
+    """At losses that stay where they are, as the original project's did: 4.3 nats of the task, 0.05 of the concepts."""
+    made = balance(concept_balance="kendall_gal")
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.03)
+    held = torch.zeros(1, 2, 3, requires_grad=True)
+    made.losses = [lambda c, axis: 0.05 + 0 * c.sum()]
+    seen = []
+    for _ in range(800):
+        task, other = losses.split_gradient(held, *made.split)
+        made.total(4.3 + 0 * task.sum(), [(other,)]).backward()
+        made.finish(lambda x: x)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(made.numbers())
+    assert seen[0]["concept_weight_task"] == seen[0]["concept_weight_uniformity"] == 0.5
+    assert seen[-1]["concept_weight_task"] == pytest.approx(1 / (2 * 4.3), rel=1e-3)  # 0.116
+    assert seen[-1]["concept_weight_uniformity"] == pytest.approx(1 / (2 * 0.05), rel=1e-3)  # 10
     objectives, problems = make_problems(objective="tsdae")
     numbers = gradients(build(), objectives, problems, balance())[1]
     assert numbers["concept_weight_task"] == 1
@@ -303,7 +319,7 @@ def test_a_share_does_not_mute_the_task():
 
 
 @AXES
-@pytest.mark.parametrize("how", ["gradient_share", "fixed"])
+@pytest.mark.parametrize("how", ["gradient_share", "fixed", "kendall_gal"])
 def test_nothing_waits_for_the_device(how, axis):
     """Fake tensors hold no numbers: whoever asks for one fails."""
     with FakeTensorMode():
@@ -396,6 +412,8 @@ def test_warnings_and_unused_keys():
     assert ConceptLossConfig().unused() >= {"concept_balance", "concept_share", "concept_weight"}
     assert ConceptLossConfig("tregs").unused() == {"concept_weight"}
     assert not ConceptLossConfig("orthogonality").warnings(8, 8) and not Balance(ConceptLossConfig())
+    (muted,) = ConceptLossConfig("tregs", concept_balance="kendall_gal").warnings(8, 8)
+    assert "1/(2L)" in muted and "0.12" in muted
     (narrow,) = ConceptLossConfig("orthogonality").warnings(9, 8)
     assert "cannot all be orthogonal" in narrow
 

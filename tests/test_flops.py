@@ -79,7 +79,7 @@ STEPS |= {f"frozen {decoder}": dict(objective="tsdae + bow", shape=dict(decoder=
           for decoder in ("causal", "posonly", "diffusion")}  # fmt: skip
 STEPS |= {name: dict(objective="mlm", shape=dict(encoder=name)) for name in ENCODERS}
 EVERY_LOSS = dict(concept_loss=",".join(CONCEPT_LOSSES), concept_share=0.01)
-for balance, axis in zip(("gradient_share", "fixed"), ("slots", "samples"), strict=True):
+for balance, axis in zip(("gradient_share", "fixed", "kendall_gal"), ("slots", "samples", "samples"), strict=True):
     STEPS[balance] = dict(objective="mlm", concept_balance=balance, concept_loss_axis=axis, **EVERY_LOSS)
 
 

@@ -32,6 +32,7 @@ PARAMETERS = {
     "posonly_mlm_l2": ENCODER2 + QUERIES2,
     "weighted_mlm_l2": ENCODER2 + 329_216 + HEAD,  # "60M"
     "recursive_mlm_k6": 34_786_304,
+    "losses_combined_kg": 61_059_584,
     "combined_fixed01": 61_059_584,
     "diffusion_l2": 94_774_784,
     "diffusion_l6_elbo": 122_093_056,

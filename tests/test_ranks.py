@@ -79,6 +79,14 @@ def test_a_sum_with_views_on_two_ranks_equals_one(data, tmp_path):
     assert not any("Warning" in r.err for r in done)  # of torch's, once a rank
 
 
+def test_learnt_weights_on_two_ranks_equal_one_rank_with_two_micro_batches(data, tmp_path):
+    """kendall_gal's weights are no part of the model that DDP wraps; what is logged is the step's mean."""
+    more = [*BRIEF, "--max_steps=4", "--concept_loss=uniformity,tregs", "--concept_balance=kendall_gal", "--lr=0.01"]
+    assert [r.code for r in run_ranks(both(data, tmp_path / "two", *more), tmp_path)] == [0, 0]
+    run(data, tmp_path / "one", *more, "--micro_batch=4")
+    assert_same_run(tmp_path / "two", tmp_path / "one", 4)
+
+
 # ---- each its own disk: rank 0's decides
 
 

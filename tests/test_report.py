@@ -108,13 +108,17 @@ def test_geometry_and_what_is_known_beyond_words(drawn, tmp_path):
     assert "beyond words" in title and drawn["geometry.png"][title]["stsb"] == [25]
 
 
-def test_weights_of_concept_losses_are_drawn(tmp_path, drawn):
-    weights = {"concept_weight_task": [1, 1, 1], "concept_weight_tregs": [0.5, 0.6, 0.7]}
-    report.weight_curves(
-        planted(**weights, grad_task=[3, 2, 1], grad_concept_tregs=[1, 1, 1]), tmp_path / "weights.png"
-    )
+def test_weights_are_drawn_beside_the_closed_form(tmp_path, drawn):
+    """1/(2L) of the task and of a concept loss above 0, where weights are learnt; nothing where none is logged."""
+    weights = {"concept_weight_task": [0.5, 0.3, 0.2], "concept_weight_tregs": [0.5, 0.6, 0.7]}
+    others = {"grad_task": [3, 2, 1], "grad_concept_tregs": [1, 1, 1], "concept_loss_tregs": [0.25, -1.0, 0.5]}
+    report.weight_curves(planted(**weights, **others), tmp_path / "weights.png")
     left, right = drawn["weights.png"].values()
-    assert left == {"task": [1, 1, 1], "tregs": [0.5, 0.6, 0.7]} and right == {"task": [3, 2, 1], "tregs": [1, 1, 1]}
+    assert left["task"] == [0.5, 0.3, 0.2] and left["1/(2L), tregs"] == [2, 1]
+    assert left["1/(2L), task"][0] == pytest.approx(1 / (2 * 8.8))
+    assert right == {"task": [3, 2, 1], "tregs": [1, 1, 1]}
+    report.weight_curves(planted(concept_weight_task=[1, 1, 1], **others), tmp_path / "fixed.png")
+    assert drawn["fixed.png"]["weight"].keys() == {"task"}
     report.weight_curves(planted(), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 

@@ -70,6 +70,7 @@ KINDS = {
         "--mask_unit=span",
         "--max_span=1,10",
     ],
+    "learnt weights": ["--concept_loss=uniformity,tregs", "--concept_balance=kendall_gal", "--lr=0.01"],
 }
 
 

@@ -1,6 +1,6 @@
 """
-How much does a pretrained token level give? SmolLM2-135M, frozen: how many of its layers, in which direction, with which
-objective; equal FLOPs, its own forward among them; two seeds.
+How much does a pretrained token level give? SmolLM2-135M, frozen: how many of its layers, in which direction, with
+which objective; equal FLOPs, its own forward among them; two seeds.
 
     python data/text/prepare.py --name=wiki_smollm2 --tokenizer=hub:HuggingFaceTB/SmolLM2-135M --files wiki_*.txt.xz
     python compare.py config/grids/backbone.py --data=DIR     # DIR holds STS-B/ and SICK/

@@ -14,4 +14,5 @@ arms = {
     "vicreg": {"concept_loss": "vicreg"},
     "tregs_slots": {"concept_loss": "tregs"},
     "tregs_samples": {"concept_loss": "tregs", "concept_loss_axis": "samples"},
+    "kendall_gal": {"concept_loss": "vicreg", "concept_balance": "kendall_gal"},
 }

@@ -179,7 +179,7 @@ class FineTuning:
             slow = [] if shared else [*model.backbone.parameters(), *model.tokens.parameters()]
             model.tower.kept = model.tower.kept if shared else None
         share = min(1.0, PRETRAINED_LR / rate)
-        optimizer = optim.adamw(module, rate, 0.01, (0.9, 0.999), slow, share)
+        optimizer = optim.adamw(module, rate, 0.01, (0.9, 0.999), (), slow, share)
         labels = torch.from_numpy(self.pairs.labels[self.pairs.trained_on]).to(self.run.device)
         if self.kind == "score" and self.head.linear:
             labels = (labels - labels[self.train].mean()) / labels[self.train].std(unbiased=False).clamp_min(1e-6)

@@ -26,16 +26,16 @@ def learning_rate(schedule: str, peak: float, step: int, horizon: int, warmup: i
 
 
 def adamw(
-    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float], pretrained=(), share=1.0
+    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float], others=(), pretrained=(), share=1.0
 ) -> torch.optim.Optimizer:
-    """Only matrices of linear layers decay: no embedding, slot, position, norm or bias. What is frozen is left out, but
-    not `pretrained`: parameters that train at `share` times the rate, now or later."""
+    """Only matrices of linear layers decay: no embedding, slot, position, norm or bias, and none of `others`. What is
+    frozen is left out, but not `pretrained`: parameters that train at `share` times the rate, now or later."""
     slow = {id(p) for p in pretrained}
     trained = [p for p in model.parameters() if p.requires_grad and id(p) not in slow]
     decay = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     groups = [
         {"params": [p for p in trained if id(p) in decay], "weight_decay": weight_decay},
-        {"params": [p for p in trained if id(p) not in decay], "weight_decay": 0.0},
+        {"params": [*(p for p in trained if id(p) not in decay), *others], "weight_decay": 0.0},
     ]
     if slow:
         groups.append({"params": list(pretrained), "weight_decay": 0.0, "share": share})

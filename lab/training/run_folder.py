@@ -23,7 +23,6 @@ from lab import report
 from lab.command import AT_EXIT, Failure, optional
 from lab.configurator import REMOVED, RENAMED, UserError, fields_of, show, warn
 from lab.files import locked, read_json, reading, replacing, sync, write_atomic
-from losses import ConceptLossConfig
 from model import AFTER_CONCEPTS, ConceptModel, ModelConfig
 from objectives import ObjectiveConfig, recorded
 
@@ -146,8 +145,6 @@ class RunFolder:
             config["decoder"] = ModelConfig.decoder
         if config.get("views") in ("disjoint", "unshared"):  # which change nothing in its model
             config["views"] = ObjectiveConfig.views
-        if f"concept_balance={config.get('concept_balance')}" in REMOVED:
-            config["concept_balance"] = ConceptLossConfig.concept_balance
         return config
 
     def write_config(self, config: dict):
