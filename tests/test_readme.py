@@ -157,8 +157,8 @@ def test_options_are_what_the_code_says():
 
 
 MATHEMATICS = "losses noise problem objectives layers encoders decoders heads backbone model geometry".split()
-LAB = "configurator command files report distributed sources reference data training runs evaluation analysis".split()
-LAB.append("grids")
+LAB = "configurator command files report distributed sources reference data training original runs evaluation".split()
+LAB += ["analysis", "grids"]
 
 
 def imports(path):
