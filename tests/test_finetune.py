@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from registries import OWN_DECODERS as DECODERS
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 import eval_glue
-from decoders import DECODERS
 from heads import HEADS
 from lab.command import NonFinite
 from lab.data.tokenizers import pad_batch

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from registries import OWN_DECODERS as DECODERS
 
 import compare
 import train
-from decoders import DECODERS
 from lab.configurator import REMOVED, RENAMED, PathStr, UserError, fields_of, parse
 from lab.data import prepare
 from lab.runs import load_run

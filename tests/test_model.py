@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from registries import MASK, STRUCTURES, build, built_for, make_problems, masked_problem, name, one_part
+from registries import OWN_DECODERS as DECODERS
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 import layers as layers_file
-from decoders import DECODERS
 from encoders import ENCODERS
 from lab.reference import ReferenceMLM, copy_weights, reference_inputs
 from layers import attention, keys_values, rotate
@@ -477,6 +477,7 @@ def test_impossible_configurations_say_what_to_write(keys, word):
 def test_keys_that_the_chosen_parts_do_not_read():
     others = {"iterations", "min_iterations", "backprop_iterations", "reads", "token_window"}
     others |= {"decoder_window", "timestep", "word_dropout"}
+    others |= {f"backbone_{key}" for key in ("layers", "causal", "freeze", "lr", "read")}
     assert ModelConfig(token_init="spectral").unused() == others
     assert ModelConfig().unused() == others | {"spectral_share"}
     assert ModelConfig(decoder="weighted").unused() == others | {"decoder_layers", "spectral_share"}

@@ -217,6 +217,8 @@ class TokenFile:
         _, version, self.vocab_size, *ids, self.count, documents, sentences, digest = HEADER.unpack(packed)
         if version != VERSION:
             raise self.error(f"has format version {version}, this code reads {VERSION}")
+        if not max(ids) < self.vocab_size <= MAX_VOCAB:
+            raise self.error("has a damaged header")
         kind = id_type(self.vocab_size)
         begin = HEADER.size + (kind.itemsize * self.count + 7) // 8 * 8
         middle = begin + 8 * (documents + 1)
@@ -225,8 +227,6 @@ class TokenFile:
         self.eod, self.mask, self.pad, self.sep = ids
         self.special_ids = tuple(sorted(set(ids)))
         self.tokenizer_hash = digest.hex()
-        if not max(ids) < self.vocab_size <= MAX_VOCAB:
-            raise self.error("has a damaged header")
 
         # plain arrays over the mapping: the memmap class itself slows every small index down
         raw = np.asarray(np.memmap(self.path, np.uint8, "r"))
