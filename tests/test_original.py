@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from lab.configurator import UserError
-from lab.original import import_original
+from lab.original import import_original, main
 from lab.runs import load_run
 from lab.training.run_folder import load_tensors
 from problem import Problem
@@ -182,14 +182,15 @@ def save(folder, model, given, pickle=False):
 
 @pytest.mark.parametrize("kind", MODELS)
 @torch.no_grad()
-def test_imported_checkpoints_have_the_same_logits(tmp_path, kind):
+def test_imported_checkpoints_have_the_same_logits(tmp_path, kind, capsys):
     make, given, expected = MODELS[kind]
     torch.manual_seed(0)
     theirs = make().eval()
     for name, p in theirs.named_parameters():
         p.copy_(torch.randn_like(p) * 0.3 + (1 if "norm" in name and name.endswith("weight") else 0))
     save(tmp_path / "theirs", theirs, given, pickle=kind == "posonly")
-    report = import_original(str(tmp_path / "theirs"), tmp_path / "ours")
+    assert main([f"--from_original={tmp_path / 'theirs'}", f"--to={tmp_path / 'ours'}"]) == 0
+    report = capsys.readouterr().out
     assert "loss_manager.raw_weights" in report and ("reverse" in report) == ("both" in kind)
     ours = load_run(tmp_path / "ours")
     assert all(getattr(ours.model.config, key) == value for key, value in expected.items())
