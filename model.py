@@ -287,7 +287,8 @@ class ConceptModel(nn.Module):
         self.token_layers = nn.ModuleList(local)  # tokens see their neighbours before they are read
         self.encoder = ENCODERS[config.encoder](config)
         # Only what the objective trains is built: DDP waits for the gradient of every parameter.
-        decodes, pretrained = "positions" in config.predicts, config.decoder == "backbone"
+        decodes = "positions" in config.predicts
+        pretrained = decodes and config.decoder == "backbone"
         self.decoder = DECODERS[config.decoder](config) if decodes else None
         # Without this norm the initial loss is up to 2.9 nats too high. The original has none: no parameters.
         final_norm = nn.LayerNorm(H, elementwise_affine=False) if config.original_structure else norm(H, config)

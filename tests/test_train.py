@@ -99,7 +99,10 @@ def with_a_new_choice(paths):
     return found
 
 
-@pytest.mark.parametrize("path", with_a_new_choice(PRESETS), ids=lambda p: p.stem)
+OWN = [path for path in PRESETS if "backbone" not in read_config(path, ROOT)]  # others: tests/test_backbone.py
+
+
+@pytest.mark.parametrize("path", with_a_new_choice(OWN), ids=lambda p: p.stem)
 def test_presets_train_shrunk(path, data, tmp_path):
     """H 64, N 64: two steps, after which AdamW has seen a gradient for every parameter. Every choice of a preset is
     trained in one (tests/test_readme.py loads them all)."""
