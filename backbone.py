@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from layers import attention, rotate
+from layers import append_past, attention, rotate
 from losses import autocast_device
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -211,8 +211,7 @@ class Layer(nn.Module):
         q, k, v = heads.split((h, g, g), 1)
         q, k = rotate(q, pos, self.shape.theta), rotate(k, pos, self.shape.theta)
         if past is not None:
-            past[:] = [torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True)] if past else [k, v]
-            k, v = past
+            k, v = append_past(past, k, v)
         k, v = (t.repeat_interleave(h // g, 1) for t in (k, v))
         x = x + self.out(attention(q, k, v, mask, causal=causal and mask is None and q.shape[2] > 1))
         a, b = self.wi(self.norm_ffn(x)).chunk(2, -1)

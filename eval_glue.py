@@ -352,7 +352,7 @@ def open_run(parsed, config: EvalConfig) -> LoadedRun:
         config.concepts = config.iterations = ()
     else:
         run = load_run(config.run, config.ckpt, config.device, config.options[0])
-        if run.model.backbone is not None and not run.model.backbone_rate:
+        if run.model.fixed_backbone:
             run.model.tower.kept = KeptStates(config.run)
         for options in config.options[1:]:
             check_options(run.model.config, options)
@@ -367,7 +367,7 @@ def main(argv) -> int:
     config = parsed.make(EvalConfig)
     zero = config.mode == "zero_shot"
     if zero or config.contamination:
-        keys = ["head", "recipe", "epochs", "lr", "batch", "grid", "max_length", "train_on", "seeds"]
+        keys = "head recipe epochs lr batch grid backbone_freeze max_length train_on seeds".split()
         parsed.unused(keys, "by mode = 'zero_shot', in which nothing is trained")
     run = open_run(parsed, config) if config.run else None
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"

@@ -44,6 +44,12 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False):
     return out.transpose(1, 2).flatten(2)
 
 
+def append_past(past, k, v):
+    """Cached keys and values of earlier positions (a list, empty at first), those of k and v added -> all of them."""
+    past[:] = [torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True)] if past else [k, v]
+    return past
+
+
 def window_attention(q, k, v, window, mask=None, dropout=0.0):
     """As `attention`, but token i attends only to tokens i - window ... i + window: q, k, v [B, h, S, d], in O(S
     window). Blocks of `window` queries attend to their own block and to its two neighbours."""
@@ -205,8 +211,7 @@ class SelfAttention(nn.Module):
             q, k = rotate(q, pos), rotate(k, pos)
         dropout = self.dropout if self.training else 0.0
         if past is not None:
-            past[:] = [torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True)] if past else [k, v]
-            k, v = past
+            k, v = append_past(past, k, v)
         if self.window:
             return z + self.out(window_attention(q, k, v, self.window, mask, dropout))
         return z + self.out(attention(q, k, v, mask, dropout, self.causal and past is None))

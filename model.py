@@ -340,21 +340,21 @@ class ConceptModel(nn.Module):
     def encode(self, ids, pos=None, mask=None, options: Options | None = None):
         """ids [B, S], pos [1|B, S] (None: 0 ... S-1), mask [B, S] (True: keep) -> concepts [B, C, H]. options: None:
         `self.options`."""
-        if self.backbone is not None:
-            learns = self.trains_backbone and torch.is_grad_enabled()
-            with torch.set_grad_enabled(learns):
-                states = self.tower.states(self.backbone, self.embed_backbone, ids, pos, mask)
-            x = self.tower(states)
+        x = self.tokens(ids) if self.backbone is None else self.read_backbone(ids, pos, mask)
         if pos is None:
             pos = torch.arange(ids.shape[1], device=ids.device)[None]
-        if self.backbone is None:
-            x = self.tokens(ids)
         if self.positions is not None:
             x = x + self.positions(pos)
         x = self.dropout(x)
         for layer in self.token_layers:
             x = layer(x, pos, mask)
         return self.encoder(x, pos, mask, options or self.options)
+
+    def read_backbone(self, ids, pos, mask):
+        """The standardised states of a backbone, [B, S, T]; without gradients while it does not train."""
+        with torch.set_grad_enabled(self.trains_backbone and torch.is_grad_enabled()):
+            states = self.tower.states(self.backbone, self.embed_backbone, ids, pos, mask)
+        return self.tower(states)
 
     def embed_backbone(self, ids):
         """ids [B, S] -> embeddings [B, S, T], as the backbone knows them."""
@@ -367,7 +367,6 @@ class ConceptModel(nn.Module):
         whole = self.decoder is not None and config.decoder == "backbone"
         layers = 0 if whole else config.backbone_layers
         self.tower = Tower(config, shape)
-        self.backbone_rate = config.backbone_lr if config.backbone_freeze < 1 else 0.0  # 0: it is never trained
         if shared is not None:
             self.backbone, self.tokens, self.unit = shared.backbone, shared.tokens, shared.unit
         elif table.is_meta:
@@ -395,15 +394,18 @@ class ConceptModel(nn.Module):
         for part in (self.backbone, self.tokens):
             part.requires_grad_(trained)
 
-    def pretrained_parameters(self) -> list:
-        """Those that train at `backbone_rate` times the others' rate, some time or other."""
-        if self.backbone is None or not self.backbone_rate:
-            return []
-        return [*self.backbone.parameters(), *self.tokens.parameters()]
+    @property
+    def fixed_backbone(self) -> bool:
+        """There is a backbone, and it never trains."""
+        return self.backbone is not None and self.config.backbone_freeze == 1
 
-    def kept(self) -> dict:
+    def pretrained_parameters(self) -> list:
+        """Those of a backbone and its table."""
+        return [] if self.backbone is None else [*self.backbone.parameters(), *self.tokens.parameters()]
+
+    def saved_tensors(self) -> dict:
         """The tensors of a checkpoint: all but those of a backbone that stays as it is in its own folder."""
-        fixed = PRETRAINED if self.backbone is not None and not self.backbone_rate else ()
+        fixed = PRETRAINED if self.fixed_backbone else ()
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(fixed)}
 
     def decode(self, concepts, problem: Problem):
@@ -518,7 +520,7 @@ class ConceptModel(nn.Module):
 
     def twin(self, seed: int) -> "ConceptModel":
         """The untrained model of this seed, in evaluation mode."""
-        shared = self if self.backbone is not None and not self.backbone_rate else None
+        shared = self if self.fixed_backbone else None
         twin = ConceptModel(self.config, self.mask_id, seed, self.token_vectors, shared)
         if self.tower is not None:
             for name, buffer in self.tower.named_buffers():

@@ -233,7 +233,7 @@ class Run:
             raise UserError(str(error)) from None
         self.backbone_hash = weights(self.model, PRETRAINED) if shape.backbone else None
         self.model.to(world.device)
-        if shape.backbone and not self.model.backbone_rate:
+        if self.model.fixed_backbone:
             self.model.backbone.to(getattr(torch, world.dtype))  # once, not at each use
         if config.frozen_decoder:
             self.model.freeze_decoder(frozen)
@@ -243,8 +243,9 @@ class Run:
         self.forward = Trained(self.model, world, self.shapes)
         self.balance = Balance(settings.regulariser, world.device)
         betas, others = (config.beta1, config.beta2), self.balance.parameters()
-        slow = (self.model.pretrained_parameters(), shape.backbone_lr)
-        self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, betas, others, *slow)
+        slow = [] if self.model.fixed_backbone else self.model.pretrained_parameters()
+        rate = config.lr, config.weight_decay
+        self.optimizer = optim.adamw(self.model, *rate, betas, others, slow, shape.backbone_lr)
         self.validation = Validation(self.val_text, config.lengths, config.eval_tokens, self)
 
         self.step, self.horizon = 0, 0
@@ -269,7 +270,7 @@ class Run:
     def unfreeze_backbone(self):
         """From its step on."""
         model = self.model
-        if model.backbone is None or model.trains_backbone or not model.backbone_rate:
+        if model.backbone is None or model.trains_backbone or model.fixed_backbone:
             return
         if self.step >= model.config.backbone_freeze * self.horizon:
             model.train_backbone(True)

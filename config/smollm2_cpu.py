@@ -2,8 +2,8 @@
 Concepts on a pretrained token level, on two cores: a perceiver reads the frozen states of SmolLM2-135M, and a bag of
 words trains it.
 
-The text is prepared with the model's own tokenizer, and no word of it is lower-cased. Never trained to the end here:
-docs/LOG.md has shorter runs, beside the mean of the same states, the floor that matters.
+The text is prepared with the model's own tokenizer, and no word of it is lower-cased. Never trained to the end.
+docs/LOG.md has what the mean of such states is worth without training.
 
     python data/text/prepare.py --name=wiki_smollm2 --tokenizer=hub:HuggingFaceTB/SmolLM2-135M --files wiki_*.txt.xz
     python train.py config/smollm2_cpu.py

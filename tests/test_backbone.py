@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import sample
 from backbone import KNOWN, Backbone, read_shape, read_weights
+from lab.analysis import measure
 from lab.configurator import UserError
 from lab.evaluation.finetune import PRETRAINED_LR, FineTuning
 from lab.evaluation.states import KeptStates
@@ -344,6 +345,11 @@ def test_the_frozen_decoder_writes_what_it_would_without_a_cache(folder):
         targets = torch.cat([written[:, :i], torch.zeros(2, 6 - i, dtype=torch.int64)], 1)
         problem = Problem(written, targets=targets, continues=True)
         assert torch.equal(model.logits(model.decode(concepts, problem))[:, i].argmax(-1), written[:, i])
+    for continues in (True, False):  # as pages and reports show it
+        own = model.generate(concepts, 6, continues=continues)
+        found = measure.written(model, concepts, own, continues=continues)
+        assert torch.equal(found["free-running"], own) and torch.equal(found["teacher-forced"], own)
+    assert not torch.equal(own, written)
 
 
 def test_a_run_with_the_frozen_decoder(data, folder, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """Measurements of a run and of its untrained twin: numbers, spectra, what each concept is worth to the decoder."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -175,12 +175,15 @@ def to_write(ids: Tensor) -> Problem:
 
 
 @torch.no_grad()
-def written(model: ConceptModel, concepts: Tensor, ids: Tensor, temperature: float = 0.0) -> dict[str, Tensor]:
+def written(
+    model: ConceptModel, concepts: Tensor, ids: Tensor, temperature: float = 0.0, continues: bool = False
+) -> dict[str, Tensor]:
     """Tokens [B, n] that the decoder predicts from concepts [B, C, H]: "teacher-forced", given the true tokens ids [B,
-    n] before each position (if the decoder sees tokens); "free-running", given its own, sampled at `temperature`."""
-    hidden = model.decode(concepts, to_write(ids)).expand(len(ids), -1, -1)
+    n] before each position (if the decoder sees tokens); "free-running", given its own, sampled at `temperature`.
+    continues: ids follow the text that was read."""
+    hidden = model.decode(concepts, replace(to_write(ids), continues=continues)).expand(len(ids), -1, -1)
     forced = torch.stack([model.logits(h).argmax(-1) for h in hidden])
-    return {"teacher-forced": forced, "free-running": model.generate(concepts, ids.shape[1], temperature)}
+    return {"teacher-forced": forced, "free-running": model.generate(concepts, ids.shape[1], temperature, continues)}
 
 
 @torch.no_grad()
@@ -190,7 +193,8 @@ def samples(run: LoadedRun, evaluator: Evaluator, count: int = 6) -> tuple[str, 
     if (part := evaluator.decoded()) is None:
         return "There is no decoder, or what it predicts is another row, so there is no reconstruction.", []
     problem = evaluator.problem(part, evaluator.fixed[0])
-    out = written(run.model, run.model.encode(problem.source, problem.source_pos), problem.targets)
+    concepts = run.model.encode(problem.source, problem.source_pos)
+    out = written(run.model, concepts, problem.targets, continues=problem.continues)
     if torch.equal(*out.values()):  # a decoder that sees no tokens
         out = {"predicted": out["free-running"]}
     words, rows, texts = Words(run.tokenizer), [], {"text": problem.targets, "what the encoder read": problem.source}

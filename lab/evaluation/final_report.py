@@ -37,7 +37,7 @@ def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
     problem = validation.problem(part, validation.batches_of(part, n)[0])
     model.eval()
     concepts = model.encode(problem.source, problem.source_pos)[:rows]
-    predicted = model.generate(concepts, problem.targets.shape[1])  # [rows, T]
+    predicted = model.generate(concepts, problem.targets.shape[1], continues=problem.continues)  # [rows, T]
     model.train()
     kinds = {"text": problem.targets, "read": problem.source, "predicted": predicted}
     lines = []

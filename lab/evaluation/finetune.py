@@ -176,7 +176,7 @@ class FineTuning:
         slow = []
         if model.backbone is not None:
             model.train_backbone(False)
-            slow = [] if shared else [*model.backbone.parameters(), *model.tokens.parameters()]
+            slow = [] if shared else model.pretrained_parameters()
             model.tower.kept = model.tower.kept if shared else None
         share = min(1.0, PRETRAINED_LR / rate)
         optimizer = optim.adamw(module, rate, 0.01, (0.9, 0.999), (), slow, share)

@@ -151,8 +151,8 @@ class Settings:
         other = f"decoder = {self.model.decoder!r}" if decodes else f"objective = {self.objective.objective!r}"
         parts = f"(encoder = {self.model.encoder!r}, {other})"
         reasons |= dict.fromkeys(self.model.unused(), parts) | {"init_part": "(there is no init_from)"}
-        other = "backbone" if self.model.backbone else "frozen decoder"
-        reasons |= {"token_init": f"(the token table is the {other}'s)"}
+        owner = "backbone" if self.model.backbone else "frozen decoder"
+        reasons |= {"token_init": f"(the token table is the {owner}'s)"}
         unused |= {"token_init"} if self.train.frozen_decoder or self.model.backbone else set()
         unused |= self.model.unused() | (set() if self.train.init_from else {"init_part"}) | self.regulariser.unused()
         balance = f"(concept_loss = {self.regulariser.concept_loss!r}, "
