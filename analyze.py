@@ -1,15 +1,15 @@
 """
-Did a model collapse, what is each of its concepts worth, and does its decoder use them?
+Analyses a run: did it collapse, what is each of its concepts worth, does its decoder use them?
 
     python analyze.py --run=out/quickstart             # RUN/analysis/: report.html, metrics.json, pictures
-    python analyze.py --run=out/quickstart --quick     # a health check: a line a finding; exit code 3 if there is one;
-                                                       # and a line of what was learned, which changes no exit code
-    python analyze.py --run=out/quickstart --capacity  # also: how much of what its concepts could hold they do hold
-    python analyze.py --compare out/A out/B            # side by side, the same texts: out/A/analysis/compare/
+    python analyze.py --run=out/quickstart --quick     # a health check: one line per finding, exit code 3 if there is
+                                                       # one; and one line about what was learned
+    python analyze.py --run=out/quickstart --capacity  # also: reconstruction from concepts optimised for the decoder
+    python analyze.py --compare out/A out/B            # side by side on the same texts: out/A/analysis/compare/
 
-Numbers are of rows of the validation text that the run folder keeps (its shortest row length), and beside each stands
-that of the untrained twin: the same model as it began. Attention, neighbours and probes take sentences of the
-validation text where the prepared data are, else those rows too.
+Numbers are computed on rows of the validation text that are kept in the run folder (shortest row length), beside those
+of the untrained twin: the same model before training. Attention, neighbours and probes use sentences of the validation
+text if the prepared data are available, else the same rows.
 """
 
 from lab import command  # isort: skip  (first: it tells an older Python)
@@ -27,7 +27,7 @@ import geometry
 from lab import report
 from lab.analysis import attention, probes, words
 from lab.analysis import measure as analysis
-from lab.analysis.measure import Analysis, analyse, capacity, judge_of, nearest, numbers_of, same_texts, samples
+from lab.analysis.measure import Analysis, analyse, capacity, evaluator_of, nearest, numbers_of, same_texts, samples
 from lab.command import log
 from lab.configurator import PathStr, parse
 from lab.files import locked, write_atomic
@@ -38,19 +38,17 @@ from objectives import Bounds
 
 ROOT = Path(__file__).resolve().parent
 ROWS = 512
-QUICK = 128, 32  # rows, and tokens of them, of the health check: seconds for six layers on a CPU
-POOL, READ, PLOTTED, NEAR = 8000, 500, 1500, 10  # sentences: probes choose among, attention reads, pictures show
-SHOWN = 8  # concepts whose attention to a sentence is shown: those that change most with the text
+QUICK = 128, 32  # rows, and tokens of each, of the health check: seconds for six layers on a CPU
+POOL, READ, PLOTTED, NEAR = 8000, 500, 1500, 10  # sentences: for probes, for attention, for neighbours, listed
+SHOWN = 8  # concepts whose attention to a sentence is shown: those of largest variance over texts
 
 
 @dataclass
 class AnalyzeConfig(OneRun):
-    quick: Annotated[bool, "only the health check: a line a finding, exit code 3 if there is one"] = False
-    compare: Annotated[
-        tuple[PathStr, ...], "several run folders in place of --run, side by side on the same texts"
-    ] = ()
-    capacity: Annotated[bool, "also optimise concepts against the frozen decoder: the most they could hold"] = False
-    probes: Annotated[int, "texts of each linear probe; 0: no probes", Bounds(0)] = 1000
+    quick: Annotated[bool, "only the health check: one line per finding, exit code 3 if there is one"] = False
+    compare: Annotated[tuple[PathStr, ...], "several run folders instead of --run, side by side on the same texts"] = ()
+    capacity: Annotated[bool, "also optimise concepts for the frozen decoder: how well it could reconstruct"] = False
+    probes: Annotated[int, "texts per linear probe; 0: no probes", Bounds(0)] = 1000
     data_dir: Annotated[PathStr, "where the prepared data are; empty: where the run had them"] = ""
 
     def __post_init__(self):
@@ -64,7 +62,7 @@ class AnalyzeConfig(OneRun):
 # ---------------------------------------------------------------------------------------------------------------------
 # The health check
 
-ADVICE = (  # how a finding begins, what to try
+ADVICE = (  # beginning of a finding, what to try
     ("slots are static", "init=fan_in_positions, spectral tokens, or an objective that needs the text: tsdae"),
     ("slots are duplicates", "fewer concepts, or concept_position=learned"),
     ("one direction", "tsdae + bow in the place of contrastive or bow alone; whitening=0.25 when texts are compared"),
@@ -75,7 +73,7 @@ ADVICE = (  # how a finding begins, what to try
 
 
 def not_finite(run: LoadedRun, whole: Tensor) -> list[str]:
-    """A line if weights are not, or concepts [B, C, H]."""
+    """A finding if weights or concepts [B, C, H] are not finite."""
     broken = [name for name, tensor in run.model.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
         return [f"{len(broken)} tensors are not finite, {broken[0]} first; go back to another --ckpt"]
@@ -85,7 +83,7 @@ def not_finite(run: LoadedRun, whole: Tensor) -> list[str]:
 
 
 def findings(run: LoadedRun, numbers: dict) -> list[str]:
-    """What is unhealthy, a line each, with what to try."""
+    """What is unhealthy and what to try, one line each."""
     found = [] if numbers["verdict"].startswith("not collapsed") else numbers["verdict"].split("; ")
     gain = numbers.get("delta_mean", geometry.IGNORED_NATS)
     if gain < geometry.IGNORED_NATS and not any(what.startswith("decoder ignores") for what in found):
@@ -98,7 +96,7 @@ def findings(run: LoadedRun, numbers: dict) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
-NUMBERS = {  # key -> its name, what it says
+NUMBERS = {  # key -> name, explanation
     "input_share": ("input share", "share of the concepts' variance that the text makes; 0: they are constants"),
     "rank_slot_centred": ("slot-centred rank", "directions that a text's concepts use for what is its own"),
     "rank_raw": ("raw rank", "the same with what all texts share"),
@@ -119,7 +117,7 @@ NUMBERS = {  # key -> its name, what it says
 }
 
 
-ABOUT = {  # section -> what it says first
+ABOUT = {  # section -> introduction
     "Training": "Losses beside those of guessing without the text, and the geometry of the concepts, over steps.",
     "Reconstructions": """Held-out rows, predicted from their concepts; words with a wrong token at its place are red.
     Teacher-forced: each token after the true ones before it; free-running: after the decoder's own.""",
@@ -140,8 +138,12 @@ ABOUT = {  # section -> what it says first
 
 
 def good_ranges(one: Analysis) -> dict[str, tuple[float, float]]:
-    """Key -> the least and the most that is good."""
-    C, H, rows = len(one.shape["variance"]), one.run.config["hidden"], sum(len(batch.ids) for batch in one.judge.fixed)
+    """Key -> (lowest, highest) value that is good."""
+    C, H, rows = (
+        len(one.shape["variance"]),
+        one.run.config["hidden"],
+        sum(len(batch.ids) for batch in one.evaluator.fixed),
+    )
     low, used = geometry.low_rank(C), (geometry.IGNORED_NATS, math.inf)
     ranges = {"rank_slot_centred": (low, C), "rank_raw": (low, C), "rank_pooled": (low, min(rows - 1, H))}
     ranges |= {"input_share": (geometry.STATIC_SHARE, math.inf), "dead_slots": (0, 0), "collapsed_dimensions": (0, 0)}
@@ -149,12 +151,12 @@ def good_ranges(one: Analysis) -> dict[str, tuple[float, float]]:
 
 
 def in_words(least: float, most: float) -> str:
-    """A range that is good."""
+    """A range in words."""
     return f"{least:g}" if least == most else f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
 
 
 def sentence(name: str, one: Analysis, found: list[str]) -> str:
-    """A run's verdict: what is wrong, or what its concepts do; and what it learned."""
+    """The verdict on a run: what is wrong, or how its concepts are used; and what it learned."""
     numbers, C = one.numbers, len(one.shape["variance"])
     learned = f"Learned: {numbers['learned']}."
     if found:
@@ -169,7 +171,7 @@ class Page:
     """A report of models side by side: a run and its untrained twin, or several runs."""
 
     def __init__(self, columns: dict[str, Analysis], shown: dict[str, RunFolder], texts: list[str], folder: Path):
-        """columns: a name for each model; shown: the folders of the runs among them, which are looked at closely."""
+        """columns: name -> model; shown: name -> folder, of the trained runs among them, which get details."""
         self.columns, self.shown, self.texts, self.folder, self.parts = columns, shown, texts, folder, []
         self.record = {name: one.record for name, one in columns.items()}
 
@@ -184,17 +186,17 @@ class Page:
         self.parts += [report.html_table(*report.columns(rows))] if rows else []
 
     def picture(self, name: str, draw, *args):
-        """One of report's pictures, as NAME.png in the folder."""
+        """Adds a picture of lab/report.py, as NAME.png in the folder."""
         self.parts.append(report.picture(draw(*args, self.folder / f"{name}.png")))
 
     def each_run(self):
-        """(name, model) of the runs, each under a heading where there are several."""
+        """Yields (name, model) of the trained runs, with a heading if there are several."""
         for name in self.shown:
             self.parts += [report.heading(name, 3)] * (len(self.shown) > 1)
             yield name, self.columns[name]
 
     def html(self, title: str, source: str, found: dict[str, list[str]], probes: int, capacity: bool) -> str:
-        """The whole page. found: what is wrong with each run; source: of the texts."""
+        """The whole page. found: findings of each run; source: where the texts come from."""
         self.training()
         self.reconstructions()
         self.reading()
@@ -207,7 +209,7 @@ class Page:
         sections, self.parts = self.parts, []
         self.numbers()
         runs = [self.columns[name] for name in self.shown]
-        fixed, steps = runs[0].judge.fixed, (f"{one.run.config['run_id']} ckpt_{one.run.step}" for one in runs)
+        fixed, steps = runs[0].evaluator.fixed, (f"{one.run.config['run_id']} ckpt_{one.run.step}" for one in runs)
         about = f"{', '.join(steps)}. Numbers: {sum(len(batch.ids) for batch in fixed)} rows of "
         about += f"{fixed[0].ids.shape[1]} tokens that the run keeps, every token counting alike. Texts: {source}."
         names = [*self.shown] if len(runs) > 1 else [title]
@@ -215,7 +217,7 @@ class Page:
         return report.page(title, said, about, self.parts + sections)
 
     def numbers(self):
-        """Last, for it shows what the sections found."""
+        """The table of numbers; called last, since the sections add numbers."""
         runs = {name: self.columns[name].run for name in self.shown}
         if len({run.config["tokenizer_hash"] for run in runs.values()}) > 1:
             self.note("The runs have different tokenizers: their nats and bits a token do not compare.")
@@ -233,7 +235,7 @@ class Page:
         self.table(rows)
 
     def training(self):
-        """Curves as training drew them, and the configuration: first what differs between the runs."""
+        """The curves drawn in training, and the configuration, keys that differ between runs first."""
         self.section("Training")
         for name, _ in self.each_run():
             paths = [self.shown[name].path / f"{file}.png" for file in ("curves", "geometry", "weights")]
@@ -249,7 +251,7 @@ class Page:
     def reconstructions(self):
         self.section("Reconstructions")
         for _, one in self.each_run():
-            said, rows = samples(one.run, one.judge)
+            said, rows = samples(one.run, one.evaluator)
             self.note(said)
             self.table(rows)
 
@@ -269,7 +271,7 @@ class Page:
             self.picture("positions", report.lines, curves, "position", "loss rise, another text's concepts")
 
     def each_concept(self, one: Analysis, read: attention.Attention | None):
-        """A row for each concept, and three sentences under those that change most with the text."""
+        """A row per concept, and the attention of the concepts of largest variance to three sentences."""
         spelt, variance = words.Words(one.run.tokenizer), one.shape["variance"]
         rows = [{"concept": str(c)} for c in range(len(variance))]
         if read:
@@ -326,7 +328,7 @@ class Page:
             if probe is None:
                 self.note(f"{name}: too few of the texts can answer it.")
                 continue
-            scores = probes.judge(probe, embedders)
+            scores = probes.score(probe, embedders)
             majority, *others = scores.values()
             rows.append({"question": f"{name}: {probe.about}", "asked of": int(probe.test.sum())})
             rows[-1] |= {"commonest class": (majority,)} | dict(zip(("bag of words", *embedders), others, strict=True))
@@ -341,7 +343,7 @@ class Page:
             if one.run.model.decoder is None:
                 self.note(f"{name}: there is no decoder, so nothing says what its concepts could hold.")
                 continue
-            found = capacity(one.run, one.judge.fixed[0].ids[:32].to(one.run.device))
+            found = capacity(one.run, one.evaluator.fixed[0].ids[:32].to(one.run.device))
             self.record[name]["capacity"] = found
             self.table([{"concepts": kind} | values for kind, values in found.items()])
 
@@ -351,15 +353,16 @@ class Page:
 
 
 def checked(run: LoadedRun, path: str, rows: Tensor, quick: bool) -> tuple[Analysis | None, list[str], list[str]]:
-    """What is measured of a run (None where `quick` or where it is not finite), what is wrong with it, and the lines
-    that say so, and what it learned."""
-    judge = judge_of(run, rows[: QUICK[0], : QUICK[1]], QUICK[0], QUICK[0] // 2) if quick else judge_of(run, rows)
-    whole = judge.whole()
+    """(measurements, None if `quick` or not finite; findings; the lines to print)."""
+    evaluator = (
+        evaluator_of(run, rows[: QUICK[0], : QUICK[1]], QUICK[0], QUICK[0] // 2) if quick else evaluator_of(run, rows)
+    )
+    whole = evaluator.whole()
     if wrong := not_finite(run, whole):
         return None, wrong, wrong
-    one = None if quick else analyse(run, judge, whole)
-    numbers = numbers_of(judge, whole, least=QUICK[0], batches=1) if quick else one.numbers
-    numbers["learned"] = analysis.learned(run, judge, numbers, RunFolder(path).metrics())
+    one = None if quick else analyse(run, evaluator, whole)
+    numbers = numbers_of(evaluator, whole, least=QUICK[0], batches=1) if quick else one.numbers
+    numbers["learned"] = analysis.learned(run, evaluator, numbers, RunFolder(path).metrics())
     wrong = findings(run, numbers)
     return one, wrong, [*(wrong or ["not collapsed"]), f"learned: {numbers['learned']}"]
 
@@ -374,7 +377,7 @@ def main(argv) -> int:
 
 
 def report_on(config: AnalyzeConfig, runs: dict[str, LoadedRun], folder: Path) -> int:
-    """Measures runs, prints what is found and, unless it is a quick check, writes all; returns the exit code."""
+    """Measures runs, prints the findings and, without --quick, writes the report -> exit code."""
     columns, found, told = {}, {}, []
     for (name, run), rows in zip(runs.items(), same_texts([*runs.values()], ROWS), strict=True):
         path = name if config.compare else config.run
@@ -387,10 +390,14 @@ def report_on(config: AnalyzeConfig, runs: dict[str, LoadedRun], folder: Path) -
     first = next(iter(columns.values()))
     if not config.compare:
         untrained = first.run.twin(first.run.config.get("seed", 0))
-        judge = Evaluator(
-            untrained.model, first.judge.objectives, first.judge.vocab, first.judge.world, first.judge.fixed
+        evaluator = Evaluator(
+            untrained.model,
+            first.evaluator.objectives,
+            first.evaluator.vocab,
+            first.evaluator.world,
+            first.evaluator.fixed,
         )
-        columns["untrained"] = analyse(untrained, judge, judge.whole())
+        columns["untrained"] = analyse(untrained, evaluator, evaluator.whole())
     if config.data_dir:
         first.run.config["data_dir"] = config.data_dir
     texts, source = first.run.held_out(POOL)

@@ -1,17 +1,16 @@
 """
-Measures the training step of a preset, as train.py takes it: speed, share of the machine's best, memory.
+Benchmarks the training step of a preset as train.py runs it: speed, share of peak FLOP/s, memory.
 
     python bench.py                               # the original six-layer MLM step: 512 tokens, vocabulary 50,368
     python bench.py config/tsdae_cpu.py config/perceiver_mlm_l2.py --threads=2 --json=bench.json
-    python bench.py config/bixt_cpu.py --lengths=512,2048,8192 --batch=1    # how the cost grows with the row
+    python bench.py config/bixt_cpu.py --lengths=512,2048,8192 --batch=1    # how the cost grows with the length
     python bench.py --costs                       # parameters and FLOPs of the original project's presets, no timing
 
-A dense encoder of the same sizes and, where there is one (for `original_structure` presets), a plain reference of
-the same mathematics (lab/reference.py) take turns with ours on the same rows; ratios are of median times. Peak memory
-is that of a fresh process for each, everything included, in which what is freed is given back at once: what the step
-needs, not what an allocator keeps. Tokens are random; dropout is off on a CPU, and on a GPU as the preset has it, for
-it decides which attention runs there (the reference drops as much, drawn otherwise). Compilation is never the
-reference's.
+Compared on the same rows, in alternation: our step, a dense encoder of the same sizes and, for `original_structure`
+presets, a plain implementation of the same mathematics (lab/reference.py, never compiled); ratios are of median times.
+Peak memory is that of a fresh process for each, in which freed memory is returned to the system at once, so that it is
+what the step needs, not what an allocator keeps. Tokens are random. Dropout is off on a CPU; on a GPU it is the
+preset's, since it decides which attention kernel runs.
 """
 
 from lab import command  # isort: skip  (first: it tells an older Python)
@@ -57,7 +56,6 @@ class BenchConfig:
     threads: Annotated[int, "CPU threads (0: torch's choice)", Bounds(0)] = 0
     repeats: Annotated[int, "timed blocks of steps of each arm: one step on a CPU, ten on a GPU", Bounds(1)] = 7
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], "number format of matrix products"] = "auto"
-    reference_dtype: Annotated[Literal["same", "float32"], "the reference's; float32: what our dtype gains"] = "same"
     device: Annotated[str, "auto, cpu or cuda"] = "auto"
     compile: Annotated[bool | Literal["auto"], "compile our arm; auto: on a GPU only"] = "auto"
     lengths: Annotated[tuple[int, ...], "row lengths to measure, in the place of the preset's own", Bounds(2)] = ()
@@ -69,31 +67,33 @@ class BenchConfig:
 
 
 def read_preset(path: Path, batch: int, lengths: tuple[int, ...] = ()):
-    """What train.py makes of a config with this many rows of the longest length."""
+    """The settings that train.py makes of a config, with this many rows of the longest length per step."""
     from train import read_settings  # late: only its configuration
 
     words = [str(path), f"--batch_size={batch}", "--micro_batch=0"]
     if lengths:
         words += [f"--lengths={','.join(map(str, lengths))}", f"--max_length={max(lengths)}", "--length_mix=()"]
     settings = read_settings(words)
-    if not settings.model.vocab_size:  # and there are no data: what its corpus has when prepared as by default
+    if not settings.model.vocab_size:  # no data: the vocabulary that the corpus has by default
         settings.model.vocab_size = 4096 if settings.train.dataset == "pydocs" else 50_368
     return settings
 
 
 def timed(settings, world: World):
-    """All concepts, all iterations and the last rate in every step, so that each takes the same time."""
+    """The settings with all concepts, all iterations and the final rates in every step, so that steps take equally
+    long."""
     dropout = settings.model.dropout if world.device.type == "cuda" else 0.0
     model = replace(settings.model, nested=False, min_iterations=0, dropout=dropout)
     return replace(settings, model=model, objective=settings.objective.plateau())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One arm: a model, its optimizer, and a step
+# An arm: a model, its optimizer, and a step
 
 
 def has_reference(settings) -> bool:
-    """The reference is the original project's masked LM and TSDAE: plain tokens, one decoder layer, loss unweighted."""
+    """Whether lab/reference.py implements these settings: the original project's masked LM or TSDAE, without token
+    layers, registers, weights or further decoder layers."""
     model, parts = settings.model, settings.objectives.parts
     plain = model.original_structure and model.decoder_layers == 1 and model.concept_position == "none"
     plain = plain and model.encoder == "perceiver" and model.decoder in ("input", "posonly", "weighted")
@@ -105,13 +105,13 @@ def has_reference(settings) -> bool:
 
 
 def as_dense(model: ModelConfig) -> ModelConfig:
-    """A dense encoder of the same sizes, as deep as a recursive one is applied."""
+    """A dense encoder of the same sizes; of a recursive one with as many layers as it has iterations."""
     layers = model.iterations if "iterations" in ENCODERS[model.encoder].options else model.layers
     return replace(model, encoder="dense", layers=layers, concept_position="none", token_layers=0)
 
 
 class Arm:
-    """`ours`, `reference` or `dense`, and its training step."""
+    """One of `ours`, `reference` and `dense`, with its training step."""
 
     def __init__(self, name: str, settings, world: World, compiled: bool):
         config = settings.train
@@ -140,7 +140,7 @@ class Arm:
         return Rows(self.ids[count, length], Noise(0, self.step, numbers), self.vocab, documents=numbers)
 
     def train(self, count: int, length: int) -> torch.Tensor:
-        """One step; returns the loss, on the device."""
+        """One training step -> loss, a tensor on the device."""
         rows = self.rows(count, length)
         self.step += 1
         if self.name != "reference":
@@ -158,11 +158,11 @@ class Arm:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is measured
+# Measurements
 
 
 def ceiling(world: World, seconds: float = 1.0) -> float:
-    """FLOP/s of products of large square matrices, over a second after half a second to warm up."""
+    """Peak FLOP/s: of products of large square matrices, over `seconds` after half as long a warm-up."""
     n = 8192 if world.device.type == "cuda" else 2048
     a, b = torch.randn(2, n, n, device=world.device, dtype=getattr(torch, world.dtype))
     product = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
@@ -171,7 +171,8 @@ def ceiling(world: World, seconds: float = 1.0) -> float:
 
 
 def peak_bytes(name: str, shape, path: Path, config: BenchConfig, world: World, compiled: bool) -> int:
-    """In a fresh process: the most memory two steps of a shape held at once (the second has the optimizer's state)."""
+    """To be called in a fresh process: peak memory in bytes of two steps of a shape (the second one has the optimizer's
+    state)."""
     if config.threads:
         torch.set_num_threads(config.threads)
     settings = timed(read_preset(path, config.batch, config.lengths), world)
@@ -198,7 +199,7 @@ def in_fresh_process(function, *args):
 
 
 def time_steps(arms: dict[str, Arm], rows: int, length: int, repeats: int) -> dict[str, float]:
-    """Median seconds of a step of each arm, in turns; two blocks of each to warm up."""
+    """Median seconds per step of each arm, in alternation, after two blocks each to warm up."""
     steps = 10 if arms["ours"].world.device.type == "cuda" else 1
     times = {name: [] for name in arms}
     for block in range(repeats + 2):
@@ -209,20 +210,20 @@ def time_steps(arms: dict[str, Arm], rows: int, length: int, repeats: int) -> di
                 losses[name] = arm.train(rows, length)
             times[name].append((timer() - start) / steps)
         command.log(f"length {length}:", *(f"{name} {seconds[-1]:.3f} s" for name, seconds in times.items()))
-        same = not arms["ours"].model.config.dropout  # the mathematics, but for rounding
+        same = not arms["ours"].model.config.dropout  # the same mathematics up to rounding
         if same and block == 0 and "reference" in arms and abs(losses["ours"] / losses["reference"] - 1) > 0.01:
             raise AssertionError(f"ours and the reference do not agree: {losses}")
     return {name: statistics.median(seconds[2:]) for name, seconds in times.items()}
 
 
-def time_arms(settings, shapes, repeats: int, worlds: dict[str, World], compiled: bool) -> list[dict[str, float]]:
-    """time_steps of each shape, of arms that take no more memory afterwards."""
-    arms = {name: Arm(name, settings, world, compiled) for name, world in worlds.items()}
+def time_arms(settings, shapes, repeats: int, names: list[str], world: World, compiled) -> list[dict[str, float]]:
+    """`time_steps` of each shape; frees the arms' memory afterwards."""
+    arms = {name: Arm(name, settings, world, compiled) for name in names}
     seconds = [time_steps(arms, *shape, repeats) for shape in shapes]
     del arms
     torch._dynamo.reset()
     gc.collect()
-    if worlds["ours"].device.type == "cuda":
+    if world.device.type == "cuda":
         torch.cuda.empty_cache()
     return seconds
 
@@ -230,15 +231,11 @@ def time_arms(settings, shapes, repeats: int, worlds: dict[str, World], compiled
 def benchmark(path: Path, config: BenchConfig, world: World, best: float) -> dict:
     settings = timed(read_preset(path, config.batch, config.lengths), world)
     compiled = world.device.type == "cuda" if config.compile == "auto" else config.compile
-    worlds = {"ours": world}
-    if has_reference(settings):
-        other = world.dtype if config.reference_dtype == "same" else config.reference_dtype
-        worlds["reference"] = replace(world, dtype=other)
-    if config.dense and settings.model.encoder != "dense":
-        worlds["dense"] = world
+    names = ["ours"] + ["reference"] * has_reference(settings)
+    names += ["dense"] * (config.dense and settings.model.encoder != "dense")
     plan, frozen = make_plan(settings.train, settings.objectives, 1), bool(settings.train.frozen_decoder)
     by_length, shapes = [], sorted(plan.shapes(), key=lambda shape: shape[1])
-    every = time_arms(settings, shapes, config.repeats, worlds, compiled)
+    every = time_arms(settings, shapes, config.repeats, names, world, compiled)
     for (rows, length), seconds in zip(shapes, every, strict=True):
         alone = replace(plan, lengths=(length,), mixes=())
         now = settings.objectives.plateaus()[-1]  # the rates that are timed
@@ -246,13 +243,13 @@ def benchmark(path: Path, config: BenchConfig, world: World, best: float) -> dic
         speed = rows * length / seconds["ours"]
         row = {"length": length, "rows": rows, "tokens_per_s": speed, "flops_per_token": flops}
         row |= {"share_of_ceiling": speed * flops / best}
-        command.log(f"{settings.preset}: memory of {', '.join(worlds)} ...")
+        command.log(f"{settings.preset}: memory of {', '.join(names)} ...")
         for name in ("ours", "reference", "dense"):
             if name != "ours":
                 row[f"ratio_to_{name}"] = seconds[name] / seconds["ours"] if name in seconds else None
-            place = (name, (rows, length), path, config, worlds.get(name), compiled)
+            place = (name, (rows, length), path, config, world, compiled)
             key = "peak_bytes" if name == "ours" else f"peak_bytes_{name}"
-            row[key] = in_fresh_process(peak_bytes, *place) if name in worlds else None
+            row[key] = in_fresh_process(peak_bytes, *place) if name in names else None
         by_length.append(row)
     longest = {key: value for key, value in by_length[-1].items() if key not in ("length", "rows")}
     return {"name": settings.preset, **longest, "by_length": by_length}
@@ -273,11 +270,11 @@ def as_table(results: dict) -> str:
     return table(header, rows)
 
 
-COUNTED = 512, 4096, 32768  # tokens of a row
+COUNTED = 512, 4096, 32768  # row lengths
 
 
 def costs(paths: list[Path]) -> str:
-    """Parameters; training FLOPs a token; FLOPs a token of encoding a row, and how many times a dense encoder's."""
+    """A table of parameters, training FLOPs per token, and encoding FLOPs per token relative to a dense encoder's."""
     header = ["preset", "encoder", "parameters", "training, MFLOP/token", *(f"encoding {n:,}" for n in COUNTED)]
     rows = []
     for path in paths:
@@ -314,7 +311,7 @@ def main(argv) -> int:
     speed = f"products at {best / 1e9:,.0f} GFLOP/s"
     command.log(f"{machine['device']}, {machine['threads']} threads, {world.dtype}: {speed}")
     results = {
-        "machine": machine | {"dtype": world.dtype, "reference_dtype": config.reference_dtype},
+        "machine": machine | {"dtype": world.dtype},
         "torch": torch.__version__,
         "commit": commit(),
         "ceiling": best,

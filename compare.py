@@ -1,20 +1,19 @@
 """
-Compares arms at several seeds: trains and judges each run of a grid, then prints tables and draws a page.
+Compares arms over several seeds: trains and evaluates each run of a grid, then writes tables and a page.
 
     python compare.py config/grids/smoke.py
     python compare.py config/grids/first.py --data=DIR     # DIR holds the files of the tasks
     python compare.py --registry                           # every run folder below out/: two tables, OUT/registry.html
 
 A grid is a config file: `base` (what is trained), `arms = {"name": {"key": value}}`, `seeds`, `tasks` (of eval_glue.py,
-zero-shot; "" for none), and any key of training, for all arms. Its runs are out/compare/GRID/ARM_sSEED, one after
-another as processes of train.py and eval_glue.py; with several GPUs as many at a time as there are, each on its own.
-What is done is skipped: the same command continues a killed grid.
+zero-shot; "" for none), and any key of training, for all arms. Its runs are out/compare/GRID/ARM_sSEED, trained and
+evaluated one after another by train.py and eval_glue.py; with several GPUs one run per GPU at a time. Finished runs are
+skipped: the same command continues a killed grid.
 
-After each run that is finished its folder has anew: report.html, one file that says first what is better; its
-pictures, *.png (differences, then scores, geometry and losses against FLOPs and seconds); report.md, the tables that
-the end prints; results.json.
-Medians of the seeds with their spread; scores beside their floors; and for each arm the paired difference to the first
-arm on the dev sets, "better", "worse" or "undecided" by a bootstrap over the pairs of texts.
+After each run its folder is updated: report.html (one file, the result first), its pictures *.png (differences, then
+scores, geometry and losses against FLOPs and seconds), report.md (the tables that are printed at the end) and
+results.json. They show medians over seeds with their range, scores beside their floors, and for each arm the paired
+difference to the first arm on dev: "better", "worse" or "undecided" by a bootstrap over the rows.
 """
 
 from lab import command  # isort: skip  (first: it tells an older Python)
@@ -70,26 +69,26 @@ OURS = ("seed", "out_dir", "resume", "print_config")  # keys of training that a 
 @dataclass
 class Grid:
     name: str
-    base: str  # the config that train.py is given; all else are flags
-    arms: dict[str, dict]  # name -> key -> value, those for all arms included
+    base: str  # the config for train.py; everything else is passed as flags
+    arms: dict[str, dict]  # name -> key -> value, including those for all arms
     where: str  # "file:line" of the arms
     seeds: tuple[int, ...]
     tasks: list[str]
     tasks_where: str
 
     def runs(self) -> list[tuple[str, str, int]]:
-        """(run, arm, seed); all arms at the first seed come first, so that a grid half done is a comparison too."""
+        """(run, arm, seed), all arms of the first seed first, so that an unfinished grid is a comparison already."""
         return [(f"{arm}_s{seed}", arm, seed) for seed in self.seeds for arm in self.arms]
 
     def arguments(self, arm: str, data_dir: str) -> list[str]:
-        """What train.py is given for an arm."""
+        """The command line of train.py for an arm."""
         values = self.arms[arm] | ({"data_dir": data_dir} if data_dir else {})
         texts = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in values.items()}
         return [self.base, *(f"--{key}={text}" for key, text in texts.items())]
 
 
 def merge(*layers: dict) -> dict:
-    """Later layers win; of the horizons only the latest is left."""
+    """Merges layers, later ones win; a later horizon replaces an earlier one."""
     merged = {}
     for layer in layers:
         if layer.keys() & set(HORIZONS):
@@ -99,7 +98,7 @@ def merge(*layers: dict) -> dict:
 
 
 def read_grid(path: Path) -> Grid:
-    """A grid file -> Grid. It may stand on another grid. Keys of training are looked at later, by train.py."""
+    """A grid file -> Grid. Its base may be another grid. Keys of training are checked later."""
     layers = [layer for layer in read_layers(path, ROOT) if layer]
     first = next((i for i, layer in enumerate(layers) if layer.keys() & set(GRID_KEYS)), len(layers))
     given = {name: entry for name, entry in merge(*layers[first:]).items() if not name.startswith("_")}
@@ -130,11 +129,11 @@ def read_grid(path: Path) -> Grid:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is checked before the first run starts
+# Checks before the first run starts
 
 
 def check_arms(grid: Grid, data_dir: str) -> dict[str, dict]:
-    """Arm -> every key of training, as train.py resolves it."""
+    """Arm -> every key of training as train.py resolves it; UserError for an arm that train.py would refuse."""
     from train import read_settings  # late: `--help` and the registry do without
 
     resolved = {}
@@ -158,7 +157,7 @@ def check_arms(grid: Grid, data_dir: str) -> dict[str, dict]:
 
 
 def check_tasks(grid: Grid, data: Path) -> dict[str, str]:
-    """Name -> the present version of its records; the files of all tasks have been read once."""
+    """Task -> current version of its records; reads the files of all tasks, UserError if one is wrong."""
     try:
         names = task_names(grid.tasks, data, zero_shot=True)
         rows = {name: Order if name == "order" else Pairs(name, load_task(name, data)) for name in names}
@@ -172,7 +171,7 @@ def check_tasks(grid: Grid, data: Path) -> dict[str, str]:
 
 
 def devices(resolved: dict[str, dict]) -> list[str]:
-    """A CUDA_VISIBLE_DEVICES for each run that may go at a time; "" where runs take what there is, one by one."""
+    """CUDA_VISIBLE_DEVICES of each run that may run at the same time; [""]: one run at a time, on any device."""
     count = torch.cuda.device_count()
     if count < 2 or any(keys["device"] == "cpu" for keys in resolved.values()):
         return [""]
@@ -181,7 +180,8 @@ def devices(resolved: dict[str, dict]) -> list[str]:
 
 
 class Children:
-    """Runs processes. Ctrl-C, SIGTERM and their like are passed on to all: they save and end, and then so do we."""
+    """Runs child processes. SIGINT, SIGTERM and the like are passed on to all of them: they save and exit, then we
+    do."""
 
     def __init__(self):
         self.received, self.alive = 0, []
@@ -193,11 +193,11 @@ class Children:
             child.send_signal(number)
 
     def run(self, words, **options) -> int:
-        """Python with these words -> its exit code. Several threads may wait so."""
+        """Runs Python with these arguments -> exit code. Thread-safe."""
         if not self.received:
             with subprocess.Popen([sys.executable, *words], **options) as child:
                 self.alive.append(child)
-                if self.received:  # it came while the process was being made
+                if self.received:  # a signal came while the process was started
                     child.send_signal(self.received)
                 code = child.wait()
             self.alive.remove(child)
@@ -208,7 +208,7 @@ DERIVED = {"parameters", "train_flops_per_token", "tokens_per_step", "shapes", "
 
 
 class Comparison:
-    """The folder of a grid: its runs, and results.json, which also remembers what is done."""
+    """The folder of a grid: its runs, and results.json, which also records what is finished."""
 
     def __init__(self, grid: Grid, config: CompareConfig, data: Path):
         self.grid, self.config, self.data = grid, config, data
@@ -217,12 +217,11 @@ class Comparison:
         self.names = check_tasks(grid, data)
         self.runs, self.failed, self.trained = {}, {}, {}
         self.children, self.results_lock = Children(), threading.Lock()
-        self.ended = 0  # an exit code: nothing new is begun
-        self.text = ""  # the report, where it is of all that is done
+        self.ended = 0  # exit code; if not 0, no further run is started
+        self.text = ""  # the report, "" if it is outdated
 
     def start(self, device: str, *words) -> dict | None:
-        """A command of ours; what it prints is progress here, and goes to standard error. Returns None, or the exit
-        "code" of what failed and its "reason"."""
+        """Runs one of our commands with its output on standard error -> None, or {"code", "reason"} of a failure."""
         with tempfile.TemporaryDirectory() as folder:
             said = Path(folder) / "reason"
             environ = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
@@ -235,7 +234,7 @@ class Comparison:
         return {"code": code, "reason": reason} if code else None
 
     def do(self, run: str, arm: str, seed: int, device: str) -> dict | None:
-        """Trains and judges one run as far as that is not done; returns what `start` does."""
+        """Trains and evaluates one run as far as that is not done yet; returns what `start` does."""
         out, new = RunFolder(self.folder / run), False
         wanted = {key: value for key, value in self.resolved[arm].items() if key not in DERIVED}
         if self.trained.get(run) != [wanted, out.pointer("latest")]:
@@ -262,7 +261,7 @@ class Comparison:
         return None
 
     def results(self) -> dict:
-        """What results.json holds."""
+        """The content of results.json."""
         runs = {run: self.runs[run] for run, *_ in self.grid.runs() if run in self.runs}
         arms = {}
         for arm, keys in self.grid.arms.items():
@@ -271,11 +270,11 @@ class Comparison:
         return about | {"arms": arms, "runs": runs, "failed": self.failed, "trained": self.trained}
 
     def write(self) -> str:
-        """All files of what is done so far; returns the report."""
+        """Writes all files for the runs so far; returns the report."""
         return grids.write(self.folder, self.results(), self.resolved, self.data)
 
     def work(self, device: str):
-        """Does runs, one after the other, that no other thread has begun."""
+        """Takes runs from the queue and does them one after another."""
         for number, (run, arm, seed) in self.queue:
             if self.ended:
                 return
@@ -289,7 +288,7 @@ class Comparison:
                 raise
 
     def note(self, run: str, failure: dict | None):
-        """A stop ends the grid; of a run that failed the reason is kept, and the others go on."""
+        """Records a failure: a stop by signal ends the grid; after any other the remaining runs go on."""
         if not failure:
             return
         code = failure["code"]
@@ -303,7 +302,7 @@ class Comparison:
             grids.save(self.folder, self.results())
 
     def run_all(self) -> int:
-        """Returns the exit code. The folder is locked; so does each run with its own, whoever started it."""
+        """Does all runs -> exit code. The caller holds the lock of the grid's folder; each run locks its own."""
         with suppress(LookupError, TypeError, ValueError):  # not there, or damaged: train.py sees what is done
             self.trained = dict(read_json(self.folder / "results.json", "the results")["trained"])
         self.queue, free = enumerate(self.grid.runs(), 1), devices(self.resolved)
@@ -326,7 +325,7 @@ def evaluation(out: RunFolder, name: str) -> dict:
 
 
 def is_evaluated(out: RunFolder, name: str, version: str) -> bool:
-    """The latest checkpoint has scores and answers in eval/, by this version."""
+    """Whether eval/ has scores and answers of the latest checkpoint, of this version."""
     with suppress(UserError, KeyError):
         record, config = evaluation(out, name), completed(out.config(), out.path)
         present = [config["run_id"], f"ckpt_{out.pointer('latest')}", version]
@@ -336,7 +335,7 @@ def is_evaluated(out: RunFolder, name: str, version: str) -> bool:
 
 
 def collect(out: RunFolder, names) -> dict:
-    """What is known of a finished run; all that is a number stands flat in `numbers`."""
+    """The entry of a finished run in results.json; all numbers are in `numbers`, without nesting."""
     config, known = out.config(), run_numbers(out)
     if "val_loss" not in known:
         raise UserError(f"{out.path}/metrics.jsonl has no evaluation; delete the folder to train the run anew")
@@ -344,9 +343,9 @@ def collect(out: RunFolder, names) -> dict:
     numbers |= {key: config[key] for key in ("parameters", "spectral_seconds") if config.get(key)}
     splits = {name: evaluation(out, name)["splits"] for name in names}
     for name in names:
-        for split, judged in splits[name].items():
-            numbers |= {f"{name}_{split}_{metric}": value for metric, value in judged["metrics"].items()}
-            untrained = judged["floors"]["untrained"].items()
+        for split, evaluated in splits[name].items():
+            numbers |= {f"{name}_{split}_{metric}": value for metric, value in evaluated["metrics"].items()}
+            untrained = evaluated["floors"]["untrained"].items()
             numbers |= {f"{name}_{split}_untrained_{metric}": value for metric, value in untrained}
     about = {"folder": str(out.path), "run_id": config["run_id"], "commit": config["commit"]}
     about |= {key: known.get(key) for key in ("step", "verdict", "learned")}

@@ -32,7 +32,7 @@ class Decoder(nn.Module):
         DECODERS[cls.__name__.lower()] = cls
 
     reads_ahead = False  # a position sees later ones of the span, padding included
-    generate = None  # (concepts, length, embed, predict) -> ids, where that takes more than one pass
+    generate = None  # (concepts, length, embed, predict, continues) -> ids, where that takes more than one pass
 
     def forward(self, concepts, problem: Problem, embed):
         """concepts [B, C, H], a problem that predicts positions (scored not flat) -> hidden [B, K, H] there. embed: ids
@@ -139,7 +139,7 @@ class Diffusion(Input):
         window = config.decoder_window
         self.reads_ahead = window > 0
         self.local = nn.ModuleList([TransformerLayer(config, window=window) for _ in layers if window])
-        self.time = self.modulations = None
+        self.time, self.modulations, self.exact = None, None, config.original_exact
         if config.timestep:
             for block in (*self.cross, *self.ffns):
                 block.norm = nn.LayerNorm(H, elementwise_affine=faithful)
@@ -165,7 +165,8 @@ class Diffusion(Input):
                 x = ffn(cross(x, k, v))
                 continue
             scale, shift, gate, scale2, shift2, gate2 = modulations[i].chunk(6, -1)
-            x = x + (1 + gate.tanh() / 2) * cross.update(cross.norm(x) * (1 + scale) + shift, k, v)
+            gate = gate if self.exact else 1 + gate.tanh() / 2
+            x = x + gate * cross.update(cross.norm(x) * (1 + scale) + shift, k, v)
             x = x + gate2 * ffn.update(ffn.norm(x) * (1 + scale2) + shift2)
         x = x if self.norm is None else self.norm(x)
         return problem.at_scored(x) if self.local else x
@@ -175,9 +176,10 @@ class Diffusion(Input):
         if self.time is None:
             return []
         half = x.shape[-1] // 2
-        angles = 1000 * share * 10000.0 ** (-torch.arange(half, device=x.device) / half)
+        angles = (1 if self.exact else 1000) * share * 10000.0 ** (-torch.arange(half, device=x.device) / half)
         time = F.pad(torch.cat([angles.sin(), angles.cos()], -1), (0, x.shape[-1] - 2 * half))
-        time = F.silu(self.time(time.to(x.dtype).view(-1, 1, x.shape[-1])))
+        time = self.time(time.to(x.dtype).view(-1, 1, x.shape[-1]))
+        time = time if self.exact else F.silu(time)
         return [modulation(time) for modulation in self.modulations]
 
 
@@ -231,7 +233,7 @@ class Causal(Decoder):
         tokens = torch.cat([mask.expand(len(before), -1, -1), before], 1)
         return problem.at_scored(self.run(self.read(concepts), tokens, problem.query_pos))
 
-    def generate(self, concepts, length, embed, predict):
+    def generate(self, concepts, length, embed, predict, continues=False):
         """Autoregressive, with cached keys and values: ids [B, length]. predict: hidden [B, 1, H] -> ids [B, 1]."""
         tokens, ids = embed(None).expand(len(concepts), -1, -1), []
         pairs, pasts = self.read(concepts), [[] for _ in self.layers]
@@ -239,4 +241,49 @@ class Causal(Decoder):
             hidden = self.run(pairs, tokens, torch.full((1, 1), i, device=concepts.device), pasts)
             ids.append(predict(hidden))
             tokens = embed(ids[-1])
+        return torch.cat(ids, 1)
+
+
+class Backbone(Decoder):
+    """The pretrained model of `backbone` with all its layers, frozen: concepts are C vectors before its tokens.
+
+    As ICAE (Ge et al. 2024, arXiv:2307.06945) and SONAR-LLM (Dragunov et al. 2025, arXiv:2508.05305): the loss flows
+    back through it to the concepts. A learned vector behind them says what is predicted: the text that was read, or
+    what follows it.
+
+    concepts -> linear -> RMS norm -> vectors; vectors, start, tokens before -> layers of the backbone -> hidden
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        T = config.token_width
+        self.project, self.norm = nn.Linear(config.hidden, T, bias=False), nn.RMSNorm(T)
+        self.start = nn.Embedding(2, T)
+
+    def attach(self, backbone, unit, logit_scale):
+        """backbone: of model.py, which has it as a module of its own; unit: of the embeddings that it reads."""
+        self.backbone, self.unit, self.scale = (backbone,), unit, unit / logit_scale
+
+    def run(self, x, pos=None, pasts=None):
+        """x [B, S, T] embeddings -> the head's input [B, S, T]."""
+        return self.backbone[0](x * self.unit, pos, pasts=pasts)[-1].float() * self.scale
+
+    def prompt(self, concepts, continues):
+        """-> [B, C + 1, T]"""
+        start = self.start.weight[int(continues)].expand(len(concepts), 1, -1)
+        return torch.cat([self.norm(self.project(concepts).to(start.dtype)), start], 1)
+
+    def forward(self, concepts, problem, embed):
+        prompt = self.prompt(concepts, problem.continues)
+        hidden = self.run(torch.cat([prompt, embed(problem.targets[:, :-1])], 1))
+        return problem.at_scored(hidden[:, prompt.shape[1] - 1 :])
+
+    def generate(self, concepts, length, embed, predict, continues=False):
+        """Autoregressive, with cached keys and values: ids [B, length]. predict: hidden [B, 1, T] -> ids [B, 1]."""
+        x, at, pasts, ids = self.prompt(concepts, continues), 0, [[] for _ in self.backbone[0].layers], []
+        for _ in range(length):
+            hidden = self.run(x, torch.arange(at, at + x.shape[1], device=x.device)[None], pasts)
+            at += x.shape[1]
+            ids.append(predict(hidden[:, -1:]))
+            x = embed(ids[-1])
         return torch.cat(ids, 1)

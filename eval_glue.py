@@ -1,44 +1,43 @@
 """
-Judges a run on sentence tasks, next to the floors it must beat.
+Evaluates a run on sentence tasks, beside the floors (baselines) that it must beat.
 
     python eval_glue.py --run=out/quickstart --tasks=concept
     python eval_glue.py --run=out/quickstart --tasks=stsb,mrpc,rte --mode=fine_tune
 
 zero_shot: nothing is trained. A sentence's vector is the mean of its concepts; similarity is the cosine: raw; centred,
-less the mean over 4,000 of the task's train sentences, drawn at random; adapted, also less their first k principal
-directions, the others scaled by sigma^-p (fitted for every method anew; k and p stand in the record). Yes/no questions
-are answered by a threshold fitted on the train split, and by a linear probe (accuracy_probe). Beside them, of scores:
-MaxSim over all concepts, and the correlation inside each genre or set that the task's files name. f1 is of the positive
-class of two; of three classes (MNLI, SICK-E) it is the mean over them, macro-F1.
+after subtracting the mean over 4,000 of the task's train sentences, drawn at random; adapted, after also removing their
+first k principal directions and scaling the others by sigma^-p (fitted for every method separately; k and p are in the
+record). Paraphrase tasks are predicted by a threshold fitted on the train split, and by a linear probe
+(accuracy_probe). Score tasks also report MaxSim over all concepts, and the correlation within each genre or subset.
+f1: of the positive class of two; macro-F1 of three classes (MNLI, SICK-E).
 
-`order`: two held-out texts of the same words, which one was written as it stands? Two content words exchanged (three or
-more places apart); the two halves exchanged; a negation or number moved to another content word; words shuffled within
-windows of three. A linear probe of the frozen vectors answers; any mean of token vectors stands at 50 %. `order` is the
-mean over the rules of 2 x the share that is right - 1, 0 ... 100; order_concepts: by all concepts, not by their mean.
-Its floors: token_ngrams, which tokens follow which (counts of two and three), and token_idf, which knows no order.
-Floors of similarity: TF-IDF of words and of characters, random vectors of words, means of the run's own token vectors
-by idf (token_idf) and by corpus frequency (token_sif, Arora et al. 2017), the untrained model.
+`order`: which of two texts with the same words is the original held-out sentence? The other has two content words
+exchanged (three or more places apart), its halves exchanged, a negation or number moved to another content word, or
+words shuffled within windows of three. A linear probe of the frozen vectors decides; for any mean of token vectors its
+accuracy is 50 %. `order` is the mean over these rules of 2 x accuracy - 1, 0 ... 100; order_concepts: with all concepts
+as features instead of their mean. Its floors: token_ngrams (counts of token bigrams and trigrams) and token_idf.
+Floors of similarity: TF-IDF of words and of characters, random word vectors, means of the run's own token vectors
+weighted by idf (token_idf) and by corpus frequency (token_sif, Arora et al. 2017), the untrained model.
 
-fine_tune: a head, and the encoder with it, is trained on the train split less a held-out tenth, which chooses the
-epoch (and with --grid=lr the learning rate); dev and test are only read. The untrained twin is trained in the same way,
-at the same seeds. Every finished seed is kept in `.floors/` and a seed that was killed goes on at its last epoch, so
-the same command goes on.
+fine_tune: a head and the encoder are trained on the train split without a held-out tenth, which chooses the epoch (and
+with --grid=lr the learning rate); dev and test are only predicted. The untrained twin is trained in the same way with
+the same seeds. Finished seeds are cached in `.floors/`, and a killed seed resumes at its last epoch.
 
-`concept` is stsb, sick_r, mrpc and paws; `seeds` mrpc, qqp, stsb and mnli; `sts` those of STS12 ... STS16 that lie
-in the folder; `all` all that do; `stsb_v2` is stsb without the pairs that occur more than once, in either order, in one
-split or in several (MTEB's STSBenchmark.v2). Prints four rows a task, and with --full every metric and floor: the score
-(of similarity the adapted one), the best floor, the untrained twin, what it knows beyond words. Writes
-RUN/eval/MODE_TASK.json; beside it .npz has the answers to each row: SPLIT/cosines, SPLIT/centred, SPLIT/adapted or
-SPLIT/predictions [seeds, rows], SPLIT/labels.
+`concept`: stsb, sick_r, mrpc and paws; `seeds`: mrpc, qqp, stsb and mnli; `sts`: those of STS12 ... STS16 that are in
+the folder; `all`: all that are; `stsb_v2`: stsb without pairs that occur more than once, in either order, within or
+across splits (MTEB's STSBenchmark.v2). Prints four rows a task, and with --full every metric and floor: the score (of
+similarity the adapted one), the best floor, the untrained twin, and the score beyond word overlap. Writes
+RUN/eval/MODE_TASK.json, and beside it as .npz the predictions for each row: SPLIT/cosines, SPLIT/centred, SPLIT/adapted
+or SPLIT/predictions [seeds, rows], SPLIT/labels.
 
-Most of a similarity score is overlap of words. What it knows beyond them: partial_lexical is the rank correlation of
-centred cosines and labels, given what overlap of words and characters and the lengths know of both (0 for their
-monotone copies), partial_lexical_adapted that of adapted ones; partial_char_tfidf and partial_token_idf are given that
-floor alone (token_idf centred);
-spearman_low_overlap, _mid_ and _high_ are inside thirds of the rows by the share of words that both sentences have.
+Word overlap explains most of a similarity score. Beyond it: partial_lexical is the partial rank correlation of centred
+cosines and labels given overlap of words and characters and lengths (0 for a monotone function of one of them),
+partial_lexical_adapted that of adapted cosines; partial_char_tfidf and partial_token_idf are given only that floor
+(token_idf centred); spearman_low_overlap, _mid_ and _high_ are Spearman correlations within thirds of the rows by the
+share of words that both sentences have.
 
-Floors do not depend on the training, so their answers are kept in `.floors/` beside the run folder, under a hash of
-the architecture, the tokenizer, the task's rows and the code that makes them: runs that share those compute it once.
+Floors do not depend on training, so their predictions are cached in `.floors/` beside the run folder, under a hash of
+the architecture, the tokenizer, the task's rows and the code: runs that share all of these compute them once.
 """
 
 from lab import command  # isort: skip  (first: it tells an older Python)
@@ -58,7 +57,6 @@ from lab.command import log
 from lab.configurator import PathStr, UserError, parse, warn
 from lab.data import text_files
 from lab.data.corpus import Corpus, check_name
-from lab.data.tokenizers import clean
 from lab.evaluation import mteb, scores, tasks
 from lab.evaluation.contamination import contamination
 from lab.evaluation.finetune import RATES, RECIPES, FineTuning, check
@@ -75,6 +73,7 @@ from lab.evaluation.scores import (
     save_arrays,
 )
 from lab.evaluation.short import short_table
+from lab.evaluation.states import KeptStates
 from lab.evaluation.tasks import FETCH, TASKS, Pairs, check_names, load_task, task_names
 from lab.files import locked, write_atomic
 from lab.report import dict_table, drop_empty_columns, interval, over_seeds, score_rows, sweep_figure, verdicts
@@ -98,7 +97,7 @@ class EvalConfig:
         tuple[str, ...],
         "concept: stsb, sick_r, mrpc, paws; order; seeds: mrpc, qqp, stsb, mnli; sts: STS12 to 16; all that is there",
     ] = ("concept",)
-    mode: Annotated[Literal["zero_shot", "fine_tune"], "judge the vectors as they are, or train a head"] = "zero_shot"
+    mode: Annotated[Literal["zero_shot", "fine_tune"], "evaluate vectors as they are, or train a head"] = "zero_shot"
     head: Annotated[Literal[tuple(HEADS)], f"fine_tune: how concepts become an answer. {described(HEADS)}"] = "pair"
     recipe: Annotated[
         Literal[tuple(RECIPES)],
@@ -106,20 +105,23 @@ class EvalConfig:
     ] = "ours"
     epochs: Annotated[int, "fine_tune: passes over the training rows; 0: the recipe's", Bounds(0)] = 0
     lr: Annotated[float, "fine_tune: peak learning rate, linear to 0; 0: the recipe's", Bounds(0)] = 0.0
-    batch: Annotated[int, "fine_tune: rows a step; 0: the recipe's", Bounds(0)] = 0
+    batch: Annotated[int, "fine_tune: rows per step; 0: the recipe's", Bounds(0)] = 0
     grid: Annotated[
         Literal["", "lr"], f"fine_tune: lr: the one of {RATES} that is best on the held-out rows, at seed 0"
     ] = ""
+    backbone_freeze: Annotated[
+        float, "fine_tune: share of the steps in which a run's backbone stays as it is; then at most 5e-5", Bounds(0, 1)
+    ] = 1.0
     max_length: Annotated[
-        int, "fine_tune: tokens read of a row, the longest sentence is cut first; 0: the run's", Bounds(0)
+        int, "fine_tune: tokens read of a row, the longer sentence is truncated first; 0: the run's", Bounds(0)
     ] = 0
     train_on: Annotated[Literal["train", "dev"], "fine_tune: the split to train on; dev where none is"] = "train"
     seeds: Annotated[int, "fine_tune: seeds 0 to N-1", Bounds(1)] = 3
     against: Annotated[
-        PathStr, "another run folder, judged in the same mode before: the paired difference to it is said"
+        PathStr, "another run folder, evaluated in the same mode before: prints the paired difference to it"
     ] = ""
     data: Annotated[PathStr, "folder of the task files, as published or of data/glue/prepare.py"] = "data/glue"
-    text: Annotated[PathStr, "order: a file with a sentence a line, in place of the run's own validation text"] = ""
+    text: Annotated[PathStr, "order: a file with a sentence per line, instead of the run's validation text"] = ""
     concepts: Annotated[
         tuple[int, ...],
         "the first so many of a run with nested=True; several: a sweep, quality against FLOPs",
@@ -149,17 +151,19 @@ class EvalConfig:
 
     @property
     def options(self) -> list[Options]:
-        """What the model is run with, one after the other."""
+        """The options that the model is evaluated with, one after another."""
         return [Options(m, k) for m in self.concepts or (0,) for k in self.iterations or (0,)]
 
     def record(self, run: str, task: str) -> Path:
-        """Where a run's record of a task is, judged as we judge."""
+        """Path of a run's record of a task with our mode and options."""
         return Path(run) / "eval" / f"{record_name(self.mode, task, self.options[0])}.json"
 
 
-def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple[dict[str, dict], dict[str, dict]]:
-    """ours: split -> answers; theirs: floor -> split -> answers. Returns split -> {metrics, floors, untrained_range,
-    lift, verdict}, for scores also {beyond, lift_centred, lift_beyond}; and split -> metrics [seeds]."""
+def compare_with_floors(
+    ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs
+) -> tuple[dict[str, dict], dict[str, dict]]:
+    """ours: split -> answers; theirs: floor -> split -> answers. Returns (split -> {metrics, floors, untrained_range,
+    lift, verdict}, of score tasks also {beyond, lift_centred, ...}; split -> metrics [seeds])."""
     result, each = {}, {}
     for split in pairs.scored:
         answers = {floor: splits[split] for floor, splits in theirs.items()}
@@ -169,7 +173,7 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple
         seeds = {floor: metric_values(pairs, split, answer, known) for floor, answer in answers.items()}
         means = {floor: {metric: float(v.mean()) for metric, v in values.items()} for floor, values in seeds.items()}
         for metric, controls in PARTIALS.items() if known else ():
-            for floor in means.keys() & set(controls):  # given itself, nothing is left
+            for floor in means.keys() & set(controls):  # undefined given itself
                 means[floor][metric] = None
         spread = {metric: [float(v.min()), float(v.max())] for metric, v in seeds["untrained"].items()}
         result[split] = {"metrics": metrics, "floors": means, "untrained_range": spread}
@@ -187,8 +191,8 @@ def judge(ours: dict[str, dict], theirs: dict[str, dict], pairs: Pairs) -> tuple
             result[split][name] = {"best_floor": {"floor": best, **lifts[best]}}
             result[split][name] |= {floor: lifts[floor] for floor in named}
     sentences = verdicts(score_rows(pairs.name, [result], pairs.task.lifts))
-    for judged, sentence in zip(result.values(), sentences.values(), strict=True):
-        judged["verdict"] = sentence
+    for evaluated, sentence in zip(result.values(), sentences.values(), strict=True):
+        evaluated["verdict"] = sentence
     return result, each
 
 
@@ -202,14 +206,14 @@ def maxsim(run: LoadedRun, pairs: Pairs, split: str) -> np.ndarray:
 
 
 def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
-    """The record of a task, as it is written to `folder`."""
+    """Evaluates one task and writes its record to `folder` -> the record."""
     if pairs.name == "order":
         theirs = task_floors(run, pairs, cache, pairs.floors)
         ours = pairs.answers(run)
-        log(f"order: {len(pairs.sides[0]):,} pairs of {pairs.source}, half of them judged")
+        log(f"order: {len(pairs.sides[0]):,} pairs of {pairs.source}, half of them for the test")
         protocol = {"text": pairs.source, "pairs": dict(Counter(pairs.sets["dev"].tolist())), "dtype": "float32"}
         protocol |= {"head": "ridge on the difference of two texts", "selection": "leave-one-out error"}
-        splits, each = judge(ours, theirs, pairs)
+        splits, each = compare_with_floors(ours, theirs, pairs)
         splits["dev"]["intervals"] = pairs.intervals(ours["dev"])
         return write_record(run, pairs, "zero_shot", splits, each, protocol, ours, folder)
     theirs = task_floors(run, pairs, cache)
@@ -219,12 +223,12 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
     if pairs.task.kind == "score":
         for split in pairs.scored:
             ours[split]["maxsim"] = maxsim(run, pairs, split)
-    judged = judge(ours, theirs, pairs)
+    evaluated = compare_with_floors(ours, theirs, pairs)
     fitted = pairs.task.kind == "paraphrase"
     protocol = {
         "head": "threshold on the cosine" if fitted else "cosine",
         "pooling": "mean of concepts",
-        "adapted": ADAPTED,  # first directions removed, power of sigma; of a model and of static vectors
+        "adapted": ADAPTED,  # directions removed and power of sigma, of models and of static vectors
         **run.model.options._asdict(),
         "lr": None,
         "epochs": None,
@@ -238,11 +242,11 @@ def zero_shot(run: LoadedRun, pairs: Pairs, folder: Path, cache: Path) -> dict:
         "fitting": f"{pairs.name} {pairs.fitting}",
         "dtype": "float32",
     }
-    return write_record(run, pairs, "zero_shot", *judged, protocol, ours, folder)
+    return write_record(run, pairs, "zero_shot", *evaluated, protocol, ours, folder)
 
 
 def write_record(run, pairs: Pairs, mode: str, splits: dict, each: dict, protocol: dict, ours: dict, folder) -> dict:
-    """Writes MODE_TASK.json and .npz -> the record. ours: split -> answers of every seed; each: their metrics."""
+    """Writes MODE_TASK.json and .npz -> the record. ours: split -> answers of all seeds; each: their metrics."""
     seeds = range(len(next(iter(next(iter(each.values())).values()))))
     record = {
         "task": pairs.name,
@@ -267,7 +271,7 @@ def write_record(run, pairs: Pairs, mode: str, splits: dict, each: dict, protoco
 
 
 def record_name(mode: str, task: str, options: Options) -> str:
-    """MODE_TASK, and what the model was run with if that is not as configured."""
+    """MODE_TASK, followed by options that differ from the configuration."""
     return "_".join([mode, task, *(f"{key}{value}" for key, value in options._asdict().items() if value)])
 
 
@@ -276,13 +280,13 @@ def record_name(mode: str, task: str, options: Options) -> str:
 
 
 def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, cache: Path) -> dict:
-    """The record of a task, as it is written to `folder`."""
+    """Fine-tunes on one task and writes its record to `folder` -> the record."""
     work = FineTuning(run, pairs, config, cache)
     log(f"{pairs.name}: {work.about()}")
     ours, rate = work.all_seeds(config)
     theirs = fine_tune_floors(run, pairs, cache)
     theirs["untrained"], twins_rate = work.all_seeds(config, twin=True)
-    judged = judge(ours, theirs, pairs)
+    evaluated = compare_with_floors(ours, theirs, pairs)
     protocol = work.protocol | {
         **run.model.options._asdict(),
         "lr": rate,
@@ -297,7 +301,7 @@ def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, ca
         "eval_rows": {split: len(pairs.labels[split]) for split in pairs.scored},
         "cut_share": work.cut,
     }
-    return write_record(run, pairs, "fine_tune", *judged, protocol, ours, folder)
+    return write_record(run, pairs, "fine_tune", *evaluated, protocol, ours, folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -305,8 +309,8 @@ def fine_tune(run: LoadedRun, pairs: Pairs, config: EvalConfig, folder: Path, ca
 
 
 def difference(record: dict, path: Path, other: dict, theirs: dict) -> list[str]:
-    """A sentence for each split: by how much this run is above the other, medians of their seeds on the same rows.
-    path: of our record; other, theirs: their record and answers."""
+    """A sentence per split: the difference between this run and the other, medians over seeds on the same rows. path:
+    of our record; other, theirs: the other's record and answers."""
     task, lines, (_, ours) = TASKS[record["task"]], [], read_answers(path)
     differs = [
         key
@@ -324,8 +328,8 @@ def difference(record: dict, path: Path, other: dict, theirs: dict) -> list[str]
 
 
 def sweep(run: LoadedRun, loaded: list[Pairs], options: list[Options], folder: Path, cache: Path) -> str:
-    """Zero-shot with one after the other of `options`: a table of the dev sets' primary scores beside the untrained
-    twin's, and folder/sweep.png."""
+    """Zero-shot evaluation with each of `options`: a table of primary dev scores beside the untrained twin's, and
+    folder/sweep.png."""
     rows, lines = [], {}
     for chosen in options:
         run.model.options = chosen
@@ -334,12 +338,12 @@ def sweep(run: LoadedRun, loaded: list[Pairs], options: list[Options], folder: P
         for pairs in loaded:
             record = zero_shot(run, pairs, folder, cache)
             split = "dev" if "dev" in record["splits"] else pairs.scored[0]
-            judged = record["splits"][split]
+            evaluated = record["splits"][split]
             metric = pairs.task.primary + ("_adapted" if pairs.task.kind == "score" else "")
-            score, twins = 100 * judged["metrics"][metric], 100 * judged["floors"]["untrained"][metric]
+            score, twins = 100 * evaluated["metrics"][metric], 100 * evaluated["floors"]["untrained"][metric]
             row |= {f"{pairs.name} {split} {metric}": score, f"its twin, {pairs.name}": twins}
-            if tasks.HEADLINE in judged["metrics"]:
-                row[f"{pairs.name} beyond words"] = 100 * judged["metrics"][tasks.HEADLINE]
+            if tasks.HEADLINE in evaluated["metrics"]:
+                row[f"{pairs.name} beyond words"] = 100 * evaluated["metrics"][tasks.HEADLINE]
             lines.setdefault(pairs.name, []).append((flops, score))
             lines.setdefault(f"{pairs.name}, untrained", []).append((flops, twins))
         rows.append(row)
@@ -347,25 +351,16 @@ def sweep(run: LoadedRun, loaded: list[Pairs], options: list[Options], folder: P
     return dict_table(rows)
 
 
-def make_order(run: LoadedRun, path: str) -> Order:
-    """Of the lines of a file, or of the run's own validation text."""
-    if not path:
-        return Order(run)
-    try:
-        with open(path, "rb") as file:
-            return Order(run, [clean(line) for line in text_files.lines(file)])
-    except OSError as error:
-        raise UserError(f"--text={path} cannot be read ({error.strerror}); write the path of a file of text") from None
-
-
 def open_run(parsed, config: EvalConfig) -> LoadedRun:
-    """The run that is judged; before the tasks, so that what is wrong with it is said first."""
+    """Loads the run to evaluate; before the tasks, so that its errors are reported first."""
     if is_reference(config.run):
         run = load_reference(config.run, config.device)
         parsed.unused(["ckpt", "concepts", "iterations"], "for a Hugging Face encoder")
         config.concepts = config.iterations = ()
     else:
         run = load_run(config.run, config.ckpt, config.device, config.options[0])
+        if run.model.fixed_backbone:
+            run.model.tower.kept = KeptStates(config.run)
         for options in config.options[1:]:
             check_options(run.model.config, options)
         if config.data_dir:
@@ -379,7 +374,7 @@ def main(argv) -> int:
     config = parsed.make(EvalConfig)
     zero = config.mode == "zero_shot"
     if zero or config.contamination:
-        keys = ["head", "recipe", "epochs", "lr", "batch", "grid", "max_length", "train_on", "seeds"]
+        keys = "head recipe epochs lr batch grid backbone_freeze max_length train_on seeds".split()
         parsed.unused(keys, "by mode = 'zero_shot', in which nothing is trained")
     mteb_tasks = mteb.find_tasks(config.mteb) if config.mteb else []
     run = open_run(parsed, config) if config.run else None
@@ -388,7 +383,7 @@ def main(argv) -> int:
     data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
     names = task_names(config.tasks, data, zero_shot=zero and not config.contamination)
     if not names:
-        raise UserError(f"no task that can be judged lies below {data}; give another --data=DIR, or {FETCH}")
+        raise UserError(f"no task that can be evaluated lies below {data}; give another --data=DIR, or {FETCH}")
     if config.contamination:
         if "order" in names:
             raise UserError("order has no files of sentences; name other --tasks")
@@ -399,8 +394,10 @@ def main(argv) -> int:
     loaded, trained_on = [], "" if zero else config.train_on
     for name in names:  # all mistakes in files first
         try:
-            order = name == "order"
-            loaded.append(make_order(run, config.text) if order else Pairs(name, load_task(name, data), trained_on))
+            if name == "order":  # of the lines of a file, or of the run's own validation text
+                loaded.append(Order(run, text_files.read_lines(config.text) if config.text else None))
+            else:
+                loaded.append(Pairs(name, load_task(name, data), trained_on))
         except UserError as error:
             if config.tasks != ("all",) or zero:
                 raise
@@ -411,9 +408,9 @@ def main(argv) -> int:
     if not zero:
         for pairs in loaded:
             if pairs.name == "order":
-                raise UserError("order is judged on frozen vectors; leave --mode out")
+                raise UserError("order is evaluated on frozen vectors; leave --mode out")
             check(run, pairs, config)
-    with locked(Path(config.run) / "eval", "judge a copy of the run folder"):
+    with locked(Path(config.run) / "eval", "evaluate a copy of the run folder"):
         return evaluate(config, run, loaded, others)
 
 
@@ -431,7 +428,7 @@ def judge_by_mteb(config: EvalConfig, run: LoadedRun, found: list) -> int:
 
 
 def evaluate(config: EvalConfig, run: LoadedRun, loaded: list[Pairs], others: dict) -> int:
-    """Judges a run by these tasks and prints what it found; returns the exit code. others: task -> see `difference`."""
+    """Evaluates a run on these tasks and prints the results -> exit code. others: task -> see `difference`."""
     zero = config.mode == "zero_shot"
     folder, cache = Path(config.run) / "eval", Path(config.run).resolve().parent / ".floors"
     if len(config.options) > 1:

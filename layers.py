@@ -44,6 +44,12 @@ def attention(q, k, v, mask=None, dropout=0.0, causal=False):
     return out.transpose(1, 2).flatten(2)
 
 
+def append_past(past, k, v):
+    """Cached keys and values of earlier positions (a list, empty at first), those of k and v added -> all of them."""
+    past[:] = [torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True)] if past else [k, v]
+    return past
+
+
 def window_attention(q, k, v, window, mask=None, dropout=0.0):
     """As `attention`, but token i attends only to tokens i - window ... i + window: q, k, v [B, h, S, d], in O(S
     window). Blocks of `window` queries attend to their own block and to its two neighbours."""
@@ -101,14 +107,14 @@ def keys_values(x, readers, heads, fused=None):
     return list(zip(parts[0::2], parts[1::2], strict=True))
 
 
-def rotate(x, pos):
+def rotate(x, pos, theta=10000.0):
     """Rotary position embedding (RoFormer, arXiv:2104.09864): x [B, h, S, d] rotated by pos [1|B, S].
 
     Self-attention rotates queries and keys. Where latents read tokens only the keys are rotated: a latent query has no
     position, and each head learns which rotations it responds to.
     """
     half = x.shape[-1] // 2
-    freq = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    freq = theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angle = pos[:, None, :, None] * freq  # [1|B, 1, S, d/2]
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x.chunk(2, -1)
@@ -205,8 +211,7 @@ class SelfAttention(nn.Module):
             q, k = rotate(q, pos), rotate(k, pos)
         dropout = self.dropout if self.training else 0.0
         if past is not None:
-            past[:] = [torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True)] if past else [k, v]
-            k, v = past
+            k, v = append_past(past, k, v)
         if self.window:
             return z + self.out(window_attention(q, k, v, self.window, mask, dropout))
         return z + self.out(attention(q, k, v, mask, dropout, self.causal and past is None))

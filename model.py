@@ -11,6 +11,7 @@ V vocabulary, K scored positions. A `Problem` (problem.py) holds what to read an
 which objective made it. Encoders are in encoders.py, decoders in decoders.py.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
@@ -25,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import losses
+from backbone import Backbone, Shape, read_shape, read_weights
 from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
 from layers import CrossAttention, TransformerLayer, init_weights, linear, norm
@@ -91,6 +93,19 @@ class ModelConfig:
         bool,
         "the original project's structure: biases, un-normalised tokens, un-gated decoder FFN, no gain in last norm",
     ] = False
+    original_exact: Annotated[
+        bool, "original_structure for its own checkpoints: no norm before the head, its times and gates of diffusion"
+    ] = False
+    backbone: Annotated[
+        str, "pretrained model (Llama, Qwen2) that reads the tokens before the encoder: its folder, or hub:ORG/NAME"
+    ] = ""
+    backbone_layers: Annotated[int, "how many of its layers, the first ones; 0: all", Bounds(0)] = 0
+    backbone_causal: Annotated[bool, "its tokens attend to earlier ones alone, as in its pre-training"] = True
+    backbone_freeze: Annotated[float, "share of training in which it stays as it is; 1: for ever", Bounds(0, 1)] = 1.0
+    backbone_lr: Annotated[float, "its learning rate after that, as a share of the others'", Bounds(0, 1, "low")] = 0.1
+    backbone_read: Annotated[
+        Literal["last", "mix"], "the states that the encoder reads: the last ones, or a learned mixture of all layers'"
+    ] = "last"
     vocab_size: Annotated[int, "size of the vocabulary (0: the data's)", Bounds(0)] = 0
     # The kinds of prediction (Problem.predicts) that the model is built for. Not a user's key: it follows from the
     # objective (Objectives.predicts).
@@ -105,7 +120,21 @@ class ModelConfig:
         if self.hidden % self.heads:
             near = next(n for n in range(min(self.heads, self.hidden), 0, -1) if self.hidden % n == 0)
             raise ValueError(f"hidden = {self.hidden} does not divide into heads = {self.heads}; write heads = {near}")
-        if self.token_dim > self.hidden:
+        if self.backbone and self.backbone_layers > (most := read_shape(self.backbone).layers):
+            raise ValueError(
+                f"backbone_layers = {self.backbone_layers}, but {self.backbone} has {most}; write 0 for all"
+            )
+        if self.backbone and self.original_structure:
+            raise ValueError("original_structure has no backbone; leave one of them out")
+        if self.decoder == "backbone":
+            wanted = {"backbone": bool(self.backbone), "tied": self.tied, "backbone_freeze": self.backbone_freeze == 1}
+            if missing := [key for key, fine in wanted.items() if not fine]:
+                what = f"decoder = 'backbone' predicts with a frozen backbone and its own table, but {missing[0]} = "
+                remedy = "write --backbone=FOLDER" if missing[0] == "backbone" else "leave it as it is by default"
+                raise ValueError(f"{what}{getattr(self, missing[0])!r}; {remedy}")
+            if not read_shape(self.backbone).tied:
+                raise ValueError(f"{self.backbone} has a head of its own, not its table; take another decoder")
+        if self.token_dim > self.hidden and not self.backbone:
             raise ValueError(f"token_dim = {self.token_dim} is above hidden; write 0 for the same width")
         if len(self.variants()) > 32:
             raise ValueError(f"{len(self.variants())} ways to run a step are too many; write a larger min_iterations")
@@ -121,6 +150,8 @@ class ModelConfig:
                 raise ValueError(f"{key} = 'rope' needs an even hidden / heads; write another number of heads")
         if self.token_layers and self.token_position == "rope" and self.token_width % 2:
             raise ValueError(f"token_layers turn pairs of columns; write an even token_dim, not {self.token_width}")
+        if self.original_exact and not self.original_structure:
+            raise ValueError("original_exact is a kind of original_structure; write original_structure = True, too")
         if self.original_structure:
             if self.token_position == "rope":
                 raise ValueError("original_structure has absolute positions; write token_position = 'learned'")
@@ -133,6 +164,8 @@ class ModelConfig:
 
     @property
     def token_width(self):
+        if self.backbone:
+            return read_shape(self.backbone).width
         return self.token_dim or self.hidden
 
     def unused(self) -> set[str]:
@@ -179,20 +212,73 @@ def keys_read(values: tuple) -> frozenset[str]:
     return frozenset(read)
 
 
+class Tower(nn.Module):
+    """What the encoder reads: the states of a backbone, each dimension standardised; the last ones, or with
+    `backbone_read` = "mix" a learned mixture of those of all layers (ELMo, arXiv:1802.05365).
+
+    A few dimensions of a few tokens are thousands of times as large as others (Sun et al. 2024, arXiv:2402.17762), most
+    at the first position; hence the token that begins texts is put before them, and left out afterwards."""
+
+    def __init__(self, config, shape: Shape):
+        super().__init__()
+        self.causal, self.bos = config.backbone_causal, shape.bos
+        self.layers = config.backbone_layers or shape.layers
+        count = self.layers + 1 if config.backbone_read == "mix" else 1
+        self.mix = nn.Parameter(torch.zeros(count)) if count > 1 else None
+        self.register_buffer("mean", torch.zeros(count, shape.width))
+        self.register_buffer("deviation", torch.ones(count, shape.width))
+
+    kept = None  # (compute, ids, mask) -> states, where a frozen backbone's are kept
+
+    def states(self, backbone: Backbone, embed, ids, pos=None, mask=None):
+        """embed: ids -> embeddings; ids [B, S], pos [1|B, S], mask [B, S] -> [1 or k + 1, B, S, W]."""
+        if self.kept is not None and pos is None:
+            return self.kept(lambda ids, mask: self.compute(backbone, embed, ids, None, mask), ids, mask)
+        return self.compute(backbone, embed, ids, pos, mask)
+
+    def compute(self, backbone, embed, ids, pos, mask):
+        first = 0 if self.bos is None else 1
+        if first:
+            ids = F.pad(ids, (1, 0), value=self.bos)
+            pos = None if pos is None else F.pad(pos + 1, (1, 0))
+            mask = None if mask is None else F.pad(mask, (1, 0), value=True)
+        mask = None if self.causal else mask  # padding comes last: what is before does not see it
+        states = backbone(embed(ids), pos, mask, self.causal, layers=self.layers)
+        states = states[-1:] if self.mix is None else states
+        return torch.stack([state[:, first:].to(self.mean.dtype) for state in states])
+
+    def forward(self, states):
+        """What `states` returns -> [B, S, W], of unit scale."""
+        states = (states - self.mean[:, None, None]) / self.deviation[:, None, None]
+        return states[0] if self.mix is None else torch.einsum("k, kbsw -> bsw", self.mix.softmax(0), states)
+
+    @torch.no_grad()
+    def fit(self, backbone: Backbone, embed, ids):
+        """Mean and deviation of each dimension on rows of text [R, N]."""
+        start = 1 if self.bos is None else 0
+        parts = [self.states(backbone, embed, part)[:, :, start:].flatten(1, 2).double() for part in ids.split(16)]
+        states = torch.cat(parts, 1)
+        self.mean.copy_(states.mean(1))
+        self.deviation.copy_(states.std(1).clamp_min(1e-6))
+
+
+PRETRAINED = ("backbone.", "tokens.")  # tensors that a backbone brings along
 AFTER_CONCEPTS = ("tokens.", "decoder.", "norm.", "narrow.", "head.")  # what freeze_decoder freezes
 
 
 class ConceptModel(nn.Module):
-    def __init__(self, config: ModelConfig, mask_id: int = 0, seed: int = 0, token_vectors=None):
+    def __init__(self, config: ModelConfig, mask_id: int = 0, seed: int = 0, token_vectors=None, shared=None):
         """seed: of the initial weights (layers.init_weights); token_vectors [V, T]: for token_init = "spectral", the
-        initial token embeddings, rows of norm sqrt(T), or zero where they are random."""
+        initial token embeddings, rows of norm sqrt(T), or zero where they are random; shared: a model whose backbone
+        and token table this one uses (None: its own are read). ValueError where the backbone cannot be read."""
         super().__init__()
         self.config, self.mask_id, self.token_vectors = config, mask_id, token_vectors
         self.options = AS_CONFIGURED  # of a call that gives none
         self.chunk = 0  # rows of logits at once, see losses.cross_entropy
         H, T, V = config.hidden, config.token_width, config.vocab_size
         self.tokens = nn.Embedding(V, T)
-        self.positions = nn.Embedding(config.max_length, T) if config.token_position == "learned" else None
+        learned = not config.backbone and config.token_position == "learned"  # a backbone's states have positions
+        self.positions = nn.Embedding(config.max_length, T) if learned else None
         if self.positions is not None and config.init == "fan_in_positions":
             self.positions.init_scale = 0.1  # so that content outweighs position
         self.dropout = nn.Dropout(config.dropout)
@@ -202,16 +288,18 @@ class ConceptModel(nn.Module):
         self.encoder = ENCODERS[config.encoder](config)
         # Only what the objective trains is built: DDP waits for the gradient of every parameter.
         decodes = "positions" in config.predicts
+        pretrained = decodes and config.decoder == "backbone"
         self.decoder = DECODERS[config.decoder](config) if decodes else None
         # Without this norm the initial loss is up to 2.9 nats too high. The original has none: no parameters.
         final_norm = nn.LayerNorm(H, elementwise_affine=False) if config.original_structure else norm(H, config)
-        self.norm = final_norm if decodes else None
+        final_norm = nn.Identity() if config.original_exact else final_norm
+        self.norm = final_norm if decodes and not pretrained else None
         # Tokens narrower than concepts: the tied head is factorised, H -> T -> V.
-        headed = decodes or "pooled" in config.predicts
+        headed = self.norm is not None or "pooled" in config.predicts
         self.narrow = nn.Linear(H, T, bias=False) if headed and config.tied and T != H else nn.Identity()
         self.head = nn.Linear(H, V, bias=False) if headed and not config.tied else None
         # Unit-scale embeddings would give logits of size sqrt(T).
-        self.logit_scale = T**-0.5 if config.tied and config.init != "gpt2" else 1.0
+        self.logit_scale = 1.0 if not config.tied or config.init == "gpt2" or config.original_exact else T**-0.5
         self.predictor = None  # of the next span
         if "concepts" in config.predicts:
             self.predictor = nn.Sequential(TransformerLayer(config), linear(H, H, config))
@@ -221,6 +309,13 @@ class ConceptModel(nn.Module):
         init_weights(self, config.init, seed)
         if token_vectors is not None:
             blend_rows(self.tokens.weight, token_vectors, config.spectral_share)
+        self.backbone = self.tower = None
+        self.unit = 1.0  # of the embeddings that a backbone reads; those of the table have a scale of about 1
+        if config.backbone:
+            self.add_backbone(read_shape(config.backbone), shared)
+            if decodes and pretrained:
+                self.decoder.attach(self.backbone, self.unit, self.logit_scale)
+            return
         # [MASK] starts small: `input` makes the queries of hidden positions from it, and a tied head would predict it
         # everywhere (2.8 nats more at step 0). Not zero, so that what reads it has gradients from the first step.
         with torch.no_grad():
@@ -245,15 +340,73 @@ class ConceptModel(nn.Module):
     def encode(self, ids, pos=None, mask=None, options: Options | None = None):
         """ids [B, S], pos [1|B, S] (None: 0 ... S-1), mask [B, S] (True: keep) -> concepts [B, C, H]. options: None:
         `self.options`."""
+        x = self.tokens(ids) if self.backbone is None else self.read_backbone(ids, pos, mask)
         if pos is None:
             pos = torch.arange(ids.shape[1], device=ids.device)[None]
-        x = self.tokens(ids)
         if self.positions is not None:
             x = x + self.positions(pos)
         x = self.dropout(x)
         for layer in self.token_layers:
             x = layer(x, pos, mask)
         return self.encoder(x, pos, mask, options or self.options)
+
+    def read_backbone(self, ids, pos, mask):
+        """The standardised states of a backbone, [B, S, T]; without gradients while it does not train."""
+        with torch.set_grad_enabled(self.trains_backbone and torch.is_grad_enabled()):
+            states = self.tower.states(self.backbone, self.embed_backbone, ids, pos, mask)
+        return self.tower(states)
+
+    def embed_backbone(self, ids):
+        """ids [B, S] -> embeddings [B, S, T], as the backbone knows them."""
+        return self.tokens(ids) * self.unit
+
+    def add_backbone(self, shape: Shape, shared: "ConceptModel | None"):
+        """The pretrained model, and its table as the token embeddings: at a scale of about 1, by a power of two, so
+        that nothing is rounded. Tokens that it does not know get the mean of its own."""
+        config, table = self.config, self.tokens.weight
+        whole = self.decoder is not None and config.decoder == "backbone"
+        layers = 0 if whole else config.backbone_layers
+        self.tower = Tower(config, shape)
+        if shared is not None:
+            self.backbone, self.tokens, self.unit = shared.backbone, shared.tokens, shared.unit
+        elif table.is_meta:
+            self.backbone = Backbone(shape, layers)
+        else:
+            weights = read_weights(config.backbone, layers or shape.layers)
+            known = weights.pop("tokens").to(table)[: len(table)]
+            with torch.device("meta"):
+                self.backbone = Backbone(shape, layers)
+            try:
+                self.backbone.load_state_dict(weights, assign=True)
+            except RuntimeError as error:
+                what = f"backbone={config.backbone} is not what its config.json says ({str(error).splitlines()[-1]})"
+                raise ValueError(f"{what}; give another folder") from None
+            self.backbone.to(table.dtype)
+            self.unit = 2.0 ** round(math.log2(known.square().mean().sqrt()))
+            with torch.no_grad():
+                table[: len(known)] = known / self.unit
+                table[len(known) :] = known.mean(0) / self.unit
+        self.train_backbone(config.backbone_freeze == 0)
+
+    def train_backbone(self, trained: bool):
+        """Whether the backbone and its table get gradients."""
+        self.trains_backbone = trained
+        for part in (self.backbone, self.tokens):
+            part.requires_grad_(trained)
+
+    @property
+    def fixed_backbone(self) -> bool:
+        """There is a backbone, and it never trains."""
+        return self.backbone is not None and self.config.backbone_freeze == 1
+
+    def pretrained_parameters(self) -> list:
+        """Those of a backbone and its table."""
+        return [] if self.backbone is None else [*self.backbone.parameters(), *self.tokens.parameters()]
+
+    def saved_tensors(self) -> dict:
+        """The tensors of a checkpoint: all but those of a backbone that stays as it is in its own folder."""
+        fixed = PRETRAINED if self.fixed_backbone else ()
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(fixed)}
 
     def decode(self, concepts, problem: Problem):
         """The head's input at the scored positions (None: all): [B, K, T if tied else H], or [1, M, ...] if scored is
@@ -263,8 +416,12 @@ class ConceptModel(nn.Module):
         else:
             span = replace(problem, scored=None) if problem.flat else problem
             x = self.decoder(concepts, span, self.embed_visible)
-            x = self.norm(problem.at_scored(x) if problem.flat else x)
+            return self.finish(problem.at_scored(x) if problem.flat else x)
         return self.narrow(x)
+
+    def finish(self, x):
+        """A decoder's hidden states -> the head's input; those of a pretrained decoder are that already."""
+        return x if self.norm is None else self.narrow(self.norm(x))
 
     def embed_visible(self, ids, table=None):
         """Embeddings of tokens that a decoder may see: ids [...] -> [..., T]; None: that of [MASK], [1, 1, T]."""
@@ -322,16 +479,16 @@ class ConceptModel(nn.Module):
                 parameter.requires_grad_(False)
 
     @torch.no_grad()
-    def generate(self, concepts, length, temperature=0.0):
-        """Tokens at `length` positions, from concepts [B, C, H] alone: ids [B, length]. See sample_tokens."""
+    def generate(self, concepts, length, temperature=0.0, continues=False):
+        """Tokens at `length` positions, from concepts [B, C, H] alone: ids [B, length]. See sample_tokens. continues:
+        they follow the text that was read."""
 
         def choose(hidden):  # [..., width] -> [...]
             return sample_tokens(self.logits(hidden), temperature)
 
         if self.decoder.generate:
-            return self.decoder.generate(
-                concepts, length, self.embed_visible, lambda x: choose(self.narrow(self.norm(x)))
-            )
+            predict = lambda x: choose(self.finish(x))  # noqa: E731
+            return self.decoder.generate(concepts, length, self.embed_visible, predict, continues)
         pos = torch.arange(length, device=concepts.device)[None]
         hidden = self.decode(concepts, Problem(source=pos, query_pos=pos))
         return torch.stack([choose(row) for row in hidden.expand(len(concepts), -1, -1)])  # one row's logits at a time
@@ -363,7 +520,12 @@ class ConceptModel(nn.Module):
 
     def twin(self, seed: int) -> "ConceptModel":
         """The untrained model of this seed, in evaluation mode."""
-        twin = ConceptModel(self.config, self.mask_id, seed, self.token_vectors)
+        shared = self if self.fixed_backbone else None
+        twin = ConceptModel(self.config, self.mask_id, seed, self.token_vectors, shared)
+        if self.tower is not None:
+            for name, buffer in self.tower.named_buffers():
+                getattr(twin.tower, name).copy_(buffer)
+            twin.tower.kept = self.tower.kept if shared is not None else None
         twin.options = self.options
         if self.frozen:
             twin.freeze_decoder(self.state_dict())

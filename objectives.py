@@ -465,6 +465,7 @@ class Diffusion(Objective):
             weights=(1 / (B * level)).expand(B, N).flatten().index_select(0, scored) if by_level else None,
             t=level[:, 0] / N,
             smoothing=self.config.label_smoothing,
+            continues=self.adjacent_rows,
         )
 
     def reported(self):
@@ -495,7 +496,7 @@ class Prefix(Objective):
         else:
             split = count(rates[rows.noise.shape_index % len(rates)], ids.shape[1])
             source, targets = ids[:, :split], ids[:, split:]
-        return Problem(source, targets=targets)
+        return Problem(source, targets=targets, continues=True)
 
 
 class NextConcept(Objective):

@@ -125,6 +125,7 @@ class Problem:
     # the encoder's concepts of the targets; "vectors": the targets' mean token vector; "none".
     predicts: str = "positions"
     vectors: Tensor | None = None  # [V, T] of every token, where they are predicted
+    continues: bool = False  # the span is what follows the text that is read
     t: Tensor | None = None  # [B] share of the span that is hidden; None: that which is scored
     smoothing: float = 0.0  # of the targets: losses.cross_entropy
 

@@ -1,5 +1,5 @@
 """
-Shows what a trained model makes of text.
+Shows what a trained model predicts from texts.
 
     python sample.py --run=out/quickstart --mode=reconstruct --text="Return the number of items in the list."
     python sample.py --run=out/quickstart --mode=interpolate --file=pairs.txt --steps=7
@@ -8,15 +8,15 @@ Shows what a trained model makes of text.
     python sample.py --run=out/quickstart --mode=embed --text="$(cat lines.txt)"
     python sample.py --run=out/quickstart --mode=neighbours --text="king river tuesday"
 
-`reconstruct` reads the text into concepts and predicts it from those alone; `interpolate` decodes the straight line
-between the concepts of two texts, `swap` the first half of the concepts of one with the second half of the other;
-`continue` predicts what follows (objective prefix); `unmask` fills [MASK]s in, or writes the whole text again, in
-several passes from its concepts (objective diffusion); `embed` prints one JSON list a text; `neighbours` prints, for
-each word of the text, the tokens whose embeddings have the largest cosine to that of its (first) token.
+`reconstruct` encodes the text into concepts and decodes it from them alone; `interpolate` decodes points on the line
+between the concepts of two texts; `swap` decodes the first half of one text's concepts with the second half of the
+other's; `continue` predicts what follows (objective prefix); `unmask` fills in [MASK]s, or generates the whole text
+from its concepts in several passes (objective diffusion); `embed` prints one JSON list per text; `neighbours` prints,
+for each word, the tokens whose embeddings are most similar (cosine) to that of its first token.
 
-Where the true text is known, two accuracies stand beside what is predicted: teacher-forced, each token after the true
-ones, where the decoder sees any, and free-running, after its own. --file=FILE takes a text a line and prints a line a
-text, the prediction alone; --json=True prints an object a prediction.
+If the true text is known, two token accuracies are printed: teacher-forced (given the true previous tokens, if the
+decoder sees tokens) and free-running (given its own). --file=FILE reads one text per line and prints one prediction per
+line; --json=True prints one object per prediction.
 """
 
 from lab import command  # isort: skip  (first: it tells an older Python)
@@ -44,28 +44,28 @@ PAIRED = ("interpolate", "swap")  # modes that take two texts
 class SampleConfig(OneRun):
     mode: Annotated[
         Literal["reconstruct", "interpolate", "swap", "continue", "unmask", "embed", "neighbours"],
-        "what to do with each text, or with each two",
+        "what to do with each text, or each pair of texts",
     ] = "reconstruct"
     text: Annotated[str, "the text; several lines are several texts"] = ""
     file: Annotated[
-        PathStr, 'in place of text: a file with a text, or JSON with a "text", a line; a line a text comes out'
+        PathStr, 'instead of text: a file with one text, or JSON with a "text", per line; prints one line per text'
     ] = ""
     temperature: Annotated[
         float,
-        "of all that is predicted: tokens are drawn from softmax(logits / temperature); 0: the likeliest",
+        "predicted tokens are sampled from softmax(logits / temperature); 0: the most likely one",
         Bounds(0),
     ] = 0.0
     steps: Annotated[
         int,
-        "interpolate: texts on the line, its ends included (0: 5); unmask: passes (0: as many as tokens)",
+        "interpolate: points on the line, ends included (0: 5); unmask: passes (0: as many as tokens)",
         Bounds(0),
     ] = 0
     order: Annotated[
-        Literal["confidence", "ancestral"], "unmask: the surest tokens first, or in random order, the noise undone"
+        Literal["confidence", "ancestral"], "unmask: the most confident tokens first, or random order (ancestral)"
     ] = "confidence"
     length: Annotated[int, "continue, unmask of the next text: tokens to predict (0: as in training)", Bounds(0)] = 0
-    json: Annotated[bool, "print a JSON object a prediction"] = False
-    seed: Annotated[int, "of what is drawn"] = 0
+    json: Annotated[bool, "print a JSON object per prediction"] = False
+    seed: Annotated[int, "random seed of sampling"] = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -77,19 +77,11 @@ class SampleConfig(OneRun):
             raise ValueError('no text is given; write --text="some text"')
 
     def texts(self) -> list[str]:
-        if not self.file:
-            return clean(self.text).splitlines()
-        try:
-            with open(self.file, "rb") as file:
-                return [clean(text) for text in text_files.lines(file)]
-        except OSError as error:
-            raise UserError(
-                f"{self.file} cannot be read ({error.strerror}); write the path of a file of text"
-            ) from None
+        return text_files.read_lines(self.file) if self.file else clean(self.text).splitlines()
 
 
 def neighbours(run: LoadedRun, words: list[str]) -> list[dict]:
-    """Of each word: its token, of how many it is the first, and the nearest others by the cosine of embeddings."""
+    """For each word: its first token, its number of tokens, and the nearest tokens by cosine of embeddings."""
     table = normalize(run.model.tokens.weight.detach().float(), dim=1)
     special = list(special_ids(run.tokenizer).values())
     found = []
@@ -103,16 +95,16 @@ def neighbours(run: LoadedRun, words: list[str]) -> list[dict]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Predictions. Each is a record: text(s), "predicted", and where there is a true text both accuracies.
+# Predictions. Each is a record: text(s), "predicted" and, if the true text is known, both accuracies.
 
 
 def follows(part) -> bool:
-    """What this part of an objective predicts follows what is read."""
+    """Whether this part of an objective predicts a continuation of what the encoder reads."""
     return part.name == "prefix" or part.adjacent_rows
 
 
 def trained_part(run: LoadedRun, mode: str):
-    """The part of the run's objective that trained what this mode shows; UserError where none did."""
+    """The part of the run's objective that trained what this mode shows; UserError if there is none."""
     if run.model.decoder is None:
         raise UserError("the run was trained without a decoder, so it predicts no text; use its embeddings")
     keys = {key: run.config[key] for key in fields_of(ObjectiveConfig)}
@@ -129,7 +121,7 @@ def trained_part(run: LoadedRun, mode: str):
 
 
 def accuracies(ids, out) -> dict:
-    """Shares of the true tokens ids, of what is predicted in two ways."""
+    """Token accuracies of `written`, given the true tokens ids."""
     return {name.replace("-", "_"): float((x == ids).double().mean()) for name, x in out.items()}
 
 
@@ -147,7 +139,7 @@ def interpolate(run, config, part, *texts):
         share = i / (steps - 1)
         concepts, length = torch.lerp(*ends, share), round((1 - share) * ids[0].shape[1] + share * ids[1].shape[1])
         record = {"share": share}
-        if share in (0, 1):  # of which the true text is known
+        if share in (0, 1):  # the true text is known
             out = written(run.model, concepts, ids[int(share)], config.temperature)
             record |= {"text": texts[int(share)]} | accuracies(ids[int(share)], out)
             predicted = out["free-running"]
@@ -161,7 +153,7 @@ def swap(run, config, part, *texts):
     ids = [run.read(text) for text in texts]
     concepts = [run.model.encode(x) for x in ids]
     half, records = concepts[0].shape[1] // 2, []
-    for i in (0, 1):  # as long as the text that gives the first half
+    for i in (0, 1):  # with the length of the text that gives the first half
         mixed = torch.cat([concepts[i][:, :half], concepts[1 - i][:, half:]], 1)
         predicted = run.model.generate(mixed, ids[i].shape[1], config.temperature)
         records.append({"first": texts[i], "second": texts[1 - i], "predicted": run.show(predicted[0])})
@@ -169,7 +161,7 @@ def swap(run, config, part, *texts):
 
 
 def length_of(run, config, usual: int) -> int:
-    """How many tokens are to be predicted where the text does not say."""
+    """How many tokens to predict: --length, or `usual`."""
     if config.length > run.model.config.max_length:
         raise UserError(f"length={config.length} is past max_length; write {run.model.config.max_length} or less")
     return config.length or usual
@@ -182,12 +174,12 @@ def continue_(run, config, part, text):
         warn(f"the text has {len(ids)} tokens; only the last {most} are read, as in training")
     ids = torch.tensor([ids[-most:]], device=run.device)
     usual = longest if part.adjacent_rows else longest - max(least, ids.shape[1])
-    predicted = run.model.generate(run.model.encode(ids), length_of(run, config, usual), config.temperature)
+    predicted = run.model.generate(run.model.encode(ids), length_of(run, config, usual), config.temperature, True)
     return [{"text": text, "predicted": run.show(predicted[0])}]
 
 
 def masked(run, text: str):
-    """Text with [MASK]s -> ids [1, n]. What stands between them is encoded as a text of its own."""
+    """Text with [MASK]s -> ids [1, n]. The pieces between [MASK]s are encoded separately."""
     mask, parts = run.tokenizer.id_to_token(run.model.mask_id), []
     for piece in text.split(mask):
         spaced = piece[:1].isspace() or not parts
@@ -205,7 +197,7 @@ def unmask(run, config, part, text):
     if given and follows(part):
         raise UserError("the run predicts the next text whole; leave [MASK] out of the text that is read")
     ids = masked(run, text) if given else run.read(text)
-    seen = (ids[0] != mask).nonzero().T  # [1, S] training never shows the encoder a [MASK]
+    seen = (ids[0] != mask).nonzero().T  # [1, S]: the encoder never reads [MASK] in training
     concepts, length = model.encode(ids[:, seen[0]], seen), ids.shape[1]
     if follows(part):
         length = length_of(run, config, run.max_length)
@@ -222,7 +214,7 @@ MAKERS = {"reconstruct": reconstruct, "interpolate": interpolate, "swap": swap, 
 
 
 def lines_of(record: dict) -> str:
-    """A record as it is read: what was given, what came out, and how much of it is right."""
+    """A record as text: input, prediction, accuracies."""
     lines = [f"{key + ':':<11}{record[key]}" for key in ("first", "second", "text", "predicted") if key in record]
     if "share" in record:
         lines.insert(0, f"{'share:':<11}{record['share']:.2f} of the second")
@@ -233,7 +225,7 @@ def lines_of(record: dict) -> str:
 
 
 def predictions(run: LoadedRun, config: SampleConfig, texts: list[str]):
-    """Records, one after the other; an empty text predicts nothing."""
+    """Yields records; the prediction for an empty text is empty."""
     part, size = trained_part(run, config.mode), 2 if config.mode in PAIRED else 1
     if len(texts) % size:
         raise UserError(f"mode={config.mode} takes two texts, a line each, and {len(texts)} are given; write one more")

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from lab.data.corpus import check_name, prepare
 from lab.data.sampler import Sampler
 from lab.distributed import Signals, World
 from lab.evaluation.final_report import final_report
+from lab.sources import weights
 from lab.training import optim, run_folder
 from lab.training.compilation import Trained, decide_compile
 from lab.training.horizon import Clock, StepTimer, find_horizon, warn_of_horizon
@@ -40,7 +42,7 @@ from lab.training.settings import Settings
 from lab.training.validation import Validation, learned
 from lab.training.vocabulary import make_vocabulary, open_splits, token_vectors
 from losses import Balance
-from model import ConceptModel
+from model import PRETRAINED, ConceptModel
 from noise import Noise
 from objectives import SHARE, Bounds, Group, check_bounds
 from problem import Rows
@@ -225,7 +227,14 @@ class Run:
         vectors, self.spectral_seconds = world.on_rank0(lambda: token_vectors(self))
         self.vocab = make_vocabulary(text, objectives, vectors, world.device)
         begins = vectors if shape.token_init == "spectral" else None
-        self.model = ConceptModel(shape, text.mask, config.seed, begins).to(world.device)
+        try:
+            self.model = ConceptModel(shape, text.mask, config.seed, begins)
+        except ValueError as error:  # of a backbone
+            raise UserError(str(error)) from None
+        self.backbone_hash = weights(self.model, PRETRAINED) if shape.backbone else None
+        self.model.to(world.device)
+        if self.model.fixed_backbone:
+            self.model.backbone.to(getattr(torch, world.dtype))  # once, not at each use
         if config.frozen_decoder:
             self.model.freeze_decoder(frozen)
         self.shapes = count_shapes(self.plan, shape, objectives)
@@ -234,7 +243,9 @@ class Run:
         self.forward = Trained(self.model, world, self.shapes)
         self.balance = Balance(settings.regulariser, world.device)
         betas, others = (config.beta1, config.beta2), self.balance.parameters()
-        self.optimizer = optim.adamw(self.model, config.lr, config.weight_decay, betas, others)
+        slow = [] if self.model.fixed_backbone else self.model.pretrained_parameters()
+        rate = config.lr, config.weight_decay
+        self.optimizer = optim.adamw(self.model, *rate, betas, others, slow, shape.backbone_lr)
         self.validation = Validation(self.val_text, config.lengths, config.eval_tokens, self)
 
         self.step, self.horizon = 0, 0
@@ -244,6 +255,26 @@ class Run:
         self.evaluated_steps: set[int] = set()  # steps whose evaluation is in the metrics
         self.numbers: dict | None = None  # the evaluation of this step
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)  # the first that was not finite
+
+    def fit_tower(self):
+        """What standardises the states of a backbone, from the first rows of the training text; the same on all
+        ranks."""
+        if (tower := self.model.tower) is None:
+            return
+        n = max(self.config.lengths)
+        ids = torch.from_numpy(self.sampler.batch(0, n, np.arange(max(16, 8192 // n)))[0]).to(self.world.device)
+        tower.fit(self.model.backbone, self.model.embed_backbone, ids)
+        for buffer in tower.buffers():
+            buffer.copy_(self.world.on_rank0(buffer.cpu))
+
+    def unfreeze_backbone(self):
+        """From its step on."""
+        model = self.model
+        if model.backbone is None or model.trains_backbone or model.fixed_backbone:
+            return
+        if self.step >= model.config.backbone_freeze * self.horizon:
+            model.train_backbone(True)
+            self.forward.wrap()
 
     def find_horizon(self) -> int:
         """Steps to the end; 0 while minutes are not yet timed."""
@@ -288,11 +319,16 @@ def start_or_resume(run: Run, there: dict):
     resolved = run.settings.record(out, old, found)  # says what is wrong before anything is loaded
     resolved |= {"parameters": run.parameters, "train_flops_per_token": run.flops_per_token}
     resolved |= {"tokens_per_step": run.plan.tokens, "spectral_seconds": run.spectral_seconds}
+    resolved |= {"backbone_hash": run.backbone_hash} if run.settings.model.backbone else {}
     resolved["segments"] = [*resolved.get("segments", []), {"step": 0, "commit": resolved["commit"], **now}]
     if not there["fresh"]:
+        if old.get("backbone_hash") != resolved.get("backbone_hash"):
+            raise UserError(f"backbone={old['backbone']} is another than {out.path} began with; put that one back")
         load(run)
         resolved["segments"][-1]["step"] = run.step
-    elif config.init_from:
+    else:
+        run.fit_tower()
+    if there["fresh"] and config.init_from:
         theirs = world.on_rank0(lambda: run_folder.load_tensors(run_folder.warm_start_file(config.init_from)))
         found = run_folder.load_part(run.model, theirs, config.init_part, config.init_from)
         for kind, tensors in found.items():
@@ -377,6 +413,7 @@ def train_step(run: Run, batches) -> tuple[Tensor, Tensor, Tensor]:
     """Takes this step's micro-batches from `batches`; returns (losses of the objective's parts, loss, gradient norm),
     all on the device. A step whose loss or gradient is not finite changes nothing and leaves its number in bad_step."""
     config, world, parts = run.config, run.world, run.plan.parts
+    run.unfreeze_backbone()
     if run.model.config.dropout or run.model.config.word_dropout:
         torch.manual_seed(int(Noise(config.seed, run.step, world.rank).key))  # the one use of a generator
     options = sample_options(run.model.config, config.seed, run.step)

@@ -1,4 +1,4 @@
-"""The frame of every command: progress on standard error, and how a command ends: its exit code, its one error line."""
+"""Shared by all commands: progress on standard error, exit codes, the one-line error message."""
 
 import errno
 import math
@@ -16,7 +16,7 @@ from lab.configurator import UserError, error_line, warn
 
 
 def status(text: str, last: bool = True):
-    """A line that the next one replaces on a terminal, and a line of its own in a file."""
+    """A progress line; on a terminal the next one replaces it."""
     if sys.stderr.isatty():
         log(text[: shutil.get_terminal_size().columns - 1], end="\n" if last else "")
     else:
@@ -24,19 +24,19 @@ def status(text: str, last: bool = True):
 
 
 def log(*words, end: str = "\n"):
-    """Progress goes to standard error, from rank 0 only."""
+    """Prints progress to standard error, on rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         clear = "\r\033[K" if sys.stderr.isatty() else ""  # the status line, if there is one
         print(clear + " ".join(map(str, words)), end=end, file=sys.stderr, flush=True)
 
 
 class ReaderGone(BrokenPipeError):
-    """Nobody reads standard output any more: `| head` has read enough, or the terminal is closed."""
+    """Standard output is closed: `| head` has read enough, or the terminal is gone."""
 
 
 class Stream:
-    """A standard stream whose reader may go: Ctrl-C ends the `tee` of a pipe too, and the save must go on. What cannot
-    be written is lost; where the output is `wanted`, ReaderGone ends the command."""
+    """A standard stream whose reader may disappear: Ctrl-C also ends the `tee` of a pipe, and saving must go on. What
+    cannot be written is dropped; if the output is `wanted`, ReaderGone ends the command."""
 
     def __init__(self, stream, wanted: bool):
         self.stream, self.wanted = stream, wanted
@@ -61,54 +61,55 @@ class Stream:
                 raise (ReaderGone() if gone else error) from None
 
 
-TOLD = set()  # optional outputs whose failure has been told
+TOLD = set()  # optional outputs whose failure has been reported
 
 
 @contextmanager
 def optional(what: str):
-    """Around what is not the work itself (pictures, pages, mirrors), or as a decorator: whatever goes wrong in it costs
-    a warning, once for each `what`, and the work goes on."""
+    """Context manager or decorator for side products (pictures, pages, mirrors): any error in it becomes a warning,
+    once for each `what`, and the work goes on."""
     try:
         yield
     except ReaderGone:
         raise
-    except Exception as error:  # of libraries, services and disks: any
+    except Exception as error:  # libraries, services and disks raise anything
         if what not in TOLD:
             TOLD.add(what)
             warn(f"{what} failed ({reason(error)}); going on without")
 
 
 def reason(error: BaseException) -> str:
-    """An error in some words of one line."""
+    """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 class Failure(RuntimeError):
-    """What ends a command with exit 1 and this sentence."""
+    """Ends a command with exit code 1 and this sentence."""
 
 
 class NonFinite(Failure):
-    """A loss or gradient stopped being finite, or a text's vector is not; nothing of it is saved."""
+    """A loss, a gradient or a text's vector is not finite; nothing of it is saved."""
 
 
 def check_finite(values, texts, what: str = "vector", remedy: str = "take another checkpoint (--ckpt)"):
-    """values [n, K, ...], a tensor or an array, of n texts: NonFinite names the first whose values are not finite."""
+    """values [n, K, ...] of n texts, a tensor or an array: NonFinite names the first text whose values are not
+    finite."""
     for number, total in enumerate(values.sum(tuple(range(1, values.ndim))).tolist()):
         if not math.isfinite(total):
             raise NonFinite(f"the {what} of {texts[number][:100]!r} is not finite; {remedy}, or leave that text out")
 
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
-AT_EXIT = []  # called with the exit code: what must not be cut off by an early end
+AT_EXIT = []  # functions called with the exit code before the process ends
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
-CODES = {128 + number for number in STOPS}  # exit codes of what they ended
+CODES = {128 + number for number in STOPS}  # exit codes of commands that they ended
 
 
 def on_stop(handler, numbers=STOPS):
-    """Installs the handler of the signals that ask for an end. (Windows has two of them.)"""
+    """Installs a handler for the signals that ask a process to end (Windows has two of them)."""
     for number in numbers:
-        # `nohup` asks us to outlive the terminal: SIGHUP stays ignored. torchrun, though, passes on the one that it
-        # gets, under nohup too, and kills after 30 s what has not ended.
+        # Under nohup SIGHUP stays ignored, except by torchrun, which passes it on to its ranks and kills those that
+        # have not ended 30 s later.
         nohup = number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
         if not nohup or "TORCHELASTIC_RUN_ID" in os.environ:
             signal.signal(number, handler)
@@ -123,8 +124,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def command(main):
-    """Runs `main(argv) -> exit code`; a user's mistake ends in exit 2 and one line, printed once over all ranks.
-    SIGTERM and its like end a command as Ctrl-C does, tidily (train.py has its own way)."""
+    """Runs `main(argv) -> exit code`. A user's mistake ends with exit code 2 and one line, printed once over all ranks.
+    SIGTERM and the like end a command as Ctrl-C does (train.py installs handlers of its own)."""
     sys.stdout, sys.stderr = Stream(sys.stdout, True), Stream(sys.stderr, False)
     on_stop(interrupt, STOPS[1:])
     code = 0
@@ -147,7 +148,7 @@ def command(main):
         elif out_of_memory(error):
             code = fail("out of memory; take fewer rows at a time (train.py: a smaller --micro_batch)", 2)
         else:
-            wait_for_rank0()  # whose end may be why this rank failed
+            wait_for_rank0()  # whose exit may be the cause
             traceback.print_exc()
             leave(reason(error))
             code = 1
@@ -161,19 +162,20 @@ def command(main):
     sys.stderr.flush()
     dist = sys.modules.get("torch.distributed")
     if (dist and dist.is_initialized()) or threading.active_count() > 1:
-        os._exit(code)  # no waiting for collectives or threads that will never end
+        os._exit(code)  # do not wait for collectives or threads that never end
     sys.exit(code)
 
 
 def leave(message: str):
-    """Tells a command that started this one why it failed: in the file that it named."""
+    """Tells the parent command why this one failed, in the file that it named."""
     if path := os.environ.get("NANOCONCEPT_REASON"):
         with suppress(OSError):
             Path(path).write_text(message, encoding="utf-8")
 
 
 def wait_for_rank0():
-    """Rank 0 says what is wrong and ends, at which the launcher ends this rank too. Still here: it was ours alone."""
+    """On other ranks: waits until rank 0 has reported the error and the launcher ends this rank. If this returns, the
+    error is this rank's alone."""
     if os.environ.get("RANK", "0") != "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)

@@ -1,4 +1,4 @@
-"""Configuration: a dataclass with one help line per field goes in; values, `--help` and clear errors come out.
+"""Configuration: dataclasses with a help line per field -> values, `--help` and clear error messages.
 
     @dataclass
     class Train:
@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 MAX_FILE = 256 * 1024  # bytes of a config file
-MAX_NUMBER = 1e300  # so that no number overflows, and no power takes for ever
-UNREADABLE = (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError)  # what reading may end with
+MAX_NUMBER = 1e300  # so that no number overflows, and no power takes forever
+UNREADABLE = (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError)  # errors of reading a config
 
 
 class UserError(ValueError):
@@ -35,23 +35,23 @@ class UserError(ValueError):
 
 
 def error_line(error):
-    """The one line a command prints on standard error before it ends with exit code 2."""
+    """The line that a command prints on standard error before it ends with exit code 2."""
     return "error: " + " ".join(str(error).split())
 
 
 def warn(message):
-    """Print a warning on standard error, once over all ranks."""
+    """Prints a warning on standard error, once over all ranks."""
     if os.environ.get("RANK", "0") == "0":
         print(f"warning: {message}", file=sys.stderr)
 
 
 def show(path):
-    """A path as a person would type it: relative to the working directory where it lies below."""
+    """A path as a person would type it: relative if it is below the working directory."""
     return str(path) if os.path.relpath(path).startswith("..") else os.path.relpath(path)
 
 
 def nearest(name, names, cutoff=0.5):
-    """The one of `names` that `name` was probably meant to be, or None."""
+    """The most similar of `names`, or None."""
     return next(iter(difflib.get_close_matches(name.lower().replace("-", "_"), names, 1, cutoff)), None)
 
 
@@ -63,7 +63,7 @@ OPERATORS = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv, ast.Fl
 
 
 def evaluate(tree, names):
-    """The value of an assignment or expression; UserError, or another of UNREADABLE, if it has none."""
+    """The value of an assignment or expression; raises UserError or another of UNREADABLE."""
     match tree:
         case ast.Assign(targets=[ast.Name()], value=expression):
             return evaluate(expression, names)
@@ -88,7 +88,7 @@ def evaluate(tree, names):
 
 
 def compute(function, *numbers):
-    """Arithmetic. The size of a power is found before, since a large one takes for ever."""
+    """Arithmetic. The size of a power is checked before it is computed."""
     if not all(type(number) in (int, float) for number in numbers):
         raise UserError("arithmetic needs numbers; write text and tuples as they are")
     if function is pow and numbers[0] and numbers[1] * math.log10(abs(numbers[0])) > math.log10(MAX_NUMBER):
@@ -97,7 +97,7 @@ def compute(function, *numbers):
 
 
 def find_config(word, folder):
-    """The config file that a person means: as it is written, or in `folder`, both with .py or without; UserError."""
+    """The config file `word`, as given or in `folder`, with or without .py; UserError if there is none."""
     path = Path(word).expanduser()
     for found in (path, folder / path, folder / f"{path}.py", Path(f"{path}.py")):
         if os.path.isfile(found):
@@ -106,7 +106,7 @@ def find_config(word, folder):
 
 
 def missing_file(path, *folders):
-    """The sentence for a config that is not there, with the nearest file of its own folder and these."""
+    """The error message for a missing config, with the most similar file name of its folder and of `folders`."""
     there = {file.stem: file for folder in (*folders, path.parent) for file in folder.glob("*.py")}
     near = nearest(path.stem, there, 0.6)
     hint = f"did you mean {show(there[near])}?" if near else f"look into {show(path.parent)}"
@@ -122,7 +122,7 @@ def read_layers(path, root, _above=()):
         raise UserError(f"{show(path)} is longer than {MAX_FILE // 1024} KiB; name a config file")
     if path.resolve() in _above:
         raise UserError(f"{show(path)} leads back to itself; remove one base of the circle")
-    layers, layer, names, line = [], {}, {}, 1  # names: what an expression may refer to
+    layers, layer, names, line = [], {}, {}, 1  # names: that expressions may use
     try:
         tree = ast.parse(path.read_bytes())
         for statement in tree.body[ast.get_docstring(tree, clean=False) is not None :]:
@@ -151,7 +151,7 @@ Field = namedtuple("Field", "kinds help default bounds group")
 
 
 def fields_of(group):
-    """A dataclass, whose fields have defaults -> {key: Field}. A field without a help line is not the user's to set."""
+    """A dataclass whose fields have defaults -> {key: Field}. Fields without a help line are not options."""
     found, hints = {}, get_type_hints(group, include_extras=True)
     for field in fields(group):
         if get_origin(hints[field.name]) is not Annotated:
@@ -159,14 +159,14 @@ def fields_of(group):
         kind, about, *marks = get_args(hints[field.name])
         marks = {type(mark).__name__: mark for mark in marks}
         kinds = (kind,) if get_origin(kind) in (None, tuple, Literal) else get_args(kind)
-        # a help line may be a function: of what is known only once all files are read
+        # a help line may be a function, if it depends on classes that are defined later
         about = about() if callable(about) else about
         found[field.name] = Field(kinds, about, field.default, marks.get("Bounds"), marks.get("Group"))
     return found
 
 
 class PathStr(str):
-    """The type of a key that names a file or folder: text, in which a leading ~ becomes the home folder."""
+    """The type of keys that name a file or folder: a leading ~ is expanded to the home folder."""
 
 
 def describe(kinds):
@@ -177,8 +177,8 @@ def describe(kinds):
 
 
 def convert(value, kinds):
-    """A Python value as one of the types wants it; ValueError if it fits none."""
-    is_number = type(value) in (int, float)  # True is none
+    """A Python value converted to the first type that it fits; ValueError if there is none."""
+    is_number = type(value) in (int, float)  # a bool is not
     for kind in kinds:
         args = get_args(kind)
         if kind is float and is_number:
@@ -197,7 +197,7 @@ def convert(value, kinds):
 
 
 def from_words(words, kinds):
-    """What follows `--key`, one word or a list of them, as one of the types wants it; ValueError if it fits none."""
+    """The word or words after `--key`, converted to the first type that they fit; ValueError if there is none."""
     text = words if isinstance(words, str) else ",".join(words)
     tries = [text] if isinstance(words, str) or len(words) == 1 else [tuple(words)]
     with suppress(*UNREADABLE):
@@ -247,7 +247,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_flags(parser, argv, keys, positional, folder):
-    """argv -> ({key: (words, "--key")}, paths of configs). The words are still text."""
+    """argv -> ({key: (words, "--key")}, paths of configs). Words are not converted yet."""
     switches = [f"--{key}" for key, field in keys.items() if bool in field.kinds]
     argv = [f"{word}=True" if word in switches else word for word in argv]  # the next word is not its value
     found, words = parser.parse_known_args(argv)
@@ -342,7 +342,7 @@ def wrong_type(key, value, where, field):
 
 @dataclass
 class Arguments:
-    """What `parse` found: `given` holds only the keys that were set, and where ("config/x.py:12" or "--lr")."""
+    """The result of `parse`. given: only the keys that were set, and where ("config/x.py:12" or "--lr")."""
 
     values: dict
     given: dict

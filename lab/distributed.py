@@ -1,4 +1,4 @@
-"""Devices and ranks, signals that all ranks answer at one step, and a thread that gathers rows ahead."""
+"""Devices and ranks, signals on which all ranks stop at the same step, and a thread that loads rows ahead."""
 
 import os
 import platform
@@ -23,12 +23,12 @@ from lab.configurator import UserError
 # ---------------------------------------------------------------------------------------------------------------------
 # devices and ranks
 
-TIMEOUT = timedelta(hours=1)  # of all that ranks do together: rank 0 may prepare data while others wait
+TIMEOUT = timedelta(hours=1)  # of collectives: rank 0 may prepare data while the others wait
 
 
 @dataclass
 class World:
-    """Where this process stands: rank of size, its device, and the number format of matrix products."""
+    """This process: its rank, the number of ranks, its device, and the number format of matrix products."""
 
     rank: int
     size: int
@@ -45,12 +45,12 @@ class World:
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """[n, ...] of every rank -> [ranks * n, ...] on every rank; gradients go back to where the rows come from."""
+        """[n, ...] of every rank -> [ranks * n, ...] on every rank; differentiable."""
         return Gather.apply(tensor, self.rank, self.size) if self.size > 1 else tensor
 
     def on_rank0(self, function):
-        """What a function returns on rank 0, on every rank; a UserError that it raises there is raised on all. What it
-        reads stands on rank 0's disk alone where nodes share none."""
+        """Calls a function on rank 0 and returns its result on every rank; a UserError is raised on all. For what is
+        only on rank 0's disk if nodes share none."""
         box = [None]
         if self.rank == 0:
             try:
@@ -108,7 +108,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
-    """'auto' takes bfloat16 where the device multiplies it fast, by capability and not by trial."""
+    """'auto': bfloat16 if the device's capabilities say that its products are fast, else float32."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -120,7 +120,7 @@ def pick_dtype(name: str, device: torch.device) -> str:
 
 
 def start(device: str = "auto", dtype: str = "auto", deterministic: bool = False) -> World:
-    """Joins the ranks that torchrun started, if it did."""
+    """Sets up the device and, under torchrun, the process group."""
     device = pick_device(device)
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if device.type == "cuda":
@@ -138,7 +138,7 @@ def start(device: str = "auto", dtype: str = "auto", deterministic: bool = False
 
 @contextmanager
 def exact_matmul():
-    """Matrix products in full float32, for what is compared or measured."""
+    """Matrix products in full float32 (no TensorFloat-32) within the block."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -173,14 +173,14 @@ def cpu_name() -> str:
 
 class Signals:
     """
-    The first of command.STOPS (Ctrl-C, SIGTERM ...) only sets a flag; a second Ctrl-C ends at once. `agreed()` is asked
-    once a step: the flags are all-reduced, the answer is a step old, so every rank stops at the same step and none
-    waits for it.
+    The first of command.STOPS (Ctrl-C, SIGTERM ...) only sets a flag; a second Ctrl-C ends at once. `agreed()` is
+    called once per step: flags are all-reduced asynchronously and the result of the previous step is returned, so that
+    every rank stops at the same step and none waits.
     """
 
     def __init__(self, world: World):
         self.received, self.since, self.work = 0, 0.0, None
-        self.stopped = 0  # what `agreed` said last
+        self.stopped = 0  # the last result of `agreed`
         self.group = dist.new_group(backend="gloo", timeout=TIMEOUT) if world.size > 1 else None
         self.flag = torch.zeros(1, dtype=torch.int64)
         on_stop(self.handle)
@@ -193,7 +193,7 @@ class Signals:
                 text = f"\n{signal.Signals(number).name}: stopping and saving (Ctrl-C again: at once)\n"
                 with suppress(OSError):
                     os.write(2, text.encode())  # a print may be what was interrupted
-        elif number == self.received == signal.SIGINT and now - self.since > 1:  # else a launcher's copy of the first
+        elif number == self.received == signal.SIGINT and now - self.since > 1:  # earlier: the launcher's copy
             os._exit(130)
 
     def agreed(self) -> int:
@@ -216,7 +216,7 @@ class Signals:
 
 class Loader:
     """
-    Gathers rows in a background thread, two micro-batches ahead of the one that the device works on.
+    Loads rows in a background thread, two micro-batches ahead of the device.
 
     plan: iterator of (step, length, rows), rows an int64 array of global row numbers.
     Yields (step, rows [B], ids [B, n], documents [B]), int64 tensors on the device.

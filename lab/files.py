@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after Ctrl-C, `kill -9` or a power cut; folders that one process works in."""
+"""Atomic and durable writes, locked folders, and reading files with errors that say what to do."""
 
 import errno
 import json
@@ -13,13 +13,13 @@ from filelock import lock_descriptor
 from lab.command import Failure, log
 from lab.configurator import UserError, show, warn
 
-NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}  # what a file system without locks answers
+NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}  # errors of a file system without locks
 
 
 @contextmanager
 def replacing(path):
-    """A temporary path beside `path`, to be written in the block: at its end the file is made durable and takes the
-    place of `path`, with the mode of a new file whatever wrote it; after an error or Ctrl-C the old one stays."""
+    """Yields a temporary path beside `path`, to be written in the block. At its end the file is synced to disk and
+    replaces `path`, with the mode of a new file; after an error or Ctrl-C the old file stays."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # another host may have the same process id
     try:
@@ -41,8 +41,8 @@ def write_atomic(path, text: str):
 
 
 def sync(path):
-    """Everything written to this file or folder is on disk."""
-    if os.name == "nt":  # opens no folder, and flushes no file that is opened to read it
+    """Flushes this file or folder to disk."""
+    if os.name == "nt":  # it opens no folders, and flushes no file that is opened for reading
         return
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -57,11 +57,11 @@ def sync(path):
 
 @contextmanager
 def locked(folder, remedy: str, wait: bool = False):
-    """Makes a folder and works in it alone while the block lasts: a second process is told so by a UserError or, with
-    `wait`, waits. Yields whether it did. The lock is the system's, of an open file: it ends with its holder, however
-    that ends and whatever its host. Failure where the folder is deleted meanwhile.
+    """Creates and locks a folder for the block. A second process gets a UserError or, with `wait`, waits; yields
+    whether it waited. The lock is the operating system's, on an open file: it ends with its holder, however that ends.
+    Failure if the folder is deleted meanwhile.
 
-    remedy: what to do where nothing can be written, or as an alternative to waiting."""
+    remedy: what to do if nothing can be written, or instead of waiting."""
     folder = Path(folder).absolute()
     new = not folder.exists()
     try:
@@ -79,7 +79,7 @@ def locked(folder, remedy: str, wait: bool = False):
     finally:
         if in_place(file):
             with suppress(OSError):  # Windows keeps an open file
-                os.unlink(file.name)  # before it is let go: whoever waits for it sees that it is no longer there
+                os.unlink(file.name)  # before it is released: waiting processes notice that it is gone
         file.close()
         if new:
             with suppress(OSError):  # it is not empty
@@ -87,13 +87,13 @@ def locked(folder, remedy: str, wait: bool = False):
 
 
 def take(folder: Path, remedy: str, wait: bool):
-    """The lock file, open and locked, and whether that took waiting."""
+    """(the lock file, open and locked; whether this process had to wait)"""
     waited = False
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "ab")
         try:
-            with tempfile.TemporaryFile(dir=folder):  # a file that was there before may be open to us, not its folder
+            with tempfile.TemporaryFile(dir=folder):  # the lock file may be writable although the folder is not
                 pass
             if not lock_descriptor(file.fileno(), blocking=False):
                 if not wait:
@@ -116,7 +116,7 @@ def take(folder: Path, remedy: str, wait: bool):
 
 
 def in_place(file) -> bool:
-    """An open file is still the one of its name."""
+    """Whether an open file is still the one at its path."""
     try:
         return os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))
     except OSError:
@@ -129,10 +129,10 @@ def in_place(file) -> bool:
 
 @contextmanager
 def reading(path, remedy: str, what: str = ""):
-    """Around what reads a file: UserError where it may not or cannot be read, and where it is damaged, which is any
-    other error of the block. remedy: against damage; what: the file, in words."""
+    """For a block that reads a file: UserError if the file cannot be read, or if it is damaged, which any other error
+    in the block means. remedy: what to do about damage; what: the file, in words."""
     try:
-        with open(path, "rb"):  # libraries say of what may not be read that it is damaged, or not there
+        with open(path, "rb"):  # libraries report missing permissions as damage
             pass
         yield
     except (UserError, MemoryError):
@@ -142,7 +142,7 @@ def reading(path, remedy: str, what: str = ""):
             remedy = "ask its owner for the permission to read it"
         cannot = f"{show(path)}: cannot read {what}" if what else f"{show(path)} cannot be read"
         raise UserError(f"{cannot} ({error.strerror or error}); {remedy}") from None
-    except Exception as error:  # of many libraries
+    except Exception as error:  # libraries raise many kinds
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"{show(path)}{what and f': {what}'} is damaged ({reason}); {remedy}") from None
 

@@ -1,7 +1,7 @@
-"""Pictures and tables: all of them. matplotlib is imported by nothing else, and only when a picture is drawn.
+"""All pictures and tables. Only this file imports matplotlib, and only when a picture is drawn.
 
-A number of several seeds is a tuple (middle, low, high), one with an interval a dict {"value", "low", "high"}; a lift
-is such a dict with a "verdict" and, where it is over the best of all floors, "floor". All are 0-1, and printed x100.
+A number aggregated over seeds is a tuple (median, low, high), a number with an interval a dict {"value", "low",
+"high"}; a lift is such a dict with "verdict" and, for the best floor, "floor". Values are 0-1, and printed x100.
 """
 
 import base64
@@ -18,15 +18,16 @@ from lab.files import replacing
 FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "token_sif", "token_ngrams")
 FLOORS += ("overlap_features", "untrained")
 LIFTS = ("best_floor", "token_idf", "untrained")
-HEADLINE = "partial_lexical"  # what centred cosines know beyond words (lab/evaluation/scores.py)
-HEADLINE_ADAPTED = f"{HEADLINE}_adapted"  # and adapted ones
-optional_picture = optional("a picture")  # a picture that fails is None, and costs nothing else
+HEADLINE = "partial_lexical"  # beyond words, of centred cosines (lab/evaluation/scores.py)
+HEADLINE_ADAPTED = f"{HEADLINE}_adapted"  # of adapted cosines
+optional_picture = optional("a picture")  # a picture that fails is None, with a warning
 DPI = 150  # of pictures
 
 
 @contextmanager
 def panels(path: Path, count: int, width: float, height: float, across: int = 4):
-    """`count` axes of so many inches, `across` in a row, a picture that is written to `path` when the block ends."""
+    """`count` axes of width x height inches, `across` in a row; the picture is written to `path` when the block
+    ends."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -47,13 +48,13 @@ def panels(path: Path, count: int, width: float, height: float, across: int = 4)
 
 
 def points(metrics: list[dict], key: str) -> tuple[list, list]:
-    """Steps and values of a number of metrics.jsonl, where it stands."""
+    """Steps and values of a number in metrics.jsonl."""
     having = [record for record in metrics if key in record]
     return [record["step"] for record in having], [record[key] for record in having]
 
 
 def legend(axes):
-    """Under the axes, where it covers nothing, in one line or two."""
+    """A legend below the axes, in one or two lines."""
     count = len(axes.get_legend_handles_labels()[1])
     columns = count if count < 4 else (count + 1) // 2
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, frameon=False, fontsize="small")
@@ -61,9 +62,8 @@ def legend(axes):
 
 @optional_picture
 def curves(metrics: list[dict], floors: dict[str, float], path: Path, unit: str = "nats"):
-    """metrics.jsonl's records -> curves.png: losses over steps, of several lengths and kinds, and what the concepts add
-    to them; nothing where there are none. floors: key -> the loss of guessing without the text, a dashed line in the
-    colour of its curve."""
+    """Records of metrics.jsonl -> curves.png: losses over steps by length and kind, and the loss added by another row's
+    concepts; nothing if there are none. floors: key -> the loss of guessing without the text, a dashed line."""
     keys = dict.fromkeys(key for record in metrics for key in record if key.startswith("val_loss_"))
     lengths = [key for key in keys if key[9:].isdigit()]
     longest = max(lengths, key=lambda key: int(key[9:]), default="")
@@ -99,9 +99,8 @@ GEOMETRY |= {"input_share": "input share (of the variance)"}
 
 @optional_picture
 def geometry_curves(metrics: list[dict], most: dict[str, float], beyond: dict[str, tuple[int, float]], path: Path):
-    """metrics.jsonl's records -> geometry.png: ranks and input share over steps, under the largest values that are
-    possible (`most`, by key). beyond: task -> the step at which it was judged and what its dev score knows beyond
-    words. Nothing where there are none."""
+    """Records of metrics.jsonl -> geometry.png: ranks and input share over steps, with the largest possible values
+    `most`. beyond: task -> (step, score beyond words on dev). Nothing if there are none."""
     there = {key: label for key, label in GEOMETRY.items() if points(metrics, key)[0]}
     if not there:
         return
@@ -122,9 +121,9 @@ def geometry_curves(metrics: list[dict], most: dict[str, float], beyond: dict[st
 
 @optional_picture
 def weight_curves(metrics: list[dict], path: Path):
-    """metrics.jsonl's records -> weights.png: over steps the weights of the task and of each concept loss, beside
+    """Records of metrics.jsonl -> weights.png: weights of the task and of each concept loss over steps, beside
     kendall_gal's closed form 1/(2L), dashed (of what is above 0); and the norms of their gradients at the concepts.
-    Nothing where no concept loss is weighed."""
+    Nothing if there is no concept loss."""
     keys = dict.fromkeys(key for record in metrics for key in record if key.startswith("concept_weight_"))
     names = [key.removeprefix("concept_weight_") for key in keys]
     if not names:
@@ -147,7 +146,7 @@ def weight_curves(metrics: list[dict], path: Path):
 
 @optional_picture
 def sweep_figure(lines: dict[str, list[tuple[float, float]]], path: Path):
-    """name -> (MFLOP a token, score x100) of one model run in several ways; "NAME, untrained" in the colour of NAME."""
+    """name -> points (MFLOP per token, score x100) of one model with several options; "NAME, untrained" is dotted."""
     tasks = list(dict.fromkeys(name.partition(",")[0] for name in lines))
     with panels(path, 1, 6, 4) as (axes,):
         for name, points in lines.items():
@@ -159,7 +158,7 @@ def sweep_figure(lines: dict[str, list[tuple[float, float]]], path: Path):
 
 
 def dodge(places: list[float]) -> list[float]:
-    """Places on an axis from 0, those that would cover each other moved to stand side by side."""
+    """Positions on an axis from 0, with overlapping ones moved side by side."""
     step = 0.015 * max(places)
     order = sorted(range(len(places)), key=places.__getitem__)
     moved, group = list(places), []
@@ -176,9 +175,9 @@ def dodge(places: list[float]) -> list[float]:
 @optional_picture
 def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> Path:
     """
-    Against training FLOPs and seconds: arms, name -> for each seed its points (FLOPs, seconds, value); one without any
-    has a colour all the same, so that an arm's is the same in all pictures of a grid. A thin line a seed; where no run
-    has more than one point the median of the seeds, with a bar from the least to the greatest.
+    Values against training FLOPs and seconds. arms: name -> for each seed its points (FLOPs, seconds, value); an empty
+    arm keeps its colour, so that colours agree in all pictures of a grid. One thin line per seed; if no run has more
+    than one point, the median of the seeds with a bar from the least to the greatest.
     """
     from matplotlib import colormaps
     from matplotlib.ticker import EngFormatter
@@ -209,8 +208,8 @@ def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> P
 
 @optional_picture
 def forest(groups: dict[tuple[str, str], dict[str, dict]], label: str, path: Path) -> Path:
-    """(task, metric) -> arm -> {"value", "low", "high", "verdict"}: a panel for each group, a point and its interval
-    for each arm; blue where better, red where worse, grey where undecided."""
+    """(task, metric) -> arm -> {"value", "low", "high", "verdict"}: a panel per group, a point with its interval per
+    arm; blue: better, red: worse, grey: undecided."""
     most = max(map(len, groups.values()))
     with panels(path, len(groups), 5.8, 0.9 + 0.24 * most, across=1) as every:
         for axes, (group, rows) in zip(every, groups.items(), strict=True):
@@ -227,7 +226,7 @@ def forest(groups: dict[tuple[str, str], dict[str, dict]], label: str, path: Pat
 
 @optional_picture
 def lines(curves: dict[str, tuple[Sequence, Sequence]], xlabel: str, ylabel: str, path: Path) -> Path:
-    """name -> (places, values): a line for each name."""
+    """name -> (x, y): a line per name."""
     with panels(path, 1, 5.4, 3) as (axes,):
         for name, (places, values) in curves.items():
             axes.plot(places, values, marker=".", label=name)
@@ -238,7 +237,7 @@ def lines(curves: dict[str, tuple[Sequence, Sequence]], xlabel: str, ylabel: str
 
 @optional_picture
 def heatmaps(matrices: dict[str, list[list[float]]], path: Path) -> Path:
-    """Cosines, -1 to 1, a square for each name."""
+    """name -> matrix of cosines: a heat map per name."""
     with panels(path, len(matrices), 2.7, 2.4, across=2) as every:
         for axes, (name, values) in zip(every, matrices.items(), strict=True):
             image = axes.imshow(values, vmin=-1, vmax=1, cmap="RdBu_r")
@@ -248,7 +247,7 @@ def heatmaps(matrices: dict[str, list[list[float]]], path: Path) -> Path:
 
 
 def table(header: list[str], rows: list[list]) -> str:
-    """A Markdown table; numbers are printed with three decimals and flushed right."""
+    """A Markdown table; floats have three decimals, columns of numbers are right-aligned."""
     cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     side = [">" if all(isinstance(row[i], (int, float)) for row in rows) else "<" for i in range(len(header))]
     width = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
@@ -261,7 +260,7 @@ def table(header: list[str], rows: list[list]) -> str:
 
 
 def keys_of(rows: list[dict]) -> list[str]:
-    """The keys of all rows, in the order in which they first come."""
+    """The keys of all rows, in order of first occurrence."""
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
@@ -279,7 +278,7 @@ def dict_table(rows: list[dict]) -> str:
 
 
 def cell(value) -> str:
-    """A number of several seeds or with its interval, a lift, another number or text, as it stands in a table."""
+    """A table cell: a number over seeds, with an interval, a lift, another number, or text."""
     if value is None or value == "":
         return "-"
     if isinstance(value, tuple):
@@ -290,7 +289,7 @@ def cell(value) -> str:
 
 
 def format_range(values: Sequence, form: str = ".1f", scale: float = 100) -> str:
-    """(middle, low, high) -> "middle (low..high)"; "middle" alone where there is no more, or all look the same."""
+    """(median, low, high) -> "median (low..high)", or "median" if there is no range or all print alike."""
     middle, *ends = (format(scale * value, form) for value in values)
     return f"{middle} ({'..'.join(ends)})" if set(ends) - {middle} else middle
 
@@ -306,8 +305,8 @@ def lift_text(lift: dict, form: str = "+.1f", scale: float = 100) -> str:
 
 
 def over_seeds(values: list) -> tuple | dict:
-    """Median, least and greatest of numbers. Of those with intervals the median with the widest of them: above a floor
-    is only what all seeds are above."""
+    """Numbers -> (median, minimum, maximum). Intervals -> their median value with the lowest low and the highest high,
+    so that "above floor" holds only if it holds for all seeds."""
     if not isinstance(values[0], dict):
         return statistics.median(values), min(values), max(values)
     low, high = min(lift["low"] for lift in values), max(lift["high"] for lift in values)
@@ -316,8 +315,8 @@ def over_seeds(values: list) -> tuple | dict:
 
 
 def score_rows(task: str, seeds: list[dict], lifts: dict[str, str], **lead) -> list[dict]:
-    """The evaluations of a task -> a row {**lead, task, split, metric, score, each floor, over each floor} for every
-    split and metric. seeds: the "splits" of each seed's record; lifts: metric -> the key of its lift there."""
+    """A row {**lead, task, split, metric, score, each floor, over each floor} for every split and metric of a task.
+    seeds: "splits" of each seed's record; lifts: metric -> key of its lift in it."""
     rows = []
     for split, first in seeds[0].items() if seeds else ():
         same = [splits[split] for splits in seeds]
@@ -337,8 +336,8 @@ def score_rows(task: str, seeds: list[dict], lifts: dict[str, str], **lead) -> l
 
 
 def verdicts(rows: list[dict]) -> dict[str, str]:
-    """Rows of `score_rows` -> {"arm task split": where the score stands}: the last of its lifts, which is the adapted
-    one where there is one, and what it knows beyond words."""
+    """Rows of `score_rows` -> {"arm task split": a sentence}: the last lift over the best floor (adapted, if there is
+    one), and the score beyond words."""
     verdicts = {}
     for row in rows:
         name = " ".join(row[key] for key in ("arm", "task", "split") if key in row)
@@ -365,7 +364,7 @@ def fraction(value: float) -> str:
 
 
 def drop_empty_columns(rows: list[dict]) -> list[dict]:
-    """Rows of `score_rows` without the floors that none of them has."""
+    """Rows of `score_rows` without the columns of floors that are empty in all rows."""
     empty = {key for key in FLOORS if all(row[key] is None for row in rows)}
     return [{key: value for key, value in row.items() if key not in empty} for row in rows]
 
@@ -375,7 +374,7 @@ def drop_empty_columns(rows: list[dict]) -> list[dict]:
 
 
 def sections_text(sections: list[tuple[str, list[dict], list[str]]]) -> str:
-    """In Markdown; several notes are a list."""
+    """Sections in Markdown; several notes become a list."""
     blocks = []
     for title, rows, notes in sections:
         blocks += [f"## {title}"] if title else []
@@ -392,7 +391,7 @@ def sections_html(sections: list[tuple[str, list[dict], list[str]]]) -> list[str
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pages: one file, nothing is fetched
+# Pages: one self-contained HTML file
 
 STYLE = """body{font:16px/1.45 sans-serif;max-width:72rem;margin:auto;padding:1rem;color:#222;overflow-wrap:anywhere}
 p,details{max-width:48rem}h1{font-size:1.3rem}h2{font-size:1.15rem;margin-top:2rem}h3{font-size:1rem}small{color:#666}
@@ -407,19 +406,19 @@ td,th{border-bottom:1px solid #ddd;padding:.25rem .6rem;text-align:left;vertical
 
 
 class Html(str):
-    """Text that is HTML already: no table escapes it."""
+    """Text that is HTML already and is not escaped."""
 
     def __str__(self):
         return self
 
 
 def marked(pieces: Sequence[tuple[str, bool]]) -> Html:
-    """[(text, whether it is wrong)] in a row; what is wrong is red."""
+    """[(text, whether it is wrong)] -> HTML in which wrong text is red."""
     return Html("".join(f"<span class=wrong>{escape(x)}</span>" if wrong else escape(x) for x, wrong in pieces))
 
 
 def page(title: str, said: list[tuple[str, bool]], about: str, parts: list[str]) -> str:
-    """said: sentences that stand first, and whether they are good news; about: small print under them."""
+    """said: [(sentence, whether it is good)], at the top; about: small print below; parts: HTML."""
     head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}</title>"
     first = [f"<p class='verdict{'' if good else ' wrong'}'>{escape(text)}</p>" for text, good in said]
     body = f"<h1>{escape(title)}</h1>{''.join(first)}<p><small>{escape(about)}</small></p>{''.join(parts)}"
@@ -435,7 +434,7 @@ def paragraphs(texts: list[str]) -> str:
 
 
 def html_table(header: list[str], rows: list[list[str]]) -> str:
-    """A table too wide for a telephone becomes one card a row there, with a line for each cell."""
+    """On narrow screens a wide table becomes one card per row, with a line per cell."""
     lines = ["".join(f"<th>{escape(name)}</th>" for name in header)]
     sizes = [len(name) for name in header]
     for row in rows:
@@ -449,7 +448,7 @@ def html_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def shaded(tokens: list[str], lines: list[tuple[str, list[float]]]) -> str:
-    """A line of the tokens for each (name, weights), each token as dark as its weight and telling it on hover."""
+    """A line of tokens for each (name, weights), shaded by weight; the weight is shown on hover."""
     rows = []
     for name, weights in lines:
         top = max(max(weights), 1e-9)
@@ -461,7 +460,8 @@ def shaded(tokens: list[str], lines: list[tuple[str, list[float]]]) -> str:
     return f"<table class=picture>{''.join(rows)}</table>"
 
 
-# Every table's rows by the column that is clicked, again: the other way round. What begins with a number is a number.
+# Sorts a table's rows by the clicked column, and on the next click in reverse; cells that begin with a number as
+# numbers.
 SORTING = """<style>th{cursor:pointer}</style><script>
 for (const table of document.querySelectorAll("table")) [...table.rows[0].cells].forEach((head, i) => {
   let sign = -1
@@ -480,7 +480,7 @@ for (const table of document.querySelectorAll("table")) [...table.rows[0].cells]
 
 
 def picture(path: Path | None) -> str:
-    """As large as it was drawn, where there is room; shrunk to 60 % at the least, and then scrolled."""
+    """An image at its drawn size; on narrow screens shrunk to 60 % at most, then scrollable."""
     if path is None:
         return paragraphs(["This picture could not be made."])
     data = path.read_bytes()

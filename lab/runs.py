@@ -18,8 +18,9 @@ from lab.data import tokenizers
 from lab.data.corpus import Corpus
 from lab.data.tokenizers import load_tokenizer, pad_batch, special_ids
 from lab.distributed import exact_matmul, pick_device
+from lab.sources import weights
 from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder, check_removed, completed, load_tensors, load_weights
-from model import ConceptModel, ModelConfig
+from model import PRETRAINED, ConceptModel, ModelConfig
 from objectives import Bounds, ObjectiveConfig, Objectives, check_bounds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -307,12 +308,17 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
         what = "missing, what an untrained twin begins with" if vectors is None else "of another model"
         raise UserError(f"{run.path / TOKEN_VECTORS} is {what}; put the run's own file back")
     rows = run.load_tensor(ROWS)
-    if rows is None or rows.ndim != 2 or not 0 <= rows.min() <= rows.max() < shape.vocab_size:
+    imported = rows is None and "imported_from" in config  # it has no validation text
+    if not imported and (rows is None or rows.ndim != 2 or not 0 <= rows.min() <= rows.max() < shape.vocab_size):
         raise UserError(f"{run.path / ROWS} is missing or of another run; put the run's own file back")
     try:
         model = ConceptModel(shape, config["mask_id"], token_vectors=vectors)
+    except ValueError as error:  # of a backbone
+        raise UserError(str(error)) from None
     except (RuntimeError, MemoryError):
         raise UserError(f"{path}/config.json describes a model too large for this machine; was it edited?") from None
+    if shape.backbone and weights(model, PRETRAINED) != config.get("backbone_hash"):
+        raise UserError(f"backbone={shape.backbone} is not the one the run was trained with; put that one back")
     path = folder / "model.safetensors"
     tensors = load_tensors(path)
     if exported:

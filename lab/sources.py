@@ -1,4 +1,4 @@
-"""What code and which weights a number depends on: parts of the key under which it is kept."""
+"""Hashes of source files and weights, for the keys of caches."""
 
 import ast
 import hashlib
@@ -13,8 +13,8 @@ INSTALLED = {"site-packages", "dist-packages"}  # of such files the version is e
 
 
 def sources(start: str, *models) -> str:
-    """Hash of the file `start` (its path below the root), of all files of this project that it imports, directly or
-    not, of those that define the classes of `models`, wherever they lie, and of the versions of PACKAGES."""
+    """Hash of the file `start` (path below the root), of all files of this project that it imports, directly or
+    indirectly, of the files that define the classes of `models`, and of the versions of PACKAGES."""
     names = {type(module).__module__ for model in models for module in model.modules()}
     files = {Path(file) for name in names if (file := getattr(sys.modules.get(name), "__file__", None))}
     if not (ROOT / start).is_file():
@@ -38,8 +38,8 @@ def digest(*starts: Path) -> str:
 
 @cache
 def imported(path: Path, code: bytes) -> list[Path]:
-    """Where the modules that a file imports would lie if they were of this project: `from lab import x` may mean a name
-    of lab/__init__.py or lab/x.py. Late imports count too."""
+    """Paths of the modules that a file imports (late imports too), if they were part of this project; `from lab import
+    x` may be lab/__init__.py or lab/x.py."""
     found = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):

@@ -27,7 +27,7 @@ def sentence(chance: random.Random) -> str:
 
 def make_corpus(folder: Path, documents: int = 1200, vocab_size: int = 400) -> Path:
     """Writes a finished data folder of `documents` documents, of which a fifth is for validation."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files_of_a_corpus(documents, vocab_size).items():
         (folder / name).write_bytes(content)
     return folder

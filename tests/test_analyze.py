@@ -10,7 +10,6 @@ from unittest.mock import patch
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_eval_glue import SMALL
 
 import analyze
 import geometry
@@ -25,8 +24,6 @@ from tests import training
 from tests.browser import assert_fits
 from tests.corpus import make_corpus
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -35,7 +32,7 @@ def place(tmp_path_factory):
     return here
 
 
-FEWER = {"POOL": 600, "READ": 60, "PLOTTED": 200}  # texts
+FEWER = {"POOL": 600, "READ": 60, "PLOTTED": 200, "ROWS": 256}  # texts
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +42,8 @@ def fewer_texts():
 
 
 def trained(place, name, *flags, again=False):
-    where = [f"--data_dir={place / 'data'}", "--dataset=toy", f"--out_dir={place / name}", "--max_steps=2"]
     if again or not (place / name).exists():
-        assert training.main([str(ROOT / "config" / "quickstart.py"), *SMALL, *where, *flags]) == 0
+        assert training.run(place / "data", place / name, "--layers=2", "--max_steps=2", *flags) == 0
     return place / name
 
 
@@ -124,11 +120,11 @@ def test_the_page_fits_a_telephone_and_a_screen(page, tmp_path):
 
 def test_what_is_free_running_stands_beside_what_is_teacher_forced(place):
     run = load_run(trained(place, "causal", "--objective=tsdae", "--decoder=causal", "--max_steps=1"), device="cpu")
-    judge = analysis.judge_of(run, run.rows[:256])
-    said, rows = analysis.samples(run, judge, 3)
+    evaluator = analysis.evaluator_of(run, run.rows[:256])
+    said, rows = analysis.samples(run, evaluator, 3)
     assert "teacher-forced" in said and "free-running" in said
     assert list(rows[0]) == ["text", "what the encoder read", "teacher-forced", "free-running"]
-    problem = judge.problem(judge.decoded(), judge.fixed[0])
+    problem = evaluator.problem(evaluator.decoded(), evaluator.fixed[0])
     concepts = run.model.encode(problem.source, problem.source_pos)
     for name, ids in analysis.written(run.model, concepts, problem.targets).items():
         for i, row in enumerate(rows):
@@ -167,7 +163,8 @@ def test_a_warm_start_has_no_untrained_twin(place):
 
 def test_capacity_and_no_probes(place):
     run = trained(place, "run")
-    look(run, "--capacity", "--probes=0", f"--data_dir={place}")  # no data there: the rows that the run keeps
+    with patch.object(analysis.capacity, "__defaults__", (60,)):  # steps
+        look(run, "--capacity", "--probes=0", f"--data_dir={place}")  # no data there: the rows that the run keeps
     found = json.loads((run / "analysis" / "metrics.json").read_text())
     page = (run / "analysis" / "report.html").read_text()
     assert "rows that the run keeps (" in page and "probes" not in found
@@ -180,20 +177,7 @@ def test_runs_side_by_side(place, tmp_path, capsys):
     make_corpus(tmp_path / "data" / "other", vocab_size=330)
     run, bag = trained(place, "run"), trained(place, "bag", "--objective=bow")
     other = tmp_path / "other"
-    assert (
-        training.main(
-            [
-                str(ROOT / "config" / "quickstart.py"),
-                *SMALL,
-                f"--data_dir={tmp_path / 'data'}",
-                "--dataset=other",
-                f"--out_dir={other}",
-                "--lengths=10",
-                "--max_steps=2",
-            ]
-        )
-        == 0
-    )
+    assert training.run(tmp_path / "data", other, "--dataset=other", "--lengths=10", "--max_steps=2") == 0
     capsys.readouterr()
     with training.unrendered():
         assert analyze.main(["--compare", str(run), str(bag), str(other), "--device=cpu", "--probes=100"]) == 0
@@ -202,8 +186,8 @@ def test_runs_side_by_side(place, tmp_path, capsys):
     found = json.loads((run / "analysis" / "compare" / "metrics.json").read_text())
     assert all(entry.keys() == {str(run), str(bag), str(other)} for entry in found.values())
     loaded = load_run(run, device="cpu")
-    judge = analysis.judge_of(loaded, loaded.rows[: analyze.ROWS, :10])
-    ranks = geometry.concept_geometry(judge.whole())
+    evaluator = analysis.evaluator_of(loaded, loaded.rows[: analyze.ROWS, :10])
+    ranks = geometry.concept_geometry(evaluator.whole())
     assert found["rank_pooled"][str(run)] == pytest.approx(ranks["rank_pooled"])
     assert found["position"][str(run)] == found["position"][str(other)]
     assert (
@@ -216,11 +200,11 @@ def test_runs_side_by_side(place, tmp_path, capsys):
 
 def test_knock_outs_and_positions_equal_loops(place):
     run = load_run(trained(place, "run"), device="cpu")
-    judge = analysis.judge_of(run, run.rows[:256])
-    use = analysis.use_of_concepts(judge)
-    part = judge.primary_part()
+    evaluator = analysis.evaluator_of(run, run.rows[:256])
+    use = analysis.use_of_concepts(evaluator)
+    part = evaluator.primary_part()
     total, rises, by_position = 0.0, torch.zeros(8), torch.zeros(16, dtype=torch.float64)
-    problems = [judge.problem(part, batch) for batch in judge.fixed]
+    problems = [evaluator.problem(part, batch) for batch in evaluator.fixed]
     with torch.no_grad():
         concepts = [run.model.encode(p.source, p.source_pos) for p in problems]
         mean = torch.cat(concepts).mean(0)

@@ -11,6 +11,7 @@ import bench
 from lab.configurator import UserError
 from lab.distributed import World
 from model import ConceptModel
+from tests.training import forkserver
 
 TINY = """
 objective = "mlm"
@@ -37,8 +38,10 @@ def tiny(tmp_path):
 
 
 def test_bench(tiny, tmp_path, capsys, monkeypatch):
-    """Memory is measured in a fresh process, here for one arm alone."""
+    """Memory is measured in another process, here for one arm alone, and forked, which is sooner there."""
     monkeypatch.setattr(bench, "ceiling", functools.partial(bench.ceiling, seconds=0.2))
+    context = forkserver()
+    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda _: context)
     fresh = bench.in_fresh_process
     monkeypatch.setattr(
         bench, "in_fresh_process", lambda f, name, *rest: fresh(f, name, *rest) if name == "ours" else 1

@@ -1,6 +1,7 @@
-"""Grids as their users meet them: trained by real processes, skipped when done, stopped and continued; the registry."""
+"""Grids as their users meet them: trained, skipped when done, stopped and continued; the registry."""
 
 import csv
+import importlib
 import io
 import json
 import os
@@ -22,12 +23,14 @@ import compare
 from lab import report
 from lab.command import STOPS
 from lab.configurator import UserError
+from lab.evaluation.scores import bootstrap
 from lab.evaluation.tasks import TASKS, Pairs
 from lab.files import locked
 from lab.grids import registry
 from lab.grids import summary as grids
 from lab.training import settings
 from lab.training.run_folder import RunFolder
+from model import ModelConfig
 from tests import training
 from tests.corpus import make_corpus
 from tests.test_eval_glue import write_tasks
@@ -80,36 +83,29 @@ def place(files):
 
 
 class InProcess:
-    """train.py without a process."""
+    """Runs commands in this process, and keeps their names."""
+
+    def __init__(self):
+        self.received, self.started = 0, []
 
     def run(self, words, **options):
+        name = Path(words[0]).stem
+        self.started.append(name)
         with redirect_stdout(sys.stderr), patch("signal.signal"):  # which is for the main thread alone
-            return training.main(words[1:])
+            return self.call(training.main if name == "train" else importlib.import_module(name).main, words[1:])
+
+    def call(self, main, words):
+        return main(words)
 
 
 def arguments(place, grid, out):
     return [str(grid), f"--out={place / out}", f"--data={place / 'glue'}", f"--data_dir={place / 'data'}"]
 
 
-def words(place, grid, out):
-    return [sys.executable, str(ROOT / "compare.py"), *arguments(place, grid, out)]
-
-
-class Started(compare.Children):
-    """Keeps the names of the commands it starts; no signal handler stays behind."""
-
-    def __init__(self):
-        self.received, self.alive, self.started = 0, [], []
-
-    def run(self, words, **options):
-        self.started.append(Path(words[0]).name)
-        return super().run(words, **options)
-
-
 @pytest.fixture
 def started(monkeypatch):
     """compare.main in this process: the list of the commands it starts."""
-    children = Started()
+    children = InProcess()
     monkeypatch.setattr(compare, "Children", lambda: children)
     return children.started
 
@@ -192,10 +188,11 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
         run.draw_geometry()
     before = (run.path / "geometry.png").read_bytes()
     (place / "judged").mkdir()
+    monkeypatch.setattr(bootstrap, "__defaults__", (0, 200))
     grid = grid_file(place / "judged", '{"wide": {"concepts": 6}}', more='seeds = 0\ntasks = "stsb"\n')
     with training.unrendered():
         assert compare.main(arguments(place, grid, "again")) == 0
-    assert started == ["eval_glue.py"]
+    assert started == ["eval_glue"]
     printed = capsys.readouterr().out
     tables = [[c.strip() for c in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
     cells = dict(zip(tables[0], tables[2], strict=True))
@@ -222,13 +219,13 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
     assert all(f">{cell}<" in page for cell in tables[2]) and page.count("<img") == 7  # a lone arm has no pair
     assert (run.path / "geometry.png").read_bytes() != before  # what is known beyond words has come
 
-    monkeypatch.setattr(Started.__base__, "run", lambda *words, **options: 0)
+    monkeypatch.setattr(InProcess, "call", lambda *_: 0)
     with training.unrendered():
         assert compare.main(arguments(place, grid, "again")) == 0  # judged already
-        assert started == ["eval_glue.py"]
+        assert started == ["eval_glue"]
         (run.path / "eval/zero_shot_stsb.json").write_text(json.dumps(record | {"version": 1}))
         assert compare.main(arguments(place, grid, "again")) == 0  # by older definitions
-    assert started == ["eval_glue.py"] * 2
+    assert started == ["eval_glue"] * 2
     (run.path / "eval/zero_shot_stsb.json").write_text(json.dumps(record))
     present = compare.check_tasks(compare.read_grid(grid), place / "glue")["stsb"]
     assert compare.is_evaluated(run, "stsb", present)
@@ -239,13 +236,12 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
 
 def test_a_stopped_grid_continues_to_the_same_results(place, tmp_path):
     grid = grid_file(tmp_path, '{"wide": {"concepts": 6}}')
-    process = subprocess.Popen(words(place, grid, "stopped"), stderr=subprocess.DEVNULL, cwd=ROOT)
     out = RunFolder(place / "stopped" / "compare" / "toy" / "wide_s0")
-    while not any("loss" in record for record in out.metrics()):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.terminate()  # only compare.py itself: it passes the signal on
-    assert process.wait(30) == 143
+    words = arguments(place, grid, "stopped")
+    with training.Process(words, tmp_path / "log", main=compare.main) as process:
+        process.wait_until(lambda: any("loss" in record for record in out.metrics()))
+        process.signal(signal.SIGTERM)  # only compare.py itself: it passes the signal on
+        assert process.wait(30).code == 143
     assert 5 <= out.pointer("latest") < 30  # the child has saved
     with patch("compare.Children", InProcess), training.unrendered():
         assert compare.main(arguments(place, grid, "stopped")) == 0
@@ -343,7 +339,7 @@ def test_one_grid_in_two_processes(files, tmp_path):
 def test_a_failed_arm_does_not_end_the_others(place, monkeypatch, tmp_path, capsys):
     """Out of memory, as the command says it or as the system does; a folder that is damaged; a report that fails."""
 
-    class Failing(Started):
+    class Failing(InProcess):
         def run(self, words, **options):
             if "--seed=3" in words:
                 raise AssertionError("not reached: its folder is damaged")
@@ -378,8 +374,8 @@ def test_a_killed_evaluation_does_not_end_the_others(place, monkeypatch, tmp_pat
     """No run is left, and the report says so."""
     shutil.copytree(place / "whole", tmp_path / "out")
     grid = grid_file(tmp_path, arms='{"wide": {"concepts": 6}}', more='seeds = (0, 1)\ntasks = "stsb"\n')
-    monkeypatch.setattr(compare, "Children", Started)
-    monkeypatch.setattr(Started.__base__, "run", lambda self, words, **options: -9)
+    monkeypatch.setattr(compare, "Children", InProcess)
+    monkeypatch.setattr(InProcess, "call", lambda *_: -9)
     assert compare.main([*arguments(place, grid, "."), f"--out={tmp_path / 'out'}"]) == 1
     assert "wide_s1 (exit -9: killed by SIGKILL" in capsys.readouterr().out
     found = results(tmp_path, "out")
@@ -419,11 +415,10 @@ def test_mistakes_come_before_anything_runs(arms, more, place, started, tmp_path
 
 
 def test_a_mistake_is_one_line_and_exit_2(place, tmp_path):
-    began = time.monotonic()
-    command = words(place, grid_file(tmp_path, '{"a": {"hiden": 32}}'), "never")
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.returncode == 2 and done.stdout == "" and time.monotonic() - began < 20
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "toy.py:2" in done.stderr
+    words = arguments(place, grid_file(tmp_path, '{"a": {"hiden": 32}}'), "never")
+    done = training.Process(words, tmp_path / "log", main=compare.main).wait()
+    assert done.code == 2 and done.out == ""
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1 and "toy.py:2" in done.err
 
 
 @pytest.mark.parametrize("flags", [[], ["--registry", str(GRIDS[0])], ["config/grids/nope.py"], ["--regstry"]])
@@ -449,7 +444,8 @@ def test_a_grid_on_a_grid(place, tmp_path):
 def test_every_grid_loads(path, monkeypatch):
     sizes = {"minipile": 50368}  # no data needed
     monkeypatch.setattr(compare, "load_meta", lambda folder: {"vocab_size": sizes.get(folder.name, 0)})
-    monkeypatch.setattr(settings, "cost", lambda *_: (1, 1.0))  # what takes long
+    monkeypatch.setattr(settings, "cost", lambda *_: (1, 1.0))  # what takes long, as do warnings, which nobody sees
+    monkeypatch.setattr(ModelConfig, "unused", lambda self: set())
     grid = compare.read_grid(path)
     resolved = compare.check_arms(grid, "")
     assert resolved.keys() == grid.arms.keys() and len(grid.runs()) == len(grid.arms) * len(grid.seeds)

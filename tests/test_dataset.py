@@ -116,8 +116,8 @@ def test_a_part_of_a_file_is_copied(tmp_path, monkeypatch):
 
 def test_writing_refuses(tmp_path):
     special = {"eod": 0, "mask": 1, "pad": 2, "sep": 3}
-    with pytest.raises(UserError, match="65,537"):
-        CorpusWriter(tmp_path / "a.bin", 65_537, special, "00" * 32)
+    with pytest.raises(UserError, match="16,777,217"):
+        CorpusWriter(tmp_path / "a.bin", (1 << 24) + 1, special, "00" * 32)
     writer = CorpusWriter(tmp_path / "a.bin", 10, special, "00" * 32)
     with pytest.raises(ValueError, match="10"):
         writer.append(np.array([10]), [0], [0])
@@ -154,7 +154,7 @@ DAMAGE = {
     "version 7": lambda folder: patch(folder / "train.bin", 8, b"\7"),
     "token id 60000 in a vocabulary of 500": lambda folder: patch(folder / "train.bin", 128, b"\x60\xea"),
     "damaged tables": lambda folder: patch(folder / "train.bin", (folder / "train.bin").stat().st_size - 1, b"\x7f"),
-    "damaged header": lambda folder: patch(folder / "train.bin", 14, b"\1"),
+    "damaged header": lambda folder: patch(folder / "train.bin", 15, b"\1"),
     "another vocabulary than": lambda folder: patch(folder / "train.bin", 12, b"\xf5"),
     "another tokenizer": lambda folder: byte_level(300).save(str(folder / "tokenizer.json")),
     "tokenizer.json is missing": lambda folder: (folder / "tokenizer.json").unlink(),

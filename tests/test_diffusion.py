@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from registries import MASK, build, one_part
+from registries import OWN_DECODERS as DECODERS
 from scipy import stats
 from test_model import perturb
 
-from decoders import DECODERS
 from noise import Noise
 from objectives import ObjectiveConfig, Objectives
 from problem import Rows, Vocabulary

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 import torch
+from registries import OWN_DECODERS as DECODERS
 from registries import build, built_for, make_problems, one_part
 from safetensors.torch import load_file
 
-from decoders import DECODERS
 from lab.configurator import UserError
 from lab.runs import load_run
 from lab.training import optim

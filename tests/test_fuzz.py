@@ -142,7 +142,7 @@ def check(folder, path, changes, flags):
 
 # Failures are not made smaller: they are small, and one that hangs would hang a hundred times.
 @pytest.mark.timeout(300)
-@settings(max_examples=120, phases=[Phase.generate])
+@settings(max_examples=60, phases=[Phase.generate])
 @given(path=any_file, changes=st.lists(change, max_size=4), flags=st.lists(flag, max_size=2))
 def test_any_config_and_flags(folder, path, changes, flags):
     check(folder, path, changes, flags)

@@ -87,7 +87,7 @@ def test_an_arm_judged_on_other_rows_is_not_compared(planted, controls, capsys):
     path = grids.record_path(folder / "good_s1", "stsb").with_suffix(".npz")
     kept, arrays = path.read_bytes(), dict(np.load(path))
     np.savez(path, **arrays | {"dev/labels": arrays["dev/labels"][::-1]})
-    assert grids.paired_rows(results, None) == [] and "good was judged on other rows" in capsys.readouterr().err
+    assert grids.paired_rows(results, None) == [] and "good was evaluated on other rows" in capsys.readouterr().err
     path.write_bytes(kept)
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from registries import MASK, SMALL, STRUCTURES, build, masked_problem, one_part, read_config
+from registries import OWN_DECODERS as DECODERS
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from decoders import DECODERS
 from encoders import ENCODERS
 from geometry import input_share, rank_slot_centred
 from model import ConceptModel, ModelConfig

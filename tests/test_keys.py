@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from registries import OWN_DECODERS as DECODERS
 
 import compare
 import train
-from decoders import DECODERS
 from lab.configurator import REMOVED, RENAMED, PathStr, UserError, fields_of, parse
 from lab.data import prepare
 from lab.runs import load_run
@@ -31,7 +31,7 @@ from problem import Problem, Rows, Vocabulary
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [path for path in ROOT.glob("*.py") if "command.command(main)" in path.read_text()]
 PREPARE = sorted(ROOT.glob("data/*/prepare.py"))
-NAMES = {"dataset", "name", "contamination"}  # of a folder, and no path
+NAMES = {"dataset", "name", "contamination", "backbone"}  # of a folder, and no path; or of the hub
 
 
 def configurations():

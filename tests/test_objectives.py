@@ -511,11 +511,7 @@ def test_masked_lm_is_reported_at_15_percent(keys):
     assert torch.equal(made.source, expected.source) and made.weights is None
 
 
-IMPOSSIBLE = dict(mask_rate=0), dict(delete_rate=1.0), dict(score_rate=0), dict(score_rate=1.1)
-IMPOSSIBLE += dict(t_min=1.0), dict(t_min=-0.1), dict(label_smoothing=1.0)
-IMPOSSIBLE += dict(prefix_rate=()), dict(prefix_rate=(0.3, 1.0)), dict(prefix_rate=7 * (0.3,))
-IMPOSSIBLE += dict(view_delete_rate=0), dict(view_delete_rate=1.0), dict(temperature=0), dict(temperature=-0.05)
-IMPOSSIBLE += dict(encoder_mask_rate=1.0), dict(encoder_mask_rate=-0.1)
+IMPOSSIBLE = dict(mask_rate=0), dict(prefix_rate=()), dict(prefix_rate=(0.3, 1.0)), dict(prefix_rate=7 * (0.3,))
 
 
 @pytest.mark.parametrize("keys", IMPOSSIBLE, ids=str)

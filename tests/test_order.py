@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from eval_glue import judge
+from eval_glue import compare_with_floors
 from lab.configurator import UserError
 from lab.evaluation import order
 from lab.evaluation.metrics import above_chance
@@ -102,7 +102,7 @@ class Bag:
 
 def judged(run, task):
     ours, theirs = task.answers(run), task.floors(run)
-    splits, each = judge(ours, theirs, task)
+    splits, each = compare_with_floors(ours, theirs, task)
     return splits["dev"], task.intervals(ours["dev"]), theirs
 
 

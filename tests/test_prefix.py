@@ -3,8 +3,8 @@
 import pytest
 import torch
 from registries import MASK, build
+from registries import OWN_DECODERS as DECODERS
 
-from decoders import DECODERS
 from lab.data.corpus import Corpus
 from lab.data.sampler import Sampler
 from lab.training.validation import Batch, Evaluator

@@ -376,7 +376,7 @@ def test_a_finished_folder_is_only_replaced_on_demand(run, bpe, tmp_path):
 def large(tmp_path_factory):
     """Some megabytes of text, enough for several processes."""
     path = tmp_path_factory.mktemp("large") / "large.txt"
-    path.write_text("\n\n".join(documents(1000) * 14))
+    path.write_text("\n\n".join(documents(1000) * 8))
     return path
 
 
@@ -424,13 +424,13 @@ def wait_for(condition, seconds=30):
         time.sleep(0.02)
 
 
-def test_pydocs(tmp_path):
-    flags = ("--max_mb=0.6", "--tokenizer=bpe:1024", f"--data_dir={tmp_path}")
-    process = start("pydocs", *flags)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    train, val = (Corpus(tmp_path / "pydocs", split) for split in ("train", "val"))
-    tokenizer = load_tokenizer(tmp_path / "pydocs" / "tokenizer.json")
+def test_pydocs(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)  # no further processes
+    code, _, err = run("pydocs", "--max_mb=0.6", "--tokenizer=bpe:1024")
+    assert code == 0, err
+    folder = tmp_path / "data" / "pydocs"
+    train, val = (Corpus(folder, split) for split in ("train", "val"))
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
     texts = [
         tokenizer.decode(corpus.tokens[a:b].tolist())
         for corpus in (train, val)
@@ -511,20 +511,14 @@ MISTAKES = {
     "is no file": lambda folder: ["--name=x", "--files", folder],
     "not UTF-8 at byte 3;": bad_file("a.txt", b"abc\xff\xfe"),
     "not UTF-8 at byte 1,048,577;": bad_file("a.txt", b"a" * 1_048_577 + b"\xe9 cole"),
-    "a.txt is not UTF-8": bad_file("a.txt", b"ends within a character \xe6\x9d"),
     "no text in the files": bad_file("a.txt", b" \n\n\t\n"),
     "only one sentence": bad_file("a.txt", b"Just this."),
     "a.jsonl:2 is no JSON": bad_file("a.jsonl", b'{"text": "a. b."}\n{"txt": 1}\n'),
-    "a.jsonl:1 is no JSON": bad_file("a.jsonl", b"[1]\n"),
-    "a.jsonl is not UTF-8 at byte 10;": bad_file("a.jsonl", b'{"text": "\xff"}\n'),
     "b.txt is a parquet file": lambda folder: [
         *bad_file("b.txt", b"PAR1\x15\x04")(folder)[:1],
         f"--files={good()(folder)[2]},{folder / 'b.txt'}",
     ],
-    "a.txt.xz is damaged": bad_file("a.txt.xz", lzma.compress(os.urandom(9999))[:-900]),
-    "b.xz is damaged": bad_file("b.xz", b"no archive"),
     "a.txt.gz is damaged": bad_file("a.txt.gz", gzip.compress(b"a. " * 9999)[:-9]),
-    "c.gz is damaged": bad_file("c.gz", b"no archive"),
     "'../x' is no name": good(name="../x"),
     "'a/b' is no name": good(name="a/b"),
     "bpe:abc names no vocabulary size of 260 to 65536": good("--tokenizer=bpe:abc"),

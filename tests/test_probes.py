@@ -66,9 +66,9 @@ def test_judged_beside_floors_and_told_when_planted():
         return np.array([[float(text in own), 1.0] for text in given])
 
     own = set(texts)
-    scores = probes.judge(found["word_order"], {"knows": knows_order})
+    scores = probes.score(found["word_order"], {"knows": knows_order})
     assert scores["knows"]["low"] > 0.8 and abs(scores["bag_of_words"]["value"] - 0.5) < 0.15
-    assert probes.judge(found["number"], {})["bag_of_words"]["value"] < 0.65  # no form of the test was seen
+    assert probes.score(found["number"], {})["bag_of_words"]["value"] < 0.65  # no form of the test was seen
     assert 0.4 < scores["majority"] < 0.65
     assert probes.probes(texts[:30], 400)["tense"] is None
 

@@ -91,9 +91,9 @@ def test_learnt_weights_on_two_ranks_equal_one_rank_with_two_micro_batches(data,
 
 
 def test_ranks_that_share_no_disk_go_on(data, tmp_path):
-    """Dropout and bfloat16, spectral tokens: all that a rank could get wrong by itself. Rank 1's disk is empty first,
-    and holds another run later."""
-    more = [*BRIEF, "--dropout=0.1", "--dtype=bfloat16", "--token_init=spectral", "--eval_interval=2"]
+    """Dropout, spectral tokens: what a rank could get wrong by itself. Rank 1's disk is empty first, and holds another
+    run later. (bfloat16, which a CPU emulates, is in tests/test_compile.py.)"""
+    more = [*BRIEF, "--dropout=0.1", "--token_init=spectral", "--eval_interval=2"]
     nodes = [tmp_path / "node0", tmp_path / "node1"]
 
     def words(steps):
@@ -162,13 +162,12 @@ def test_the_launcher_says_a_mistake_once(data, tmp_path):
     assert "exitcode  : 2" in done.stderr  # of rank 0, as the launcher reports it
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGUSR1, 138), (signal.SIGINT, 130)])
-def test_a_signal_to_one_rank_stops_both_at_one_step(number, code, data, tmp_path):
+def test_a_signal_to_one_rank_stops_both_at_one_step(data, tmp_path):
     out = tmp_path / "run"
     with start_ranks(both(data, out, *ENDLESS), tmp_path / "logs") as ranks:
         ranks[0].wait_until(lambda: len(losses(out)) > 3)
-        ranks[1].signal(number)
-        assert [rank.wait().code for rank in ranks] == [code, code]
+        ranks[1].signal(signal.SIGUSR1)
+        assert [rank.wait().code for rank in ranks] == [138, 138]
     step = RunFolder(out).pointer("latest")
     assert step == losses(out)[-1][0]
     run(data, out, *BRIEF, f"--max_steps={step + 2}", "--micro_batch=4", "--ckpt_interval=0")

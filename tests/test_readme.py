@@ -15,7 +15,8 @@ import pytest
 
 import train
 from lab.configurator import read_layers
-from tests.corpus import sentence
+from model import ModelConfig
+from tests.corpus import make_corpus, sentence
 from tests.test_eval_glue import write_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +44,7 @@ def test_the_two_commands():
 
 SMALL = "--max_steps=5 --warmup=0 --eval_interval=0 --hidden=32 --intermediate=32 --layers=1 --eval_tokens=256"
 SHORTER = {  # words of a command -> the flags that make it short; train.py has SMALL besides
-    "nano.py": "--steps=3",
+    "nano.py": "--steps=3 --file=notes.txt --hidden=32",
     "data/glue/prepare.py": "--from=tasks",
     "eval_glue.py": "--seeds=1 --epochs=1",
     "bench.py": "--batch=2 --repeats=1 --dense=False",
@@ -51,7 +52,8 @@ SHORTER = {  # words of a command -> the flags that make it short; train.py has 
     "torchrun": "--dataset=pydocs --vocab_size=0 --lengths=16 --batch_size=8 --final_report=losses --compile=False",
     "--objective": "--out_dir=out/own --batch_size=8 --final_report=losses",
 }
-# All in one process, since importing torch takes longer than most of them; the runs of a grid too.
+# All in one process, since importing torch takes longer than most of them; the runs of a grid too. Fewer seeds,
+# resamples and pairs.
 RUN = """
 import contextlib, importlib, json, pathlib, subprocess, sys
 from unittest.mock import patch
@@ -65,10 +67,16 @@ def run(words):
     assert not code, words
     return 0
 
-here = patch("compare.Children.run", lambda self, words, **options: run([*map(str, words)]))
+def of_a_grid(self, words, **options):
+    with patch("train.cost", return_value=(1, 1.0)):
+        return run([*map(str, words)])
+
 undrawn = patch("lab.report.panels", side_effect=RuntimeError("pictures take longer than all the rest"))
-patches = [here, undrawn, patch("lab.distributed.on_stop")]  # the last, for a grid's runs are of a thread
+patches = [patch("compare.Children.run", of_a_grid), patch("bench.in_fresh_process", return_value=1), undrawn]
+patches += [patch("lab.distributed.on_stop")]  # for a grid's runs are of a thread
 patches += [patch(f"lab.evaluation.{name}.UNTRAINED_SEEDS", 1) for name in ("floors", "order", "retrieval")]
+patches += [patch("lab.evaluation.scores.bootstrap.__defaults__", (0, 100))]
+patches += [patch("lab.evaluation.order.make_pairs.__defaults__", (200, 0))]
 with contextlib.ExitStack() as stack:
     for one in patches:
         stack.enter_context(one)
@@ -100,6 +108,7 @@ def fork(tmp_path_factory):
         names[base] = name.lower()
         with open(folder / f"{base.lower()}s.py", "a") as file:
             file.write("\n\n" + code)
+    make_corpus(folder / "data/pydocs")  # which train.py would make of docstrings: tests/test_prepare.py does
     documents = (" ".join(sentence(chance) for _ in range(10)) for _ in range(900))
     (folder / "notes.txt").write_text("\n\n".join(documents))
     write_tasks(folder / "tasks")
@@ -110,7 +119,7 @@ def test_every_command_runs(fork):
     folder, names = fork
     assert names.keys() == {"Encoder", "Objective"}
     here = [command for command in COMMANDS if not command.endswith("pytest") and "torchrun" not in command]
-    script = [["data/pydocs/prepare.py", "--max_mb=1"], *map(shortened, here), blocks("python")[0]]
+    script = [*map(shortened, here), blocks("python")[0]]
     script.append("print('vectors', *vectors.shape)")
     words = [sys.executable, "-c", RUN, json.dumps(script)]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=110)
@@ -147,9 +156,9 @@ def test_options_are_what_the_code_says():
     assert set(re.findall(r"^\| `(\w+)` \|", presets, re.M)) == named, "run python docs/generate.py"
 
 
-MATHEMATICS = "losses noise problem objectives layers encoders decoders heads model geometry".split()
-LAB = "configurator command files report distributed sources reference data training runs evaluation analysis".split()
-LAB += ["grids", "export"]
+MATHEMATICS = "losses noise problem objectives layers encoders decoders heads backbone model geometry".split()
+LAB = "configurator command files report distributed sources reference data training original runs evaluation".split()
+LAB += ["analysis", "grids", "export"]
 
 
 def imports(path):
@@ -176,8 +185,9 @@ def test_files_import_files_above_them():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "config")))
-def test_every_config_loads(path):
+def test_every_config_loads(path, monkeypatch):
     """As train.py reads it (of grids tests/test_compare.py reads each arm); it begins with what it is for."""
+    monkeypatch.setattr(ModelConfig, "unused", lambda self: set())  # which takes long, for warnings
     assert path.read_text().startswith('"""\n')
     if "arms" not in {name for layer in read_layers(path, ROOT) for name in layer}:
         assert train.read_settings([str(path)]).preset == path.stem

@@ -48,7 +48,7 @@ KINDS = {
         "--token_init=spectral",
         "--schedule=wsd",
     ],
-    "bfloat16, micro-batches": ["--dtype=bfloat16", "--micro_batch=4", "--lengths=16,32"],
+    "micro-batches": ["--micro_batch=4", "--lengths=16,32"],
     "a sum with views": [
         "--objective=tsdae + 0.3*contrastive",
         "--lengths=16,40",

@@ -3,7 +3,6 @@
 import bz2
 import gzip
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,19 +12,13 @@ import sample
 from lab.configurator import UserError
 from lab.runs import load_run
 from tests import training
-from tests.corpus import make_corpus
-from tests.test_eval_glue import SMALL
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    here = tmp_path_factory.mktemp("sample")
-    make_corpus(here / "data" / "toy")
-    where = [f"--data_dir={here / 'data'}", "--dataset=toy", f"--out_dir={here / 'run'}"]
-    assert training.main([str(ROOT / "config" / "quickstart.py"), *SMALL, *where, "--max_steps=2"]) == 0
-    return here / "run"
+def run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("sample") / "run"
+    assert training.run(data, out, "--layers=2", "--max_steps=2") == 0
+    return out
 
 
 def test_a_part_of_the_concepts_is_refused_where_it_means_nothing(run):
@@ -65,10 +58,9 @@ def test_the_other_modes(run, capsys):
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory):
+def others(data, tmp_path_factory):
     """Runs of the other objectives, by name."""
     here, runs = tmp_path_factory.mktemp("others"), {}
-    make_corpus(here / "data" / "toy")
     for name, flags in {
         "diffusion": ["--objective=diffusion", "--decoder=diffusion", "--decoder_window=2"],
         "diffusion_next": ["--objective=diffusion", "--decoder=diffusion", "--diffusion_source=next"],
@@ -77,9 +69,7 @@ def others(tmp_path_factory):
         "contrastive": ["--objective=contrastive"],
     }.items():
         runs[name] = here / name
-        where = [f"--data_dir={here / 'data'}", "--dataset=toy", f"--out_dir={runs[name]}", "--max_steps=2"]
-        flags = [str(ROOT / "config" / "quickstart.py"), *SMALL, *where, *flags]
-        assert training.main(flags) == 0
+        assert training.run(data, runs[name], "--max_steps=2", *flags) == 0
     return runs
 
 

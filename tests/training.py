@@ -87,12 +87,12 @@ def forkserver():
 
 
 class Process:
-    """train.py in a process of its own, forked from one that has imported torch already."""
+    """A command, train.py or that of another `main`, in a process forked from one that has imported torch already."""
 
-    def __init__(self, words, log: Path, environ=None, folder=ROOT, before=None):
+    def __init__(self, words, log: Path, environ=None, folder=ROOT, before=None, main=train.main):
         """log: where it writes, log.out and log.err; before: called in it before it starts."""
         self.log, self.began = log, time.monotonic()
-        args = (words, log, environ or {}, folder, before)
+        args = (words, log, environ or {}, folder, before, main)
         self.process = forkserver().Process(target=in_process, args=args, daemon=True)
         self.process.start()
 
@@ -123,16 +123,16 @@ class Process:
             time.sleep(0.005)
 
 
-def in_process(words, log, environ, folder, before):
+def in_process(words, log, environ, folder, before, main):
     for fd, name in (1, "out"), (2, "err"):
         os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
     os.environ.update(environ)
     os.chdir(folder)
-    sys.argv = ["train.py", *words]
+    sys.argv = [f"{main.__module__}.py", *words]
     with bare():
         if before:
             before()
-        command.command(train.main)
+        command.command(main)
 
 
 @contextmanager

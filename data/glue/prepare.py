@@ -4,10 +4,10 @@ Sentence tasks for eval_glue.py, from the Hugging Face hub or from a local folde
     python data/glue/prepare.py [--tasks=stsb,mrpc]
     python data/glue/prepare.py --from=DIR          # as published (lab/evaluation/tasks.py), or the hub's parquet files
 
-The hub's parquet files are read (of the branch refs/convert/parquet, else of main), never a script, and written as JSON
-lines, one per row: {"sentences": [..], "label": .., "set": null}. Original layouts are copied. Row counts and
-labels are compared with the official ones, and a difference is said. STS-B's test and SICK are not GLUE's; the test
-labels of QQP, MNLI and QNLI are not public.
+The hub's parquet files (branch refs/convert/parquet, else main; never a script) are written as JSON lines, one object
+per row: {"sentences": [..], "label": .., "set": null}. Files in original layouts are copied. Differences to the
+official row and label counts are reported. STS-B's test split and SICK are not part of GLUE; the test labels of QQP,
+MNLI and QNLI are not public.
 """
 
 import json
@@ -30,7 +30,7 @@ from lab.files import locked, replacing, write_atomic
 ROOT = Path(__file__).resolve().parents[2]
 PARQUET = "refs/convert/parquet"
 
-# Rows of a split, and of each class; scores: rows alone. Counted in the official files.
+# Rows of each class in the official files; for score tasks: rows.
 OFFICIAL = {
     "stsb": {"train": 5749, "dev": 1500, "test": 1379},
     "stsb_v2": {"train": 5631, "dev": 1485, "test": 1362},  # MTEB's STSBenchmark.v2, made of the files of stsb
@@ -47,17 +47,17 @@ OFFICIAL = {
     "mnli": {"train": (130899, 130900, 130903), "dev": (3479, 3123, 3213), "dev_mismatched": (3463, 3129, 3240)},
 }
 
-SICK_TXT = {  # which leaves out the pairs that occur twice
+SICK_TXT = {  # counts of SICK.txt, which leaves out pairs that occur twice
     "sick_r": {"train": 4439, "dev": 495, "test": 4906},
     "sick_e": {"train": (1274, 2524, 641), "dev": (143, 281, 71), "test": (1404, 2790, 712)},
 }
-MADE_OF = {"sick": ("sick_r", "sick_e"), "stsb": ("stsb", "stsb_v2")}  # tasks of the same files
+MADE_OF = {"sick": ("sick_r", "sick_e"), "stsb": ("stsb", "stsb_v2")}  # tasks that share files
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a task lies on the hub. splits: ours -> the hub's; sentences and score: columns; names: of the classes, in
-    the order of the hub's numbers."""
+    """A task on the hub. splits: our name -> the hub's; sentences, score: columns; names: of the classes, in the order
+    of the hub's numbers."""
 
     repository: str
     config: str
@@ -108,14 +108,14 @@ class Glue:
 
 
 def choose(names: list[str], hub: Hub, split: str) -> list[str]:
-    """Of file names those that hold a split, as the converter (CONFIG/SPLIT/0000.parquet) or an author (CONFIG/SPLIT-*)
-    names them, in order."""
+    """The file names of a split, in order, as named by the converter (CONFIG/SPLIT/0000.parquet) or by an author
+    (CONFIG/SPLIT-*)."""
     pattern = rf"(.*/)?{re.escape(hub.config)}/{hub.splits[split]}(/[^/]*|-[^/]*)?\.parquet"
     return sorted(name for name in names if re.fullmatch(pattern, name))
 
 
 def find(hub: Hub, split: str, folder: Path | None) -> list[Path]:
-    """The parquet files of a split; none where the local folder has none."""
+    """The parquet files of a split; [] if the local folder has none."""
     if folder:
         root = folder / hub.repository.split("/")[1]
         names = [path.relative_to(root).as_posix() for path in root.rglob("*.parquet")]
@@ -139,7 +139,7 @@ def find(hub: Hub, split: str, folder: Path | None) -> list[Path]:
 
 
 def rows_of(hub: Hub, path: Path) -> list[dict]:
-    """The rows of a file, each with the name of its label."""
+    """The rows of a file, each with the name of its class."""
     import pyarrow.parquet as pq
 
     try:
@@ -168,7 +168,7 @@ def rows_of(hub: Hub, path: Path) -> list[dict]:
 
 
 def json_lines(task: Task, hub: Hub, rows: list[dict]) -> str:
-    """Rows of the hub as a file of the task, one JSON object per line. A row with an empty sentence is left out."""
+    """Rows of the hub as JSON lines of the task; rows with an empty sentence are left out."""
     lines = []
     for row in rows:
         sentences = [" ".join(str(row[column] or "").split()) for column in hub.sentences]
@@ -182,7 +182,7 @@ def json_lines(task: Task, hub: Hub, rows: list[dict]) -> str:
 
 
 def from_parquet(name: str, folder: Path | None, to: Path) -> bool:
-    """Writes the files of a task; False where the local folder has none of its splits."""
+    """Writes the files of a task; False if the local folder has none of its splits."""
     hub, tasks = HUB[name], [TASKS[made] for made in MADE_OF.get(name, [name])]
     found = {split: [row for path in find(hub, split, folder) for row in rows_of(hub, path)] for split in hub.splits}
     for split, rows in found.items():
@@ -194,12 +194,12 @@ def from_parquet(name: str, folder: Path | None, to: Path) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Files that are there already
+# Files of a local folder
 
 
 def copy_files(name: str, folder: Path, to: Path) -> bool:
-    """Copies what there is of a task, in JSON lines or in an original layout; False where its folder is not there. JSON
-    lines of an earlier call, which would be read first, go."""
+    """Copies a task's files, JSON lines or original layout; False if there are none. Deletes JSON lines of an earlier
+    call, which would be preferred."""
     tasks = [TASKS[made] for made in MADE_OF.get(name, [name])]
     own, target = beside(folder, tasks[0].folder), to / tasks[0].folder
     files = [files for files, *_ in tasks[0].layouts]
@@ -217,7 +217,7 @@ def copy_files(name: str, folder: Path, to: Path) -> bool:
 
 
 def differences(name: str, folder: Path) -> list[str]:
-    """What is not as in the official files, in a sentence each."""
+    """Differences to the official files, one sentence each."""
     found, sentences = load_task(name, folder), []
     for split, official in OFFICIAL[name].items():
         if split not in found:
@@ -248,7 +248,7 @@ def main(argv):
 
 
 def make(names: tuple[str, ...], folder: Path | None, to: Path) -> int:
-    """Makes the files of these tasks and says how they differ from the official ones; returns the exit code."""
+    """Makes the files of these tasks and reports differences to the official ones -> exit code."""
     everything, done = "all" in names, []
     for name in HUB if everything else names:
         try:

@@ -1,15 +1,15 @@
 """
-A corpus of the Hugging Face hub as training data, streamed: nothing but the tokens is stored.
+Prepares a corpus of the Hugging Face hub, streamed: only tokens are stored.
 
     python data/hub/prepare.py --name=minipile [--tokenizer=bpe:16384] [--local=DIR]
     python data/hub/prepare.py --name=openwebtext_wikipedia
 
-Each parquet file becomes a part in data/NAME/.parts; after an interruption the same command goes on with the first part
-that is missing. --local reads the files from a folder with the hub's layout, without a network: of a corpus of several
-repositories each is in DIR/OWNER/NAME.
+Each parquet file becomes a part in data/NAME/.parts; after an interruption the same command continues with the first
+missing part. --local reads the files from a folder with the hub's layout, without a network; if a corpus has several
+repositories, each is in DIR/OWNER/NAME.
 
-A repository without a validation split holds out every thousandth document or so, by a hash of its text: a document
-that stands in it twice, or in two repositories, is on one side.
+If a repository has no validation split, about every thousandth document is held out, by a hash of its text: duplicates,
+also in other repositories, are in the same split.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from lab.data.corpus import HUB_CORPORA, TokenFile
 from lab.data.tokenizers import clean
 
 NAMES = ", ".join(HUB_CORPORA)
-HELD_OUT = 0.001  # of the documents, where the hub has no validation split
+HELD_OUT = 0.001  # share of the documents, if the hub has no validation split
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Hub(prepare.Output):
 
 
 def find_shards(repository: str, train: str, val: str, local: str) -> list[tuple[str, str]]:
-    """(split, url) of the parquet files of a repository, in order. split "": it has no val, some is held out."""
+    """(split, url) of the parquet files of a repository, in order; split "" if there is no validation split."""
     if local:
         folder = Path(local)
         if not folder.is_dir():
@@ -78,13 +78,13 @@ def find_shards(repository: str, train: str, val: str, local: str) -> list[tuple
 
 
 def drawn_split(text: str) -> str:
-    """Of a document of a repository without val."""
+    """The split of a document, if the repository has no validation split."""
     digest = hashlib.blake2b(clean(text).encode(), digest_size=8).digest()
     return "val" if prepare.in_val(HELD_OUT, int.from_bytes(digest, "little")) else "train"
 
 
 def text_of(value, where: str) -> str:
-    """What stands in the column `text`: a string, the bytes of one, or nothing."""
+    """The text of a cell of the column `text`: a string, its bytes, or None."""
     try:
         text = value.decode() if isinstance(value, bytes) else "" if value is None else value
         if isinstance(text, str):
@@ -130,7 +130,7 @@ class Rows(prepare.Source):
 
 
 def encode_part(source: Rows, part: Path, tokenizer: Path, about: str):
-    """One shard -> a folder with train.bin and val.bin, where there is text for them; in place when complete."""
+    """Encodes one shard into a folder with train.bin and val.bin (those with text), moved into place when complete."""
     with prepare.temporary_folder(part.with_name(".making")) as temporary:
         with closing(prepare.Splits(temporary, tokenizer)) as splits:
             splits.encode(source, about)
@@ -142,7 +142,7 @@ def encode_part(source: Rows, part: Path, tokenizer: Path, about: str):
 
 
 def encode_parts(config: Hub, shards: list[tuple[str, str]], parts: Path):
-    """Makes a folder of each shard, 00000, 00001, ...; those that an earlier run completed are not made again."""
+    """Encodes each shard into a folder 00000, 00001, ...; those completed by an earlier run are kept."""
     tokenizer, journal = parts / "tokenizer.json", parts / "job.json"
     urls = [url for _, url in shards]
     job = json.dumps({"tokenizer": config.tokenizer, "lowercase": config.lowercase, "shards": urls})
@@ -151,7 +151,7 @@ def encode_parts(config: Hub, shards: list[tuple[str, str]], parts: Path):
         parts.mkdir()
         prepare.make_tokenizer(config.tokenizer, Rows(shards), config.lowercase, tokenizer)
         files.sync(tokenizer)
-        files.write_atomic(journal, job)  # from here on the parts fit together
+        files.write_atomic(journal, job)  # parts made from now on belong to this job
 
     if done := len([*parts.glob("?????")]):
         print(f"going on: {done} of {len(shards)} parts are there", file=sys.stderr)

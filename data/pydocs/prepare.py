@@ -1,11 +1,11 @@
 """
-The default corpus, made without a network: the docstrings of the standard library and of the installed packages.
+Prepares the default corpus, without a network: docstrings of the standard library and of installed packages.
 
     python data/pydocs/prepare.py [--max_mb=2]
 
-A document is the prose of one docstring, its lines joined again; examples, code, tables and the types of parameters are
-dropped, and so is a document that occurred before. Files are walked in sorted order; 5 % of the files are validation.
-The corpus depends on what is installed: the versions stand in meta.json. About a minute on two cores.
+A document is the prose of one docstring with its lines joined; examples, code, tables and types of parameters are
+dropped, as are duplicate documents. Files are read in sorted order; 5 % of them are held out for validation. The corpus
+depends on what is installed: versions are in meta.json. About a minute on two cores.
 """
 
 import ast
@@ -34,7 +34,7 @@ from lab.data.tokenizers import clean
 
 VAL_FRACTION = 0.05  # of the files
 SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}
-FILES = 32  # that a process reads in one go
+FILES = 32  # that a process reads at a time
 
 
 @dataclass
@@ -55,7 +55,7 @@ WORD = re.compile(r"[A-Za-z]{2,}")
 
 
 def prose(docstring: str) -> str:
-    """One paragraph or list item a line; empty where there is no prose."""
+    """The prose of a docstring, one paragraph or list item per line; "" if there is none."""
     paragraphs, lines = [], []
     margin = None  # the paragraph's indent; None: any, since a list item or label has just begun it
     hidden = None  # indent of the line whose deeper lines are code
@@ -98,7 +98,7 @@ def prose(docstring: str) -> str:
 
 
 def docstrings(node: ast.AST) -> Iterator[str]:
-    """The docstring of a module, and those of all that is defined in it, in order."""
+    """The docstrings of a module and of everything defined in it, in order."""
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
         yield ast.get_docstring(node, clean=False) or ""
     for block in ("body", "handlers", "orelse", "finalbody"):  # statements only: expressions hold no definitions
@@ -107,7 +107,7 @@ def docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def read_files(files: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """(name, path) of files -> (name, the prose of each docstring) of those that Python reads."""
+    """(name, path) of files -> (name, the prose of each docstring) of files that Python can parse."""
     found = []
     for name, path in files:
         # templates, Python 2, bad encodings: not ours to mend
@@ -120,7 +120,7 @@ def read_files(files: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
 
 
 def walk() -> Iterator[tuple[str, str]]:
-    """(name, path) of every Python file of the standard library, then of the installed packages, in sorted order."""
+    """(name, path) of the Python files of the standard library, then of the installed packages, sorted."""
     paths = sysconfig.get_paths()
     roots = {os.path.realpath(paths[kind]): kind for kind in ("platlib", "purelib", "stdlib")}
     for root, kind in sorted(roots.items(), key=lambda item: item[1] != "stdlib"):
@@ -133,7 +133,7 @@ def walk() -> Iterator[tuple[str, str]]:
 
 
 class Docstrings(prepare.Source):
-    """All documents, held in memory (some 30 MB); the bar counts characters."""
+    """All documents, in memory (about 30 MB); the progress bar counts characters."""
 
     unit = "chars"
 

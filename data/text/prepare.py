@@ -1,11 +1,11 @@
 """
-Any local text as training data: files in, data/NAME/{train.bin, val.bin, tokenizer.json, meta.json} out.
+Prepares local text files: writes data/NAME/{train.bin, val.bin, tokenizer.json, meta.json}.
 
     python data/text/prepare.py --name=wiki --files wiki_*.txt.xz --tokenizer=bpe:16384
 
-Files are plain text or one JSON object with a "text" a line, either of them packed (gzip, xz, bzip2, Zstandard) or not;
-which of these they are is seen in them, whatever their names. In plain text a blank line ends a document. A seeded
-choice of documents is kept for validation, at least one; of a single document its last twentieth.
+Files are plain text or JSON lines (an object with a "text" per line), optionally compressed (gzip, xz, bzip2,
+Zstandard); the format is detected from their content, not from their names. In plain text a blank line ends a document.
+A pseudo-random choice of documents is held out for validation, at least one; of a single document its last 5 %.
 """
 
 import sys
@@ -24,8 +24,8 @@ from lab.data import prepare, text_files
 
 @dataclass
 class Text(prepare.Output):
-    files: Annotated[tuple[PathStr, ...], "files of plain text or JSON lines, packed or not"] = ()
-    val_fraction: Annotated[float, "share of the documents kept for validation (at least one)"] = 0.01
+    files: Annotated[tuple[PathStr, ...], "files of plain text or JSON lines, compressed or not"] = ()
+    val_fraction: Annotated[float, "share of the documents held out for validation (at least one)"] = 0.01
 
     def __post_init__(self):
         if not 0 <= self.val_fraction <= 0.5:

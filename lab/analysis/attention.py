@@ -1,7 +1,7 @@
 """
-Which tokens a model's concepts read, and of which types.
+Which tokens a model's concepts attend to, and of which types.
 
-Nothing of the model is changed: the products of its attention are watched while it reads.
+The model is not changed: its attention weights are recorded during a forward pass.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from lab.data.tokenizers import pad_batch
 from lab.distributed import exact_matmul
 from lab.runs import LoadedRun
 
-SEEN = 5  # times that a token must occur to be told as one that a concept reads
+SEEN = 5  # tokens that occur less often are not listed
 
 
 class Watch(TorchFunctionMode):
-    """Keeps the weights [B, C, S] with which the first C of C or C + R queries attend to S keys, mean over heads,
-    wherever an attention of such a size is computed: softmax over keys, or over queries where slots compete."""
+    """Records the weights [B, C, S], mean over heads, with which the first C of C or C + R queries attend to S keys,
+    wherever attention of this size is computed: softmax over keys, or over queries (slot attention)."""
 
     def __init__(self, mask: Tensor, concepts: int, registers: int):
-        """mask [B, S]: True where there is a token."""
+        """mask [B, S]: True for tokens, False for padding."""
         super().__init__()
         rows, keys = mask.shape
         self.sizes, self.concepts = [(rows, n, keys) for n in (concepts, concepts + registers)], concepts
@@ -51,8 +51,8 @@ class Watch(TorchFunctionMode):
 
 @dataclass
 class Attention:
-    """What the concepts of texts read: weights [n, C, S] float32, each row of sum 1, mean over all reads of the tokens;
-    0 where a text has ended; ids: the tokens of each text."""
+    """Attention of the concepts of n texts: weights [n, C, S] float32, mean over all layers that read the tokens, rows
+    of sum 1, 0 at padding; ids: the tokens of each text."""
 
     weights: Tensor
     ids: list[list[int]]
@@ -60,12 +60,12 @@ class Attention:
 
 @torch.no_grad()
 def attention(run: LoadedRun, texts: list[str]) -> Attention | None:
-    """None where the encoder's concepts do not attend to tokens (funnel: they read means of them), or texts are too
-    short to tell tokens from latents."""
+    """None if the encoder's concepts do not attend to tokens (funnel: they attend to means of tokens), or if the texts
+    are too short to distinguish tokens from latents."""
     rows = [ids[: run.max_length] for ids in run.encode_texts(texts)]
     config = run.model.config
     C, R, longest = run.model.options.concepts or config.concepts, config.registers, max(map(len, rows))
-    while longest in (C, C + R):  # latents attend to each other too: another number of columns tells the two apart
+    while longest in (C, C + R):  # latents attend to each other, too: a different number of keys distinguishes the two
         longest -= 1
     if longest < 1:
         return None
@@ -83,9 +83,9 @@ def attention(run: LoadedRun, texts: list[str]) -> Attention | None:
 
 
 def top_tokens(read: Attention, vocab: int, count: int = 8) -> list[list[tuple[int, float]]]:
-    """For each concept the tokens that tell it apart: (id, its attention to that token over the mean of the other
-    concepts'), those first that make most of the divergence of what it reads from what they read (share x log of that
-    ratio), of those that occur often enough. A single concept is compared with reading all positions alike."""
+    """For each concept its most distinctive tokens: (id, its attention to the token divided by the other concepts' mean
+    attention), ordered by their contribution to the KL divergence between the two (share x log ratio), of tokens that
+    occur SEEN times or more. A single concept is compared with uniform attention."""
     C = read.weights.shape[1]
     sums, seen = torch.zeros(vocab, C, dtype=torch.float64), torch.zeros(vocab)
     even = torch.zeros(vocab, 1, dtype=torch.float64)
@@ -106,7 +106,7 @@ def top_tokens(read: Attention, vocab: int, count: int = 8) -> list[list[tuple[i
 
 
 def type_shares(run: LoadedRun, read: Attention) -> Tensor:
-    """[C, kinds]: the share of its attention that each concept gives to each of the TYPES of tokens."""
+    """[C, kinds]: the share of each concept's attention that goes to each of the TYPES of tokens."""
     words_of, sums = Words(run.tokenizer), torch.zeros(read.weights.shape[1], len(TYPES), dtype=torch.float64)
     for weights, ids in zip(read.weights, read.ids, strict=True):
         types = torch.tensor([TYPES.index(name) for name in token_types(*words_of(ids))])

@@ -1,7 +1,7 @@
-"""What is measured of a run, and of its untrained twin: numbers, spectra, what each concept is worth to the decoder."""
+"""Measurements of a run and of its untrained twin: numbers, spectra, what each concept is worth to the decoder."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +21,11 @@ from objectives import ObjectiveConfig, Objectives
 from problem import Problem, Vocabulary
 
 BUCKETS = 8  # of positions
-COLLAPSED = 1e-4  # a dimension whose variance is below this share of the mean one's says nothing
+COLLAPSED = 1e-4  # a dimension with less than this share of the mean variance counts as collapsed
 
 
 def same_texts(runs: list[LoadedRun], count: int) -> list[Tensor]:
-    """The first `count` rows of the first run, for each of the runs: in its own tokens, all cut to one length."""
+    """The first `count` rows of the first run, in each run's own tokens, truncated to one length."""
     first, rows = runs[0], runs[0].rows[:count].tolist()
     same = [run.config["tokenizer_hash"] == first.config["tokenizer_hash"] for run in runs]
     texts = [] if all(same) else [first.tokenizer.decode(row) for row in rows]
@@ -35,8 +35,9 @@ def same_texts(runs: list[LoadedRun], count: int) -> list[Tensor]:
     return [torch.tensor([row[:length] for row in own if len(row) >= length]) for own in ids]
 
 
-def judge_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int = 128) -> Evaluator:
-    """The run's model and objective on these rows [n, N], at least so many, in batches; every token counts alike."""
+def evaluator_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int = 128) -> Evaluator:
+    """An evaluator of the run's model and objective on rows [n, N], in batches of `size`, without token weights.
+    UserError for fewer than `least` rows."""
     keys = {key: run.config[key] for key in fields_of(ObjectiveConfig) if key in run.config} | {"token_weight": "none"}
     if keys.get("mask_unit") == "pmi":
         keys["mask_unit"] = "word"  # a run does not keep the collocations
@@ -52,58 +53,60 @@ def judge_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size: int
 
 
 @torch.no_grad()
-def numbers_of(judge: Evaluator, whole: Tensor, **sizes) -> dict:
-    """As in metrics.jsonl; and how many dimensions of the pooled vectors hardly change with the text. whole: what
-    `judge.whole` returned; sizes: of Evaluator.geometry."""
-    variance = judge.model.pool(whole).double().var(0)
+def numbers_of(evaluator: Evaluator, whole: Tensor, **sizes) -> dict:
+    """The numbers of metrics.jsonl, and how many dimensions of the pooled vectors are collapsed. whole: from
+    `evaluator.whole`; sizes: arguments of Evaluator.geometry."""
+    variance = evaluator.model.pool(whole).double().var(0)
     collapsed = int((variance < COLLAPSED * variance.mean()).sum())
-    return judge.geometry(whole, **sizes) | {"collapsed_dimensions": collapsed}
+    return evaluator.geometry(whole, **sizes) | {"collapsed_dimensions": collapsed}
 
 
 @torch.no_grad()
-def learned(run: LoadedRun, judge: Evaluator, numbers: dict, metrics: list[dict]) -> str:
-    """geometry.learned: the loss as metrics.jsonl has it of this checkpoint, the twin on the rows of `judge`."""
+def learned(run: LoadedRun, evaluator: Evaluator, numbers: dict, metrics: list[dict]) -> str:
+    """geometry.learned, with this checkpoint's loss from metrics.jsonl and the untrained twin on the rows of
+    `evaluator`."""
     untrained = run.twin(run.config.get("seed", 0))
-    twin = Evaluator(untrained.model, judge.objectives, judge.vocab, judge.world, judge.fixed).halves()
+    twin = Evaluator(untrained.model, evaluator.objectives, evaluator.vocab, evaluator.world, evaluator.fixed).halves()
     logged = next((one for one in metrics if one["step"] == run.step and "val_floor" in one), None)
     if any(run.model.options):  # it was logged of the model as it is configured
         logged = None
-    loss = (logged["val_loss"], logged["val_floor"], judge.objectives.unit) if logged else None
+    loss = (logged["val_loss"], logged["val_floor"], evaluator.objectives.unit) if logged else None
     return geometry.learned(numbers, twin, loss)
 
 
 @torch.no_grad()
-def use_of_concepts(judge: Evaluator) -> dict:
-    """What the decoder makes of the concepts: {"knock_out": [C] loss rise when one of them becomes its mean over texts,
-    "bits": that a concept carries on average (loss with all at their means less the loss, x scored tokens / (C ln 2)),
-    "position": the first position of each bucket, "delta_...": [buckets] loss rise there}; empty without a decoder."""
-    if (part := judge.decoded()) is None:
+def use_of_concepts(evaluator: Evaluator) -> dict:
+    """How the decoder uses the concepts: {"knock_out": [C], the loss increase if one concept is replaced by its mean
+    over texts; "bits" per concept: (loss with all replaced by their means - loss) x scored tokens / (C ln 2);
+    "position": the first position of each bucket; "delta_...": [buckets], the loss increase there}. {} without a
+    decoder."""
+    if (part := evaluator.decoded()) is None:
         return {}
-    problems = [judge.problem(part, batch) for batch in judge.fixed]
-    concepts = judge.concepts(problems)
-    own, mean = judge.loss_from(problems, concepts), concepts.mean(0)
+    problems = [evaluator.problem(part, batch) for batch in evaluator.fixed]
+    concepts = evaluator.concepts(problems)
+    own, mean = evaluator.loss_from(problems, concepts), concepts.mean(0)
     C, rises = concepts.shape[1], []
     for c in range(C):
         other = concepts.clone()
         other[:, c] = mean[c]
-        rises.append(judge.loss_from(problems, other) - own)
+        rises.append(evaluator.loss_from(problems, other) - own)
     ablated = geometry.ablations(concepts)
     scored = problems[0].at_scored(problems[0].targets).numel() / len(problems[0].targets)
-    bits = (judge.loss_from(problems, ablated["mean"]) - own) * scored / (C * math.log(2))
-    at, losses = losses_by_position(judge, problems, {"own": concepts} | ablated)
+    bits = (evaluator.loss_from(problems, ablated["mean"]) - own) * scored / (C * math.log(2))
+    at, losses = losses_by_position(evaluator, problems, {"own": concepts} | ablated)
     deltas = {f"delta_{name}": (losses[name] - losses["own"]).tolist() for name in ablated}
     return {"knock_out": rises, "bits": bits, "position": at} | deltas
 
 
-def losses_by_position(judge: Evaluator, problems: list[Problem], kinds: dict[str, Tensor]):
+def losses_by_position(evaluator: Evaluator, problems: list[Problem], kinds: dict[str, Tensor]):
     """(first position of each bucket, {kind of concepts: mean loss [buckets]})."""
-    model, T = judge.model, problems[0].query_pos.shape[-1]
+    model, T = evaluator.model, problems[0].query_pos.shape[-1]
     width = -(-T // min(BUCKETS, T))
     sums = {name: torch.zeros(-(-T // width), dtype=torch.float64) for name in kinds}
     seen = torch.zeros(-(-T // width), dtype=torch.float64)
     size = len(problems[0].source)
     for i, problem in enumerate(problems):
-        columns = torch.arange(T, device=judge.world.device)[None].expand(len(problem.source), -1)
+        columns = torch.arange(T, device=evaluator.world.device)[None].expand(len(problem.source), -1)
         targets, bucket = (problem.at_scored(x) for x in (problem.targets, columns // width))
         bucket = bucket.flatten().cpu()
         seen += torch.bincount(bucket, minlength=len(seen)).double()
@@ -119,9 +122,9 @@ def losses_by_position(judge: Evaluator, problems: list[Problem], kinds: dict[st
 
 @torch.no_grad()
 def shape_of_concepts(c: Tensor, pooled: Tensor) -> dict[str, Tensor]:
-    """c [B, C, H], pooled [B, H] -> spectrum: mean singular values of a text's slot-centred concepts; pooled: those of
-    the centred pooled ones; similarity [C, C]: mean cosine of two concepts of a text; variance [C]: how much each
-    changes with the text."""
+    """c [B, C, H], pooled [B, H] -> spectrum: singular values of a text's slot-centred concepts, mean over texts;
+    pooled: singular values of the centred pooled vectors; similarity [C, C]: mean cosine of two concepts of a text;
+    variance [C]: of each concept over texts."""
     c = c.cpu()
     centred, unit = geometry.centred(c), F.normalize(c.double(), dim=-1)
     return {
@@ -134,56 +137,64 @@ def shape_of_concepts(c: Tensor, pooled: Tensor) -> dict[str, Tensor]:
 
 @dataclass
 class Analysis:
-    """A model and what was measured of it on rows [n, N]: `numbers_of`, `use_of_concepts`, `shape_of_concepts`."""
+    """A model and its measurements: `numbers_of`, `use_of_concepts`, `shape_of_concepts`."""
 
     run: LoadedRun
-    judge: Evaluator
+    evaluator: Evaluator
     numbers: dict
     use: dict
     shape: dict[str, Tensor]
 
     @property
     def record(self) -> dict:
-        """All numbers and lists, by name, as metrics.json has them."""
+        """All numbers and lists by their names in metrics.json."""
         by_position = {f"{name}_by_position": self.use[name] for name in self.use if name in self.numbers}
         rest = {name: value for name, value in self.use.items() if name not in self.numbers}
         lists = {key: self.shape[key].tolist() for key in ("variance", "spectrum")}
         return self.numbers | rest | by_position | lists
 
 
-def analyse(run: LoadedRun, judge: Evaluator, whole: Tensor) -> Analysis:
-    """whole: what `judge.whole` returned."""
+def analyse(run: LoadedRun, evaluator: Evaluator, whole: Tensor) -> Analysis:
+    """Measures a model. whole: from `evaluator.whole`."""
     return Analysis(
-        run, judge, numbers_of(judge, whole), use_of_concepts(judge), shape_of_concepts(whole, judge.model.pool(whole))
+        run,
+        evaluator,
+        numbers_of(evaluator, whole),
+        use_of_concepts(evaluator),
+        shape_of_concepts(whole, evaluator.model.pool(whole)),
     )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What it writes
+# Reconstructions
 
 
 def to_write(ids: Tensor) -> Problem:
-    """All of ids [B, n] is to be written, from the concepts alone."""
+    """The problem of predicting all of ids [B, n] from the concepts."""
     return Problem(ids, targets=ids, query_pos=torch.arange(ids.shape[1], device=ids.device)[None])
 
 
 @torch.no_grad()
-def written(model: ConceptModel, concepts: Tensor, ids: Tensor, temperature: float = 0.0) -> dict[str, Tensor]:
-    """What the decoder makes of concepts [B, C, H], tokens [B, n] each: "teacher-forced", each position after the true
-    tokens ids [B, n] before it, where the decoder sees them; "free-running", after its own (temperature: of these)."""
-    hidden = model.decode(concepts, to_write(ids)).expand(len(ids), -1, -1)
+def written(
+    model: ConceptModel, concepts: Tensor, ids: Tensor, temperature: float = 0.0, continues: bool = False
+) -> dict[str, Tensor]:
+    """Tokens [B, n] that the decoder predicts from concepts [B, C, H]: "teacher-forced", given the true tokens ids [B,
+    n] before each position (if the decoder sees tokens); "free-running", given its own, sampled at `temperature`.
+    continues: ids follow the text that was read."""
+    hidden = model.decode(concepts, replace(to_write(ids), continues=continues)).expand(len(ids), -1, -1)
     forced = torch.stack([model.logits(h).argmax(-1) for h in hidden])
-    return {"teacher-forced": forced, "free-running": model.generate(concepts, ids.shape[1], temperature)}
+    return {"teacher-forced": forced, "free-running": model.generate(concepts, ids.shape[1], temperature, continues)}
 
 
 @torch.no_grad()
-def samples(run: LoadedRun, judge: Evaluator, count: int = 6) -> tuple[str, list[dict]]:
-    """(a sentence with the shares of right tokens, rows of a table of reconstructions: wrong words are red); no rows
+def samples(run: LoadedRun, evaluator: Evaluator, count: int = 6) -> tuple[str, list[dict]]:
+    """(a sentence with token accuracies, rows of a table of reconstructions in which wrong words are red); no rows
     without a decoder."""
-    if (part := judge.decoded()) is None:
+    if (part := evaluator.decoded()) is None:
         return "There is no decoder, or what it predicts is another row, so there is no reconstruction.", []
-    problem = judge.problem(part, judge.fixed[0])
-    out = written(run.model, run.model.encode(problem.source, problem.source_pos), problem.targets)
+    problem = evaluator.problem(part, evaluator.fixed[0])
+    concepts = run.model.encode(problem.source, problem.source_pos)
+    out = written(run.model, concepts, problem.targets, continues=problem.continues)
     if torch.equal(*out.values()):  # a decoder that sees no tokens
         out = {"predicted": out["free-running"]}
     words, rows, texts = Words(run.tokenizer), [], {"text": problem.targets, "what the encoder read": problem.source}
@@ -197,34 +208,33 @@ def samples(run: LoadedRun, judge: Evaluator, count: int = 6) -> tuple[str, list
 
 
 def nearest(vectors: Tensor) -> list[tuple[int, float]]:
-    """Centred vectors [n, H] -> for each the other one with the largest cosine, and that."""
+    """Centred vectors [n, H] -> for each (index of its nearest neighbour by cosine, the cosine)."""
     unit = F.normalize(vectors, dim=1)
     values, index = (unit @ unit.T).fill_diagonal_(-2).max(1)
     return list(zip(index.tolist(), values.tolist(), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What C x H numbers could tell a decoder, and how much of it the encoder does
+# Capacity: how well could this decoder reconstruct from C x H numbers, and how close does the encoder come?
 #
-# Concepts of a text are optimised, each text's alone, against the frozen decoder until it writes the text as well as it
-# can: so much, at least, an encoder could give this decoder. (As prefixes and memory tokens are optimised to hold a
-# text: Kuratov et al. 2025, arXiv:2502.13063.)
+# The concepts of each text are optimised directly, against the frozen decoder: a lower bound of what an encoder could
+# achieve. (Memory tokens optimised in the same way: Kuratov et al. 2025, arXiv:2502.13063.)
 
-STEPS, RATE = 300, 0.05  # of Adam; the rate x the root-mean-square of the encoder's concepts
+STEPS, RATE = 300, 0.05  # of Adam; the learning rate, as a multiple of the concepts' root mean square
 
 
 @torch.no_grad()
 def worth(run: LoadedRun, concepts: Tensor, ids: Tensor) -> dict[str, float]:
-    """Of concepts [B, C, H] for ids [B, n]: the loss (nats a token), and the shares of right tokens."""
+    """Loss (nats per token) and token accuracies of predicting ids [B, n] from concepts [B, C, H]."""
     loss = run.model.loss(concepts, to_write(ids)).item()
     right = {name: (x == ids).double().mean().item() for name, x in written(run.model, concepts, ids).items()}
     return {"loss": loss} | right
 
 
 def capacity(run: LoadedRun, ids: Tensor, steps: int = STEPS) -> dict[str, dict[str, float]]:
-    """ids [B, n] -> {"mean": `worth` of the mean concepts, "encoder": of the encoder's, "free": of those optimised from
-    the encoder's on, "share": what of the way from mean to free the encoder goes, by each number}; with "bits", what a
-    concept saves of the loss with the mean ones."""
+    """ids [B, n] -> {"mean": `worth` of the mean concepts, "encoder": of the encoder's, "free": of optimised ones,
+    which begin at the encoder's, "share": (encoder - mean) / (free - mean) of each number}, with "bits": loss reduction
+    per concept relative to the mean concepts."""
     model = run.model
     with torch.no_grad():
         concepts = model.encode(ids)

@@ -1,8 +1,8 @@
 """
-Linear probes: what can be read off frozen concepts by a linear classifier (Conneau et al. 2018, arXiv:1805.01070).
+Linear probes: what a linear classifier can predict from frozen concepts (Conneau et al. 2018, arXiv:1805.01070).
 
-The labels are made from the text itself. Beside a probe of the model stand the same probe of its untrained twin, of a
-bag of words, and the commonest class: only what is above all three was learned in training.
+Labels are derived from the text itself. The baselines are the same probe of the untrained model, a probe of a bag of
+words, and the most frequent class: only what exceeds all three was learned in training.
 """
 
 import re
@@ -16,13 +16,13 @@ from scipy import sparse
 from lab.evaluation.floors import word_counts
 from lab.evaluation.metrics import wilson
 
-STRENGTHS = 10.0 ** np.arange(-5, 3)  # of the ridge, x the mean diagonal of the Gram matrix
-FEWEST = 10  # texts of the rarest class, in training and in the test, below which a probe says nothing
+STRENGTHS = 10.0 ** np.arange(-5, 3)  # ridge penalties, as multiples of the mean diagonal of the Gram matrix
+FEWEST = 10  # texts of the rarest class that a probe needs in training and test
 
 
 @dataclass
 class Probe:
-    """texts [n], the class of each [n] and which of them are the test [n]; about: what is asked, in a sentence."""
+    """texts [n], labels [n], and which are the test set [n]; about: the question, in a sentence."""
 
     name: str
     about: str
@@ -32,14 +32,14 @@ class Probe:
 
 
 def accuracy(features, probe: Probe) -> dict[str, float]:
-    """features [n, D], dense or sparse -> the share of the test that is right, and its 95 % interval (Wilson 1927).
-    Ridge regression onto one column per class, its strength by the squared leave-one-out error, in closed form."""
+    """features [n, D], dense or sparse -> test accuracy with its 95 % interval (Wilson 1927). A ridge classifier, its
+    penalty chosen by leave-one-out error."""
     from sklearn.linear_model import RidgeClassifierCV  # late: it takes a second
 
     train = features[~probe.test]
     if sparse.issparse(features):
         energy = train.multiply(train).sum() - len(probe.labels[~probe.test]) * np.square(train.mean(0)).sum()
-    else:  # what all have in common may be large, and would round the rest away
+    else:  # a large common mean would cost precision
         features = features.astype(np.float64) - train.mean(0, dtype=np.float64)
         train = features[~probe.test]
         energy = (train**2).sum()
@@ -49,8 +49,8 @@ def accuracy(features, probe: Probe) -> dict[str, float]:
     return wilson(right)
 
 
-def judge(probe: Probe, embedders: dict[str, Callable[[list[str]], np.ndarray]]) -> dict[str, dict | float]:
-    """{"majority": a share, "bag_of_words", each embedder's name: `accuracy`}."""
+def score(probe: Probe, embedders: dict[str, Callable[[list[str]], np.ndarray]]) -> dict[str, dict | float]:
+    """{"majority": accuracy of the most frequent class, "bag_of_words" and each embedder's name: `accuracy`}."""
     test = probe.labels[probe.test]
     common = max(np.unique(probe.labels[~probe.test]), key=lambda c: (probe.labels[~probe.test] == c).sum())
     scores = {"majority": float((test == common).mean())}
@@ -67,7 +67,8 @@ def words(text: str) -> list[str]:
 
 
 def parted(name: str, about: str, chosen: list[tuple[str, int]], count: int, random: Random) -> Probe | None:
-    """At most `count` of these (text, label), a quarter of them the test; None where a class has too few."""
+    """A probe of at most `count` of these (text, label), a quarter of them for the test; None if a class has too
+    few."""
     random.shuffle(chosen)
     texts, labels = [text for text, _ in chosen[:count]], np.array([label for _, label in chosen[:count]], np.int64)
     test = np.arange(len(texts)) < len(texts) // 4
@@ -120,8 +121,8 @@ COPULAS = {"is": (0, 0), "are": (0, 1), "was": (1, 0), "were": (1, 1)}  # past, 
 
 
 def across_forms(name: str, about: str, texts, asked: int, held: int, count: int, random: Random) -> Probe | None:
-    """Texts with one form of "to be": classes by one of its two sides, learned from forms of the one kind of the other
-    side and tested on the other kind, so that no form itself tells the class. As many of each class."""
+    """Texts with exactly one form of "to be". The class is one property of the form (tense or number); training and
+    test differ in the other property, so that the form itself does not reveal the class. Classes are balanced."""
     groups = {}
     for text in texts:
         if len(found := [w for w in re.findall(r"[a-z]+", text.lower()) if w in COPULAS]) == 1:
@@ -140,7 +141,7 @@ def across_forms(name: str, about: str, texts, asked: int, held: int, count: int
 
 
 def probes(texts: list[str], count: int, seed: int = 0) -> dict[str, Probe | None]:
-    """The five questions, of at most `count` of these texts each; None where too few of them can answer."""
+    """The five probes, of at most `count` of these texts each; None if too few texts are suitable."""
     random, found = Random(seed), {}
     for ask in (length, word_content, word_order):
         name = ask.__name__

@@ -1,4 +1,4 @@
-"""What a text is made of, without labels: its words and the types of its tokens."""
+"""Words of tokenized texts, and the types of their tokens, without labels."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ TYPES = ("function", "content", "name", "number", "punctuation", "piece")  # of 
 
 
 class Words:
-    """Token ids -> the words that they write."""
+    """Token ids -> words."""
 
     def __init__(self, tokenizer):
         self.starts, self.ends = word_starts(tokenizer), word_ends(tokenizer)
@@ -28,12 +28,12 @@ class Words:
         self.pieces = [piece.strip().removeprefix(prefix).removesuffix(suffix) for piece in pieces]
 
     def begins(self, ids: list[int]) -> list[bool]:
-        """Of each token, whether a space is before it."""
+        """For each token, whether a word begins with it."""
         return [bool(self.starts[i] or n and self.ends[ids[n - 1]]) for n, i in enumerate(ids)]
 
     def __call__(self, ids: list[int]) -> tuple[list[str], list[int]]:
-        """The words, and of which of them each token is a part. Letters and digits on one side and signs on the other
-        are different words."""
+        """The words, and the number of the word that each token belongs to. Punctuation is separated from letters and
+        digits."""
         words, numbers = [], []
         for i, begins in zip(ids, self.begins(ids), strict=True):
             piece = self.pieces[i]
@@ -56,8 +56,8 @@ class Words:
 
 
 def token_types(words: list[str], numbers: list[int]) -> list[str]:
-    """What `Words` made of ids -> the type of each token. A piece goes on with a word that an earlier token began; a
-    function word stands in a list, a name has a capital inside a sentence, a number a digit; the rest is content."""
+    """The result of `Words` -> the type of each token. piece: continues a word; function: in the list above; name: has
+    a capital within a sentence; number: has a digit; content: all others."""
     found = []
     for i, number in enumerate(numbers):
         word = words[number]
@@ -77,7 +77,7 @@ def token_types(words: list[str], numbers: list[int]) -> list[str]:
 
 
 def tfidf(texts: list[str]) -> np.ndarray:
-    """[n, W] float32: counts of words times ln((1 + n) / (1 + df)) + 1, each row of length 1."""
+    """[n, W] float32: counts of words (of any script) times ln((1 + n) / (1 + df)) + 1, rows of norm 1."""
     from sklearn.feature_extraction.text import TfidfVectorizer  # late: the health check does without
 
     return TfidfVectorizer(token_pattern=r"[\w']+", dtype=np.float32).fit_transform(texts).toarray()

@@ -1,12 +1,12 @@
 """
-Text as tokens: the token file format, tokenizers, text -> padded batch, and the sampler of training rows.
+The token file format: prepared corpora, written and read.
 
 A data folder is `data/NAME/{train.bin, val.bin, tokenizer.json, meta.json}`; meta.json is written last, so a folder
 without it is not finished. `train.bin` and `val.bin` are token files. All numbers are little-endian:
 
     byte  0   8 bytes    magic "NCONCEPT"
           8   uint32     version, 1
-         12   uint32     vocabulary size V, at most 65,536
+         12   uint32     vocabulary size V
          16   4 x uint32 ids of end-of-document, mask, pad, separator
          32   uint64     N, tokens
          40   uint64     D, documents
@@ -14,7 +14,7 @@ without it is not finished. `train.bin` and `val.bin` are token files. All numbe
          56   8 bytes    zero
          64   32 bytes   sha256 of the folder's tokenizer.json
          96   32 bytes   zero
-        128   uint16 [N] tokens, then zeros up to the next multiple of 8
+        128   uint16 [N] tokens (uint32 where V is above 65,536), then zeros up to the next multiple of 8
           +   int64 [D+1] where each document starts, and N
           +   int64 [S]  where each sentence starts
 
@@ -45,11 +45,11 @@ from lab.files import reading
 
 MAGIC, VERSION = b"NCONCEPT", 1
 HEADER = struct.Struct("<8s6I3Q8x32s32x")  # the 128 bytes above
-MAX_VOCAB = 1 << 16  # ids are uint16
-MIN_WINDOWS = 1000  # fewer rows of a length than this would be learned by heart
-ENTRY_TOKENS = 50  # of training text for each entry of the vocabulary, at the least
-CHUNK = 1 << 22  # items of a file that are looked at in one go
-CHECKED = 1 << 27  # bytes at either end of tokens and tables that are checked when a file is opened: 0.1 s
+MAX_VOCAB = 1 << 24  # a larger one means a damaged header
+MIN_WINDOWS = 1000  # rows of a length needed for training: fewer would be memorised
+ENTRY_TOKENS = 50  # training tokens per vocabulary entry below which there is a warning
+CHUNK = 1 << 22  # items of a file that are processed at a time
+CHECKED = 1 << 27  # bytes at both ends of tokens and tables that are checked when a file is opened: 0.1 s
 
 
 HUB_CORPORA = {  # name -> its repositories on the Hugging Face hub: name, how parquet files of train and of val begin
@@ -59,6 +59,11 @@ HUB_CORPORA = {  # name -> its repositories on the Hugging Face hub: name, how p
         ("wikimedia/wikipedia", "20231101.en/train-", ""),
     ],
 }
+
+
+def id_type(vocab_size: int) -> np.dtype:
+    """The type of the ids in a token file."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -82,7 +87,7 @@ class CorpusWriter:
         """Tokens, and where in them sentences and documents start. A document may go on in the next call."""
         if len(tokens) and int(tokens.max()) >= self.vocab_size:
             raise ValueError(f"token id {tokens.max()} in a vocabulary of {self.vocab_size}")
-        self.file.write(np.asarray(tokens, "<u2").tobytes())
+        self.file.write(np.asarray(tokens, id_type(self.vocab_size)).tobytes())
         for table, starts in zip(self.tables, (document_starts, sentence_starts), strict=True):
             table.write((np.asarray(starts, "<i8") + self.count).tobytes())
         self.count += len(tokens)
@@ -142,7 +147,7 @@ def prepare_command(folder) -> str:
 
 
 def again(folder) -> str:
-    """What to do about a damaged data folder."""
+    """The remedy for a damaged data folder."""
     return f"prepare it again: {prepare_command(folder)} --overwrite"
 
 
@@ -159,8 +164,8 @@ def load_meta(folder) -> dict:
 
 
 def prepare(data: Path, world, signals) -> int:
-    """The embedded corpus is made on the spot, on each node; for any other the command that makes it is printed.
-    world, signals: see lab/distributed.py. Returns the signal that stopped it, or 0."""
+    """Prepares the corpus pydocs if it is missing, on each node; UserError with the command to run if another corpus is
+    missing. world, signals: see lab/distributed.py. Returns the signal that stopped it, or 0."""
     if data.name == "pydocs" and not (data / "meta.json").is_file() and os.environ.get("LOCAL_RANK", "0") == "0":
         log("preparing the embedded corpus once: docstrings of this Python's packages, at most 90 s")
         script = [
@@ -194,8 +199,8 @@ def both_ends(array: np.ndarray) -> Iterator[np.ndarray]:
 class TokenFile:
     """One memory-mapped token file, checked.
 
-    tokens uint16 [N], documents int64 [D+1], sentences int64 [S]. Of a very long file both ends are checked here, the
-    rest where it is used. remedy: what the user does about a file that is damaged.
+    tokens uint16 or uint32 [N], documents int64 [D+1], sentences int64 [S]. Of a very long file only both ends are
+    checked here, the rest when it is used. remedy: what the user should do if the file is damaged.
     """
 
     def __init__(self, path, remedy: str):
@@ -212,19 +217,20 @@ class TokenFile:
         _, version, self.vocab_size, *ids, self.count, documents, sentences, digest = HEADER.unpack(packed)
         if version != VERSION:
             raise self.error(f"has format version {version}, this code reads {VERSION}")
-        begin = HEADER.size + (2 * self.count + 7) // 8 * 8
+        if not max(ids) < self.vocab_size <= MAX_VOCAB:
+            raise self.error("has a damaged header")
+        kind = id_type(self.vocab_size)
+        begin = HEADER.size + (kind.itemsize * self.count + 7) // 8 * 8
         middle = begin + 8 * (documents + 1)
         if size != middle + 8 * sentences:
             raise self.error(f"has {size:,} bytes where its header says {middle + 8 * sentences:,}")
         self.eod, self.mask, self.pad, self.sep = ids
         self.special_ids = tuple(sorted(set(ids)))
         self.tokenizer_hash = digest.hex()
-        if not max(ids) < self.vocab_size <= MAX_VOCAB:
-            raise self.error("has a damaged header")
 
         # plain arrays over the mapping: the memmap class itself slows every small index down
         raw = np.asarray(np.memmap(self.path, np.uint8, "r"))
-        self.tokens = raw[HEADER.size : HEADER.size + 2 * self.count].view("<u2")
+        self.tokens = raw[HEADER.size : HEADER.size + kind.itemsize * self.count].view(kind)
         self.documents = raw[begin:middle].view("<i8")
         self.sentences = raw[middle:].view("<i8")
         for part in both_ends(self.tokens):
@@ -283,11 +289,11 @@ class Corpus(TokenFile):
             raise self.error(f"has another vocabulary than {show(self.folder / 'meta.json')} says")
 
     def digest(self) -> str:
-        """Hash of meta.json: of these data, made at this time, with these counts of every token."""
+        """Hash of meta.json, which identifies the data: it contains the time of creation and all token counts."""
         return hashlib.sha256(json.dumps(self.meta).encode()).hexdigest()
 
     def counts(self, kind: str = "counts") -> list[int]:
-        """How often each token stands in the training text ("document_counts": in how many sentences): [V]."""
+        """Count of each token in the training text; "document_counts": of the sentences that contain it: [V]."""
         counts = self.meta.get(kind)
         if not isinstance(counts, list) or len(counts) != self.vocab_size:
             raise UserError(f"{show(self.folder / 'meta.json')} has no count for every token; {self.remedy}")
@@ -296,7 +302,7 @@ class Corpus(TokenFile):
     def gather(self, starts, n: int) -> np.ndarray:
         """Rows of n tokens from these starts [R] -> int64 [R, n]."""
         self.check_tables(((0 <= starts) & (starts <= self.count - n)).all())
-        rows = self.tokens[starts[:, None] + np.arange(n)]  # uint16 [R, n]
+        rows = self.tokens[starts[:, None] + np.arange(n)]  # [R, n]
         self.check_ids(rows)
         return rows.astype(np.int64)
 
@@ -304,14 +310,15 @@ class Corpus(TokenFile):
         return np.searchsorted(self.documents, starts, side="right") - 1
 
     def idf(self) -> np.ndarray:
-        """float32 [V]: ln((1 + n) / (1 + df)), df of the n training sentences hold the token; 0 for special tokens."""
+        """float32 [V]: ln((1 + n) / (1 + df)) for n training sentences, df of which contain the token; 0 for special
+        tokens."""
         idf = np.log((1 + self.sentences.size) / (1 + np.array(self.counts("document_counts"), np.float64)))
         idf[list(self.special_ids)] = 0
         return idf.astype(np.float32)
 
 
 def warn_of_vocabulary(text: TokenFile):
-    """Where the training text is too little for its vocabulary."""
+    """Warns if there is too little training text for the vocabulary."""
     if text.count < ENTRY_TOKENS * text.vocab_size:
         fit = max(256 + len(SPECIAL_NAMES), 1 << (text.count // ENTRY_TOKENS).bit_length() >> 1)
         warn(
@@ -322,8 +329,8 @@ def warn_of_vocabulary(text: TokenFile):
 
 
 def unigram_floor(counts, tokens, eod: int, weights=None) -> float:
-    """Cross-entropy (nats) of tokens under add-one-smoothed training counts [V], both without end-of-document: the loss
-    of knowing only how common tokens are. weights [V]: of each token (the best guess is as weight times count)."""
+    """Cross-entropy (nats) of tokens under the add-one-smoothed unigram distribution of training counts [V], without
+    end-of-document. weights [V]: of each token's loss; the optimal prediction is then as weight times count."""
     weights = np.ones(len(counts)) if weights is None else np.asarray(weights, np.float64)
     smoothed = (np.asarray(counts, np.float64) + 1) * weights
     smoothed[eod] = 0

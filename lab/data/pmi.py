@@ -1,13 +1,13 @@
 """
-Collocations of a prepared corpus: which runs of two to five words are hidden as one by `mask_unit = "pmi"`.
+Collocations of a prepared corpus: n-grams of two to five words that `mask_unit = "pmi"` masks as a whole.
 
     python -m lab.data.pmi --dataset=wiki
 
-An n-gram's score is the smallest log p(n-gram) / product of p(part) over all ways to cut it into parts (PMI-Masking,
-Levine et al. 2021, arXiv:2010.01825); half of those kept are bigrams, a quarter trigrams, an eighth each longer. Counts
-are kept for at most `most` n-grams of a size: above it the rarest go, so memory is bounded and rare ones may be missed.
-In training a row is cut into the longest of them from left to right, and single words (the paper: at random where two
-overlap).
+An n-gram's score is the minimum of log p(n-gram) / product of p(part) over all segmentations into parts (PMI-Masking,
+Levine et al. 2021, arXiv:2010.01825); half of those kept are bigrams, a quarter trigrams, an eighth each 4- and
+5-grams. At most `most` counts per n are in memory: the rarest are dropped, so rare n-grams may be missed. In training a
+row is segmented greedily from left to right into the longest collocations and single words (the paper chooses at random
+where two overlap).
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from noise import LONGEST_PHRASE, phrase_hashes
 from objectives import Bounds, check_bounds
 
 FILE = "pmi.npz"  # beside train.bin: the hashes of what is kept, int64 [M], sorted
-SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}  # of the n-grams that are kept
+SHARES = {2: 0.5, 3: 0.25, 4: 0.125, 5: 0.125}  # n -> share of the n-grams that are kept
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -45,7 +45,7 @@ class PMI:
 
 
 class Counts:
-    """Hash -> how often it was seen, for the most frequent of them."""
+    """Counts of hashes, of at most `most` frequent ones."""
 
     def __init__(self, most: int):
         self.most, self.hashes, self.counts, self.total = most, np.zeros(0, np.int64), np.zeros(0, np.int64), 0
@@ -61,15 +61,16 @@ class Counts:
             self.hashes, self.counts = self.hashes[keep], self.counts[keep]
 
     def log_share(self, hashes: np.ndarray) -> np.ndarray:
-        """ln of the share that each is of all; -inf where it is not known."""
+        """Log relative frequency of each hash; -inf if it is unknown."""
         at = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
         known = self.hashes[at] == hashes
         return np.where(known, np.log(self.counts[at] / self.total), -np.inf)
 
 
 def phrases(tokens: np.ndarray, starts: np.ndarray, special: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
-    """Hashes of the n-grams at each word of a piece of text [W - n + 1] for n = 1 ... 5; 0 where one holds a special
-    token. starts, special, ends [V] bool: tokens that begin a word, that are one, behind which one begins."""
+    """Hashes [W - n + 1] of the n-grams of the W words of a piece of text, n = 1 ... 5; 0 for those with a special
+    token. starts, special, ends [V] bool: tokens that begin a word, special tokens, tokens after which a word
+    begins."""
     ids = tokens.astype(np.int64)
     apart = special[ids]
     begins = starts[ids] | apart
@@ -86,19 +87,20 @@ def phrases(tokens: np.ndarray, starts: np.ndarray, special: np.ndarray, ends: n
 
 
 def scores(shares: list[np.ndarray]) -> list[np.ndarray]:
-    """ln of the share of the n-grams at each word, n = 1 ... 5 -> their PMI, n = 2 ... 5: the least over all cuts."""
-    whole, found = list(shares[:1]), []  # whole[n - 1]: the greatest sum over all cuts into parts, none included
+    """Log relative frequencies of the n-grams, n = 1 ... 5 -> their PMI, n = 2 ... 5: minimum over all
+    segmentations."""
+    whole, found = list(shares[:1]), []  # whole[n - 1]: the largest sum over all segmentations, or none
     for n in range(2, len(shares) + 1):
         m = len(shares[n - 1])
         parts = np.max([shares[k - 1][:m] + whole[n - k - 1][k : k + m] for k in range(1, n)], axis=0)
-        with np.errstate(invalid="ignore"):  # what is not known has no score
+        with np.errstate(invalid="ignore"):  # unknown n-grams have no score
             found.append(np.nan_to_num(shares[n - 1] - parts, nan=-np.inf))
         whole.append(np.maximum(parts, shares[n - 1]))
     return found
 
 
 def collocations(text: Corpus, starts: np.ndarray, config: PMI, ends: np.ndarray | None = None) -> np.ndarray:
-    """The hashes of what is kept, int64 [M], sorted. Two passes over the training text: counts, then scores."""
+    """Sorted hashes of the collocations, int64 [M]. Two passes over the training text: counts, then scores."""
     special = np.isin(np.arange(text.vocab_size), text.special_ids)
     ends = special if ends is None else ends
     counts = [Counts(config.most) for _ in range(LONGEST_PHRASE)]
@@ -135,7 +137,7 @@ def main(argv) -> int:
 
 
 def load(text: Corpus) -> np.ndarray:
-    """What `main` wrote beside train.bin."""
+    """The hashes that `main` wrote; UserError if they are missing, or of another text."""
     path, remedy = text.folder / FILE, f"run python -m lab.data.pmi --dataset={text.folder.name}"
     if not path.is_file():
         raise UserError(f"{show(path)} does not exist; {remedy}")

@@ -1,12 +1,12 @@
 """
-What the prepare scripts share: documents in, a finished data folder out (its files: see dataset.py).
+Shared by the prepare scripts: documents in, a finished data folder out (format: lab/data/corpus.py).
 
-    config = configure(argv, Text, "data/text/prepare.py", __doc__)  # Text: a dataclass on top of Output
-    build(config, Files)  # Files: a Source of pieces of text, made of config
+    config = configure(argv, Text, "data/text/prepare.py", __doc__)  # Text: a dataclass derived from Output
+    build(config, Files)  # Files(config): a Source of pieces of text
 
-`build` makes the tokenizer and encodes on all cores, in constant memory and in the order of the source. All files grow
-in a hidden folder inside the data folder, so on its file system whatever is linked or mounted there, and are moved at
-the end, meta.json last: a killed preparation leaves nothing that looks finished. One process at a time does so.
+`build` makes the tokenizer and encodes on all cores, in constant memory and in the order of the source. Files are
+written to a hidden folder inside the data folder (so on the same file system) and moved at the end, meta.json last: a
+killed preparation leaves nothing that looks finished. The folder is locked meanwhile.
 """
 
 import json
@@ -40,7 +40,7 @@ from tqdm import tqdm
 from lab import files
 from lab.command import STOPS
 from lab.configurator import PathStr, UserError, parse, show
-from lab.data.corpus import MAX_VOCAB, CorpusWriter, TokenFile, check_name, load_meta, warn_of_vocabulary
+from lab.data.corpus import CorpusWriter, TokenFile, check_name, load_meta, warn_of_vocabulary
 from lab.data.sampler import hash32
 from lab.data.tokenizers import (
     PASSED_ON,
@@ -55,16 +55,16 @@ from lab.data.tokenizers import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAINING_TEXT = 100_000_000  # characters a tokenizer is trained on, at most
-BATCH = 1_000_000  # characters that a process encodes in one go
+TRAINING_TEXT = 100_000_000  # characters that a tokenizer is trained on, at most
+BATCH = 1_000_000  # characters that a process encodes at a time
 FILES = ("tokenizer.json", "train.bin", "val.bin", "meta.json")  # of a finished folder, in the order they are moved
-LONG = 100_000  # characters of a sentence that tiktoken is not given: it fails on a million spaces
+LONG = 100_000  # longer sentences are not given to tiktoken, which fails on a million spaces
 TOKENIZER = "bpe:SIZE is trained on the text; or tiktoken:NAME, hub:OWNER/NAME, or a tokenizer.json"
 
 
 @dataclass
 class Output:
-    """Keys that every prepare script has."""
+    """Keys of every prepare script."""
 
     name: Annotated[str, "name of the dataset: its folder in data_dir"] = ""
     tokenizer: Annotated[PathStr, TOKENIZER] = "bpe:8192"
@@ -78,7 +78,7 @@ class Output:
 
 
 def configure(argv: list[str], kind: type[Output], script: str, doc: str):
-    """argv -> the configuration of a script; what is wrong with it is refused before anything takes long."""
+    """argv -> the configuration of a script; UserError for mistakes, before anything takes long."""
     config = parse(argv, kind, prog=script, doc=doc, root=ROOT, positional=False).make(kind)
     if not config.name:
         raise UserError("the dataset has no name; add --name=NAME")
@@ -89,7 +89,7 @@ def configure(argv: list[str], kind: type[Output], script: str, doc: str):
 
 
 def check_free(config: Output):
-    """Refuses a folder that must not or cannot take the finished files."""
+    """UserError if the finished files must not or cannot be written to the folder."""
     if (config.folder / "meta.json").exists() and not config.overwrite:
         raise UserError(f"{show(config.folder)} is prepared already; add --overwrite, or take another name")
     for name in FILES:
@@ -107,31 +107,31 @@ class Piece(NamedTuple):
 
 
 class Source:
-    """Pieces of text, an iterable that can be read more than once."""
+    """An iterable of pieces of text that can be iterated more than once."""
 
-    total, done, unit = None, 0, "B"  # `done` of `total` is what the bar shows
-    meta = {}  # what meta.json says of the source
+    total, done, unit = None, 0, "B"  # for the progress bar
+    meta = {}  # the source's entries of meta.json
 
 
 def in_val(fraction: float, *keys: int) -> bool:
-    """A seeded choice that puts this fraction of all keys into the validation split."""
+    """Whether a key belongs to the validation split: a pseudo-random choice of this fraction of all keys."""
     return bool(hash32(0x0DA7A, *keys)[0] < fraction * 2**32)
 
 
 def progress(*items, **about) -> tqdm:
-    """A bar; in a log file a line every ten seconds."""
+    """A progress bar; in a log file a line every ten seconds."""
     return tqdm(*items, mininterval=0.2 if sys.stderr.isatty() else 10, **about)
 
 
 def start_worker():
-    """A worker ends with its parent, however that ends."""
+    """Initialises a worker, which ends with its parent however that ends."""
     parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (multiprocessing.connection.wait([parent]), os._exit(1)), daemon=True).start()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process per core
 
 
 def ordered_map(function, items: Iterable) -> Iterator:
-    """map() over all cores, in order, with a bounded number of items under way; one or two items are mapped here."""
+    """map() over all cores, in order, with a bounded number of pending items; one or two items without processes."""
     items = iter(items)
     head = list(islice(items, 3))
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -140,8 +140,8 @@ def ordered_map(function, items: Iterable) -> Iterator:
         return
     # "spawn": a fork of a process whose tokenizer library has threads may hang
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
-    # A thread starts the workers: there Ctrl-C cannot strike half-way, and the workers inherit that it is blocked,
-    # as are its like (but SIGTERM, by which the pool ends them): they end with us.
+    # A thread with blocked signals starts the workers, so that Ctrl-C cannot interrupt a start and the workers inherit
+    # the mask (without SIGTERM, by which the pool ends them): they end with us.
     blocked = {*STOPS} - {signal.SIGTERM}
     here = hasattr(signal, "pthread_sigmask")  # not on Windows
     starter = ThreadPoolExecutor(1, "", *([signal.pthread_sigmask, (signal.SIG_BLOCK, blocked)] if here else []))
@@ -166,22 +166,22 @@ def ordered_map(function, items: Iterable) -> Iterator:
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 REPOSITORY = r"[\w-][\w.-]*(/[\w.-]+)?"  # of the hub
-TIKTOKEN = "gpt2", "r50k_base", "p50k_base", "p50k_edit"  # of this pattern; all others are too large for the format
-CHARS = sorted(pre_tokenizers.ByteLevel.alphabet())  # byte-level BPE writes some bytes as themselves, then the others
+TIKTOKEN = "gpt2", "r50k_base", "p50k_base", "p50k_edit"  # those with this pattern
+CHARS = sorted(pre_tokenizers.ByteLevel.alphabet())  # printable bytes as themselves, then the others
 BYTE_OF = dict(zip(CHARS, sorted(range(256), key=lambda byte: chr(byte) not in CHARS), strict=True))
 CHAR_OF = {byte: char for char, byte in BYTE_OF.items()}
 
 
 def check_spec(spec: str):
-    """Refuses a --tokenizer that cannot work."""
+    """UserError for a --tokenizer that cannot work."""
     kind, _, rest = spec.partition(":")
     if kind == "bpe":
-        least, most = 256 + len(SPECIAL_NAMES), MAX_VOCAB
+        least, most = 256 + len(SPECIAL_NAMES), 1 << 16
         if not (rest.isascii() and rest.isdigit() and least <= int(rest) <= most):
             raise UserError(f"--tokenizer={spec} names no vocabulary size of {least} to {most}; write bpe:8192")
     elif kind == "tiktoken":
         if rest not in TIKTOKEN:
-            raise UserError(f"tiktoken has no encoding {rest!r} of 16-bit ids; take one of {', '.join(TIKTOKEN)}")
+            raise UserError(f"tiktoken has no encoding {rest!r} that is known here; take one of {', '.join(TIKTOKEN)}")
     elif kind == "hub":
         if not re.fullmatch(REPOSITORY, rest):
             raise UserError(f"--tokenizer={spec} names no repository; write hub:owner/name")
@@ -200,12 +200,12 @@ def byte_level(model: models.BPE) -> Tokenizer:
 
 
 def cut_words(sentence: str) -> list[str]:
-    """The words of a long sentence in parts of at most 100 characters: training takes time as the square of them."""
+    """Splits the words of a long sentence into parts of at most 100 characters: BPE training is quadratic in them."""
     return re.sub(r"\S{100}|\s{100}", "\\g<0>\n", sentence).split("\n") if len(sentence) > 1000 else [sentence]
 
 
 def train_bpe(tokenizer: Tokenizer, source: Source, size: int):
-    """`size` entries, the special tokens first, from the source's first 100 MB of training text."""
+    """Trains `size` entries, special tokens first, on the source's first 100 MB of training text."""
     special = [names[0] for names in SPECIAL_NAMES.values()]
     about = {"vocab_size": size, "special_tokens": special, "initial_alphabet": CHARS}
 
@@ -223,7 +223,7 @@ def train_bpe(tokenizer: Tokenizer, source: Source, size: int):
 
 
 def from_tiktoken(name: str) -> Tokenizer:
-    """A tiktoken encoding as a tokenizer. Its ranks are undone into the pairs that byte-level BPE merges."""
+    """A tiktoken encoding as a tokenizer; the merges of byte-level BPE are recovered from its ranks."""
     try:
         encoding = tiktoken.get_encoding(name)
     except Exception as error:  # of the network
@@ -233,7 +233,7 @@ def from_tiktoken(name: str) -> Tokenizer:
     merges = []
     for token in sorted((t for t in ranks if len(t) > 1), key=ranks.get):
         parts = [bytes([b]) for b in token]
-        while len(parts) > 2:  # merge as the encoder would, short of the last merge
+        while len(parts) > 2:  # merge as the encoder would, up to the last merge
             pairs = [ranks.get(a + b, 1 << 31) for a, b in zip(parts, parts[1:], strict=False)]
             at = min(range(len(pairs)), key=pairs.__getitem__)
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
@@ -249,7 +249,7 @@ def from_hub(name: str) -> Tokenizer:
     try:
         path = try_to_load_from_cache(name, "tokenizer.json")
         if not isinstance(path, str):
-            HfApi().model_info(name, timeout=8)  # fails at once where the download would try for long
+            HfApi().model_info(name, timeout=8)  # fails at once offline; the download would retry for long
             path = hf_hub_download(name, "tokenizer.json")
     except Exception as error:  # of many libraries
         remedy = "connect to the network, or give --tokenizer=PATH.json or --tokenizer=bpe:8192"
@@ -263,7 +263,7 @@ def offline(what: str, error: Exception, remedy: str) -> UserError:
 
 
 def make_tokenizer(spec: str, source: Source, lowercase: bool, path: Path):
-    """Saves the tokenizer that --tokenizer names as `path`, with all special tokens."""
+    """Saves the tokenizer specified by --tokenizer to `path`, with all special tokens."""
     kind, _, rest = spec.partition(":")
     load = {"bpe": lambda size: byte_level(models.BPE()), "tiktoken": from_tiktoken, "hub": from_hub}.get(kind)
     tokenizer = load(rest) if load else load_tokenizer(spec)
@@ -277,7 +277,7 @@ def make_tokenizer(spec: str, source: Source, lowercase: bool, path: Path):
 
 
 def fast_twin(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
-    """tiktoken's encoder with the same merges, 3 to 7 times as fast; None where a tokenizer is of another kind."""
+    """A tiktoken encoder with the same merges, 3 to 7 times as fast; None for other kinds of tokenizers."""
     spec = json.loads(tokenizer.to_str())
     model, pre = spec["model"], spec["pre_tokenizer"] or {}
     vocab = model["vocab"] if model["type"] == "BPE" else {}
@@ -293,7 +293,7 @@ def fast_twin(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
 
 
 class Encoder:
-    """Sentences -> ids, by tiktoken where it agrees with the tokenizer on a sample of every batch."""
+    """Sentences -> ids, by tiktoken if it agrees with the tokenizer on a sample of every batch."""
 
     def __init__(self, path, digest: str = ""):
         """digest: of the file, which may have been replaced since a process made its encoder."""
@@ -316,7 +316,8 @@ class Encoder:
             return self.slow(sentences)
 
     def fast(self, sentences: list[str]) -> list[list[int]]:
-        """By tiktoken, but where it cannot be trusted, or differs on a sample."""
+        """By tiktoken, except for sentences that it may encode differently; all by the tokenizer if a sample
+        differs."""
         texts, normalizer = sentences, self.tokenizer.normalizer
         if normalizer:
             texts = [normalizer.normalize_str(sentence) for sentence in sentences]
@@ -335,7 +336,7 @@ class Encoder:
         return ids
 
 
-encoder = lru_cache(1)(Encoder)  # of this process
+encoder = lru_cache(1)(Encoder)  # one per process
 
 
 def batches(source: Source) -> Iterator[list[Piece]]:
@@ -350,7 +351,7 @@ def batches(source: Source) -> Iterator[list[Piece]]:
 
 
 def encode_pieces(tokenizer: Path, digest: str, batch: list[Piece]) -> list[tuple]:
-    """(split, tokens, sentence starts, document starts) of each piece; documents without text are left out."""
+    """(split, tokens, sentence starts, document starts) of each piece; empty documents are left out."""
     encode = encoder(tokenizer, digest)
     sentences = [split_sentences(piece.text) for piece in batch]
     ids = iter(encode([sentence for own in sentences for sentence in own]))
@@ -360,13 +361,13 @@ def encode_pieces(tokenizer: Path, digest: str, batch: list[Piece]) -> list[tupl
         if rows or not (piece.first and piece.last):
             starts = np.cumsum([0, *map(len, rows)])
             end = [encode.eod] if piece.last else []
-            tokens = np.fromiter(chain(*rows, end), np.uint16, starts[-1] + len(end))
+            tokens = np.fromiter(chain(*rows, end), np.uint32, starts[-1] + len(end))
             result.append((piece.split, tokens, starts[:-1], [0] if piece.first else []))
     return result
 
 
 class Splits:
-    """train.bin and val.bin of a folder while they grow; `close` deletes what is not complete."""
+    """train.bin and val.bin of a folder while they are written; `close` deletes incomplete files."""
 
     def __init__(self, folder: Path, tokenizer: Path):
         self.folder, self.tokenizer, self.hash = folder, tokenizer, tokenizer_hash(tokenizer)
@@ -386,7 +387,7 @@ class Splits:
                 bar.update(source.done - bar.n)
 
     def complete(self):
-        """Ends both files; an empty validation split gets the end of the training text first."""
+        """Completes both files; an empty validation split first gets the end of the training text."""
         if self.writers["val"].sentences == 0 and self.writers["train"].sentences > 0:
             self.hold_out()
         for writer in self.writers.values():
@@ -397,7 +398,7 @@ class Splits:
             writer.discard()
 
     def hold_out(self):
-        """Moves the last document to the validation split; of a single one the last twentieth, by whole sentences."""
+        """Moves the last document to the validation split; if there is only one, its last 5 % in whole sentences."""
         whole, val = self.writers["train"], self.writers["val"]
         if whole.sentences < 2:
             raise UserError("the text has only one sentence, too little to train and validate on; give more text")
@@ -417,7 +418,7 @@ class Splits:
 
 
 def count_tokens(size: int, part: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """int64 [2, size]: how often each token occurs, and in how many of the sentences."""
+    """int64 [2, size]: count of each token, and of the sentences that contain it."""
     tokens, lengths = part
     pairs = np.repeat(np.arange(len(lengths)) * size, lengths) + tokens
     pairs.sort()
@@ -427,7 +428,7 @@ def count_tokens(size: int, part: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """An empty folder, inside one that is locked, which goes away however this ends."""
+    """An empty folder inside a locked one, deleted at the end of the block."""
     shutil.rmtree(path, ignore_errors=True)  # what a killed process left
     path.mkdir()
     try:
@@ -441,8 +442,8 @@ def command_line() -> str:
 
 
 def make(config: Output, work):
-    """Calls work(temporary folder), which ends with `finish`, while the data folder is locked. Where another process
-    has made it meanwhile by the same command, as nodes that share a disk do, it is left as it is."""
+    """Calls work(temporary folder), which ends with `finish`, with the data folder locked. Does nothing if another
+    process has made it meanwhile by the same command (nodes that share a disk)."""
     folder = config.folder
     with files.locked(folder, "name another --data_dir", wait=True) as waited:
         if waited and (folder / "meta.json").exists() and load_meta(folder).get("command") == command_line():
@@ -454,7 +455,8 @@ def make(config: Output, work):
 
 
 def finish(splits: Splits, config: Output, more: dict):
-    """Completes the files and moves them into place: the old meta.json goes first, the new one, with `more`, last."""
+    """Completes the files and moves them into place: deletes the old meta.json first, moves the new one last. more:
+    further entries of meta.json."""
     splits.complete()
     text = TokenFile(splits.folder / "train.bin", "prepare it again")
     warn_of_vocabulary(text)
@@ -490,7 +492,8 @@ def finish(splits: Splits, config: Output, more: dict):
 
 
 def build(config: Output, source_kind):
-    """The whole preparation of the source `source_kind(config)`, which is read for the tokenizer, and to encode it."""
+    """The whole preparation of the source `source_kind(config)`, which is read twice: for the tokenizer, and to
+    encode."""
 
     def work(temporary):
         source = source_kind(config)

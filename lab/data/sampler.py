@@ -25,27 +25,28 @@ def hash32(salt: int, *keys) -> np.ndarray:
 
 
 def hash64(*keys) -> np.ndarray:
-    """Two joined 32-bit hashes: uint64, enough to address 10^11 tokens evenly."""
+    """uint64 of two 32-bit hashes, enough to address 10^11 tokens uniformly."""
     high, low = hash32(0x243F6A88, *keys), hash32(0x85A308D3, *keys)
     return high.astype(np.uint64) << np.uint64(32) | low
 
 
 def choose(shares, *keys) -> np.ndarray:
-    """Indices, drawn with these shares (of their sum) as functions of the keys (broadcast)."""
+    """Indices drawn with probabilities proportional to `shares`, as a function of the keys (broadcast)."""
     ends = np.cumsum(shares)
     return np.searchsorted(ends / ends[-1], hash64(*keys) / 2.0**64, side="right").clip(max=len(ends) - 1)
 
 
 class Sampler:
-    """Rows of one length a step, from sentence starts that are all equally likely.
+    """Draws rows of n tokens, one length per step; all sentences that offer a row are equally likely.
 
-    n <= 16: n tokens of a sentence from a random offset; a shorter one is joined with the next ones of its document.
-    n <= 32: n tokens of a sentence at least that long, from a random offset. Neither holds an end-of-document token.
-    n > 32: from a sentence start on, across documents unless `one_document` (then up to its end-of-document token).
+    n <= 16: n tokens of a sentence from a random offset; a shorter sentence is joined with the next ones of its
+    document. n <= 32: n tokens of a sentence at least that long, from a random offset. Neither contains an
+    end-of-document token. n > 32: from the start of a sentence, across documents unless `one_document` (then up to its
+    end-of-document token).
 
-    `pairs`: rows 2i and 2i + 1 are adjacent spans of one document: n <= 32 tokens of each of two sentences in a row
-    (only the second may be joined with what follows it), or the halves of 2n tokens.
-    Raises UserError where a length of a training split has fewer than 1,000 windows; elsewhere ask `windows`.
+    pairs: rows 2i and 2i + 1 are adjacent spans of one document: for n <= 32, n tokens of each of two consecutive
+    sentences (only the second may be joined with what follows it); else the halves of 2n tokens.
+    UserError if a length has fewer than 1,000 windows in a training split; for other splits see `windows`.
     """
 
     def __init__(self, corpus: Corpus, lengths, seed: int, one_document: bool = False, pairs: bool = False):
@@ -64,14 +65,15 @@ class Sampler:
         return f"{what}, nor enough of any shorter length; use more text"
 
     def length(self, step: int, mix: tuple[float, ...] = ()) -> int:
-        """The row length of a step, drawn with the shares `mix`; (): all alike."""
+        """The row length of a step, drawn with probabilities proportional to `mix`; (): uniform."""
         if mix:
             return self.lengths[choose(mix, self.seed, LENGTH, step)[0]]
         return self.lengths[int(hash64(self.seed, LENGTH, step)[0] % np.uint64(len(self.lengths)))]
 
     def places(self, n: int, sentence: np.ndarray, second=0) -> tuple[np.ndarray, np.ndarray]:
-        """For sentence numbers: where the first row of n tokens starts, and how many rows the sentence offers. Of pairs
-        the first rows, or where `second` (1, broadcast) the second ones, which are offered together or not at all."""
+        """For sentence numbers: (start of the first row of n tokens, number of rows that the sentence offers). With
+        pairs: of the first rows or, where `second` is 1 (broadcast), of the second ones; a pair is offered as a
+        whole."""
         if not self.pairs:
             return self.single_places(n, sentence)
         if n > 32:
@@ -85,7 +87,7 @@ class Sampler:
         return np.where(second, start2, start), np.where(second, rows2, rows) * both
 
     def single_places(self, n: int, sentence: np.ndarray, join: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """The same for rows that are no pairs; join: a short sentence may be joined with the next ones."""
+        """`places` without pairs. join: a short sentence may be joined with the next ones."""
         corpus = self.corpus
         start, end = corpus.sentence_spans(sentence)
         if n > 32:
@@ -99,7 +101,7 @@ class Sampler:
         return start, rows
 
     def windows(self, n: int) -> int:
-        """Rows of n tokens the corpus offers, counted until 1,000 are sure."""
+        """Number of rows of n tokens in the corpus, at most 1,000."""
         count, size = 0, self.corpus.sentences.size
         for at in range(0, size, CHUNK // 16):
             count += int(self.places(n, np.arange(at, min(at + CHUNK // 16, size)))[1].sum())
@@ -108,7 +110,7 @@ class Sampler:
         return count
 
     def reach(self, n: int) -> int:
-        """How many tokens of the corpus rows of n can hold, about: by at most 131,072 sentences, evenly spread."""
+        """About how many tokens of the corpus occur in rows of n tokens, estimated from 131,072 sentences."""
         size, span = self.corpus.sentences.size, 2 * n if self.pairs else n
         sentences = np.linspace(0, size - 1, min(size, 1 << 17)).astype(np.int64)
         start, end = self.corpus.sentence_spans(sentences)
@@ -117,8 +119,8 @@ class Sampler:
         return int(np.clip(held.mean() * size, MIN_WINDOWS, self.corpus.count))
 
     def batch(self, step: int, n: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Global row numbers [R] -> ids int64 [R, n] and the document each row starts in, int64 [R]: sentences are
-        drawn until one offers a row, in each round more for the rows still without one."""
+        """Global row numbers [R] -> (ids int64 [R, n], document of each row int64 [R]). For each row sentences are
+        drawn until one offers a row, more per round for the rows that are left."""
         rows = np.asarray(rows, np.int64)
         sentences = np.uint64(self.corpus.sentences.size)
         starts = np.zeros(rows.size, np.int64)

@@ -1,9 +1,9 @@
 """
-Token embeddings from the corpus itself: which tokens stand near which, without a label and without training.
+Token embeddings from co-occurrence counts of the corpus, without labels and without training.
 
-Pairs of tokens within a window and a sentence are counted, both ways and with equal weights; the counts become positive
-pointwise mutual information with context counts to the power 0.75 (PPMI), and its truncated SVD gives each token the
-vector U S^0.25, less the mean (Levy & Goldberg 2014; Levy, Goldberg & Dagan 2015, Q15-1016).
+Co-occurrences within a window and a sentence are counted symmetrically with equal weights and turned into positive
+pointwise mutual information (PPMI) with context counts to the power 0.75; the rows of U S^0.25 of its truncated SVD,
+minus their mean, are the token vectors (Levy & Goldberg 2014; Levy, Goldberg & Dagan 2015, Q15-1016).
 """
 
 import hashlib
@@ -26,18 +26,18 @@ from lab.data.corpus import Corpus
 from lab.files import replacing
 from lab.sources import sources
 
-WINDOW = 8  # tokens to either side
+WINDOW = 8  # tokens on each side
 SMOOTHING = 0.75  # power of the context counts
 POWER = 0.25  # of the singular values
-FEWEST = 50  # pairs: a rarer token keeps its random vector
+FEWEST = 50  # co-occurrences below which a token keeps its random vector
 OVERSAMPLED, ITERATIONS = 32, 2  # of the randomised SVD
-DENSE = 20_000  # vocabulary up to which the matrix is dense: 1.6 GB, and several times as fast
-SENTENCES = 10_000  # fewer are too few to learn from
+DENSE = 20_000  # largest vocabulary with a dense matrix (1.6 GB), which is several times as fast
+SENTENCES = 10_000  # below which there is a warning
 
 
 def count_pairs(corpus: Corpus, most: int, window: int = WINDOW, stop=lambda: 0) -> sparse.csr_array:
-    """How often token b stands within `window` tokens of token a in one sentence: float32 [V, V], symmetric. Special
-    tokens are no text and count with nothing. stop: asked now and then; a signal's number, or 0."""
+    """Counts of token b within `window` tokens of token a in the same sentence: float32 [V, V], symmetric; without
+    special tokens. stop: called repeatedly; returns the number of a signal that stops this, or 0."""
     V = corpus.vocab_size
     total = sparse.csr_array((V, V), dtype=np.float32)
     with tqdm(total=min(most, corpus.count), unit="tok", unit_scale=True, desc="counting pairs", mininterval=1) as bar:
@@ -57,10 +57,10 @@ def count_pairs(corpus: Corpus, most: int, window: int = WINDOW, stop=lambda: 0)
 
 
 def ppmi(counts: sparse.csr_array, smoothing: float = SMOOTHING) -> sparse.csr_array:
-    """max(0, ln p(a, b) / (p(a) p'(b))) of counts [V, V], where p'(b) is as count(b) ** smoothing. In the place of the
-    counts: there may be 10^8 of them."""
+    """max(0, ln p(a, b) / (p(a) p'(b))) of counts [V, V], where p'(b) is proportional to count(b) ** smoothing. In
+    place, since there may be 10^8 counts."""
     of_token = np.asarray(counts.sum(1), np.float64).ravel()
-    with np.errstate(divide="ignore"):  # of tokens that stand in no pair
+    with np.errstate(divide="ignore"):  # tokens without co-occurrences
         log_token, log_context = np.log(of_token), smoothing * np.log(of_token)
     log_context -= logsumexp(log_context)
     values = np.log(counts.data, out=counts.data)
@@ -72,13 +72,13 @@ def ppmi(counts: sparse.csr_array, smoothing: float = SMOOTHING) -> sparse.csr_a
 
 
 def matmul(matrix, x: torch.Tensor) -> torch.Tensor:
-    """matrix @ x, of a tensor or a sparse array."""
+    """matrix @ x for a tensor or a sparse array."""
     return matrix @ x if isinstance(matrix, torch.Tensor) else torch.from_numpy(matrix @ x.numpy())
 
 
 def truncated_svd(matrix: sparse.csr_array, width: int) -> torch.Tensor:
     """U S^POWER of the truncated SVD of a matrix [V, V] -> float32 [V, width], by randomised subspace iteration (Halko,
-    Martinsson & Tropp 2011). The same bits when repeated."""
+    Martinsson & Tropp 2011). Deterministic."""
     V = matrix.shape[0]
     if V <= DENSE:
         matrix = torch.from_numpy(matrix.toarray())
@@ -93,7 +93,7 @@ def truncated_svd(matrix: sparse.csr_array, width: int) -> torch.Tensor:
 
 
 def make_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> torch.Tensor:
-    """float32 [V, width]: a token's row has the norm sqrt(width), or is zero where it stands in too few pairs."""
+    """float32 [V, width]: rows of norm sqrt(width), or zero for tokens with too few co-occurrences."""
     if corpus.sentences.size < SENTENCES:
         warn(f"{corpus.sentences.size:,} sentences are few for spectral token embeddings ({SENTENCES:,} are wanted)")
     counts = count_pairs(corpus, most, stop=stop)
@@ -105,7 +105,7 @@ def make_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> torch
 
 
 def token_vectors(corpus: Corpus, width: int, most: int, stop=lambda: 0) -> tuple[torch.Tensor, float]:
-    """(`make_vectors`, the seconds they took), kept beside the data under a hash of all that they depend on."""
+    """(`make_vectors`, seconds that they took), cached beside the data under a hash of all that they depend on."""
     settings = [sources("lab/data/spectral.py"), width, min(most, corpus.count), corpus.digest()]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     path = Path(corpus.folder) / f"spectral_{digest}.safetensors"

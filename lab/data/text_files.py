@@ -1,7 +1,8 @@
 """
-Files of text as streams, in constant memory: the one reader of all commands. What a file is say its first bytes, not
-its name: plain text or JSON lines (an object with a "text" a line), packed by gzip, xz, bzip2 or Zstandard or not, in
-UTF-8, UTF-16 or UTF-32; lines end in LF, CR LF or CR, and byte-order marks are no text. Anything else is refused.
+Streams text files in constant memory; used by all commands. The format is detected from the first bytes, not from
+the name: plain text or JSON lines (an object with a "text" per line), optionally compressed by gzip, xz, bzip2 or
+Zstandard, in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark; lines end in LF, CR LF or CR. Anything else is
+refused.
 """
 
 import bz2
@@ -16,9 +17,10 @@ from itertools import chain
 from pathlib import Path
 
 from lab.configurator import UserError, show
+from lab.data.tokenizers import clean
 
-HEAD = 1 << 16  # bytes that tell what a file is
-PIECE = 1 << 20  # bytes that are read in one go, and characters of a document that come in one piece
+HEAD = 1 << 16  # bytes from which the format is detected
+PIECE = 1 << 20  # bytes read at a time, and characters of a piece of a long document
 
 
 def open_zstd(file):
@@ -29,20 +31,20 @@ def open_zstd(file):
     return pyarrow.CompressedInputStream(open(file.name, "rb"), "zstd")  # it closes what it reads
 
 
-PACKED = {  # how a packed file begins -> how it is opened
+PACKED = {  # first bytes of a compressed file -> function that opens it
     rb"\x1f\x8b\x08": gzip.open,
     rb"\xfd7zXZ\0|\x5d\0\0": lzma.open,
     rb"BZh[1-9](1AY&SY|\x17rE8P\x90)": bz2.open,
     rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18": open_zstd,
 }
 PACKED_NAMES = ".gz", ".xz", ".lzma", ".bz2", ".zst"
-REFUSED = {  # how a file begins that is no text -> what it is; what to do
+REFUSED = {  # first bytes of a file that is no text -> what it is; what to do
     rb"PAR1\x15": 'a parquet file; make it JSON lines: pandas.read_parquet(A).to_json(B, orient="records", lines=True)',
     rb"%PDF-\d|\{\\rtf\d": "a document with a layout; save it as plain text (pdftotext does)",
     rb"PK\x03\x04|7z\xbc\xaf|Rar!\x1a|.{257}ustar": "an archive, as docx and epub are; unpack it, and give its texts",
     b"|".join(PACKED): "packed twice; unpack it",
 }
-ENCODINGS = {  # by byte-order mark; that of UTF-32 begins as that of UTF-16 does
+ENCODINGS = {  # byte-order mark -> encoding; UTF-32 first, since its mark begins like that of UTF-16
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -54,7 +56,7 @@ CONTROL = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")  # bytes that no text has,
 
 
 def unpacked(file) -> Iterator[bytes]:
-    """A binary file, its name for messages in `name` -> what is packed in it, first HEAD bytes, then PIECEs."""
+    """A binary file -> its decompressed content, first HEAD bytes, then PIECEs."""
     head, size = file.read(HEAD), HEAD
     file.seek(0)
     unpack = next((unpack for begin, unpack in PACKED.items() if re.match(begin, head)), None)
@@ -73,7 +75,8 @@ def unpacked(file) -> Iterator[bytes]:
 
 
 def encoding_of(head: bytes) -> str:
-    """By the byte-order mark; without one UTF-8, or of bytes with zeros what makes most of them text; "": nothing."""
+    """The encoding by byte-order mark; without one UTF-8 or, if there are zero bytes, the one that gives most text; ""
+    if none does."""
     if found := next((name for mark, name in ENCODINGS.items() if head.startswith(mark)), None):
         return found
     if b"\0" not in head:
@@ -83,12 +86,12 @@ def encoding_of(head: bytes) -> str:
         with suppress(UnicodeDecodeError):
             text = codecs.getincrementaldecoder(name)().decode(head[:4096])
             if sum(c.isprintable() or c.isspace() for c in text) > 0.95 * len(text):
-                score[name] = sum(map(str.isascii, text))  # of bytes in the wrong order hardly any is
+                score[name] = sum(map(str.isascii, text))  # in the wrong byte order hardly any character is ASCII
     return max(score, key=score.get, default="")
 
 
 def decoded(file) -> Iterator[str]:
-    """A binary file -> its text in blocks; line ends of CR alone become LF, byte-order marks go."""
+    """A binary file -> its text in blocks, without byte-order marks, and with LF for line ends of CR alone."""
     name, blocks = show(file.name), unpacked(file)
     head, at, cr = next(blocks, b""), 0, None
     for begin, what in REFUSED.items():
@@ -121,7 +124,7 @@ def decoded(file) -> Iterator[str]:
 
 
 def json_kind(text: str, cut: bool = False) -> type:
-    """The type of a JSON value; of what is none NoneType. cut: the end may be missing."""
+    """The type of a JSON value; NoneType if it is none. cut: the text may be truncated."""
     try:
         return type(json.loads(text))
     except json.JSONDecodeError as error:
@@ -132,7 +135,7 @@ def json_kind(text: str, cut: bool = False) -> type:
 
 
 def is_json(head: str) -> bool:
-    """Most of the first lines are JSON objects, or all is one JSON value, as far as it goes."""
+    """Whether most of the first lines are JSON objects, or the whole is (the beginning of) one JSON value."""
     if head.lstrip()[:1] not in ("{", "["):
         return False
     lines = [line for line in head.split("\n")[:-1] if line.strip()][:20]
@@ -141,7 +144,7 @@ def is_json(head: str) -> bool:
 
 
 def opened(file) -> tuple[bool, Iterator[str]]:
-    """A binary file -> (is it JSON lines?, its text in blocks). UserError where it cannot be read."""
+    """A binary file -> (whether it is JSON lines, its text in blocks). UserError if it cannot be read."""
     blocks = decoded(file)
     head = next(blocks)
     return bool(JSON_NAME.search(file.name)) or is_json(head), chain([head], blocks)
@@ -174,13 +177,22 @@ def json_texts(blocks: Iterator[str], name: str) -> Iterator[str]:
 
 
 def lines(file) -> Iterator[str]:
-    """A binary file -> a text a line; of JSON lines the "text" of each."""
+    """A binary file -> one text per line; the "text" of each line of JSON lines."""
     as_json, blocks = opened(file)
     return json_texts(blocks, file.name) if as_json else (line.rstrip("\r") for line in whole_lines(blocks))
 
 
+def read_lines(path) -> list[str]:
+    """The `lines` of a file, clean; UserError if it cannot be opened."""
+    try:
+        with open(path, "rb") as file:
+            return [clean(text) for text in lines(file)]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); write the path of a file of text") from None
+
+
 def pieces(blocks: Iterator[str]) -> Iterator[str]:
-    """Blocks -> strings that end where a line ends. A line longer than a PIECE is cut after a sentence or a word."""
+    """Blocks -> strings that end at line ends. A line longer than a PIECE is split after a sentence or a word."""
     kept = ""
     for block in blocks:
         kept += block
@@ -194,8 +206,8 @@ def pieces(blocks: Iterator[str]) -> Iterator[str]:
 
 
 def documents(file) -> Iterator[tuple[str, bool, bool]]:
-    """A binary file -> (text, a document starts here, ends here). In plain text a blank line ends a document, as does
-    the end of the file; an object of JSON lines is one. A long document comes in pieces."""
+    """A binary file -> (text, whether a document starts here, whether it ends here). Documents are separated by blank
+    lines in plain text; in JSON lines each object is one. A long document is split into pieces."""
     as_json, blocks = opened(file)
     if as_json:
         yield from ((text, True, True) for text in json_texts(blocks, file.name) if text.strip())

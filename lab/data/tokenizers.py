@@ -1,4 +1,4 @@
-"""Tokenizers, and text cut into sentences and encoded: the same for training data and for `embed`."""
+"""Tokenizers, and splitting and encoding of text: the same for training data and for `embed`."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from lab.configurator import UserError, show
 from lab.files import reading
 
-SPECIAL_NAMES = {  # the first name that a tokenizer has is taken; where it has none, the first is appended
+SPECIAL_NAMES = {  # the first of these names that a tokenizer has is used; if it has none, the first is added
     "eod": ("<|endoftext|>", "</s>", "[EOS]"),
     "mask": ("[MASK]", "<mask>"),
     "pad": ("[PAD]", "<pad>", "<|padding|>"),
@@ -25,7 +25,7 @@ SPECIAL_NAMES = {  # the first name that a tokenizer has is taken; where it has 
 
 
 def add_special_tokens(tokenizer: Tokenizer):
-    """Appends the special tokens that a tokenizer lacks."""
+    """Adds the special tokens that a tokenizer lacks."""
     for names in SPECIAL_NAMES.values():
         name = next((name for name in names if tokenizer.token_to_id(name) is not None), names[0])
         tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False)])
@@ -48,26 +48,26 @@ def vocab_size(tokenizer: Tokenizer) -> int:
 
 
 def subword_marks(tokenizer: Tokenizer) -> tuple[str, str]:
-    """(before a token that continues a word, such as ##; behind one that ends a word, such as </w>); "": none."""
+    """(prefix of tokens that continue a word, such as ##; suffix of tokens that end one, such as </w>); "": none."""
     keys = "continuing_subword_prefix", "end_of_word_suffix"
     return tuple(getattr(tokenizer.model, key, None) or "" for key in keys)
 
 
 def space_mark(tokenizer: Tokenizer) -> str:
-    """What the space before a word is in its first token: Ġ (byte-level), ▁ (SentencePiece), itself; "": not kept."""
+    """The character for the space before a word: Ġ (byte-level), ▁ (SentencePiece), a space; "": spaces are dropped."""
     text = tokenizer.normalizer.normalize_str("a b") if tokenizer.normalizer else "a b"
     if tokenizer.pre_tokenizer:
         text = "".join(piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
     mark = text[-2:-1].replace("a", "")
-    if mark == " " and tokenizer.decoder:  # which alone may tell
+    if mark == " " and tokenizer.decoder:  # the decoder may know better
         return next((m for m in ("Ġ", "▁") if tokenizer.decoder.decode(["a", f"{m}b"]) == "a b"), mark)
     return mark
 
 
 def word_starts(tokenizer: Tokenizer) -> np.ndarray:
-    """[V] bool: tokens that begin a word, by the kind of the tokenizer: those without the mark of a continued word
-    (WordPiece: ##); none where only ends are marked (see `word_ends`); else those with the space before it. All, where
-    tokens are whole words or keep no spaces."""
+    """[V] bool: tokens that begin a word. With a prefix for continuations (WordPiece: ##): tokens without it; if only
+    ends are marked: none (see `word_ends`); else tokens that begin with a space. All, if tokens are whole words or
+    spaces are dropped."""
     tokens = [tokenizer.id_to_token(i) or "" for i in range(vocab_size(tokenizer))]
     (prefix, suffix), mark = subword_marks(tokenizer), space_mark(tokenizer)
     if prefix or suffix:
@@ -77,14 +77,14 @@ def word_starts(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def word_ends(tokenizer: Tokenizer) -> np.ndarray:
-    """[V] bool: tokens behind which a word begins, where ends of words are marked (</w>); else none."""
+    """[V] bool: tokens after which a word begins, if ends of words are marked (</w>); else none."""
     _, suffix = subword_marks(tokenizer)
     tokens = [tokenizer.id_to_token(i) or "" for i in range(vocab_size(tokenizer))]
     return np.array([bool(suffix) and token.endswith(suffix) for token in tokens])
 
 
 def load_tokenizer(path) -> Tokenizer:
-    """tokenizer.json -> a tokenizer to which special strings inside text are ordinary text."""
+    """Loads tokenizer.json; special tokens that occur in texts are encoded as ordinary text."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{show(path)} does not exist; name a tokenizer.json, or prepare the data again")
@@ -108,22 +108,22 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[\r\n]+")
 
 
 def clean(text: str) -> str:
-    """The text with ? for half characters (written as \\ud800, or bytes that are no UTF-8), which have no bytes."""
+    """The text with lone surrogates (such as \\ud800), which UTF-8 cannot encode, replaced by ?."""
     if not isinstance(text, str):
         raise UserError(f"a text is a str, not {type(text).__name__} ({text!r:.40}); leave it out, or make it one")
     return text.encode("utf-8", "replace").decode()
 
 
 def split_sentences(text: str) -> list[str]:
-    """Text -> its sentences as they are encoded: clean, stripped, one space in front; empty ones are dropped."""
+    """Text -> its sentences as they are encoded: stripped, with one space in front; empty ones are dropped."""
     return [" " + stripped for part in SENTENCE_END.split(clean(text)) if (stripped := part.strip())]
 
 
-PASSED_ON = KeyboardInterrupt, SystemExit, MemoryError  # errors that are not of the text
+PASSED_ON = KeyboardInterrupt, SystemExit, MemoryError  # errors that the text does not cause
 
 
 def encode_sentences(tokenizer: Tokenizer, sentences: list[str]) -> list[list[int]]:
-    """Sentences -> ids of each. UserError that names the one that the tokenizer cannot encode."""
+    """Sentences -> ids of each. UserError names a sentence that the tokenizer cannot encode."""
     try:
         return [encoding.ids for encoding in tokenizer.encode_batch_fast(sentences, add_special_tokens=False)]
     except PASSED_ON:
@@ -137,7 +137,7 @@ def encode_sentences(tokenizer: Tokenizer, sentences: list[str]) -> list[list[in
 
 
 def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Texts -> ids of each, exactly as in the training files. A text without any token is one separator."""
+    """Texts -> ids of each, exactly as in the training files. An empty text becomes one separator."""
     sentences = [split_sentences(text) for text in texts]
     flat = [sentence for own in sentences for sentence in own]
     encoded = iter(encode_sentences(tokenizer, flat))
@@ -146,7 +146,7 @@ def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def pad_batch(rows: list[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lists of ids -> ids [B, n] int64, mask [B, n] bool (True: a token), n the longest of them."""
+    """B lists of ids -> (ids [B, n] int64, mask [B, n] bool, True for tokens), n the longest list's length."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     mask = np.arange(lengths.max(initial=0)) < lengths[:, None]  # [B, n]
     ids = np.full(mask.shape, pad, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Sentences of the evaluation sets that stand, token for token, in a prepared corpus."""
+"""Sentences of the evaluation sets that occur, token for token, in a prepared corpus."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from lab.data.tokenizers import encode_texts, load_tokenizer, split_sentences
 from lab.evaluation.tasks import Split
 from lab.report import table
 
-SHORTEST = 5  # tokens: what is shorter stands in any large corpus by itself
-LISTED = 20  # sentences that are printed of a task
+SHORTEST = 5  # tokens: shorter sentences occur in any large corpus
+LISTED = 20  # sentences printed per task
 
 
 def digests(tokens, lengths) -> np.ndarray:
@@ -20,7 +20,7 @@ def digests(tokens, lengths) -> np.ndarray:
 
 
 def found_in(corpus: Corpus, texts: list[str]) -> np.ndarray:
-    """bool [n]: are all sentences of the text sentences of the corpus? Those of fewer than SHORTEST tokens are not."""
+    """bool [n]: does every sentence of the text, of SHORTEST tokens or more each, occur in the corpus?"""
     sentences = [split_sentences(text) or [text] for text in texts]
     rows = encode_texts(load_tokenizer(corpus.folder / "tokenizer.json"), [one for own in sentences for one in own])
     lengths = np.array([len(row) for row in rows])
@@ -34,8 +34,8 @@ def found_in(corpus: Corpus, texts: list[str]) -> np.ndarray:
 
 
 def contamination(corpus: Corpus, tasks: dict[str, dict[str, Split]]) -> str:
-    """A table of how many rows of each split have a sentence that the corpus holds, and some of the sentences. tasks:
-    name -> its splits."""
+    """A table of how many rows of each split contain a sentence of the corpus, and some of these sentences. tasks:
+    name -> splits."""
     counts, lines = [], []
     for name, splits in tasks.items():
         texts = list(dict.fromkeys(text for split in splits.values() for row in split.rows for text in row))

@@ -1,4 +1,4 @@
-"""The table and samples that end a run."""
+"""What a finished run prints: losses beside their floors, geometry, retrieval, reconstructions."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from lab.training.validation import Validation, learned
 
 
 def final_table(numbers: dict[str, float], validation: Validation, train: Corpus, val: Corpus) -> str:
-    """The losses of an evaluation beside the floors of guessing without the text, in Markdown."""
+    """A Markdown table of the losses of an evaluation beside those of guessing without reading the text."""
     objectives, floors = validation.objectives, validation.floors(train, val)
     titles = {f"val_loss_{n}": f"validation loss, rows of {n}" for n in validation.lengths}
     for part, own in zip(objectives.parts, objectives.names, strict=True):
@@ -29,15 +29,15 @@ def final_table(numbers: dict[str, float], validation: Validation, train: Corpus
 
 @torch.no_grad()
 def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
-    """Held-out rows of the shortest length: the text, what the encoder read of it, what the decoder predicted; nothing
-    where the model has no decoder."""
+    """Held-out rows of the shortest length: the text, what the encoder read of it, what the decoder predicted; "" if
+    the model has no decoder."""
     model, n = validation.model, validation.lengths[0]
     if (part := validation.decoded()) is None:
         return ""
     problem = validation.problem(part, validation.batches_of(part, n)[0])
     model.eval()
     concepts = model.encode(problem.source, problem.source_pos)[:rows]
-    predicted = model.generate(concepts, problem.targets.shape[1])  # [rows, T]
+    predicted = model.generate(concepts, problem.targets.shape[1], continues=problem.continues)  # [rows, T]
     model.train()
     kinds = {"text": problem.targets, "read": problem.source, "predicted": predicted}
     lines = []
@@ -47,12 +47,12 @@ def reconstructions(validation: Validation, tokenizer, rows: int = 3) -> str:
 
 
 def one_line(tokenizer, ids: Tensor) -> str:
-    """ids [n] -> their text, special tokens too."""
+    """ids [n] -> text in one line, special tokens included."""
     return " ".join(tokenizer.decode(ids.tolist(), skip_special_tokens=False).split())
 
 
 def final_report(trainer, retrieval: bool) -> str:
-    """What a finished run prints: its losses beside their floors, geometry, retrieval if it is asked for, samples."""
+    """The text that a finished run prints. retrieval: with the retrieval table."""
     validation, tokenizer = trainer.validation, load_tokenizer(trainer.val_text.folder / "tokenizer.json")
     parts = [final_table(trainer.numbers, validation, trainer.train_text, trainer.val_text)]
     parts.append(geometry.line(trainer.numbers, trainer.model.config.concepts))

@@ -1,5 +1,5 @@
 """
-Fine-tuning: a head and its encoder, trained on one task; what they answer is kept, for every seed.
+Fine-tuning: trains a head and the encoder on one task and caches the predictions of every seed.
 
     work = FineTuning(run, pairs, config, cache)        # config: of eval_glue.py
     answers, rate = work.all_seeds(config)              # {"dev": {"predictions": [seeds, n]}}, learning rate
@@ -30,25 +30,27 @@ from lab.files import reading, replacing
 from lab.runs import LoadedRun
 from lab.sources import sources, weights
 from lab.training import optim
-from model import ConceptModel
+from model import PRETRAINED, ConceptModel
 
-RATES = (1e-4, 3e-4, 1e-3)  # what --grid=lr tries
+RATES = (1e-4, 3e-4, 1e-3)  # learning rates that --grid=lr tries
 LONG = {"cola": 20, "mrpc": 20, "stsb": 20, "rte": 20, "wnli": 20, "sst2": 5, "sick_r": 10, "sick_e": 10, "paws": 5}
-RECIPES = {  # warmup: steps, or a share of all
+RECIPES = {  # warmup: number of steps, or share of all steps
     "ours": {"epochs": 3, "lr": 3e-4, "batch": 32, "warmup": 0.1},
     "original": {"epochs": 3, "lr": 1e-5, "batch": 96, "warmup": 100},  # epochs: of the tasks that LONG does not name
 }
-HELD_OUT = 0.1, 2000  # share of the training rows that chooses the epoch, and the most of them
+PRETRAINED_LR = 5e-5  # at most, of what was pretrained elsewhere: Hugging Face encoders and backbones
+FIXED = tuple(f"model.{name}" for name in PRETRAINED)
+HELD_OUT = 0.1, 2000  # training rows held out to choose the epoch: share, and at most
 
 
 def shorten(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
-    """Two lists of ids, cut to `room` in all, the longer one first."""
+    """Truncates two lists of ids to `room` ids in total, the longer list first."""
     return a[: max(room - len(b), (room + 1) // 2)], b[: max(room - len(a), room // 2)]
 
 
 def token_rows(run: LoadedRun, pairs: Pairs, apart: bool, most: int) -> tuple[dict[str, list], float]:
-    """(split -> for each row one or two arrays of at most `most` ids, share of all tokens that was cut). A pair that is
-    not read `apart` is one text: a, separator, b."""
+    """(split -> one or two arrays of at most `most` ids per row, share of tokens that was truncated). apart: the two
+    texts of a pair are encoded separately; else as one text: a, separator, b."""
     ids = run.encode_texts(pairs.sentences)
     rows, before, after = {}, 0, 0
     for split, index in pairs.index.items():
@@ -68,7 +70,7 @@ def token_rows(run: LoadedRun, pairs: Pairs, apart: bool, most: int) -> tuple[di
 
 
 def batches(rows: list, size: int, chance: np.random.Generator | None = None) -> list[np.ndarray]:
-    """Numbers of rows in batches of like lengths: little padding. chance: all in a random order."""
+    """Row numbers in batches of similar length, for little padding; with `chance` in random order."""
     lengths = np.array([sum(map(len, texts)) for texts in rows])
     if chance is None:
         return np.array_split(np.argsort(-lengths, kind="stable"), range(size, len(rows), size))
@@ -91,7 +93,7 @@ def loss_of(outputs, labels, kind: str, linear: bool):
 
 
 def check(run: LoadedRun, pairs: Pairs, config):
-    """UserError for what cannot be trained, before anything takes long."""
+    """UserError if this run and head cannot be trained on this task; fast."""
     head, model = HEADS[config.head], run.model
     pair = len(pairs.index[pairs.trained_on][0]) == 2
     if not head.linear and (not pair or pairs.task.kind == "classification"):
@@ -100,6 +102,8 @@ def check(run: LoadedRun, pairs: Pairs, config):
         raise UserError(f"the run has no decoder for --head={config.head}; take --head=pair")
     if head.keeps_decoder and model.decoder.reads_ahead:
         raise UserError(f"positions of the run's decoder see their neighbours, padding too; not for {config.head}")
+    if head.keeps_decoder and model.config.decoder == "backbone":
+        raise UserError(f"a pretrained decoder has another width than concepts; not for {config.head}")
     if config.max_length > run.max_length:
         raise UserError(f"max_length = {config.max_length}, but the run read {run.max_length} tokens; leave it out")
     if len(pairs.labels[pairs.trained_on]) < 2:
@@ -107,22 +111,24 @@ def check(run: LoadedRun, pairs: Pairs, config):
 
 
 class FineTuning:
-    """One task, one protocol: trains and keeps what models answer."""
+    """Trains models on one task with one protocol and caches their outputs."""
 
     def __init__(self, run: LoadedRun, pairs: Pairs, config, cache: Path):
-        recipe = RECIPES[config.recipe]
+        recipe, own = RECIPES[config.recipe], isinstance(run.model, ConceptModel)
         self.run, self.pairs, self.cache, self.kind = run, pairs, cache, pairs.task.kind
         self.head = HEADS[config.head]
         epochs = LONG.get(pairs.name, recipe["epochs"]) if config.recipe == "original" else recipe["epochs"]
         self.protocol = {
             "head": config.head,
             "epochs": config.epochs or epochs,
-            "lr": config.lr or recipe["lr"],
+            "lr": config.lr or (recipe["lr"] if own else min(recipe["lr"], PRETRAINED_LR)),
             "batch": config.batch or recipe["batch"],
             "warmup": recipe["warmup"],
             "max_length": config.max_length or run.max_length,
             "dtype": pick_dtype("auto", run.device),
         }
+        if run.model.backbone is not None:
+            self.protocol["backbone_freeze"] = 1.0 if self.head.frozen else config.backbone_freeze
         self.rows, self.cut = token_rows(run, pairs, self.head.apart, self.protocol["max_length"])
         self.texts = len(self.rows[pairs.trained_on][0])
         chance = np.random.default_rng(20250101)
@@ -133,7 +139,7 @@ class FineTuning:
         self.weights = weights(run.model)
 
     def about(self) -> str:
-        """What is trained, on what."""
+        """What is trained, in words."""
         model, new = self.run.model, self.new_head(self.run.model, 0).state_dict()
         left = 0 if self.head.keeps_decoder or model.decoder is None else len(model.decoder.state_dict())
         tensors = f"{len(model.state_dict()) - left} tensors are the checkpoint's, {left} of its decoder are not read"
@@ -145,7 +151,7 @@ class FineTuning:
         return self.head(model.config, outputs, self.texts, seed=seed).to(self.run.device)
 
     def predictions(self, seed: int, rate: float, twin: bool = False) -> dict[str, np.ndarray]:
-        """Outputs [n, K] of every split and of the held-out rows of one training, at its best epoch."""
+        """Split (and "held_out") -> outputs [n, K] at the best epoch of one training."""
         begun = "untrained" if twin else self.weights
         settings = [*self.key, begun, seed, self.protocol | {"lr": rate}]
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
@@ -161,11 +167,19 @@ class FineTuning:
         return result
 
     def fit(self, begun: ConceptModel, seed: int, rate: float, what: str, saved: Path) -> dict[str, np.ndarray]:
-        """One training; `saved` keeps it as it is after each epoch."""
-        model = copy.deepcopy(begun)
+        """One training; its state after each epoch is saved to `saved`."""
+        fixed = self.protocol.get("backbone_freeze", 0.0)  # share of the steps in which a backbone stays as it is
+        shared = [begun.backbone, begun.tokens] if begun.backbone is not None and fixed == 1 else []
+        model = copy.deepcopy(begun, {id(part): part for part in shared})
         head = self.new_head(model, seed)
         module = nn.ModuleDict({"model": model.requires_grad_(not self.head.frozen), "head": head})
-        optimizer = optim.adamw(module, rate, 0.01, (0.9, 0.999))
+        slow = []
+        if model.backbone is not None:
+            model.train_backbone(False)
+            slow = [] if shared else model.pretrained_parameters()
+            model.tower.kept = model.tower.kept if shared else None
+        share = min(1.0, PRETRAINED_LR / rate)
+        optimizer = optim.adamw(module, rate, 0.01, (0.9, 0.999), (), slow, share)
         labels = torch.from_numpy(self.pairs.labels[self.pairs.trained_on]).to(self.run.device)
         if self.kind == "score" and self.head.linear:
             labels = (labels - labels[self.train].mean()) / labels[self.train].std(unbiased=False).clamp_min(1e-6)
@@ -190,6 +204,8 @@ class FineTuning:
             if self.head.frozen:
                 model.eval()
             for numbers in batches(texts, size, np.random.default_rng((seed, epoch))):
+                if slow and step >= fixed * horizon and not model.trains_backbone:
+                    model.train_backbone(True)
                 with world.autocast():
                     predicted = head(model, *self.padded(texts, numbers))
                 loss = loss_of(predicted.float(), labels[self.train[numbers]], self.kind, self.head.linear)
@@ -212,7 +228,7 @@ class FineTuning:
                 best, kept = score, others | {"held_out": held}
             if epoch + 1 < epochs:
                 state = {
-                    "module": module.state_dict(),
+                    "module": {k: v for k, v in module.state_dict().items() if not (shared and k.startswith(FIXED))},
                     "optimizer": optimizer.state_dict(),
                     "epoch": epoch + 1,
                     "best": best,
@@ -228,7 +244,7 @@ class FineTuning:
             return 0, None, {}
         with reading(saved, "this seed begins anew"):
             state = torch.load(saved, map_location=self.run.device, weights_only=True)
-            module.load_state_dict(state["module"])
+            module.load_state_dict(state["module"], strict=False)
             optimizer.load_state_dict(state["optimizer"])
             return state["epoch"], state["best"], {k: v.cpu().numpy() for k, v in state["kept"].items()}
 
@@ -240,7 +256,7 @@ class FineTuning:
 
     @torch.no_grad()
     def outputs(self, model: ConceptModel, head: nn.Module, rows: list, size: int = 64) -> np.ndarray:
-        """[n, K] in float32, whatever the batch."""
+        """Outputs [n, K] of rows, float32."""
         model.eval(), head.eval()
         parts = batches(rows, size)
         with exact_matmul():
@@ -254,7 +270,8 @@ class FineTuning:
         command.check_finite(outputs, texts, "answer", "take a smaller --lr")
 
     def predict(self, outputs: np.ndarray, held: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs [n, K] as an answer of one run [1, n]; a cosine says yes above the threshold of the held-out rows."""
+        """Outputs [n, K] -> answers [1, n] of one seed. Cosines become yes/no by the threshold that is best on the
+        held-out rows."""
         if self.kind == "score":
             return {"cosines": outputs.T.astype(np.float64)}
         if self.head.linear:
@@ -267,7 +284,7 @@ class FineTuning:
         return float(task_scores(self.pairs.task, self.predict(outputs, outputs), labels)[self.pairs.task.primary][0])
 
     def rate(self, wanted: str, twin: bool) -> float:
-        """The learning rate of the protocol, or the one of RATES that is best on the held-out rows."""
+        """The protocol's learning rate or, with --grid=lr, the one of RATES that is best on the held-out rows."""
         if not wanted:
             return self.protocol["lr"]
         return max(RATES, key=lambda rate: self.held_out_score(self.predictions(0, rate, twin)["held_out"]))

@@ -1,16 +1,14 @@
 """
-Floors: what a score must be compared with before it means anything, what it knows beyond words, and the bootstrap that
-says whether it is above.
+Floors: the baselines that every score is compared with.
 
     floors = task_floors(run, pairs, cache)             # {"word_tfidf": {"dev": answers, ..}, .., "untrained": ..}
     lifts("pearson", ours, {"untrained": theirs}, labels)       # the difference, with its 95 % interval
     beyond_words(ours, labels, word_controls(pairs, "dev", theirs))     # partial rank correlations
-    print(retrieval_table(run, corpus))
 
-Words are `[a-z0-9']+` of the lower-cased text; character n-grams (3, 4, 5) lie inside one word padded with a space on
-each side; tf is the raw count, idf = ln((1 + n) / (1 + df)) + 1 over both sentences of the task's train pairs. Where a
-task has no train split, the other labelled split serves for idf, centring and thresholds alike; where it has one split,
-that one's own sentences do, without their labels.
+Words are `[a-z0-9']+` of the lower-cased text; character n-grams (3, 4, 5) are taken within words padded with one space
+on each side; tf is the raw count, idf = ln((1 + n) / (1 + df)) + 1 over both sentences of the task's train pairs. If a
+task has no train split, idf, centring and thresholds are fitted on the other labelled split; if it has a single split,
+on that split's own sentences, without labels.
 """
 
 import hashlib
@@ -35,11 +33,11 @@ RANDOM_WIDTH, RANDOM_SEEDS, UNTRAINED_SEEDS = 256, 8, 5
 SIF = 1e-3  # a of token_sif
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Floors of a task that need its texts alone
+# Floors computed from the texts alone
 
 
 def count_matrix(rows, width: int) -> sparse.csr_array:
-    """Lists of ids below `width` -> how often each occurs in each list, float64 [n, width]."""
+    """n lists of ids below `width` -> counts of each id in each list, float64 [n, width]."""
     ends = np.cumsum([0] + [len(row) for row in rows])
     ids = np.fromiter((i for row in rows for i in row), np.int64, ends[-1])
     counts = sparse.csr_array((np.ones(len(ids)), ids, ends), shape=(len(rows), width))
@@ -48,14 +46,14 @@ def count_matrix(rows, width: int) -> sparse.csr_array:
 
 
 def word_counts(sentences) -> tuple[sparse.csr_array, list[str]]:
-    """Counts [n, W] and the W words of its columns."""
+    """Counts [n, W] of words, and the W words."""
     number = {}
     rows = [[number.setdefault(word, len(number)) for word in WORD.findall(text.lower())] for text in sentences]
     return count_matrix(rows, len(number)), list(number)
 
 
 def char_counts(counts, words) -> sparse.csr_array:
-    """Word counts [n, W] -> counts of the character 3-, 4- and 5-grams inside the words [n, G]."""
+    """Word counts [n, W] -> counts [n, G] of the character 3-, 4- and 5-grams within the words."""
     number = {}
     rows = []
     for word in words:
@@ -80,16 +78,16 @@ def scale_rows(counts, weights) -> sparse.csr_array:
 
 
 def averages(counts, weights) -> sparse.csr_array:
-    """A [n, W] such that A @ vectors is the mean of vectors [W, D] over the items of each row of counts [n, W], item w
-    having the weight weights[w]; 0 where there is no item."""
+    """A [n, W] such that A @ vectors [W, D] is the weighted mean of the vectors of the items counted in each row of
+    counts [n, W], with weights [W]; 0 for an empty row."""
     weighted = scale_columns(counts, weights)
     total = np.asarray(weighted.sum(1)).ravel()
     return scale_rows(weighted, 1 / np.where(total > 0, total, 1))
 
 
 def random_vectors(words, seed: int, width: int = RANDOM_WIDTH) -> np.ndarray:
-    """A Gaussian vector for each word [W, width], a function of the word and the seed alone: splitmix64 over a hash
-    of the word, then Box-Muller."""
+    """A Gaussian vector per word [W, width], a function of word and seed alone: splitmix64 of a hash of the word, then
+    Box-Muller."""
     digests = b"".join(
         hashlib.blake2b(w.encode(), digest_size=8, salt=seed.to_bytes(8, "little")).digest() for w in words
     )
@@ -104,18 +102,18 @@ def random_vectors(words, seed: int, width: int = RANDOM_WIDTH) -> np.ndarray:
 
 
 def majority(pairs: Pairs) -> dict[str, dict]:
-    """Split -> answers: always the commonest class of the split itself, what no constant answer can beat."""
+    """Split -> answers: always the most frequent class of that split, the best constant prediction."""
     labels = {split: pairs.labels[split] for split in pairs.scored}
     return {split: {"predictions": np.full((1, len(x)), np.bincount(x).argmax())} for split, x in labels.items()}
 
 
 def each_idf(counts, pairs: Pairs) -> dict[str, np.ndarray]:
-    """Fitting split -> idf over both sentences of its pairs, as often as they occur."""
+    """Fitting split -> idf [W] over both sentences of its pairs, repeated sentences included."""
     return {other: idf(counts[pairs.index[other].ravel()]) for other in set(pairs.fitted_on.values())}
 
 
 def predictions(vectors, pairs: Pairs, adapted=ADAPTED["static"], probe=False) -> dict[str, dict]:
-    """Split -> answers; `vectors` [U, D], or a dict of them where they depend on the fitting split."""
+    """Split -> answers of `vectors` [U, D], or of a dict {fitting split: vectors} if they depend on it."""
     return {
         split: predict(vectors[other] if isinstance(vectors, dict) else vectors, pairs, split, adapted, probe)
         for split, other in pairs.fitted_on.items()
@@ -123,7 +121,7 @@ def predictions(vectors, pairs: Pairs, adapted=ADAPTED["static"], probe=False) -
 
 
 def text_floors(pairs: Pairs) -> dict[str, dict[str, dict]]:
-    """Floor -> split -> answers: majority (of classes), word_tfidf, char_tfidf, random_vectors."""
+    """Floor -> split -> answers: majority (not for scores), word_tfidf, char_tfidf, random_vectors."""
     words, vocabulary = word_counts(pairs.sentences)
     floors = {} if pairs.task.kind == "score" else {"majority": majority(pairs)}
     for floor, counts in (("word_tfidf", words), ("char_tfidf", char_counts(words, vocabulary))):
@@ -138,9 +136,8 @@ NEGATIONS = {"no", "not", "never", "nobody", "nothing", "none", "n't", "without"
 
 
 def overlap_features(pairs: Pairs, splits: list[str]) -> dict[str, sparse.csr_array | np.ndarray]:
-    """Split -> [n, F] of what a pair shows without being understood: overlap of its words and characters, lengths,
-    negations, less their means and in units of their deviations in the training split; of a single sentence its TF-IDF,
-    in rows of norm 1."""
+    """Split -> surface features [n, F]. Pairs: overlap of words and characters, lengths, negations, standardised on the
+    training split. Single sentences: TF-IDF, in rows of norm 1."""
     words, vocabulary = word_counts(pairs.sentences)
     fitting = pairs.index[pairs.trained_on].ravel()
     tfidf = scale_columns(words, idf(words[fitting]))
@@ -167,8 +164,8 @@ def overlap_features(pairs: Pairs, splits: list[str]) -> dict[str, sparse.csr_ar
 
 
 def overlap_floor(pairs: Pairs) -> dict[str, dict]:
-    """Split -> answers of a linear model of `overlap_features`, fitted on the training split: ridge regression on
-    scores, else logistic regression; the penalty is half the squared weights, the constant's too."""
+    """Split -> answers of a linear model of `overlap_features` fitted on the training split: ridge regression for
+    scores, logistic regression for classes. The penalty is half the squared weights, the intercept included."""
     from sklearn.dummy import DummyClassifier  # late: they take a second
     from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -178,19 +175,19 @@ def overlap_floor(pairs: Pairs) -> dict[str, dict]:
     labels, kind, model = pairs.labels[pairs.trained_on], "predictions", DummyClassifier()  # for a single class
     if pairs.task.kind == "score":
         kind, model = "cosines", Ridge(fit_intercept=False)
-    elif (classes := len(np.unique(labels))) > 1:  # of two, one has weights: half the sum of both classes' penalties
+    elif (classes := len(np.unique(labels))) > 1:  # with two classes only one has weights, which halves the penalty
         model = LogisticRegression(C=2 if classes == 2 else 1, fit_intercept=False, max_iter=2000)
     model.fit(x[pairs.trained_on], labels)
     return {split: {kind: model.predict(x[split])[None]} for split in pairs.scored}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Floors of a task that need a model, and where all of them are kept
+# Floors that need the untrained model, and the cache of all floors
 
 
 def embed(run: LoadedRun, pairs: Pairs) -> np.ndarray:
-    """Vectors [U, H] of pairs.sentences as the model makes them (all that is fitted is fitted on the task, for every
-    method anew); zero where nobody will look."""
+    """Vectors [U, H] of pairs.sentences, unadapted (adapting is fitted on the task later, for every method separately);
+    zero for sentences that `predict` does not use."""
     needed = pairs.needed()
     vectors = np.zeros((len(pairs.sentences), run.config["hidden"]), np.float32)
     vectors[needed] = run.pooled([pairs.sentences[i] for i in needed]).float().numpy()
@@ -200,7 +197,7 @@ def embed(run: LoadedRun, pairs: Pairs) -> np.ndarray:
 def model_floors(run: LoadedRun, pairs: Pairs) -> dict[str, dict[str, dict]]:
     """Floor -> split -> answers at 5 initial seeds, of a reference 1. untrained: the same architecture and init;
     token_idf: the idf-weighted mean of its token embeddings; token_sif: their mean weighted by a / (a + p(token)), p
-    the frequency in the run's corpus (Arora et al. 2017, ICLR), where that is at hand."""
+    the token's frequency in the run's corpus (Arora et al. 2017, ICLR), if the corpus is available."""
     counts = count_matrix(run.encode_texts(pairs.sentences), run.model.config.vocab_size)
     idfs, frequency = each_idf(counts, pairs), run.token_frequency()
     means = {"token_idf": {other: averages(counts, weights) for other, weights in idfs.items()}}
@@ -219,26 +216,26 @@ def model_floors(run: LoadedRun, pairs: Pairs) -> dict[str, dict[str, dict]]:
 
 
 def cache_key(run: LoadedRun, pairs: Pairs) -> str:
-    """Hash of all that the floors of a task depend on, code too."""
+    """Hash of everything that the floors of a task depend on, including code."""
     model = asdict(run.model.config) | {"mask_id": run.model.mask_id, "chunk": run.max_length}
     model |= run.model.options._asdict()
     settings = [sources(pairs.floors_of, run.model), model, run.config["tokenizer_hash"], pairs.digest()]
     digest = hashlib.sha256(json.dumps(settings).encode())
-    if run.model.token_vectors is not None:  # untrained twins begin with them
+    if run.model.token_vectors is not None:  # they initialise the untrained twins
         digest.update(run.model.token_vectors.cpu().numpy().tobytes())
-    if run.model.frozen:  # and with these
+    if run.model.frozen:  # and so do these weights
         digest.update(weights(run.model, AFTER_CONCEPTS).encode())
     return digest.hexdigest()[:16]
 
 
 def version(pairs) -> str:
-    """What a record is of, besides its run: the code and the rows. pairs: Pairs, Order or the class Order."""
+    """Version of a record: the code and the rows that it was computed from. pairs: Pairs, Order or the class Order."""
     return f"{sources('eval_glue.py')[:16]}_{pairs.version()}"
 
 
 def task_floors(run: LoadedRun, pairs: Pairs, cache: Path, make=None) -> dict[str, dict[str, dict]]:
-    """Floor -> split -> answers, read from the folder `cache`, or computed (by `make`, unless the floors are those of
-    similarity) and put there."""
+    """Floor -> split -> answers, from the folder `cache`, or computed and stored there. make: computes floors that
+    are not those of similarity."""
     frequency = run.token_frequency()  # of token_sif
     if frequency is None:
         log(f"{pairs.name}: the run's text is not at hand, so there is no floor token_sif")
@@ -261,26 +258,26 @@ def task_floors(run: LoadedRun, pairs: Pairs, cache: Path, make=None) -> dict[st
 
 
 def fine_tune_floors(run: LoadedRun, pairs: Pairs, cache: Path) -> dict[str, dict[str, dict]]:
-    """Floor -> split -> answers, for a head that is trained: the zero-shot ones of a question of similarity, majority,
+    """Floor -> split -> answers for comparison with a trained head: the zero-shot floors of similarity tasks, majority,
     overlap_features."""
     if pairs.task.kind == "classification":
         floors = {"majority": majority(pairs)}
     else:
         floors = task_floors(run, pairs, cache)
-        del floors["untrained"]  # the twin is trained, too
+        del floors["untrained"]  # the untrained twin is fine-tuned instead
     return floors | {"overlap_features": overlap_floor(pairs)}
 
 
 def word_controls(pairs: Pairs, split: str, theirs: dict[str, dict]) -> dict[str, np.ndarray]:
-    """Control -> [n]: cosines of three floors, the mean of their runs (raw; token_idf's centred, like those that are
-    judged: given its raw ones, centring alone would look like knowledge); Jaccard of the word sets; |ln of the ratio
-    of lengths in words|, where no word counts as one. theirs: floor -> answers to the split."""
+    """Control -> [n]: cosines of three floors, averaged over seeds (raw; those of token_idf are centred, as the
+    evaluated cosines are, else centring alone would count as knowledge); Jaccard similarity of the word sets; |ln of
+    the ratio of lengths in words| (an empty sentence counts as one word). theirs: floor -> answers to the split."""
     counts = word_counts(pairs.sentences)[0]
     present, lengths = (counts > 0).astype(np.float64), np.maximum(counts.sum(1), 1)
     a, b = pairs.index[split].T
     shared, sizes = dot(present[a], present[b]), present.sum(1)
     jaccard = shared / np.maximum(sizes[a] + sizes[b] - shared, 1)
-    ratio = np.maximum(lengths[a], lengths[b]) / np.minimum(lengths[a], lengths[b])  # equal ratios are equal bits
+    ratio = np.maximum(lengths[a], lengths[b]) / np.minimum(lengths[a], lengths[b])  # the same float for equal ratios
     kinds = {"char_tfidf": "cosines", "word_tfidf": "cosines", "token_idf": "centred"}
     cosines = {floor: theirs[floor][kind].mean(0) for floor, kind in kinds.items() if floor in theirs}
     return cosines | {"jaccard": jaccard, "length": np.log(ratio)}

@@ -27,7 +27,7 @@ from model import ModelConfig
 class ReferenceModel(nn.Module):
     """What judges use of a ConceptModel."""
 
-    decoder = token_vectors = None
+    decoder = token_vectors = backbone = None
     frozen = False
 
     def __init__(self, model, mask_id: int, length: int, segments: bool):

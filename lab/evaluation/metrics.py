@@ -1,11 +1,11 @@
-"""Metrics of answers to a task: correlations, accuracy, F1, Matthews; cosines of vectors."""
+"""Metrics of predictions: correlations, accuracy, F1, Matthews correlation, average precision."""
 
 import numpy as np
 from scipy.stats import binomtest, rankdata
 
 
 def pearson(x, y) -> float:
-    """Correlation of x [n] and y [n]; 0 where one of them is constant. ValueError for what is not finite."""
+    """Pearson correlation of x [n] and y [n]; 0 if one is constant. ValueError for values that are not finite."""
     return float(np.mean(standardised(x) * standardised(y)))
 
 
@@ -17,7 +17,7 @@ def standardised(x):
 
 
 def spearman(x, y) -> float:
-    """Pearson of the ranks; ties share their average rank."""
+    """Pearson correlation of the ranks; ties get their mean rank."""
     return pearson(rankdata(finite(x)), rankdata(finite(y)))
 
 
@@ -34,18 +34,18 @@ def accuracy(predicted, labels) -> float:
 
 
 def f1(predicted, labels, positive: int = 1) -> float:
-    """Of the class `positive`; 0 where it is neither predicted nor there."""
+    """F1 of the class `positive`; 0 if it is neither predicted nor a label."""
     both = (predicted == positive).sum() + (labels == positive).sum()
     return float(2 * ((predicted == positive) & (labels == positive)).sum() / both) if both else 0.0
 
 
 def macro_f1(predicted, labels) -> float:
-    """The mean of the F1 of each class that is predicted or there."""
+    """Mean F1 over the classes that are predicted or labels."""
     return float(np.mean([f1(predicted, labels, number) for number in np.union1d(predicted, labels)]))
 
 
 def mcc(predicted, labels) -> float:
-    """Matthews correlation, for any number of classes (Gorodkin 2004); 0 where one of them is constant."""
+    """Matthews correlation for any number of classes (Gorodkin 2004); 0 if predictions or labels are constant."""
     classes = np.union1d(predicted, labels)[:, None]
     x, y = (predicted == classes).astype(float), (labels == classes).astype(float)  # [K, n]
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
@@ -54,35 +54,29 @@ def mcc(predicted, labels) -> float:
 
 
 def wilson(right) -> dict[str, float]:
-    """right [n], 1 or 0 -> the share that is right, {"value", "low", "high"}, with its 95 % interval (Wilson 1927)."""
+    """right [n], 1 or 0 -> the share of ones with its 95 % interval (Wilson 1927): {"value", "low", "high"}."""
     low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     return {"value": float(right.mean()), "low": low, "high": high}
 
 
 def average_precision(x, labels) -> float:
-    """Of yes/no labels [n], ranked by x [n]."""
+    """Average precision of yes/no labels [n] ranked by x [n]."""
     from sklearn.metrics import average_precision_score  # late: it takes a second
 
     return float(average_precision_score(labels, finite(x)))
 
 
 def above_chance(right, labels) -> float:
-    """right [n]: 0 wrong, 0.5 undecided, 1 right, in questions of the kinds labels [n], two answers each -> the mean
-    over kinds of 2 x the share that is right - 1: 0 at chance, 1 where all are right."""
+    """right [n]: 0 wrong, 0.5 undecided, 1 right; labels [n]: number of each question's rule -> mean over rules of
+    2 x accuracy - 1: 0 at chance, 1 if all are right."""
     return float(np.mean([2 * right[labels == kind].mean() - 1 for kind in np.unique(labels)]))
 
 
+KINDS = {"": "cosines", "_centred": "centred", "_adapted": "adapted"}  # end of a metric's name -> kind of answer
 ANSWERED = {"accuracy": (accuracy, "predictions"), "f1": (f1, "predictions"), "mcc": (mcc, "predictions")}
-JUDGED = {  # kind of task -> metric -> (function, the answers it judges); the last that has a lift is the headline
-    "score": {
-        "pearson": (pearson, "cosines"),
-        "spearman": (spearman, "cosines"),
-        "pearson_centred": (pearson, "centred"),
-        "spearman_centred": (spearman, "centred"),
-        "pearson_adapted": (pearson, "adapted"),
-        "spearman_adapted": (spearman, "adapted"),
-        "pearson_maxsim": (pearson, "maxsim"),
-    },
+METRICS_OF = {  # kind of task -> metric -> (function, kind of answer); the last one with a lift is the headline
+    "score": {f"{f.__name__}{end}": (f, kind) for end, kind in KINDS.items() for f in (pearson, spearman)}
+    | {"pearson_maxsim": (pearson, "maxsim")},
     "paraphrase": {
         "average_precision": (average_precision, "cosines"),
         "accuracy_probe": (accuracy, "probe"),
@@ -91,4 +85,4 @@ JUDGED = {  # kind of task -> metric -> (function, the answers it judges); the l
     "classification": ANSWERED,
     "order": {"order_concepts": (above_chance, "concepts"), "order": (above_chance, "pooled")},
 }
-METRICS = {metric: judged for metrics in JUDGED.values() for metric, judged in metrics.items()}
+METRICS = {metric: how for metrics in METRICS_OF.values() for metric, how in metrics.items()}

@@ -1,12 +1,12 @@
 """
-Order: of two texts with the same words, one as it was written in held-out text, which is it?
+Word order: which of two texts with the same words is the original held-out sentence?
 
     order = Order(run)                      # sentences of the run's own held-out text, changed by four rules
-    ours = order.answers(run)               # {"dev": {"pooled": [1, n], "concepts": [1, n]}}: 1 where it is right
+    ours = order.answers(run)               # {"dev": {"pooled": [1, n], "concepts": [1, n]}}: 1 if correct
 
-A linear probe of frozen vectors answers: ridge regression on the differences of one half of the pairs, its strength by
-the leave-one-out error, judged on the other half. A mean of token vectors is the same for both texts and stands at 50 %
-by construction; should it not, the task gives something away.
+A linear probe of frozen vectors decides: ridge regression on the difference of the two vectors, trained on half of the
+pairs (penalty by leave-one-out error) and tested on the other half. A mean of token vectors is the same for both texts,
+so its accuracy is 50 % by construction; anything else would be a leak.
 """
 
 import hashlib
@@ -24,25 +24,25 @@ from lab.evaluation.scores import SUFFIX, stack
 from lab.evaluation.tasks import TASKS
 from lab.runs import LoadedRun
 
-COUNT, FEWEST = 1500, 100  # pairs of a rule, at most and at least
-WORDS = 8, 16  # of a text
-APART = 3  # places between what is exchanged or moved
-SENTENCES = 9000  # from which the pairs are made
-STRENGTHS = 10.0 ** np.arange(-4, 3)  # of the ridge, x the mean square of a difference
-ROUNDING = 1e-5  # of a vector's length: a smaller difference is none
+COUNT, FEWEST = 1500, 100  # pairs per rule, at most and at least
+WORDS = 8, 16  # words of a text, at least and at most
+APART = 3  # least distance in words of an exchange or a move
+SENTENCES = 9000  # that the pairs are made from
+STRENGTHS = 10.0 ** np.arange(-4, 3)  # ridge penalties, as multiples of the mean squared norm of a difference
+ROUNDING = 1e-5  # differences below this share of a vector's norm count as zero
 
 NUMBERS = {"two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "hundred", "thousand", "million"}
 
 
 def is_content(word: str) -> bool:
-    """A word of letters, four or more, that stands in no list of function words."""
+    """A word of four or more letters that is no stop word."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # late: `--help` does without
 
     return word.isalpha() and len(word) > 3 and word.lower() not in ENGLISH_STOP_WORDS
 
 
 def exchange(words: list[str], chance: random.Random) -> list[str] | None:
-    """Two content words, three or more places apart, are exchanged."""
+    """Exchanges two content words that are three or more places apart."""
     places = [i for i, word in enumerate(words) if is_content(word)]
     pairs = [(i, j) for i, j in itertools.combinations(places, 2) if j - i >= APART]
     if not pairs:
@@ -52,13 +52,13 @@ def exchange(words: list[str], chance: random.Random) -> list[str] | None:
 
 
 def halves(words: list[str], chance: random.Random) -> list[str]:
-    """The two halves are exchanged."""
+    """Exchanges the two halves."""
     middle = len(words) // 2
     return words[middle:] + words[:middle]
 
 
 def move(words: list[str], chance: random.Random) -> list[str] | None:
-    """A negation or a number goes to another content word, three or more places away."""
+    """Moves a negation or a number in front of another content word, three or more places away."""
     asked = [i for i, word in enumerate(words) if word.lower() in NEGATIONS | NUMBERS or word.isdigit()]
     if not asked:
         return None
@@ -72,7 +72,7 @@ def move(words: list[str], chance: random.Random) -> list[str] | None:
 
 
 def shuffle(words: list[str], chance: random.Random) -> list[str]:
-    """The words are shuffled within windows of three."""
+    """Shuffles the words within windows of three."""
     windows = (words[i : i + 3] for i in range(0, len(words), 3))
     orders = ([list(order) for order in itertools.permutations(w) if list(order) != w] or [w] for w in windows)
     return [word for choices in orders for word in chance.choice(choices)]
@@ -82,8 +82,8 @@ RULES: dict[str, Callable] = {rule.__name__: rule for rule in (exchange, halves,
 
 
 def make_pairs(sentences: list[str], count: int = COUNT, seed: int = 0) -> dict[str, list[tuple[str, str]]]:
-    """Rule -> at most `count` pairs of a sentence and the same words otherwise arranged. Its last mark and its first
-    capital are dropped: they would give its end and its beginning away."""
+    """Rule -> at most `count` pairs (sentence, the same words rearranged). Final punctuation and the initial capital
+    are dropped, as they would mark the end and the beginning."""
     chance, pairs = random.Random(seed), {rule: [] for rule in RULES}
     for sentence in sentences:
         words = sentence.rstrip(" .!?;:\"')").split()
@@ -98,8 +98,8 @@ def make_pairs(sentences: list[str], count: int = COUNT, seed: int = 0) -> dict[
 
 
 def right_ones(written, changed) -> np.ndarray:
-    """Features [n, D] of texts as written and of the changed ones, dense or sparse -> [n // 2]: of the second half of
-    the pairs 1 where a linear probe of the first half prefers the one that was written, 0.5 where both are alike."""
+    """Features [n, D] of the original and of the changed texts, dense or sparse -> [n // 2]: for the second half of the
+    pairs, 1 if a linear probe trained on the first half prefers the original, 0.5 if the features are equal, else 0."""
     from sklearn.linear_model import RidgeCV  # late: `--help` does without
 
     change = written - changed
@@ -115,15 +115,15 @@ def right_ones(written, changed) -> np.ndarray:
 
 
 class Order:
-    """The task `order` for a run: what `Pairs` is for tasks that have files. Its one split is "dev"."""
+    """The task `order` of a run, with the interface of `Pairs`. Its only split is "dev"."""
 
     name, task, scored, fitted_on = "order", TASKS["order"], ["dev"], {}
     floors_of = "lab/evaluation/order.py"
 
     def __init__(self, run: LoadedRun, sentences: list[str] | None = None):
-        """sentences: the run's own held-out ones, unless they are given. UserError where they are too few. Pairs are
-        left out which the run does not read whole, or not as the same tokens, and rules with fewer than FEWEST
-        (a warning)."""
+        """sentences: default: the run's own held-out ones. Leaves out pairs that do not fit into the run's rows or
+        whose two texts differ in tokens, and, with a warning, rules with fewer than FEWEST pairs. UserError if no rule
+        is left."""
         sentences, self.source = (sentences, "the given text") if sentences else run.held_out(SENTENCES)
         longest, self.rules, self.sides, few = run.max_length - run.added[0], {}, ([], []), []
         for rule, pairs in make_pairs(sentences).items():
@@ -150,7 +150,7 @@ class Order:
 
     @staticmethod
     def version() -> str:
-        """What stands for the rows in the version of a record: they follow from the run."""
+        """The rows' part of a record's version: constant, since the rows follow from the run."""
         return "order"
 
     def probed(self, features: Callable) -> np.ndarray:
@@ -163,21 +163,20 @@ class Order:
         return np.concatenate(found)[None]
 
     def answers(self, run: LoadedRun) -> dict[str, dict[str, np.ndarray]]:
-        """By the pooled vector, and by all concepts beside each other."""
+        """Probes of the pooled vector, and of all concepts concatenated."""
         pooled = self.probed(lambda texts: run.pooled(texts).numpy())
         return {"dev": {"pooled": pooled, "concepts": self.probed(run.all_concepts)}}
 
     def intervals(self, answers: dict) -> dict[str, dict[str, float]]:
-        """Of the share of a rule's pairs that is right: {"value", "low", "high"}, 95 % (Wilson 1927)."""
+        """Accuracy of each rule with its 95 % interval (Wilson 1927): {"value", "low", "high"}."""
         found = {}
         for kind, (number, rule) in itertools.product(answers, enumerate(self.rules)):
             found[rule + SUFFIX[kind]] = wilson(answers[kind][0, self.labels["dev"] == number])
         return found
 
     def floors(self, run: LoadedRun) -> dict[str, dict[str, dict]]:
-        """Floor -> split -> answers. untrained: the same model at 5 initial seeds; token_idf: the idf-weighted mean
-        of its token embeddings, which knows no order; token_ngrams: which tokens follow which (counts of pairs and
-        triples)."""
+        """Floor -> split -> answers. untrained: the same model at 5 initial seeds; token_idf: the idf-weighted mean of
+        its token embeddings, which has no order; token_ngrams: counts of token bigrams and trigrams."""
 
         def grams(texts):
             encoded = run.encode_texts(texts)

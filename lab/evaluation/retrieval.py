@@ -1,4 +1,4 @@
-"""Retrieval: how often a held-out document is found by its first sentence."""
+"""Retrieval without labels: how often a held-out document is found by its first sentence."""
 
 import numpy as np
 
@@ -19,26 +19,24 @@ from lab.report import format_range, interval, table
 from lab.runs import ADAPTED, LoadedRun
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Retrieval without labels, for the end of a run: which of 500 held-out bodies belongs to this first sentence?
-#
-# A query is the first sentence of a validation document, its answer what follows in it. Vectors are means of concepts,
-# as in `LoadedRun.pooled`; similarity is the cosine: raw; centred, less the mean over all queries and bodies; adapted
-# to these. A query is answered where its own body is strictly the most similar: a tie is a miss. Intervals are of the
-# difference to a floor, over paired resamples of the queries; the bodies they choose among stay.
+# A query is the first sentence of a validation document, its answer the rest of that document (its body), among 500.
+# Vectors are means of concepts, as in `LoadedRun.pooled`; similarity is the cosine: raw; centred, after subtracting the
+# mean over all queries and bodies; adapted to these texts. A query is a hit if its own body is strictly the most
+# similar. Intervals are of the difference to a floor, over paired resamples of the queries; the bodies stay the same.
 
-PAIRS, FEWEST = 500, 20  # how many are asked for; fewer than these tell nothing
-SEED = 20250101  # of the choice of documents: the same in every run
-SHORTEST = 3, 8  # tokens of a first sentence and of a body; what is shorter hardly tells anything
-LONGEST = 128  # tokens that are read of either: what bounds the cost on a corpus of long documents
-TIE = 1e-9  # cosines that differ by less are equal: the order of a sum must not decide
+PAIRS, FEWEST = 500, 20  # queries at most; with fewer than FEWEST there is no table
+SEED = 20250101  # of the choice of documents, the same for every run
+SHORTEST = 3, 8  # fewest tokens of a first sentence and of a body
+LONGEST = 128  # tokens read of each, which bounds the cost
+TIE = 1e-9  # cosines that differ by less are equal: rounding must not decide
 KINDS = "raw", "centred", "adapted"
 RANDOM, TFIDF, TOKENS, UNTRAINED = "random vectors", "word TF-IDF", "token_idf", "the untrained twin"
 
 
 def retrieval_pairs(corpus: Corpus, tokenizer, count: int = PAIRS) -> list[tuple[str, str]]:
     """
-    Up to `count` (first sentence, rest of the document, without end-of-document), in a fixed pseudo-random order.
-    No first sentence and no body comes twice, whatever its case and spaces: each query has one answer.
+    Up to `count` (first sentence, rest of the document), in a fixed pseudo-random order. No first sentence and no body
+    occurs twice, ignoring case and spaces, so that each query has exactly one answer.
     """
     chosen, seen = [], set()
     for document in np.random.default_rng(SEED).permutation(len(corpus.documents) - 1):
@@ -61,8 +59,8 @@ def retrieval_pairs(corpus: Corpus, tokenizer, count: int = PAIRS) -> list[tuple
 
 
 def answered(queries: np.ndarray, bodies: np.ndarray) -> np.ndarray:
-    """Vectors [n, D] of queries and of their bodies -> bool [n]: is a query's own body strictly the most alike? The
-    cosine of a row of zeros is 0."""
+    """Vectors [n, D] of queries and of their bodies -> bool [n]: is the query's own body strictly the most similar? The
+    cosine of a zero vector is 0."""
     norms = (np.linalg.norm(v, axis=1, keepdims=True) for v in (queries, bodies))
     x, y = (v / np.where(norm > 0, norm, 1) for v, norm in zip((queries, bodies), norms, strict=True))
     cosines = x @ y.T  # [n, n]
@@ -72,19 +70,19 @@ def answered(queries: np.ndarray, bodies: np.ndarray) -> np.ndarray:
 
 
 def hits(vectors, adapted=ADAPTED["static"]) -> dict[str, np.ndarray]:
-    """Vectors [2n, D] of n queries, then their n bodies -> {"raw", "centred", "adapted": int64 [1, n]}, 1 where
-    answered; adapted to these texts themselves, as ADAPTED says."""
+    """Vectors [2n, D] of n queries, then of their n bodies -> {"raw", "centred", "adapted": int64 [1, n]}, 1 for a hit.
+    adapted: (directions removed, power) as in ADAPTED, fitted on these texts themselves."""
     vectors = np.asarray(vectors, np.float64)
     n, (remove, power) = len(vectors) // 2, adapted
     centred = vectors - vectors.mean(0)
-    squares, left = np.linalg.eigh(centred @ centred.T)  # ascending; columns times sigma: along principal directions
+    squares, left = np.linalg.eigh(centred @ centred.T)  # ascending; left * sigma: principal components
     sigma = np.sqrt(np.maximum(squares, 1e-12 * squares[-1]))[: len(squares) - remove]
     every = vectors, centred, left[:, : len(sigma)] * sigma ** (1 - power)
     return {kind: answered(v[:n], v[n:])[None].astype(np.int64) for kind, v in zip(KINDS, every, strict=True)}
 
 
 def retrieval_hits(run: LoadedRun, texts: list[str]):
-    """(hits of the model, {floor: hits of its runs}); texts: n queries, then their n bodies."""
+    """(hits of the model, {floor: hits of its seeds}); texts: n queries, then their n bodies."""
     words, vocabulary = word_counts(texts)
     plain = averages(words, np.ones(len(vocabulary)))
     tokens, frequency = count_matrix(run.encode_texts(texts), run.model.config.vocab_size), run.token_frequency()
@@ -103,7 +101,7 @@ def retrieval_hits(run: LoadedRun, texts: list[str]):
 
 
 def retrieval_table(run: LoadedRun, corpus: Corpus) -> str:
-    """The table in Markdown, or a sentence where there is too little text. corpus: held out."""
+    """The table in Markdown, or a sentence if there is too little text. corpus: the validation text."""
     pairs = retrieval_pairs(corpus, run.tokenizer)
     n = len(pairs)
     if n < FEWEST:

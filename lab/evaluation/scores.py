@@ -1,4 +1,4 @@
-"""What a score means: metrics of answers, what they know beyond words, bootstrap intervals and lifts over floors."""
+"""Scores of predictions: metrics, partial correlations given word overlap, bootstrap intervals, lifts over floors."""
 
 import itertools
 from contextlib import suppress
@@ -11,7 +11,7 @@ from scipy import sparse
 import geometry
 from lab.command import check_finite
 from lab.configurator import UserError
-from lab.evaluation.metrics import JUDGED, METRICS, macro_f1, pearson, standardised
+from lab.evaluation.metrics import KINDS, METRICS, METRICS_OF, macro_f1, pearson, standardised
 from lab.evaluation.tasks import Pairs, Task
 from lab.files import read_json, reading, replacing
 from lab.report import HEADLINE, HEADLINE_ADAPTED
@@ -19,15 +19,15 @@ from lab.runs import ADAPTED
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `save_arrays` wrote; nothing where it cannot be read: it is computed anew then."""
+    """What `save_arrays` wrote; {} if it cannot be read, so that it is computed again."""
     with suppress(UserError):
         return read_arrays(path)
     return {}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `save_arrays` wrote, or a UserError."""
-    with reading(path, "judge that run again"), open(path, "rb") as file, np.load(file) as arrays:
+    """What `save_arrays` wrote; UserError if it cannot be read."""
+    with reading(path, "evaluate that run again"), open(path, "rb") as file, np.load(file) as arrays:
         return dict(arrays)
 
 
@@ -37,12 +37,12 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Beyond words: how a score agrees with the gold where the overlap of words is known already
+# Beyond words: agreement with the labels that word overlap does not explain
 #
-# A partial rank correlation: Pearson of what is left of the ranks of answer and gold after least squares on the ranks
-# of the controls and a constant. Ranks, so that no monotone copy of a control passes for knowledge.
+# A partial rank correlation: Pearson correlation of the residuals of the ranks of cosine and label after least squares
+# on the ranks of the controls and a constant. With ranks a monotone function of one control scores 0.
 
-PARTIALS = {  # metric -> its controls; a method that is one of them has no such number
+PARTIALS = {  # metric -> its controls; undefined (null) for a method that is itself a control
     HEADLINE: ("char_tfidf", "word_tfidf", "jaccard", "length"),
     "partial_char_tfidf": ("char_tfidf",),
     "partial_token_idf": ("token_idf",),
@@ -53,7 +53,7 @@ BEYOND = (*PARTIALS, *TERCILES)
 
 
 def ranks(x, times) -> np.ndarray:
-    """Ranks of x [n] in resamples that hold its items times [n, R]; ties share their average, the mean is taken off."""
+    """Centred ranks [n, R] of x [n] in R resamples, in which item i occurs times[i, r] times; ties get their mean."""
     order = np.argsort(x, kind="stable")
     first = np.flatnonzero(np.diff(x[order], prepend=np.nan) != 0)  # of each run of equal values
     group = np.empty(len(x), np.int64)
@@ -66,8 +66,8 @@ def ranks(x, times) -> np.ndarray:
 
 
 def partial_correlations(controls: list, label, answers: list, times) -> np.ndarray:
-    """Pearson [R, K] of the residuals of a label and of each of K answers after least squares on the controls: all of
-    them ranks [n, R] in resamples that hold the items times [n, R]. 0 where nothing is left."""
+    """Partial correlations [R, K] of a label with each of K answers given the controls. All are ranks [n, R] in R
+    resamples, in which item i occurs times[i, r] times. 0 where the controls explain everything."""
     known, every, C = [*controls, label], [*controls, label, *answers], len(controls)
     moments = np.array([[np.einsum("nr,nr->r", x, y) for y in every] for x in (x * times for x in known)])
     squares = np.array([np.einsum("nr,nr->r", x * times, x) for x in every])  # [C + 1 + K, R]
@@ -82,8 +82,8 @@ def partial_correlations(controls: list, label, answers: list, times) -> np.ndar
 
 
 def beyond_words(answers, labels, known: dict[str, np.ndarray], counts=None, metrics=BEYOND) -> dict[str, np.ndarray]:
-    """Metric -> [R, K] of the centred cosines answers [K, n], on resamples counts [R, n] (None: the rows as they are).
-    known: `word_controls`. A tercile holds the same rows in every resample; ties go by the order of rows."""
+    """Metric -> [R, K] for cosines answers [K, n] on resamples counts [R, n] (None: one, the rows as they are).
+    known: from `word_controls`. Terciles are fixed over resamples; ties are split by row order."""
     times = np.ones((len(labels), 1)) if counts is None else np.ascontiguousarray(counts.T)
     label, ours = ranks(labels, times), [ranks(row, times) for row in answers]
     needed = {name for metric in metrics for name in PARTIALS.get(metric, ())}
@@ -100,7 +100,7 @@ def beyond_words(answers, labels, known: dict[str, np.ndarray], counts=None, met
 
 
 def metric_values(pairs: Pairs, split: str, answers: dict, known=None) -> dict[str, np.ndarray]:
-    """Every metric of answers [F, n] to a split -> [F]; with `word_controls` also what goes beyond words."""
+    """Metric -> [F], for answers [F, n] to a split. known: from `word_controls`, for the partial correlations."""
     values = task_scores(pairs.task, answers, pairs.labels[split], pairs.sets[split])
     for kind, metrics in by_kind(BEYOND, answers).items() if known else ():
         beyond = beyond_words(answers[kind], pairs.labels[split], known, metrics=metrics)
@@ -109,7 +109,7 @@ def metric_values(pairs: Pairs, split: str, answers: dict, known=None) -> dict[s
 
 
 def answer_kind(metric: str, answers: dict) -> str:
-    """Which of the answers a metric judges. Scores of a trained head are not centred."""
+    """Which of the answers a metric is computed from. Scores of a trained head are not centred."""
     if metric in METRICS:
         return METRICS[metric][1]
     kind = "adapted" if metric.endswith("_adapted") else "centred"
@@ -117,15 +117,15 @@ def answer_kind(metric: str, answers: dict) -> str:
 
 
 def by_kind(metrics, answers: dict) -> dict[str, tuple[str, ...]]:
-    """Kind of answer -> those of the metrics that judge it; without the adapted ones where there are none."""
+    """Kind of answer -> the metrics computed from it; adapted metrics are left out if there are no adapted answers."""
     metrics = [metric for metric in metrics if "adapted" in answers or not metric.endswith("_adapted")]
     kinds = [answer_kind(metric, answers) for metric in metrics]
     return {kind: tuple(itertools.compress(metrics, (k == kind for k in kinds))) for kind in dict.fromkeys(kinds)}
 
 
 def beyond_intervals(ours: dict, labels, known) -> dict[str, dict[str, float]]:
-    """Metric -> {"value", "low", "high"}: the median over our runs, kind -> answers [S, n], with its 95 % percentile
-    interval."""
+    """Metric -> {"value", "low", "high"}: median over S seeds and its 95 % percentile interval. ours: kind of answer ->
+    answers [S, n]."""
 
     def medians(counts):
         values = {}
@@ -138,12 +138,12 @@ def beyond_intervals(ours: dict, labels, known) -> dict[str, dict[str, float]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Lift: is the difference more than luck in the choice of items?
+# Lift: the difference to a floor, with a confidence interval over the choice of items
 
 
 def bootstrap(statistic, n: int, seed: int = 0, resamples: int = 2000) -> list[dict[str, float]]:
-    """M times {"value", "low", "high"}: of the n items as they are, and the 95 % percentile interval over paired
-    resamples. statistic: counts [R, n] of how often a resample holds an item -> [R, M]."""
+    """M times {"value", "low", "high"}: the statistic on the n items, and its 95 % percentile interval over resamples.
+    statistic: counts [R, n] (how often a resample contains each item) -> [R, M]."""
     chance = np.random.default_rng(seed)
     value = statistic(np.ones((1, n)))[0]
     drawn = []
@@ -156,8 +156,8 @@ def bootstrap(statistic, n: int, seed: int = 0, resamples: int = 2000) -> list[d
 
 
 def resampled(metric: str, answers, labels, counts, known=None) -> np.ndarray:
-    """The metric of each answer [K, n] on each resample, counts [R, n] of how often it holds an item -> [R, K].
-    known: `word_controls`, for what goes beyond words."""
+    """The metric [R, K] of K answers [K, n] on R resamples counts [R, n], vectorised. known: from `word_controls`, for
+    partial correlations."""
     if metric in BEYOND:
         return beyond_words(answers, labels, known, counts, (metric,))[metric]
     total = counts.sum(1, keepdims=True)
@@ -181,9 +181,9 @@ def resampled(metric: str, answers, labels, counts, known=None) -> np.ndarray:
 
 def lifts(metric: str, ours, others: dict, labels, known=None, middle=np.mean, own=np.median, **resampling):
     """
-    By how much `ours` [S, n] is above each of others {floor: [F, n]}: `own` of our S runs, the median, minus the
-    `middle` of the floor's F. {floor: {"value", "low", "high", "verdict"}} with the 95 % percentile interval over
-    paired resamples of the items. "above floor" only where all of it lies above 0. known: for `resampled`.
+    Difference of a metric between `ours` [S, n] and each of `others` {floor: [F, n]}: `own` (the median) over our S
+    seeds minus `middle` (the mean) over the floor's F -> {floor: {"value", "low", "high", "verdict"}}, with the 95 %
+    percentile interval over paired resamples of the items; "above floor" if low > 0. known: see `resampled`.
     """
     every = np.concatenate([ours, *others.values()])
     ends = np.cumsum([len(ours)] + [len(other) for other in others.values()])
@@ -200,33 +200,32 @@ def lifts(metric: str, ours, others: dict, labels, known=None, middle=np.mean, o
 def read_answers(path: Path) -> tuple[dict, dict]:
     """MODE_TASK.json of eval_glue.py -> the record, and the answers beside it: "SPLIT/KIND" -> [S, n]."""
     if not path.is_file():
-        raise UserError(f"{path} is missing; judge that run first, with the same --mode and --tasks")
+        raise UserError(f"{path} is missing; evaluate that run first, with the same --mode and --tasks")
     return read_json(path, "an evaluation"), read_arrays(path.with_suffix(".npz"))
 
 
 def paired(metric: str, split: str, ours: list[dict], others: dict[str, list[dict]], middle, known=None):
-    """`lifts` of runs over other runs, name -> runs, on the same rows of a split: of the `middle` of the seeds. A run
-    is its answers, as `read_answers` returns them."""
+    """`lifts` of our runs over other runs {name: runs} on the same rows of a split; `middle` aggregates seeds. A run is
+    its answers as `read_answers` returns them. UserError if rows differ."""
     labels, kinds = ours[0][f"{split}/labels"], {key.removeprefix(f"{split}/") for key in ours[0]}
     kind = kind if (kind := answer_kind(metric, kinds)) in kinds else "predictions"  # of a trained head
     keys = f"{split}/labels", f"{split}/texts"
     for name, runs in others.items():
         same = (np.array_equal(ours[0].get(key), run.get(key)) for run in (*ours, *runs) for key in keys)
         if not all(same):
-            raise UserError(f"{name} was judged on other rows of {split}; judge it again")
+            raise UserError(f"{name} was evaluated on other rows of {split}; evaluate it again")
     rows = {name: np.concatenate([run[f"{split}/{kind}"] for run in runs]) for name, runs in others.items()}
     mine = np.concatenate([run[f"{split}/{kind}"] for run in ours])
     return lifts(metric, mine, rows, labels, known, middle, middle)
 
 
-SUFFIX = {"pooled": "", "concepts": "_concepts"}  # of the metrics of order, by what the probe reads
+SUFFIX = {"pooled": "", "concepts": "_concepts"}  # of the metrics of order, by the features of the probe
 
 
 def task_scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.ndarray]:
-    """Every metric of the task -> [F], one for each run of the method; f1 is that of the positive class of two, of more
-    classes the mean over them (macro). Of a task made of sets [n], such as genres, also the Pearson correlation inside
-    each, and their mean."""
-    functions = {metric: judged for metric, judged in JUDGED[task.kind].items() if judged[1] in answers}
+    """Metric -> [F], one value per seed of the method. f1: of the positive class of two, macro-F1 of more. sets [n]:
+    subsets such as genres; adds the Pearson correlation within each and their mean."""
+    functions = {metric: how for metric, how in METRICS_OF[task.kind].items() if how[1] in answers}
     if len(task.labels) > 2 and "f1" in functions:
         functions["f1"] = macro_f1, "predictions"
     if task.kind == "score" and sets is not None and len(np.unique(sets)) > 1:
@@ -237,25 +236,24 @@ def task_scores(task: Task, answers: dict, labels, sets=None) -> dict[str, np.nd
         def by_set(x, y):
             return float(np.mean([inside(name)(x, y) for name in np.unique(sets)]))
 
-        kinds = {"": "cosines", "_centred": "centred", "_adapted": "adapted"}
-        functions |= {f"pearson_by_set{end}": (by_set, kind) for end, kind in kinds.items()}
+        functions |= {f"pearson_by_set{end}": (by_set, kind) for end, kind in KINDS.items()}
         functions |= {f"pearson_{name}": (inside(name), "cosines") for name in np.unique(sets)}
         functions = {metric: (f, kind) for metric, (f, kind) in functions.items() if kind in answers}
     values = {metric: np.array([f(row, labels) for row in answers[kind]]) for metric, (f, kind) in functions.items()}
-    if task.kind == "order":  # the share that is right of each kind of question, too
+    if task.kind == "order":  # also the accuracy of each rule
         for kind, number in itertools.product(answers, np.unique(labels)):
             values[sets[labels == number][0] + SUFFIX[kind]] = answers[kind][:, labels == number].mean(1)
     return values
 
 
 def dot(x, y):
-    """Row by row: x, y [n, D], dense or sparse -> [n]."""
+    """Row-wise dot products: x, y [n, D], dense or sparse -> [n]."""
     return np.asarray(x.multiply(y).sum(1)).ravel() if sparse.issparse(x) else np.einsum("nd,nd->n", x, y)
 
 
 def cosine(vectors, index, mean=None, directions=None):
-    """Cosines of pairs index [n, 2] of rows of vectors [U, D], dense or sparse, less mean [D] and, of sparse ones, less
-    what lies along unit directions [k, D]; 0 for a row of zeros."""
+    """Cosines [n] of the pairs index [n, 2] of rows of vectors [U, D], dense or sparse, after subtracting mean [D] and
+    (sparse only) the components along unit directions [k, D]; 0 for a zero row."""
     x, y = vectors[index[:, 0]], vectors[index[:, 1]]
     if not sparse.issparse(vectors):
         x, y = x.astype(np.float64), y.astype(np.float64)
@@ -273,11 +271,11 @@ def cosine(vectors, index, mean=None, directions=None):
 
 
 def best_threshold(x, labels) -> float:
-    """The lowest t for which "1 where x >= t" is right most often: half-way between two values of x (the upper one
-    where no number lies between), or infinite."""
+    """The lowest threshold t that maximises the accuracy of x >= t: the midpoint between two values of x (the upper
+    value if there is no number between them), or infinite."""
     order = np.argsort(x, kind="stable")
     x, labels = np.asarray(x, np.float64)[order], np.asarray(labels)[order]
-    # gained[i]: right answers if the i lowest are 0 and the others 1, less those if all are 1
+    # gained[i]: correct predictions if the i lowest are 0 and the others 1, relative to all being 1
     gained = np.cumsum([0, *np.where(labels == 0, 1, -1)])
     gained[1:-1][x[1:] == x[:-1]] = -len(x) - 1  # equal values cannot be parted
     cut = gained.argmax()
@@ -287,9 +285,9 @@ def best_threshold(x, labels) -> float:
 
 
 def adapted_cosine(vectors, index, fitting, remove: int, whitening: float) -> np.ndarray:
-    """As `cosine`, of vectors without what is common: less the mean and the first `remove` principal directions of the
-    rows `fitting`, the others scaled by sigma^-whitening (geometry.isotropic). Of sparse vectors, which have thousands
-    of small directions, none is scaled."""
+    """`cosine` after removing the mean and the first `remove` principal directions of the rows `fitting`, and scaling
+    the other directions by sigma^-whitening (geometry.isotropic). Sparse vectors are not scaled: they have thousands
+    of small directions."""
     if not sparse.issparse(vectors):
         values = torch.from_numpy(np.asarray(vectors, np.float64))
         mean, matrix = geometry.isotropic(values[fitting], min(remove, values.shape[1] - 1), whitening)
@@ -306,8 +304,8 @@ def adapted_cosine(vectors, index, fitting, remove: int, whitening: float) -> np
 
 
 def linear_probe(vectors, pairs: Pairs, split: str, most: int = 4000) -> np.ndarray:
-    """Predictions [1, n] of a ridge classifier of |a - b| and a * b of two vectors, trained on at most so many pairs of
-    the split's fitting split; its strength by the leave-one-out error."""
+    """Predictions [1, n] of a ridge classifier with features |a - b| and a * b, trained on at most `most` pairs of the
+    split's fitting split; its penalty is chosen by leave-one-out error."""
     from sklearn.linear_model import RidgeClassifierCV  # late: it takes a second
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -324,9 +322,9 @@ def linear_probe(vectors, pairs: Pairs, split: str, most: int = 4000) -> np.ndar
 
 
 def predict(vectors, pairs: Pairs, split: str, adapted=ADAPTED["static"], probe=False) -> dict[str, np.ndarray]:
-    """What vectors [U, D] of pairs.sentences answer to the rows of a split, [1, n]: cosines, and centred and adapted
-    ones (see ADAPTED) or, for paraphrases, predictions by the threshold that is best on the split's fitting split and,
-    if asked for, by a linear `probe`. NonFinite names a sentence whose vector is not finite."""
+    """Answers [1, n] of vectors [U, D] of pairs.sentences to the rows of a split. Score tasks: cosines, also centred
+    and adapted (see ADAPTED). Paraphrase tasks: cosines, predictions by the threshold that is best on the split's
+    fitting split and, with `probe`, those of `linear_probe`. NonFinite names a sentence whose vector is not finite."""
     other, fitting = pairs.fitted_on[split], pairs.fitting_sentences(split)
     if not sparse.issparse(vectors):
         used = np.union1d(pairs.index[split], fitting)
@@ -346,7 +344,7 @@ def predict(vectors, pairs: Pairs, split: str, adapted=ADAPTED["static"], probe=
 
 
 def stack(runs: list):
-    """Answers of several runs of a method, in equal nested dicts, as those of one: [F, n]."""
+    """Concatenates the answers of several seeds, in equally nested dicts: F times [1, n] -> [F, n]."""
     if isinstance(runs[0], dict):
         return {key: stack([run[key] for run in runs]) for key in runs[0]}
     return np.concatenate(runs)

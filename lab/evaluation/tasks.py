@@ -1,15 +1,15 @@
 """
-Sentence tasks, without any model: files -> rows, and what a method answers to each row -> metrics.
+Sentence tasks without any model: reads task files into rows and labels.
 
     pairs = Pairs("stsb", load_task("stsb", "data/glue"))
     answers = predict(vectors, pairs, "dev")               # vectors: one row per sentence of pairs.sentences
     task_scores(pairs.task, answers, pairs.labels["dev"])  # {"pearson": [..], "spearman": [..], ..}
 
-Answers are those of F runs of a method (its seeds) to n rows: {"cosines", "centred", "adapted": [F, n]} where the label
-is a score, {"cosines", "predictions": [F, n]} for yes/no questions of paraphrase. A model and a floor are the same
-thing here: one vector per sentence.
+`answers` are the predictions of F seeds of a method for n rows: {"cosines", "centred", "adapted": [F, n]} where the
+label is a score, {"cosines", "predictions": [F, n]} for paraphrase tasks, whose label is yes or no. Models and floors
+(baselines) are treated alike: each is one vector per sentence.
 
-To add a task is one row of TASKS, and a reader where its files are of a new layout.
+To add a task, add a row to TASKS, and a reader if its files have a new layout.
 """
 
 import csv
@@ -28,13 +28,13 @@ from lab.configurator import UserError, nearest, show, warn
 from lab.report import HEADLINE, HEADLINE_ADAPTED
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Readers: (path, columns, split) -> list of ("file:line", the texts of these columns). A column is named by the file's
-# header, or numbered where files have none; None stands for a sentence that the task has not.
+# Readers: (path, columns, split) -> list of ("file:line", texts of these columns). A column is a name in the file's
+# header, or a number where the file has no header; None: the task has single sentences.
 
 
 def read_table(path: Path, columns, split: str, quoted: bool = False, skip_damaged: bool = False):
-    """Tab-separated; quoted: comma-separated, quotes are quotes. skip_damaged: damaged lines are left out. Columns at
-    the end that are not asked for may be missing."""
+    """A tab-separated file. quoted: comma-separated with CSV quotes; skip_damaged: leaves out damaged lines instead of
+    refusing them. Trailing columns that are not read may be missing."""
     name, lines = show(path), read_lines(path)
     while lines and not lines[-1].strip():
         lines.pop()
@@ -72,7 +72,7 @@ def read_table(path: Path, columns, split: str, quoted: bool = False, skip_damag
 
 
 def read_mrpc(path: Path, columns, split: str):
-    """GLUE's dev is that part of the training file whose pairs of ids stand in dev_ids.tsv."""
+    """MRPC's own files: GLUE's dev split is the part of the training file whose pairs of ids are in dev_ids.tsv."""
     rows = read_table(path, (*columns, "#1 ID", "#2 ID"), split)
     if split == "test":
         return [(where, texts[:3]) for where, texts in rows]
@@ -87,15 +87,15 @@ def read_mrpc(path: Path, columns, split: str):
 
 
 def read_sick(path: Path, columns, split: str):
-    """SICK.txt: all pairs, with the split that each had at SemEval."""
+    """SICK.txt: all pairs, with a column for the SemEval split."""
     name = {"train": "train", "dev": "trial", "test": "test"}[split]
     rows = read_table(path, (*columns, "SemEval_set"), split)
     return [(where, texts[:3]) for where, texts in rows if texts[3].lower() == name]
 
 
 def read_sts(path: Path, columns, split: str):
-    """A folder as SemEval published it: STS.input.NAME.txt (two sentences a line) and STS.gs.NAME.txt (a score a line),
-    or NAME.test.tsv (`columns`). Pairs without a score are left out; NAME is a fourth text of each row."""
+    """A folder as SemEval published it: STS.input.NAME.txt (two sentences per line) and STS.gs.NAME.txt (a score per
+    line), or NAME.test.tsv (`columns`). Pairs without a score are left out; each row's fourth text is NAME."""
     rows = []
     for file in sorted([*path.glob("STS*.input.*.txt"), *path.glob(f"*.{split}.tsv")]):
         if file.suffix == ".tsv":
@@ -117,7 +117,7 @@ def read_sts(path: Path, columns, split: str):
 
 
 def read_jsonl(path: Path, columns, split: str):
-    """One object per line, as data/glue/prepare.py writes it: sentences (one or two), label, set (a name, or null)."""
+    """JSON lines as data/glue/prepare.py writes them: sentences (one or two), label, set (a name, or null)."""
     rows, count = [], 1 if columns[1] is None else 2
     for i, line in enumerate(read_lines(path), 1):
         where = f"{show(path)}:{i}"
@@ -135,7 +135,7 @@ def read_jsonl(path: Path, columns, split: str):
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file, of any system; sentences may hold the rarer line ends."""
+    """The lines of a file, ended by LF, CR LF or CR alone; rarer line ends are part of a sentence."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -151,7 +151,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def beside(folder: Path, name: str) -> Path:
-    """The file or folder of this name in `folder`, in capitals or not."""
+    """The file or folder of this name in `folder`, whatever its case."""
     path = folder / name
     if path.exists() or not folder.is_dir():
         return path
@@ -160,35 +160,35 @@ def beside(folder: Path, name: str) -> Path:
 
 @dataclass(frozen=True)
 class Task:
-    """kind: score: the label is a number, the cosine answers it; paraphrase: yes or no, a threshold on the cosine
-    answers it; classification: only a trained head does; order: made of the run's own text (order.py)."""
+    """kind: score: the label is a number, predicted by the cosine; paraphrase: yes or no, predicted by a threshold on
+    the cosine; classification: needs a trained head; order: made from the run's own text (order.py)."""
 
     folder: str
-    files: dict[str, str]  # split -> file; test sets whose labels are not published are left out
-    columns: tuple  # of the first sentence, of the second or None, of the label
+    files: dict[str, str]  # split -> file; test splits without public labels are left out
+    columns: tuple  # of the first sentence, the second sentence or None, the label
     kind: Literal["score", "paraphrase", "classification", "order"]
-    labels: tuple  # lower-case, in the order of the class numbers, the second of two is the positive one; score: range
-    primary: str = "accuracy"  # the metric that a lift is computed of
+    labels: tuple  # score: (lowest, highest); else class names in lower case; of two classes the second is positive
+    primary: str = "accuracy"  # the metric whose lift over the floors is computed
     reader: Callable = read_table
-    layout: str = ""  # what the folder holds, where that is not these files
-    also: tuple = ()  # further layouts, (files, columns, reader): where a split's file is not there, the next one's is
-    unique: bool = False  # without the pairs that occur twice, see `without_repeats`
+    layout: str = ""  # what to put into the folder, if it is not these files
+    also: tuple = ()  # further layouts (files, columns, reader), tried in turn where a split's file is missing
+    unique: bool = False  # drop pairs that occur more than once, see `without_repeats`
 
     @property
     def layouts(self) -> tuple:
         return ((self.files, self.columns, self.reader), *self.also)
 
     def file(self, split: str) -> str:
-        """What the split's file is called; "" where no layout has that split."""
+        """Name of the split's file; "" if no layout has that split."""
         return next((files[split] for files, *_ in self.layouts if split in files), "")
 
     def jsonl(self, split: str) -> str:
-        """What the split is called in the layout of data/glue/prepare.py; tasks of one folder differ in kind."""
+        """Name of the split's file from data/glue/prepare.py; tasks that share a folder differ in kind."""
         return f"{self.kind}.{split}.jsonl"
 
     @property
     def lifts(self) -> dict[str, str]:
-        """Metrics that have a lift -> its name in the record of an evaluation."""
+        """Metric -> key of its lift (difference to a floor) in an evaluation record."""
         if self.kind == "order":
             return {"order_concepts": "lift_concepts", "order": "lift"}
         beyond = {f"{self.primary}_centred": "lift_centred", f"{self.primary}_adapted": "lift_adapted"}
@@ -262,7 +262,7 @@ FETCH = "fetch them: python data/glue/prepare.py"
 
 
 def check_names(wanted, zero_shot: bool = False):
-    """UserError for what is no name of a task or group, or has no zero-shot score."""
+    """UserError for an unknown task or group, or one without a zero-shot score."""
     for name in wanted:
         if name not in TASKS and name not in GROUPS:
             near = nearest(name, TASKS) or nearest(name, GROUPS)
@@ -274,8 +274,8 @@ def check_names(wanted, zero_shot: bool = False):
 
 
 def task_names(wanted, folder, zero_shot: bool = False) -> list[str]:
-    """("stsb", "concept", ...) -> task names, each once; `all` is every task whose folder lies below `folder`.
-    zero_shot: only tasks that the cosine answers; any other that is named is refused."""
+    """("stsb", "concept", ...) -> task names, each once; `all`: every task whose folder is in `folder`. zero_shot:
+    leaves out classification tasks, and refuses one that is named."""
     able = [name for name, task in TASKS.items() if not zero_shot or task.kind != "classification"]
     there = [name for name in able if TASKS[name].folder and beside(Path(folder), TASKS[name].folder).is_dir()]
     groups = {"concept": CONCEPT, "seeds": [name for name in SEEDS if name in able], "all": there}
@@ -293,12 +293,12 @@ def task_names(wanted, folder, zero_shot: bool = False) -> list[str]:
 class Split:
     rows: list[tuple[str, ...]]  # n times a sentence or a pair of them
     labels: np.ndarray  # [n]: float64 scores or int64 classes
-    sets: np.ndarray | None = None  # [n]: names of the sets that the task is made of
+    sets: np.ndarray | None = None  # [n]: name of each row's subset, such as its genre
 
 
 def load_task(name: str, folder) -> dict[str, Split]:
-    """The splits of a task whose files lie below `folder`: some of train, dev, test. Where a split is there twice,
-    the JSON lines of data/glue/prepare.py come before an original layout."""
+    """The splits of a task (some of train, dev, test) from its files below `folder`. JSON lines of
+    data/glue/prepare.py are preferred to a file in an original layout."""
     task, folder = TASKS[name], Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder {show(folder)}; give --data=DIR with the task files below it, or {FETCH}")
@@ -320,7 +320,7 @@ def load_task(name: str, folder) -> dict[str, Split]:
 
 
 def without_repeats(splits: dict[str, Split]) -> dict[str, Split]:
-    """A pair that occurs more than once, in either order, in one split or in several, is dropped wherever it stands."""
+    """Drops every pair that occurs more than once, in either order, within or across splits."""
     times = Counter(frozenset(row) for split in splits.values() for row in split.rows)
     for name, split in splits.items():
         once = np.array([times[frozenset(row)] == 1 for row in split.rows])
@@ -330,23 +330,23 @@ def without_repeats(splits: dict[str, Split]) -> dict[str, Split]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# From vectors to answers
+# Rows as numbers of sentences
 
-FITTED_ON = 4000  # sentences of another split, drawn at random, that centring and adapting are fitted on
+FITTED_ON = 4000  # sentences that centring and adapting are fitted on, drawn at random from another split
 
 
 class Pairs:
-    """The sentences of a task's splits, each once, and where those of each row stand among them."""
+    """The distinct sentences of a task's splits, and each row as indices into them."""
 
-    floors_of = "lab/evaluation/floors.py"  # what their floors are made by
+    floors_of = "lab/evaluation/floors.py"  # the code of the floors, part of their cache key
 
     def __init__(self, name: str, splits: dict[str, Split], trained_on: str = ""):
-        """trained_on: the split that a head is fine-tuned on, which is then not judged; "": nothing is trained."""
+        """trained_on: the split that a head is fine-tuned on, which is not evaluated; "": nothing is trained."""
         self.name, self.task, self.trained_on = name, TASKS[name], trained_on
         if trained_on and trained_on not in splits:
             file, other = self.task.file(trained_on), {"dev", "test"} <= splits.keys()
-            remedy = f"put {self.task.folder}/{file} below --data" if file else "judge it with --mode=zero_shot"
-            also = ", or write --train_on=dev, to be judged on test" if other and trained_on == "train" else ""
+            remedy = f"put {self.task.folder}/{file} below --data" if file else "evaluate it with --mode=zero_shot"
+            also = ", or write --train_on=dev, to be evaluated on test" if other and trained_on == "train" else ""
             raise UserError(f"{name} has no {trained_on} split; {remedy}{also}")
         number = {}
         self.index = {  # split -> [n, 2]; [n, 1] for tasks of single sentences
@@ -358,8 +358,8 @@ class Pairs:
         self.sets = {name: split.sets for name, split in splits.items()}
         self.scored = [split for split in splits if split not in ("train", trained_on)]
         if not self.scored:
-            raise UserError(f"{name} has no split to be judged beside {', '.join(splits)}; put its other files there")
-        self.fitted_on = {}  # scored split -> the split for idf, centring and threshold
+            raise UserError(f"{name} has no split to evaluate beside {', '.join(splits)}; put its other files there")
+        self.fitted_on = {}  # evaluated split -> the split that idf, centring and threshold are fitted on
         for split in self.scored:
             others = [other for other in splits if other != split or len(self.task.files) == 1]  # train comes first
             if not others:
@@ -368,7 +368,7 @@ class Pairs:
 
     @property
     def fitting(self) -> str:
-        """Where idf, centring and threshold come from."""
+        """What idf, centring and threshold are fitted on, in words."""
         if len(self.task.files) == 1:
             return "has one split: idf and centring come from its own sentences, unlabelled"
         if "train" in self.index:
@@ -376,7 +376,7 @@ class Pairs:
         return "has no train split: idf, centring and threshold come from the other labelled split"
 
     def digest(self) -> str:
-        """Hash of the rows of all splits, their labels and sets, and of what is judged."""
+        """Hash of the rows, labels and subsets of all splits, and of which splits are evaluated."""
         whole = hashlib.sha256(json.dumps([self.name, self.sentences, self.scored, self.trained_on]).encode())
         for split, index in self.index.items():
             sets = "" if self.sets[split] is None else "\n".join(self.sets[split])
@@ -384,13 +384,13 @@ class Pairs:
         return whole.hexdigest()[:16]
 
     def version(self) -> str:
-        """What stands for the rows in the version of a record."""
+        """The rows' part of a record's version."""
         return self.digest()
 
     def fitting_sentences(self, split: str) -> np.ndarray:
-        """Numbers [m] of the sentences, without labels, that centring and adapting are fitted on for a scored split:
-        FITTED_ON of its fitting split, drawn at random with a fixed seed (the first of STS-B's are one genre); all of
-        them where there are fewer, or where the split is its own, and for a paraphrase's threshold."""
+        """Indices [m] of the unlabelled sentences that centring and adapting are fitted on for an evaluated split:
+        FITTED_ON sentences of its fitting split, drawn at random with a fixed seed (the first of STS-B are one genre).
+        All of them if there are fewer, if the split is fitted on itself, and for paraphrase tasks."""
         other = self.fitted_on[split]
         rows = self.index[other].ravel()
         if len(rows) <= FITTED_ON or other == split or self.task.kind == "paraphrase":
@@ -398,6 +398,6 @@ class Pairs:
         return np.random.default_rng(0).choice(rows, FITTED_ON, replace=False)
 
     def needed(self) -> np.ndarray:
-        """Numbers of the sentences whose vectors `predict` looks at."""
+        """Indices of the sentences whose vectors `predict` uses."""
         parts = [self.index[split].ravel() for split in self.scored]
         return np.unique(np.concatenate(parts + [self.fitting_sentences(split) for split in self.scored]))

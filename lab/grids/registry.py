@@ -1,7 +1,7 @@
 """
-The log of experiments, from run folders alone: one table of training runs, one of evaluations.
+The experiment log, read from run folders: a table of training runs and a table of evaluations.
 
-Nothing is kept by hand but a run's NOTE.md, whose first paragraph is its conclusion.
+The only file written by hand is a run's NOTE.md, whose first paragraph is its conclusion.
 """
 
 import csv
@@ -25,8 +25,8 @@ LOGGED += ("input_share", "dead_slots", "delta_shuffle", "verdict", "learned", "
 
 
 def run_numbers(out: RunFolder) -> dict:
-    """The last of each number in metrics.jsonl: step, tokens, losses, geometry, verdict; of the speeds the median; as
-    KEY@0 what was measured before training."""
+    """The last value of each number in metrics.jsonl (step, tokens, losses, geometry, verdict); the median of the
+    speeds; as KEY@0 the numbers before training."""
     metrics, numbers = out.metrics(), {}
     for record in metrics:
         numbers |= record
@@ -38,7 +38,7 @@ def run_numbers(out: RunFolder) -> dict:
 
 
 def run_rows(folder: Path) -> tuple[dict, list[dict]]:
-    """A run folder -> its row of the table of runs, and its rows of the table of evaluations."""
+    """A run folder -> (its row in the table of runs, its rows in the table of evaluations)."""
     out = RunFolder(folder)
     config, numbers = completed(out.config(), folder), run_numbers(out)
     stamp = datetime.strptime(config["run_id"][-15:], "%Y%m%d_%H%M%S")
@@ -81,13 +81,13 @@ def eval_rows(path: Path) -> list[dict]:
 
 
 def shown(rows: list[dict]) -> list[dict]:
-    """The rows, once it is tried that they can be printed: what cannot is damaged or of something else."""
+    """The rows, after checking that they can be printed: a row that cannot comes from a damaged or foreign file."""
     report.columns(rows), [plain(value) for row in rows for value in row.values()]
     return rows
 
 
 def read_all(paths: list[Path], read, what: str) -> Iterator:
-    """What `read` makes of each path. One that is damaged is worth a warning."""
+    """read(path) of each path, with a warning for each that cannot be read."""
     for path in paths:
         try:
             yield read(path)
@@ -97,14 +97,14 @@ def read_all(paths: list[Path], read, what: str) -> Iterator:
 
 
 def conclusion(path: Path) -> str | None:
-    """The first paragraph of a note that is no heading, in one line."""
+    """The first paragraph of a note that is not a heading, in one line."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     paragraphs = re.split(r"\n\s*\n", re.sub("^#.*\n?", "", text, flags=re.MULTILINE).strip())
     return " ".join(paragraphs[0].split()) or None
 
 
 def plain(value):
-    """As it stands in a CSV file: scores and lifts as they are, 0-1; of several seeds the middle."""
+    """A cell of a CSV file: scores and lifts from 0 to 1; the median of several seeds."""
     if isinstance(value, dict):
         return lift_text(value, "+.3f", 1) if "verdict" in value else value["value"]
     return value[0] if isinstance(value, tuple) else value
@@ -118,8 +118,8 @@ def write_csv(path: Path, rows: list[dict]):
 
 
 def registry(out: Path) -> int:
-    """Prints the log of all run folders below `out`, primary metrics only, and writes it as a page whose columns sort;
-    all metrics go into the CSV files."""
+    """Prints the log of all run folders below `out` (primary metrics only), and writes it as a page with sortable
+    columns, and with all metrics as CSV files."""
     if not out.is_dir():
         raise UserError(f"no folder {out}; give --out=DIR, the folder that holds the runs")
     folders = {path.parent for name in ("config.json", "metrics.jsonl") for path in out.rglob(name)}

@@ -1,7 +1,7 @@
 """
-What the finished runs of a grid say: tables, the paired difference of its arms, pictures, and the page that holds them.
+The report of a grid: tables of its finished runs, paired differences between arms, pictures, and the page.
 
-A run is what compare.py keeps of it in results.json: arm, seed, folder, `numbers`, and in `tasks` its scores.
+A run is its entry in compare.py's results.json: arm, seed, folder, `numbers`, and in `tasks` its scores.
 """
 
 import json
@@ -27,7 +27,7 @@ from objectives import ObjectiveConfig
 
 
 def summary(runs: list[dict]) -> dict[str, dict]:
-    """Median, min and max over runs of each number that any of them has."""
+    """Median, minimum and maximum over runs of every number."""
     keys = dict.fromkeys(key for run in runs for key in run["numbers"])
     values = {key: over_seeds([run["numbers"][key] for run in runs if key in run["numbers"]]) for key in keys}
     numbers = {name: {key: values[key][i] for key in keys} for i, name in enumerate(("median", "min", "max"))}
@@ -35,7 +35,7 @@ def summary(runs: list[dict]) -> dict[str, dict]:
 
 
 def score_lines(runs: list[dict], arm: str, task: str) -> list[dict]:
-    """Rows of those metrics of a task that have a lift, over the seeds of an arm."""
+    """`score_rows` of an arm, aggregated over its seeds; only metrics that have a lift."""
     seeds = [run["tasks"][task] for run in runs if run["arm"] == arm]
     lifts = TASKS[task].lifts
     return [row for row in score_rows(task, seeds, lifts, arm=arm) if row["metric"] in lifts]
@@ -63,8 +63,8 @@ COLUMNS = (  # title, key of `numbers`, format, scale
 
 
 def arm_rows(arms: dict[str, dict], scores: list[dict]) -> list[dict]:
-    """One row an arm: each task's scores on dev with the lifts of the last of them, which is the adapted one where
-    there is one, and what it knows beyond words; then geometry and losses."""
+    """One row per arm: each task's dev scores, the lifts of the last (adapted, if there is one) and the scores beyond
+    words; then geometry and losses."""
     known = {key for arm in arms.values() for key in arm["median"]}
     lengths = sorted(int(key[9:]) for key in known if re.fullmatch(r"val_loss_\d+", key))
     by_length = [(f"loss, {n}", f"val_loss_{n}", ".3f", 1) for n in lengths if len(lengths) > 1]
@@ -84,13 +84,13 @@ def arm_rows(arms: dict[str, dict], scores: list[dict]) -> list[dict]:
 
 
 def losses_compare(resolved: dict[str, dict]) -> bool:
-    """All arms predict the same of the same rows."""
+    """Whether the arms' losses are comparable: same objective and same data."""
     keys = [field.name for field in fields(ObjectiveConfig)] + ["lengths", "dataset"]
     return len({json.dumps([values[key] for key in keys]) for values in resolved.values()}) == 1
 
 
 def notes(results: dict, resolved: dict[str, dict]) -> str:
-    """What a reader of the table must know."""
+    """Notes for the reader of the table."""
     lines = ["Medians over seeds (min..max); @0: before training; Δshuffle: nats lost with another row's concepts."]
     if results["tasks"]:
         lines += ["Scores x100 on dev; over a floor: of the adapted score where there is one, with the widest 95 %"]
@@ -110,17 +110,17 @@ def notes(results: dict, resolved: dict[str, dict]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Paired: is an arm better than the first one, on the same pairs of texts?
+# Paired differences: is an arm better than the first one on the same rows?
 
 
 def shown(splits: dict) -> str:
-    """The split that is compared: dev, where there is one."""
+    """The split that arms are compared on: dev, if there is one."""
     return "dev" if "dev" in splits else next(iter(splits))
 
 
 @cache
 def lexical_controls(task: str, split: str, data: Path) -> dict[str, np.ndarray]:
-    """What is known of the overlap of words, of all models alike."""
+    """`word_controls` without token_idf: the same for all models."""
     pairs = Pairs(task, load_task(task, data))
     log(f"{task}: overlap of words, for what is known beyond it")
     theirs = {floor: splits[split] for floor, splits in text_floors(pairs).items()}
@@ -128,8 +128,8 @@ def lexical_controls(task: str, split: str, data: Path) -> dict[str, np.ndarray]
 
 
 def paired_rows(results: dict, data: Path) -> list[dict]:
-    """Rows {arm, task, split, metric, seeds, over FIRST}: the mean over seeds of an arm's score less the first arm's,
-    for each metric that has a lift, with the 95 % interval over resampled rows of the split."""
+    """Rows {arm, task, split, metric, seeds, over FIRST}: the difference between an arm's score and the first arm's,
+    means over seeds, for each metric that has a lift, with the 95 % interval over resampled rows of the split."""
     rows, (first, *others) = [], results["arms"]
     for task in results["tasks"]:
         answers = {arm: [] for arm in results["arms"]}
@@ -148,7 +148,7 @@ def paired_rows(results: dict, data: Path) -> list[dict]:
                 warn(f"no paired difference in {task}: {error}")
                 break
             for arm, lift in under.items():
-                value, low, high = (-lift[key] for key in ("value", "high", "low"))  # theirs less the first's
+                value, low, high = (-lift[key] for key in ("value", "high", "low"))  # theirs minus the first's
                 word = "better" if low > 0 else "worse" if high < 0 else "undecided"
                 row = {"arm": arm, "task": task, "split": split, "metric": metric}
                 row["seeds"] = f"{len(answers[arm])} and {len(answers[first])}"
@@ -157,7 +157,7 @@ def paired_rows(results: dict, data: Path) -> list[dict]:
 
 
 def headline(metrics: Iterable[str]) -> str:
-    """Of a task's metrics the one that arms are compared by: adapted, where there is one."""
+    """The metric of a task that arms are compared by: adapted, if there is one."""
     return [metric for metric in metrics if not is_beyond(metric)][-1]
 
 
@@ -166,7 +166,7 @@ def is_beyond(metric: str) -> bool:
 
 
 def compared(paired: list[dict], first: str) -> dict[tuple[str, str], dict[str, dict]]:
-    """(task, metric) -> arm -> its difference to the first, of the `headline` metrics and of what is beyond words."""
+    """(task, metric) -> arm -> its difference to the first arm, for the `headline` metric and the one beyond words."""
     groups = {}
     for row in paired:
         if row["metric"] in (HEADLINE_ADAPTED, headline(TASKS[row["task"]].lifts)):
@@ -175,7 +175,7 @@ def compared(paired: list[dict], first: str) -> dict[tuple[str, str], dict[str, 
 
 
 def verdict(arms: dict[str, dict], groups: dict[tuple[str, str], dict[str, dict]], same_loss: bool) -> str:
-    """What the grid says, in a sentence: on each task the highest arm, and whether it is surely above the first."""
+    """The result in a sentence: for each task the best arm, and its difference to the first with its interval."""
     said, first = [], next(iter(arms))
     for (task, metric), lifts in groups.items():
         if not is_beyond(metric):
@@ -195,9 +195,9 @@ def record_path(folder, task: str) -> Path:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pictures: against FLOPs and seconds
+# Pictures against FLOPs and seconds
 
-CURVES = {  # file -> key of an evaluation in metrics.jsonl, label
+CURVES = {  # file -> key in metrics.jsonl, label
     "slot_rank": ("rank_slot_centred", "slot-centred rank"),
     "input_share": ("input_share", "input share"),
     "delta_shuffle": ("delta_shuffle", "nats added by another row's concepts"),
@@ -206,8 +206,8 @@ CURVES = {  # file -> key of an evaluation in metrics.jsonl, label
 
 
 def spent(metrics: list[dict], key: str) -> list[tuple[float, float, float]]:
-    """(FLOPs, seconds, value) of each record that has the key; what was spent is logged with the training loss, and
-    lies on a line between."""
+    """(FLOPs, seconds, value) of each record that has the key. FLOPs and seconds are logged with the training loss, and
+    interpolated between."""
     logged = [record for record in metrics if {"flops", "seconds"} <= record.keys()]
     axes = [[0.0, *(record[name] for record in logged)] for name in ("step", "flops", "seconds")]
     having = [record for record in metrics if key in record and logged]
@@ -215,14 +215,14 @@ def spent(metrics: list[dict], key: str) -> list[tuple[float, float, float]]:
 
 
 def pictures(results: dict, folder: Path) -> list[Path]:
-    """Draws what there is of the finished runs, a line or a point an arm; the losses last."""
+    """Draws the finished runs, a line or a point per arm, losses last -> paths."""
     by_arm = {arm: [run for run in results["runs"].values() if run["arm"] == arm] for arm in results["arms"]}
     metrics = {run["folder"]: RunFolder(run["folder"]).metrics() for runs in by_arm.values() for run in runs}
     drawn = {}  # file -> (label, arm -> points of each seed)
     for task in results["tasks"]:
         lifts = TASKS[task].lifts
         lift = lifts[headline(lifts)]
-        wanted = {  # file -> label, where the value stands among what is known of a split
+        wanted = {  # file -> label, path of keys to the value in a split's record
             "over_best_floor": ("over the best floor", lift, "best_floor", "value"),
             "over_untrained": ("over the untrained twin", lift, "untrained", "value"),
             "beyond_words": ("beyond words", "metrics", HEADLINE_ADAPTED),
@@ -243,7 +243,7 @@ def pictures(results: dict, folder: Path) -> list[Path]:
 
 
 def scored(run: dict, task: str, keys: list[str]) -> tuple[float, float, float] | None:
-    """(FLOPs, seconds, 100 * the value at these keys of the split that is shown), if it is there."""
+    """(FLOPs, seconds, 100 x the value at these keys of the compared split), or None if it is absent."""
     try:
         value = run["tasks"][task][shown(run["tasks"][task])]
         for key in keys:
@@ -258,8 +258,8 @@ def scored(run: dict, task: str, keys: list[str]) -> tuple[float, float, float] 
 
 
 def write(folder: Path, results: dict, resolved: dict[str, dict], data: Path) -> str:
-    """results.json, report.md, report.html and *.png of what is done so far; returns the report. results: what
-    results.json holds, without its "paired"; resolved: arm -> every key of training."""
+    """Writes results.json, report.md, report.html and *.png for the runs so far; returns the report. results: the
+    content of results.json without "paired"; resolved: arm -> every key of training."""
     named, runs = results["runs"].items(), list(results["runs"].values())
     scores = [row for arm in results["arms"] for task in results["tasks"] for row in score_lines(runs, arm, task)]
     results["paired"] = paired = paired_rows(results, data)

@@ -91,12 +91,21 @@ class Trained:
 
     def __init__(self, model: nn.Module, world: World, shapes: int):
         """shapes: how many are compiled, if any is."""
-        self.world, self.shapes, self.kinds = world, shapes, set()
-        self.wrapped = model
-        if world.size > 1:
-            devices = [world.device.index] if world.device.type == "cuda" else None
-            self.wrapped = DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
-        self.forward, self.compiled = self.wrapped, False
+        self.model, self.world, self.shapes = model, world, shapes
+        self.compiled = False
+        self.wrap()
+
+    def wrap(self):
+        """Anew where other parameters train from here on: DDP reduces the gradients of those that did when it was
+        made."""
+        self.kinds = set()
+        self.wrapped = self.model
+        if self.world.size > 1:
+            devices = [self.world.device.index] if self.world.device.type == "cuda" else None
+            self.wrapped = DistributedDataParallel(self.model, devices, gradient_as_bucket_view=True)
+        self.forward = self.wrapped
+        if self.compiled:
+            self.compile()
 
     def compile(self):
         """What compiles is exactly what trains."""

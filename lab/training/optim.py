@@ -26,16 +26,19 @@ def learning_rate(schedule: str, peak: float, step: int, horizon: int, warmup: i
 
 
 def adamw(
-    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float], others=()
+    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float], others=(), pretrained=(), share=1.0
 ) -> torch.optim.Optimizer:
     """Only matrices of linear layers decay: no embedding, slot, position, norm or bias, and none of `others`. What is
-    frozen is left out."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen is left out, but not `pretrained`: parameters that train at `share` times the rate, now or later."""
+    slow = {id(p) for p in pretrained}
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in slow]
     decay = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     groups = [
         {"params": [p for p in trained if id(p) in decay], "weight_decay": weight_decay},
         {"params": [*(p for p in trained if id(p) not in decay), *others], "weight_decay": 0.0},
     ]
+    if slow:
+        groups.append({"params": list(pretrained), "weight_decay": 0.0, "share": share})
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
@@ -44,7 +47,7 @@ def clipped_step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float
     then dropped -> (their norm, bad), both on the device; where norm or loss is not finite the step changes nothing,
     and bad is True. Nothing waits for the device."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("share", 1.0)
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
     bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
     optimizer.found_inf = bad.float()  # fused AdamW leaves parameters and state as they are

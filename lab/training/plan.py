@@ -123,22 +123,26 @@ def cost(
     regulariser: ConceptLossConfig | None = None,
 ) -> tuple[int, float]:
     """(parameters, training FLOPs a token: those of the forward and the backward of a step as it is taken, concept
-    losses included; mean over lengths by their shares, plateaus of a rate, shapes in turn and what a step may run
-    with)."""
+    losses included; mean over lengths by their shares, plateaus of a rate, shapes in turn, what a step may run
+    with, and the share of training in which a backbone trains)."""
     total, turns, plateaus = 0, range(objectives.shape_count), len(objectives.plateaus())
     here = World(0, 1, torch.device("cpu"), "float32")
-    every = itertools.product(plan.drawn(objectives), turns, model.variants())
+    fixed = model.backbone_freeze if model.backbone else 1.0
+    phases = [(share, trained) for share, trained in ((fixed, False), (1 - fixed, True)) if share]  # of a backbone
+    every = itertools.product(phases, plan.drawn(objectives), turns, model.variants())
     try:
         with no_overflow(), imagined(model) as fake_model:
             if frozen:
                 fake_model.freeze_decoder()
-            for (shape, now, often), shape_index, (share, options) in every:
+            for (phase, trained), (shape, now, often), shape_index, (share, options) in every:
+                if model.backbone:
+                    fake_model.train_backbone(trained)
                 balance = Balance(regulariser or ConceptLossConfig(), "meta")
                 rows = blank_rows(*shape, shape_index, model.vocab_size, model.token_width)
                 with CountedProducts() as counter:
                     optim.forward_backward(fake_model, now, rows, here, options=options, balance=balance)
                 fake_model.zero_grad()
-                total += share * often / (len(turns) * plateaus) * counter.flops
+                total += phase * share * often / (len(turns) * plateaus) * counter.flops
     except ValueError as error:
         raise UserError(str(error)) from None
     return fake_model.num_parameters(), total / (plan.micro_tokens * len(plan.lengths))

@@ -209,7 +209,7 @@ class RunFolder:
             temporary.mkdir()
             try:
                 with replacing(temporary / "model.safetensors") as path:
-                    save_file(model.state_dict(), path)
+                    save_file(model.saved_tensors(), path)
                 with replacing(temporary / "optim.pt") as path:
                     torch.save(optimizer.state_dict(), path)
             except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
@@ -320,7 +320,7 @@ def load_tensors(path: Path, device="cpu") -> dict[str, Tensor]:
 
 def load_weights(model: ConceptModel, tensors: dict[str, Tensor], path: Path):
     """Strictly: every tensor there, none left over, every shape right. path: where they come from."""
-    own = model.state_dict()
+    own = model.saved_tensors()
     wrong = sorted(k for k in own.keys() | tensors.keys() if k not in own or k not in tensors)
     wrong += sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
     if wrong:
@@ -328,7 +328,7 @@ def load_weights(model: ConceptModel, tensors: dict[str, Tensor], path: Path):
             f"{path} is of another model, or of older code ({wrong[0]} differs, {len(wrong)} in all); "
             "take the checkpoint of this config"
         )
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, strict=False)
 
 
 def warm_start_file(run: str) -> Path:
@@ -343,7 +343,7 @@ def load_part(model: ConceptModel, theirs: dict[str, Tensor], part: str, run: st
     Warm start: takes tensors of another run by name and shape.
     part: 'encoder' or 'all'. Returns the names taken, new (kept as initialised) and left over.
     """
-    ours, encoder = model.state_dict(), ("tokens.", "positions.", "token_layers.", "encoder.")
+    ours, encoder = model.saved_tensors(), ("tokens.", "positions.", "backbone.", "tower.", "token_layers.", "encoder.")
     wanted = {k: v for k, v in theirs.items() if part == "all" or k.startswith(encoder)}
     taken = {k: v for k, v in wanted.items() if k in ours and ours[k].shape == v.shape}
     if not taken:

@@ -11,6 +11,7 @@ from lab.data.corpus import Corpus, load_meta
 from lab.training import run_folder
 from lab.training.plan import HORIZONS, cost, make_plan
 from lab.training.run_folder import RunFolder
+from lab.training.vocabulary import check_tokenizer
 from losses import ConceptLossConfig
 from model import ModelConfig
 from objectives import ObjectiveConfig, Objectives
@@ -55,7 +56,13 @@ class Settings:
             if "positions" not in shape.predicts:
                 what = f"objective={objectives.text!r} trains through no decoder, so none is frozen"
                 raise UserError(f"{what}; add 'tsdae'")
+            if shape.backbone:
+                raise UserError(
+                    "a backbone has its own token table, and so has a frozen_decoder; leave one of them out"
+                )
             shape.token_init = "random"  # the table is the other run's
+        if shape.backbone:
+            shape.token_init = "random"  # the table is the backbone's
         for text in settings.regulariser.warnings(shape.concepts, shape.hidden):
             warn(text)
         try:
@@ -71,6 +78,8 @@ class Settings:
         plan = make_plan(config, objectives, 1)
         if config.max_minutes and max(len(objectives.plateaus()), len(plan.mixes)) > 1:
             raise UserError("a schedule needs the number of steps, which max_minutes leaves open; write --max_steps")
+        if config.max_minutes and shape.backbone and 0 < shape.backbone_freeze < 1:
+            raise UserError("backbone_freeze is a share of the steps, which max_minutes leaves open; write --max_steps")
         return settings
 
     @property
@@ -120,6 +129,9 @@ class Settings:
             what = f"{self.objectives.text} tells documents apart, but {show(text.path)} has one"
             raise UserError(f"{what}; take bow")
 
+        if self.model.backbone:
+            check_tokenizer(self.model.backbone, text)
+
     def record(self, out: RunFolder, old: dict | None, found: dict) -> dict:
         """What config.json says of a run: every key as it is in force, and what was `found` when it began (machine,
         number format ...). old: its config.json so far, which must agree (UserError), or None."""
@@ -139,8 +151,9 @@ class Settings:
         other = f"decoder = {self.model.decoder!r}" if decodes else f"objective = {self.objective.objective!r}"
         parts = f"(encoder = {self.model.encoder!r}, {other})"
         reasons |= dict.fromkeys(self.model.unused(), parts) | {"init_part": "(there is no init_from)"}
-        reasons |= {"token_init": "(the token table is the frozen decoder's)"}
-        unused |= {"token_init"} if self.train.frozen_decoder else set()
+        owner = "backbone" if self.model.backbone else "frozen decoder"
+        reasons |= {"token_init": f"(the token table is the {owner}'s)"}
+        unused |= {"token_init"} if self.train.frozen_decoder or self.model.backbone else set()
         unused |= self.model.unused() | (set() if self.train.init_from else {"init_part"}) | self.regulariser.unused()
         balance = f"(concept_loss = {self.regulariser.concept_loss!r}, "
         balance += f"concept_balance = {self.regulariser.concept_balance!r})"

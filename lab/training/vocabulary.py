@@ -1,8 +1,11 @@
 """The text of a run, and what objectives ask to know of its tokens, on the device."""
 
+import json
+
 import torch
 from torch import Tensor
 
+from backbone import find
 from lab.configurator import UserError, show
 from lab.data import pmi
 from lab.data.corpus import Corpus
@@ -36,6 +39,23 @@ def make_vocabulary(text: Corpus, objectives: Objectives, vectors: Tensor | None
         phrases = torch.from_numpy(pmi.load(text)).to(device)
     vectors = vectors.to(device) if objectives.needs_token_vectors else None
     return Vocabulary(text.vocab_size, text.mask, tuple(text.special_ids), idf, starts, phrases, vectors, ends)
+
+
+def check_tokenizer(backbone: str, text: Corpus):
+    """UserError where the text was not prepared with the tokenizer of a pretrained model (a normalizer in front of it,
+    such as --lowercase, is the user's choice)."""
+    own = text.folder / "tokenizer.json"
+    remedy = (
+        f"prepare the text with its own: --tokenizer={backbone}{'' if backbone[:4] == 'hub:' else '/tokenizer.json'}"
+    )
+    try:
+        theirs = find(backbone) / "tokenizer.json"
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    load_tokenizer(theirs)  # says what is wrong with it
+    models = [json.loads(path.read_text(encoding="utf-8"))["model"] for path in (own, theirs)]
+    if models[0] != models[1]:
+        raise UserError(f"{show(own)} is not the tokenizer of backbone={backbone}; {remedy}")
 
 
 def token_vectors(trainer) -> tuple[Tensor | None, float]:

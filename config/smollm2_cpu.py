@@ -1,0 +1,24 @@
+"""
+Concepts on a pretrained token level, on two cores: a perceiver reads the frozen states of SmolLM2-135M, and a bag of
+words trains it.
+
+The text is prepared with the model's own tokenizer, and no word of it is lower-cased. Never trained to the end.
+docs/LOG.md has what the mean of such states is worth without training.
+
+    python data/text/prepare.py --name=wiki_smollm2 --tokenizer=hub:HuggingFaceTB/SmolLM2-135M --files wiki_*.txt.xz
+    python train.py config/smollm2_cpu.py
+
+Without a network: --backbone=FOLDER, and --tokenizer=FOLDER/tokenizer.json when preparing.
+"""
+
+base = "config/embed_cpu.py"  # bag of words of the row; 8 concepts, 2 layers, rows of 16 and 32 tokens
+
+dataset = "wiki_smollm2"
+backbone = "hub:HuggingFaceTB/SmolLM2-135M"
+backbone_layers = 24
+hidden = 576
+intermediate = 1152
+heads = 9
+
+max_steps = 350
+warmup = 35
