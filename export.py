@@ -4,6 +4,7 @@ Writes a run as a folder that other libraries load, and that stays a run.
     python export.py --run=out/quickstart --to=out/exported
     python export.py --run=out/quickstart --to=out/exported --format=all --quantize=int8
     python export.py --run=out/quickstart --to=out/exported --push=ORG/NAME
+    python export.py --from_original=DIR --to=out/imported
 
 sentence_transformers: SentenceTransformer(DIR, trust_remote_code=True) of versions 5 and 6, MultiVectorEncoder of
 version 6 with all concepts; and what `transformers` loads. transformers: AutoModel.from_pretrained(DIR,
@@ -11,6 +12,9 @@ trust_remote_code=True), its last_hidden_state the concepts, its pooler_output w
 beside these, and example.py, which needs onnxruntime and tokenizers alone. The remote code, modeling_nanoconcept.py, is
 made of the files of this repository. README.md is the model card: training, health, scores beside their floors as far
 as eval_glue.py has written them, use. The folder may stand wherever --run=RUN does.
+
+--from_original writes a run folder from a checkpoint of the original project: config.json, model.safetensors or
+pytorch_model.bin, and tokenizer.json. Which model it is follows from the names of its tensors.
 """
 
 from lab import command  # isort: skip  (first: it tells an older Python)
@@ -27,6 +31,7 @@ from lab.command import log
 from lab.configurator import PathStr, UserError, parse, show, warn
 from lab.evaluation.huggingface import is_reference
 from lab.export import card, folder, onnx
+from lab.export.original import import_original
 from lab.files import sync
 from lab.runs import LoadedRun, OneRun
 
@@ -43,12 +48,15 @@ class ExportConfig(OneRun):
     quantize: Annotated[Literal["", "int8"], "onnx: write model_int8.onnx, too, and say what that costs"] = ""
     data: Annotated[PathStr, "quantize: folder of the task files, for STS-B"] = str(ROOT / "data" / "glue")
     licence: Annotated[str, "of the training text, for the card"] = ""
+    from_original: Annotated[PathStr, "instead of --run: a checkpoint of the original project, or hub:ORG/NAME"] = ""
     push: Annotated[str, "upload it as this model of the Hugging Face Hub, ORG/NAME"] = ""
 
     def __post_init__(self):
-        super().__post_init__()
         if not self.to:
             raise ValueError("no folder is given; write --to=out/exported")
+        if self.from_original:
+            return
+        super().__post_init__()
         if self.quantize and "onnx" not in self.formats:
             raise ValueError("only ONNX is quantized; write --format=all")
 
@@ -100,6 +108,10 @@ def write_onnx(run: LoadedRun, config: ExportConfig, place: Path) -> list[str]:
 def main(argv) -> int:
     parsed = parse(argv, ExportConfig, prog="export.py", doc=__doc__, root=ROOT, positional=False)
     config, to = parsed.make(ExportConfig), Path(parsed.values["to"])
+    if config.from_original:
+        parsed.unused(parsed.given.keys() - {"from_original", "to"}, "by --from_original, which writes a run folder")
+        print(import_original(config.from_original, to))
+        return 0
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
         raise UserError(f"{show(to)} is there already; give another --to, or delete it")
     if is_reference(config.run):

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
+from export import main
 from lab.configurator import UserError
-from lab.original import import_original, main
+from lab.export.original import import_original
 from lab.runs import load_run
 from lab.training.run_folder import load_tensors
 from problem import Problem

@@ -157,7 +157,7 @@ def test_options_are_what_the_code_says():
 
 
 MATHEMATICS = "losses noise problem objectives layers encoders decoders heads backbone model geometry".split()
-LAB = "configurator command files report distributed sources reference data training original runs evaluation".split()
+LAB = "configurator command files report distributed sources reference data training runs evaluation".split()
 LAB += ["analysis", "grids", "export"]
 
 

@@ -1,8 +1,6 @@
 """
 Checkpoints of the original project as run folders of ours: the same logits, from the same weights.
 
-    python -m lab.original --from_original=DIR --to=out/NAME
-
 Its models are a folder with config.json, model.safetensors or pytorch_model.bin, and tokenizer.json. Which model it is
 stands in the names of its tensors; what they become is said by NAMES. Text is then read as ours is: without its [CLS].
 """
@@ -10,24 +8,21 @@ stands in the names of its tensors; what they become is said by NAMES. Text is t
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backbone import find
-from lab.command import command
-from lab.configurator import PathStr, UserError, parse, show
+from lab.configurator import UserError, show
 from lab.data.tokenizers import load_tokenizer, special_ids, tokenizer_hash
 from lab.files import reading, write_atomic
 from lab.training.run_folder import OLDER, commit, run_id
 from model import ConceptModel, ModelConfig
 from objectives import ObjectiveConfig, Objectives
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = {  # theirs -> ours; * is an index, or "weight" or "bias"
     "encoder.token_embeddings.weight": "tokens.weight",
     "encoder.token_position_embeddings.weight": "positions.weight",
@@ -202,24 +197,3 @@ def import_original(source: str, target: Path) -> str:
     lines = [f"{len(tensors)} tensors of {len(theirs)} taken: {shape.encoder}, decoder {shape.decoder}"]
     lines += [f"left over, {len(left)}: {', '.join(sorted(left))}"] if left else []
     return "\n".join(lines)
-
-
-@dataclass
-class ImportConfig:
-    from_original: Annotated[PathStr, "folder of a checkpoint of the original project, or hub:ORG/NAME"] = ""
-    to: Annotated[PathStr, "run folder to write"] = ""
-
-    def __post_init__(self):
-        if not self.from_original or not self.to:
-            raise ValueError("a checkpoint and a run folder are wanted; write --from_original=DIR --to=out/NAME")
-
-
-def main(argv) -> int:
-    config = parse(argv, ImportConfig, prog="-m lab.original", doc=__doc__, root=ROOT, positional=False)
-    config = config.make(ImportConfig)
-    print(import_original(config.from_original, Path(config.to)))
-    return 0
-
-
-if __name__ == "__main__":
-    command(main)
