@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -114,6 +115,33 @@ def test_hub_of_two_repositories_holds_documents_out(run, bpe, tmp_path, two_rep
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("error: ") and "wikimedia/wikipedia is no folder; name another --local" in err
     assert "20231101.en/train-*.parquet" in err and texts["train"].meta == Corpus(texts["train"].folder, "train").meta
+
+
+def test_a_sample_takes_as_much_of_each_file(run, bpe, tmp_path, two_repositories, monkeypatch):
+    """Documents that the seed draws, in order, until a file's share of the characters is reached."""
+    folder, hub = two_repositories[0] / "wikimedia/wikipedia", script("hub")
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    shards = [documents(400, 3), documents(400, 4)]
+    for number, texts in enumerate(shards):
+        parquet.write_table(pa.table({"text": texts}), folder / f"20231101.en/train-{number:05d}-of-00041.parquet")
+    monkeypatch.setattr(hub, "HUB_SAMPLES", {"wikipedia_sample": 5_000})
+    found = []
+    for seed in (0, 0, 1):
+        flags = "--name=wikipedia_sample", f"--local={folder}", f"--tokenizer={bpe}", f"--seed={seed}", "--overwrite"
+        code, _, err = run("hub", *flags, module=hub)
+        assert code == 0, err
+        found.append([Corpus(tmp_path / "data/wikipedia_sample", split).tokens.tolist() for split in ("train", "val")])
+    assert found[0] == found[1] != found[2]
+    expected = {"train": [], "val": []}
+    for texts in shards:
+        drawn = [text for text in texts if hub.hash_text(text, b"draw 1") % 4 == 0]
+        sizes = list(accumulate(map(len, drawn)))
+        taken = 1 + next(i for i, size in enumerate(sizes) if size >= 2_500)
+        assert 2 < taken < len(drawn) < 150
+        for text in drawn[:taken]:
+            expected[hub.drawn_split(text)].append(text)
+    tokenizer = load_tokenizer(bpe)
+    assert found[2] == [all_tokens(own, tokenizer) for own in expected.values()]
 
 
 def test_about_a_thousandth_is_held_out():

@@ -3,6 +3,7 @@ Prepares a corpus of the Hugging Face hub, streamed: only tokens are stored.
 
     python data/hub/prepare.py --name=minipile [--tokenizer=bpe:16384] [--local=DIR]
     python data/hub/prepare.py --name=openwebtext_wikipedia
+    python data/hub/prepare.py --name=wikipedia_sample --tokenizer=bpe:16384 --lowercase
 
 Each parquet file becomes a part in data/NAME/.parts; after an interruption the same command continues with the first
 missing part. --local reads the files from a folder with the hub's layout, without a network; if a corpus has several
@@ -10,6 +11,9 @@ repositories, each is in DIR/OWNER/NAME.
 
 If a repository has no validation split, about every thousandth document is held out, by a hash of its text: duplicates,
 also in other repositories, are in the same split.
+
+wikipedia_sample is 200 million characters: an equal number from each file, of documents that a hash of their text and
+--seed draws; of a file no more is downloaded than that takes.
 """
 
 import hashlib
@@ -30,11 +34,12 @@ from typing import Annotated
 from lab import files
 from lab.configurator import PathStr, UserError, show
 from lab.data import prepare
-from lab.data.corpus import HUB_CORPORA, TokenFile
+from lab.data.corpus import HUB_CORPORA, HUB_SAMPLES, TokenFile
 from lab.data.tokenizers import clean
 
 NAMES = ", ".join(HUB_CORPORA)
 HELD_OUT = 0.001  # share of the documents, if the hub has no validation split
+DRAWN = 4  # of a sample: one document of so many
 
 
 @dataclass
@@ -45,6 +50,8 @@ class Hub(prepare.Output):
         PathStr,
         "folder with the corpus' parquet files as on the hub (data/train-*.parquet); of several: OWNER/NAME/...",
     ] = ""
+
+    seed: Annotated[int, "of a sample: which documents are drawn"] = 0
 
     def __post_init__(self):
         if self.name not in HUB_CORPORA:
@@ -77,10 +84,13 @@ def find_shards(repository: str, train: str, val: str, local: str) -> list[tuple
     return shards
 
 
+def hash_text(text: str, salt: bytes = b"") -> int:
+    return int.from_bytes(hashlib.blake2b(clean(text).encode(), digest_size=8, salt=salt).digest(), "little")
+
+
 def drawn_split(text: str) -> str:
     """The split of a document, if the repository has no validation split."""
-    digest = hashlib.blake2b(clean(text).encode(), digest_size=8).digest()
-    return "val" if prepare.in_val(HELD_OUT, int.from_bytes(digest, "little")) else "train"
+    return "val" if prepare.in_val(HELD_OUT, hash_text(text)) else "train"
 
 
 def text_of(value, where: str) -> str:
@@ -96,12 +106,13 @@ def text_of(value, where: str) -> str:
 
 
 class Rows(prepare.Source):
-    """The documents of some shards, streamed; the bar counts characters."""
+    """The documents of some shards, streamed; the bar counts characters. most: characters of a shard, of documents that
+    the seed draws; 0: all."""
 
     unit = "chars"
 
-    def __init__(self, shards: list[tuple[str, str]]):
-        self.shards = shards
+    def __init__(self, shards: list[tuple[str, str]], most: int = 0, seed: int = 0):
+        self.shards, self.most, self.salt = shards, most, f"draw {seed}".encode()[:16]
 
     def __iter__(self) -> Iterator[prepare.Piece]:
         from datasets import load_dataset, logging
@@ -109,6 +120,7 @@ class Rows(prepare.Source):
         logging.set_verbosity(logging.CRITICAL)  # what is wrong is said below, once
         self.done = 0
         for split, url in self.shards:
+            end = self.done + self.most
             try:
                 about = {"data_files": [url], "split": "train", "streaming": True}
                 rows = load_dataset(
@@ -119,9 +131,13 @@ class Rows(prepare.Source):
                     raise UserError(f"{what}; rename the one that holds the text, then run this again to go on")
                 for number, row in enumerate(rows.select_columns(["text"])):
                     text = text_of(row["text"], f"{url}: text of row {number}")
+                    if self.most and hash_text(text, self.salt) % DRAWN:
+                        continue
                     self.done += len(text)
                     if text.strip():
                         yield prepare.Piece(split or drawn_split(text), text)
+                    if self.most and self.done >= end:
+                        break
             except UserError:
                 raise
             except Exception as error:  # pyarrow's and the network's are of many kinds
@@ -144,12 +160,13 @@ def encode_part(source: Rows, part: Path, tokenizer: Path, about: str):
 def encode_parts(config: Hub, shards: list[tuple[str, str]], parts: Path):
     """Encodes each shard into a folder 00000, 00001, ...; those completed by an earlier run are kept."""
     tokenizer, journal = parts / "tokenizer.json", parts / "job.json"
-    urls = [url for _, url in shards]
-    job = json.dumps({"tokenizer": config.tokenizer, "lowercase": config.lowercase, "shards": urls})
+    sample = HUB_SAMPLES.get(config.name, 0) // len(shards), config.seed
+    job = {"tokenizer": config.tokenizer, "lowercase": config.lowercase, "shards": [url for _, url in shards]}
+    job = json.dumps(job | ({"sample": sample} if sample[0] else {}))
     if not journal.exists() or journal.read_text() != job:
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir()
-        prepare.make_tokenizer(config.tokenizer, Rows(shards), config.lowercase, tokenizer)
+        prepare.make_tokenizer(config.tokenizer, Rows(shards, *sample), config.lowercase, tokenizer)
         files.sync(tokenizer)
         files.write_atomic(journal, job)  # parts made from now on belong to this job
 
@@ -158,7 +175,7 @@ def encode_parts(config: Hub, shards: list[tuple[str, str]], parts: Path):
     for number, shard in enumerate(shards):
         part = parts / f"{number:05d}"
         if not part.exists():
-            encode_part(Rows([shard]), part, tokenizer, f"part {number + 1}/{len(shards)}")
+            encode_part(Rows([shard], *sample), part, tokenizer, f"part {number + 1}/{len(shards)}")
 
 
 def main(argv):

@@ -58,7 +58,9 @@ HUB_CORPORA = {  # name -> its repositories on the Hugging Face hub: name, how p
         ("Skylion007/openwebtext", "plain_text/train-", ""),
         ("wikimedia/wikipedia", "20231101.en/train-", ""),
     ],
+    "wikipedia_sample": [("wikimedia/wikipedia", "20231101.en/train-", "")],
 }
+HUB_SAMPLES = {"wikipedia_sample": 200_000_000}  # characters, of the corpora of which only a sample is taken
 
 
 def id_type(vocab_size: int) -> np.dtype:
