@@ -56,7 +56,7 @@ class BenchConfig:
     threads: Annotated[int, "CPU threads (0: torch's choice)", Bounds(0)] = 0
     repeats: Annotated[int, "timed blocks of steps of each arm: one step on a CPU, ten on a GPU", Bounds(1)] = 7
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], "number format of matrix products"] = "auto"
-    device: Annotated[str, "auto, cpu or cuda"] = "auto"
+    device: Annotated[str, "auto, cpu, cuda or mps"] = "auto"
     compile: Annotated[bool | Literal["auto"], "compile our arm; auto: on a GPU only"] = "auto"
     lengths: Annotated[tuple[int, ...], "row lengths to measure, in the place of the preset's own", Bounds(2)] = ()
     dense: Annotated[bool, "also time a dense encoder of the same sizes"] = True

@@ -131,7 +131,7 @@ class EvalConfig:
         tuple[int, ...], "of a recursive encoder; several: a sweep, quality against FLOPs", Bounds(1)
     ] = ()
     ckpt: Annotated[str, "latest, best or a step"] = "latest"
-    device: Annotated[str, "auto, cpu or cuda"] = "auto"
+    device: Annotated[str, "auto, cpu, cuda or mps"] = "auto"
     mteb: Annotated[
         tuple[str, ...], "in place of tasks: tasks of MTEB by its own library, such as STSBenchmark,SICK-R"
     ] = ()

@@ -115,7 +115,8 @@ def concept_geometry(concepts: Tensor, least: int = ROWS, pooled: Tensor | None 
     if len(concepts) < least:
         raise ValueError(f"ranks of {len(concepts)} rows mislead; give at least {least} rows of one length")
     c = concepts.detach()
-    pooled = c.mean(1, dtype=torch.float64) if pooled is None else pooled
+    c = c.cpu() if c.device.type == "mps" else c  # which has no float64
+    pooled = c.mean(1, dtype=torch.float64) if pooled is None else pooled.to(c.device)
     own, parts = variances(c), c.split(ROWS)  # to save memory: float64, and C x C numbers per row
     pairs = [(x.abs().mean(1), x.max().item()) for x in map(cosines, parts)]
     static = singular_values(c.mean(0, dtype=torch.float64))
@@ -142,6 +143,7 @@ def nearer_halves(first: Tensor, second: Tensor) -> dict[str, float]:
     which a half is less similar than to the other half of its own row (cosines, centred on the mean of all; chance:
     0.5, for every B), and its standard error over rows, `halves_error`."""
     x = torch.cat([first, second])
+    x = x.cpu() if x.device.type == "mps" else x
     x, unit = centred(x), floor(x[:, None])
     x, y = normalize(torch.where(torch.linalg.vector_norm(x, dim=-1, keepdim=True) < unit, 0.0, x), dim=-1).chunk(2)
     cosines, shares = x @ y.mT, 0.0

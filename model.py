@@ -256,7 +256,9 @@ class Tower(nn.Module):
     def fit(self, backbone: Backbone, embed, ids):
         """Mean and deviation of each dimension on rows of text [R, N]."""
         start = 1 if self.bos is None else 0
-        parts = [self.states(backbone, embed, part)[:, :, start:].flatten(1, 2).double() for part in ids.split(16)]
+        parts = [
+            self.states(backbone, embed, part)[:, :, start:].flatten(1, 2).cpu().double() for part in ids.split(16)
+        ]
         states = torch.cat(parts, 1)
         self.mean.copy_(states.mean(1))
         self.deviation.copy_(states.std(1).clamp_min(1e-6))

@@ -122,7 +122,7 @@ def trained_part(run: LoadedRun, mode: str):
 
 def accuracies(ids, out) -> dict:
     """Token accuracies of `written`, given the true tokens ids."""
-    return {name.replace("-", "_"): float((x == ids).double().mean()) for name, x in out.items()}
+    return {name.replace("-", "_"): float((x == ids).cpu().double().mean()) for name, x in out.items()}
 
 
 def reconstruct(run, config, part, text):

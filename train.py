@@ -113,7 +113,7 @@ class TrainConfig:
     ] = 5e7
     deterministic: Annotated[bool, "bit-exact repeats on a GPU too, at a price", RUN] = False
     seed: Annotated[int, "of initial weights, rows and noise", RUN] = 0
-    device: Annotated[str, "auto, cpu or cuda", RUN] = "auto"
+    device: Annotated[str, "auto, cpu, cuda or mps", RUN] = "auto"
     resume: Annotated[
         Literal["auto", "must", "never"],
         "go on with what out_dir holds; must: there is something; never: it is empty",

@@ -147,6 +147,9 @@ def command(main):
             code = fail(f"{what}; check its permissions and the free space, then go on", 2)
         elif out_of_memory(error):
             code = fail("out of memory; take fewer rows at a time (train.py: a smaller --micro_batch)", 2)
+        elif isinstance(error, (NotImplementedError, TypeError)) and " MPS " in str(error):
+            how = "write --device=cpu, or set PYTORCH_ENABLE_MPS_FALLBACK=1"
+            code = fail(f"this torch lacks something on device='mps' ({reason(error)}); {how}", 2)
         else:
             wait_for_rank0()  # whose exit may be the cause
             traceback.print_exc()

@@ -93,9 +93,11 @@ def pick_device(name: str) -> torch.device:
     device = None
     with suppress(RuntimeError):
         device = torch.device(name)
-    if not device or device.type not in ("cpu", "cuda"):
-        raise UserError(f"device={name!r} is no device; write auto, cpu or cuda")
-    if device.type == "cpu":
+    if not device or device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device={name!r} is no device; write auto, cpu, cuda or mps")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device='mps', but this torch sees no GPU of a Mac; write --device=cpu")
+    if device.type != "cuda":
         return device
     if not (there := torch.cuda.device_count()):
         raise UserError("device='cuda', but this torch sees no GPU; write --device=cpu, or install torch with CUDA")
@@ -113,6 +115,8 @@ def pick_dtype(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "mps":
+        fast = False
     else:
         probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         fast = any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)

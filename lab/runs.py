@@ -146,9 +146,9 @@ class LoadedRun:
             ids, mask = pad_batch([ids for _, ids in batch], self.config["pad_id"])
             ids, mask = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
             with exact_matmul():
-                vectors = (self.model.encode(ids, mask=mask) if every else self.model.embed(ids, mask)).double().cpu()
+                vectors = (self.model.encode(ids, mask=mask) if every else self.model.embed(ids, mask)).cpu().double()
             index = torch.tensor([i for i, _ in batch])
-            weight = mask.sum(1).double().cpu().view(-1, *[1] * len(size))
+            weight = mask.sum(1).cpu().double().view(-1, *[1] * len(size))
             total.index_add_(0, index, vectors * weight)
             tokens.index_add_(0, index, weight)
         vectors = total / tokens
@@ -162,7 +162,7 @@ class LoadedRun:
         if self.fit is None or self.fit[0] != (settings, self.model.options):
             with exact_matmul():
                 parts = [self.model.embed(ids.to(self.device)) for ids in self.rows.long().split(256)]
-            vectors = torch.cat(parts).double().cpu()
+            vectors = torch.cat(parts).cpu().double()
             check_finite(vectors, [f"validation row {i}" for i in range(len(vectors))])
             found = geometry.isotropic(vectors, *settings)
             self.fit = (settings, self.model.options), found
@@ -257,7 +257,7 @@ class OneRun:
     ckpt: Annotated[str, "latest, best or a step"] = "latest"
     concepts: Annotated[int, "the first so many of a run with nested=True; 0: all", Bounds(0)] = 0
     iterations: Annotated[int, "of a recursive encoder; 0: as trained", Bounds(0)] = 0
-    device: Annotated[str, "auto, cpu or cuda"] = "auto"
+    device: Annotated[str, "auto, cpu, cuda or mps"] = "auto"
 
     def __post_init__(self):
         if not self.run:

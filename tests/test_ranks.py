@@ -229,6 +229,28 @@ def test_cudnn_attention_is_off_on_a_gpu(monkeypatch):
         torch.backends.cuda.enable_cudnn_sdp(old)
 
 
+def test_a_mac_computes_in_float32(monkeypatch, capsys):
+    """Without one there is a sentence, and so there is where torch lacks an operator."""
+    from lab import command, distributed
+    from lab.configurator import UserError
+
+    with pytest.raises(UserError, match="sees no GPU of a Mac; write --device=cpu"):
+        distributed.pick_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(command, "on_stop", lambda *_: None)
+    monkeypatch.setattr(command.threading, "active_count", lambda: 1)
+    device = distributed.pick_device("mps")
+    assert device.type == "mps" and distributed.pick_dtype("auto", device) == "float32"
+    for error in (
+        NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device."),
+        TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            command.command(lambda argv, error=error: (_ for _ in ()).throw(error))
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and said.count("\n") == 1 and "device='mps'" in said and "--device=cpu" in said
+
+
 def test_a_rank_may_ask_rank_0(tmp_path):
     """One rank: what a function returns or raises is its own."""
     from lab.configurator import UserError

@@ -56,7 +56,7 @@ def evaluator_of(run: LoadedRun, rows: Tensor, least: int = geometry.ROWS, size:
 def numbers_of(evaluator: Evaluator, whole: Tensor, **sizes) -> dict:
     """The numbers of metrics.jsonl, and how many dimensions of the pooled vectors are collapsed. whole: from
     `evaluator.whole`; sizes: arguments of Evaluator.geometry."""
-    variance = evaluator.model.pool(whole).double().var(0)
+    variance = evaluator.model.pool(whole).cpu().double().var(0)
     collapsed = int((variance < COLLAPSED * variance.mean()).sum())
     return evaluator.geometry(whole, **sizes) | {"collapsed_dimensions": collapsed}
 

@@ -176,7 +176,8 @@ class Validation(Evaluator):
         """Loss in nats of a part over the rows of length n. Batches are shared out over ranks, and summed with zeros
         for the rest: the same bits on any number of ranks."""
         world, model, batches = self.world, self.model, self.batches_of(part, n)
-        sums = torch.zeros(len(batches), dtype=torch.float64, device=world.device)
+        exact = torch.float32 if world.device.type == "mps" else torch.float64
+        sums = torch.zeros(len(batches), dtype=exact, device=world.device)
         for i, batch in enumerate(batches):
             self.go_on()
             if i % world.size == world.rank:
@@ -184,7 +185,7 @@ class Validation(Evaluator):
                 with world.autocast():
                     concepts = model.encode(problem.source, problem.source_pos)
                     predicted = model.loss(concepts, problem)
-                sums[i] = part.loss(predicted, concepts, problem).double()
+                sums[i] = part.loss(predicted, concepts, problem).to(exact)
         return world.all_sum(sums).mean().item()
 
     def evaluate(self) -> dict[str, float | str]:
