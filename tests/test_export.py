@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from registries import OWN_DECODERS as DECODERS
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.nn.functional import normalize
 
@@ -20,7 +21,6 @@ import eval_glue
 import export
 import losses
 import sample
-from decoders import DECODERS
 from encoders import ENCODERS, Options
 from lab.configurator import UserError, fields_of
 from lab.data.tokenizers import add_special_tokens, encode_texts

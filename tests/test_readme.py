@@ -26,8 +26,13 @@ spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.
 spec.loader.exec_module(generate := importlib.util.module_from_spec(spec))
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+RECIPES = {  # title -> text
+    part.split("\n", 1)[0]: part.split("\n", 1)[1] for part in (ROOT / "docs/RECIPES.md").read_text().split("\n## ")[1:]
+}
+
+
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
 COMMANDS = [line.partition("  #")[0].strip() for block in blocks("bash") for line in block.splitlines() if line]
@@ -119,8 +124,13 @@ def test_every_command_runs(fork):
     folder, names = fork
     assert names.keys() == {"Encoder", "Objective"}
     here = [command for command in COMMANDS if not command.endswith("pytest") and "torchrun" not in command]
-    script = [*map(shortened, here), blocks("python")[0]]
-    script.append("print('vectors', *vectors.shape)")
+    script = [*map(shortened, here)]
+    run = [text for text in RECIPES.values() if text.startswith("Run by the tests.\n")]
+    for line in (line for text in run for block in blocks("bash", text) for line in block.splitlines()):
+        script.append(shortened(line) if line.startswith("python") else f"subprocess.run({line.split()}, check=True)")
+    if importlib.util.find_spec("tensorboard"):
+        script += blocks("python", RECIPES["TensorBoard"])
+    script += [blocks("python")[0], "print('vectors', *vectors.shape)"]
     words = [sys.executable, "-c", RUN, json.dumps(script)]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
@@ -129,7 +139,8 @@ def test_every_command_runs(fork):
     assert "unigram floor" in first and first.count("predicted:") == 3
     told = next(text for command, text in printed.items() if command.startswith("sample.py"))
     assert re.match(r"text: +a sentence to be predicted again\.\npredicted: ", told, re.I)
-    assert done.stdout.endswith("vectors 2 32\n")
+    assert done.stdout.endswith("vectors 2 32\n") and len(run) == 4
+    assert not importlib.util.find_spec("tensorboard") or any((folder / "out/notes/tensorboard").iterdir())
     config = json.loads((folder / "out/own/config.json").read_text())
     assert config["encoder"] == names["Encoder"] and names["Objective"] in config["objective"]
 
@@ -142,6 +153,9 @@ def test_the_launchers(fork):
     subprocess.run([sys.executable, "-m", "torch.distributed.run", *words[1:]], cwd=folder, check=True, timeout=110)
     assert json.loads((folder / "out/tsdae_l6/config.json").read_text())["ranks"] == 2
     assert slurm.split()[-2:] == local.split()[-2:]
+    assert all(re.match(r"(Not run|Run) by the tests\b", text) for text in RECIPES.values())
+    for title in ("Several GPUs", "Slurm", "Two nodes"):
+        assert blocks("bash", RECIPES[title])[0].rstrip('"\n').endswith(" ".join(local.split()[-2:]))
 
 
 def test_the_front_page_is_short():
