@@ -213,12 +213,12 @@ class Layer(nn.Module):
         if past is not None:
             k, v = append_past(past, k, v)
         k, v = (t.repeat_interleave(h // g, 1) for t in (k, v))
-        x = x + self.out(attention(q, k, v, mask, causal=causal and mask is None and q.shape[2] > 1))
+        x = x + self.out(attention(q, k, v, mask, causal=causal and mask is None and (past is None or q.shape[2] > 1)))
         a, b = self.wi(self.norm_ffn(x)).chunk(2, -1)
         return x + self.wo(F.silu(a) * b)
 
 
-class Backbone(nn.Module):
+class LanguageModel(nn.Module):
     """The first `layers` layers (0: all, and the norm behind them)."""
 
     def __init__(self, shape: Shape, layers: int = 0):

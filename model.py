@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Annotated, Literal
 
 import torch
@@ -26,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import losses
-from backbone import Backbone, Shape, read_shape, read_weights
+from backbone import KNOWN, LanguageModel, Shape, read_shape, read_weights
 from decoders import DECODERS
 from encoders import AS_CONFIGURED, ENCODERS, Options
 from layers import CrossAttention, TransformerLayer, init_weights, linear, norm
@@ -230,7 +231,7 @@ class Tower(nn.Module):
 
     kept = None  # (compute, ids, mask) -> states, where a frozen backbone's are kept
 
-    def states(self, backbone: Backbone, embed, ids, pos=None, mask=None):
+    def states(self, backbone: LanguageModel, embed, ids, pos=None, mask=None):
         """embed: ids -> embeddings; ids [B, S], pos [1|B, S], mask [B, S] -> [1 or k + 1, B, S, W]."""
         if self.kept is not None and pos is None:
             return self.kept(lambda ids, mask: self.compute(backbone, embed, ids, None, mask), ids, mask)
@@ -253,7 +254,7 @@ class Tower(nn.Module):
         return states[0] if self.mix is None else torch.einsum("k, kbsw -> bsw", self.mix.softmax(0), states)
 
     @torch.no_grad()
-    def fit(self, backbone: Backbone, embed, ids):
+    def fit(self, backbone: LanguageModel, embed, ids):
         """Mean and deviation of each dimension on rows of text [R, N]."""
         start = 1 if self.bos is None else 0
         parts = [
@@ -262,6 +263,15 @@ class Tower(nn.Module):
         states = torch.cat(parts, 1)
         self.mean.copy_(states.mean(1))
         self.deviation.copy_(states.std(1).clamp_min(1e-6))
+
+
+def exported_backbone(name: str, shape: dict, layers: int, vocab_size: int, unit: float) -> SimpleNamespace:
+    """A backbone whose weights are those of the checkpoint, not of a folder of its own: what ConceptModel takes as
+    `shared`, before they are loaded. shape: backbone.Shape; layers: 0: all."""
+    KNOWN[name] = shape = Shape(**shape)
+    return SimpleNamespace(
+        backbone=LanguageModel(shape, layers), tokens=nn.Embedding(vocab_size, shape.width), unit=unit
+    )
 
 
 PRETRAINED = ("backbone.", "tokens.")  # tensors that a backbone brings along
@@ -372,12 +382,12 @@ class ConceptModel(nn.Module):
         if shared is not None:
             self.backbone, self.tokens, self.unit = shared.backbone, shared.tokens, shared.unit
         elif table.is_meta:
-            self.backbone = Backbone(shape, layers)
+            self.backbone = LanguageModel(shape, layers)
         else:
             weights = read_weights(config.backbone, layers or shape.layers)
             known = weights.pop("tokens").to(table)[: len(table)]
             with torch.device("meta"):
-                self.backbone = Backbone(shape, layers)
+                self.backbone = LanguageModel(shape, layers)
             try:
                 self.backbone.load_state_dict(weights, assign=True)
             except RuntimeError as error:

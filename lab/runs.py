@@ -20,7 +20,7 @@ from lab.data.tokenizers import load_tokenizer, pad_batch, special_ids
 from lab.distributed import exact_matmul, pick_device
 from lab.sources import weights
 from lab.training.run_folder import ROWS, TOKEN_VECTORS, RunFolder, check_removed, completed, load_tensors, load_weights
-from model import PRETRAINED, ConceptModel, ModelConfig
+from model import PRETRAINED, ConceptModel, ModelConfig, exported_backbone
 from objectives import Bounds, ObjectiveConfig, Objectives, check_bounds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -282,6 +282,11 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
         groups = ModelConfig, ObjectiveConfig
         kinds = {key: field.kinds for group in groups for key, field in fields_of(group).items()}
         kinds |= {"run_id": (str,), "tokenizer_hash": (str,), "mask_id": (int,), "pad_id": (int,)}  # used later
+        shared = None
+        if "backbone_shape" in config:
+            layers = 0 if config["decoder"] == "backbone" else config["backbone_layers"]
+            rest = (config["backbone_shape"], layers, config["vocab_size"], config["backbone_unit"])
+            shared = exported_backbone(config["backbone"], *rest)
         kinds |= {"lengths": (tuple[int, ...],), "remove_directions": (int,), "whitening": (float,)}
         for key, kind in kinds.items():
             value = config[key]
@@ -312,19 +317,19 @@ def load_run(path, ckpt: str = "latest", device: str = "auto", options: Options 
     if not imported and (rows is None or rows.ndim != 2 or not 0 <= rows.min() <= rows.max() < shape.vocab_size):
         raise UserError(f"{run.path / ROWS} is missing or of another run; put the run's own file back")
     try:
-        model = ConceptModel(shape, config["mask_id"], token_vectors=vectors)
+        model = ConceptModel(shape, config["mask_id"], token_vectors=vectors, shared=shared)
     except ValueError as error:  # of a backbone
         raise UserError(str(error)) from None
     except (RuntimeError, MemoryError):
         raise UserError(f"{path}/config.json describes a model too large for this machine; was it edited?") from None
-    if shape.backbone and weights(model, PRETRAINED) != config.get("backbone_hash"):
+    if shape.backbone and not shared and weights(model, PRETRAINED) != config.get("backbone_hash"):
         raise UserError(f"backbone={shape.backbone} is not the one the run was trained with; put that one back")
     path = folder / "model.safetensors"
     tensors = load_tensors(path)
     if exported:
         tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
         options = Options(**config["options"]) if options == AS_CONFIGURED else options
-    load_weights(model, tensors, path)
+    load_weights(model, tensors, path, whole=exported)
     check_options(shape, options)
     model.options = options
     if config.get("frozen_decoder"):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sample
-from backbone import KNOWN, Backbone, read_shape, read_weights
+from backbone import KNOWN, LanguageModel, read_shape, read_weights
 from lab.analysis import measure
 from lab.configurator import UserError
 from lab.evaluation.finetune import PRETRAINED_LR, FineTuning
@@ -54,7 +54,7 @@ def make_theirs(folder, seed=0, **keys):
 def load_ours(folder, layers=0):
     shape = read_shape(str(folder))
     weights = read_weights(str(folder), layers or shape.layers)
-    ours, table = Backbone(shape, layers), weights.pop("tokens")
+    ours, table = LanguageModel(shape, layers), weights.pop("tokens")
     ours.load_state_dict(weights)
     return ours.eval(), table
 
@@ -103,7 +103,7 @@ def test_known_shapes_are_what_their_files_say(tmp_path):
     """Those of presets; SmolLM2 has 134,515,008 parameters, Qwen2.5-0.5B 494,032,768."""
     for name, count in zip(KNOWN, (134_515_008, 494_032_768), strict=True):
         with torch.device("meta"):
-            backbone = Backbone(KNOWN[name])
+            backbone = LanguageModel(KNOWN[name])
         parameters = sum(p.numel() for p in backbone.parameters())
         assert parameters + KNOWN[name].vocab_size * KNOWN[name].width == count
 

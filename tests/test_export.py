@@ -28,6 +28,7 @@ from lab.evaluation.huggingface import is_reference, load
 from lab.export import card, flat, folder
 from lab.runs import LoadedRun, load_run
 from model import ConceptModel, ModelConfig
+from tests.test_backbone import make_theirs
 from tests.test_eval_glue import write_tasks
 from tests.training import BRIEF, run
 
@@ -83,6 +84,9 @@ SHAPES = {
     "windows": {"token_layers": 1, "token_window": 2},
     "options": {"encoder": "recursive", "nested": True, "options": Options(3, 2)},
     "as it is": {"whitening": 0.0},
+    "backbone": {"backbone": "llama", "backbone_layers": 2},
+    "backbone, mixture, both directions": {"backbone": "qwen2", "backbone_read": "mix", "backbone_causal": False},
+    "decoder backbone": {"backbone": "llama", "backbone_layers": 1, "decoder": "backbone", "tied": True},
 }
 
 
@@ -90,6 +94,10 @@ def another(place, changes) -> LoadedRun:
     """As a run of another kind of model, with other weights than a new one has."""
     changes = {"encoder": "perceiver", "nested": False, "token_init": "random"} | changes
     options = changes.pop("options", Options())
+    if kind := changes.get("backbone"):
+        folder, size = place.here / f"backbone_{kind}", place.run.config["vocab_size"]
+        make_theirs(folder, model_type=kind, vocab_size=size, tie_word_embeddings=True, hidden_size=32)
+        changes |= {"backbone": str(folder), "token_dim": 0}
     config = place.run.config | changes
     shape = ModelConfig(
         **{key: config[key] for key in fields_of(ModelConfig)}, predicts=place.run.model.config.predicts

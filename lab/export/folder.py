@@ -3,6 +3,7 @@ which it stays a run."""
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -43,6 +44,10 @@ def configuration(run: LoadedRun) -> dict:
     """config.json: ours as the run has it, under "nanoconcept", and what other libraries ask for."""
     own = {key: value for key, value in run.config.items() if key != "segments"}
     own |= {key: "" if key.endswith("_dir") else Path(own[key]).name for key in PATHS if own.get(key)}
+    if (pretrained := run.model.backbone) is not None:
+        name = own["backbone"]
+        own["backbone"] = name if name.startswith("hub:") else f"exported:{Path(name).name.removeprefix('exported:')}"
+        own |= {"backbone_shape": asdict(pretrained.shape), "backbone_unit": run.model.unit}
     own |= {"step": run.step, "options": run.model.options._asdict(), "sep_id": special_ids(run.tokenizer)["sep"]}
     return {
         "model_type": "nanoconcept",
@@ -111,8 +116,6 @@ def tokenizer_config(run: LoadedRun) -> dict:
 def write_model(run: LoadedRun, folder: Path, sentence_transformers: bool) -> bool:
     """Writes what `transformers` and, if asked, `sentence-transformers` load -> whether AutoTokenizer gives the run's
     ids."""
-    if run.config.get("backbone"):
-        raise UserError(f"backbone={run.config['backbone']} is not exported yet; keep its run folder")
     mean, matrix = isotropic(run)
     tensors = {f"model.{name}": tensor.cpu().contiguous() for name, tensor in run.model.state_dict().items()}
     save_file(tensors | {"mean": mean, "matrix": matrix}, folder / "model.safetensors", {"format": "pt"})

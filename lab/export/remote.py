@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 
 from encoders import Options
 from lab.data.tokenizers import encode_texts, pad_batch
-from model import ConceptModel, ModelConfig
+from model import ConceptModel, ModelConfig, exported_backbone
 
 
 class ConceptConfig(transformers.PretrainedConfig):
@@ -33,14 +33,21 @@ class ConceptEncoder(transformers.PreTrainedModel):
 
     config_class = ConceptConfig
     # What predicts text is in the file, for nanoconcept itself, and is not loaded.
-    _keys_to_ignore_on_load_unexpected = [r"^model\.(decoder|norm|narrow|head|predictor)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^model\.(decoder|norm|narrow|head|predictor|backbone)\."]
 
     def __init__(self, config):
         super().__init__(config)
         run = config.nanoconcept
+        pretrained = None
+        if "backbone_shape" in run:
+            keys = (
+                run[key] for key in ("backbone", "backbone_shape", "backbone_layers", "vocab_size", "backbone_unit")
+            )
+            pretrained = exported_backbone(*keys)
         shape = {f.name: run[f.name] for f in fields(ModelConfig) if f.name in run}
         shape = ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in shape.items()}, predicts=("none",))
-        self.model, self.longest, self.empty = ConceptModel(shape, run["mask_id"]), max(run["lengths"]), run["sep_id"]
+        self.model = ConceptModel(shape, run["mask_id"], shared=pretrained)
+        self.longest, self.empty = max(run["lengths"]), run["sep_id"]
         self.model.options = Options(**run["options"])
         self.register_buffer("mean", torch.zeros(shape.hidden))
         self.register_buffer("matrix", torch.eye(shape.hidden))

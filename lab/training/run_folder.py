@@ -318,9 +318,10 @@ def load_tensors(path: Path, device="cpu") -> dict[str, Tensor]:
         return load_file(path, device=str(device))
 
 
-def load_weights(model: ConceptModel, tensors: dict[str, Tensor], path: Path):
-    """Strictly: every tensor there, none left over, every shape right. path: where they come from."""
-    own = model.saved_tensors()
+def load_weights(model: ConceptModel, tensors: dict[str, Tensor], path: Path, whole: bool = False):
+    """Strictly: every tensor there, none left over, every shape right. path: where they come from; whole: those of a
+    frozen backbone, too."""
+    own = model.state_dict() if whole else model.saved_tensors()
     wrong = sorted(k for k in own.keys() | tensors.keys() if k not in own or k not in tensors)
     wrong += sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
     if wrong:
