@@ -236,13 +236,14 @@ def lines(curves: dict[str, tuple[Sequence, Sequence]], xlabel: str, ylabel: str
 
 
 @optional_picture
-def heatmaps(matrices: dict[str, list[list[float]]], path: Path) -> Path:
-    """name -> matrix of cosines: a heat map per name."""
+def heatmaps(matrices, path: Path, limits=(-1, 1), colours="RdBu_r", what="mean cosine", **labels) -> Path:
+    """name -> matrix (of cosines): a heat map per name. what: the values are; labels: of the axes."""
+    labels = labels or {"xlabel": "concept", "ylabel": "concept"}
     with panels(path, len(matrices), 2.7, 2.4, across=2) as every:
         for axes, (name, values) in zip(every, matrices.items(), strict=True):
-            image = axes.imshow(values, vmin=-1, vmax=1, cmap="RdBu_r")
-            axes.set(title=name, xlabel="concept", ylabel="concept")
-        axes.figure.colorbar(image, ax=every, label="mean cosine")
+            image = axes.imshow(values, vmin=limits[0], vmax=limits[1], cmap=colours)
+            axes.set(title=name, **labels)
+        axes.figure.colorbar(image, ax=every, label=what)
     return path
 
 

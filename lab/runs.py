@@ -129,6 +129,30 @@ class LoadedRun:
     ) -> Tensor:
         """`embed` as the model makes it, without what is fitted: float64 [n, hidden]; every: all concepts of each text
         [n, C, hidden], each the mean of its own over the chunks."""
+        size = (self.count, self.config["hidden"]) if every else (self.config["hidden"],)
+        total = torch.zeros(len(texts), *size, dtype=torch.float64)
+        tokens = torch.zeros(len(texts), *[1] * len(size), dtype=torch.float64)
+        for index, vectors, weight in self.encoded_chunks(texts, batch_tokens, by_sentence, every):
+            weight = weight.view(-1, *[1] * len(size))
+            total.index_add_(0, index, vectors * weight)
+            tokens.index_add_(0, index, weight)
+        vectors = total / tokens
+        check_finite(vectors, texts)
+        return vectors
+
+    @torch.no_grad()
+    def concept_sets(self, texts: list[str], batch_tokens: int = 16384) -> list[np.ndarray]:
+        """All concepts of all chunks of each text, float32 [C chunks, hidden]; without order."""
+        found = [[] for _ in texts]
+        for index, vectors, _ in self.encoded_chunks(texts, batch_tokens, False, True):
+            check_finite(vectors, texts)
+            for i, own in zip(index.tolist(), vectors.float().numpy(), strict=True):
+                found[i].append(own)
+        return [np.concatenate(own) for own in found]
+
+    def encoded_chunks(self, texts: list[str], batch_tokens: int, by_sentence: bool, every: bool):
+        """Yields (numbers of texts [b], float64 vectors [b, hidden] or concepts [b, C, hidden], tokens [b]) of the
+        chunks of all texts, the longest first."""
         pieces = []  # (text, ids)
         for i, ids in enumerate(self.encode_texts(texts)):
             pieces += [(i, row) for row in self.chunks(texts[i], ids, by_sentence)]
@@ -136,9 +160,6 @@ class LoadedRun:
             self.warned = True
             warn(f"texts longer than {self.max_length} tokens are embedded in chunks and averaged")
         pieces.sort(key=lambda piece: -len(piece[1]))  # neighbours in length share a batch: little padding
-        size = (self.count, self.config["hidden"]) if every else (self.config["hidden"],)
-        total = torch.zeros(len(texts), *size, dtype=torch.float64)
-        tokens = torch.zeros(len(texts), *[1] * len(size), dtype=torch.float64)
         at = 0
         while at < len(pieces):
             batch = pieces[at : at + max(1, batch_tokens // len(pieces[at][1]))]
@@ -147,13 +168,7 @@ class LoadedRun:
             ids, mask = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
             with exact_matmul():
                 vectors = (self.model.encode(ids, mask=mask) if every else self.model.embed(ids, mask)).cpu().double()
-            index = torch.tensor([i for i, _ in batch])
-            weight = mask.sum(1).cpu().double().view(-1, *[1] * len(size))
-            total.index_add_(0, index, vectors * weight)
-            tokens.index_add_(0, index, weight)
-        vectors = total / tokens
-        check_finite(vectors, texts)
-        return vectors
+            yield torch.tensor([i for i, _ in batch]), vectors, mask.sum(1).cpu().double()
 
     @torch.no_grad()
     def fitted(self) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,221 @@
+"""eval_long.py: readers and controls against what they say, scores against slow references, the command."""
+
+import json
+import lzma
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import eval_long
+import losses
+from lab.configurator import UserError
+from lab.data.tokenizers import split_sentences
+from lab.evaluation import long, long_scores
+from lab.evaluation.long import CONTROLS, TASKS, Classes, Context, Search
+from lab.runs import load_run
+from tests.corpus import sentence
+from tests.training import BRIEF, run
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("long") / "run"
+    run(data, out, *BRIEF, "--max_steps=2")
+    return out
+
+
+@pytest.fixture
+def context(trained, tmp_path):
+    return Context(load_run(trained, device="cpu"), tmp_path, 60)
+
+
+# ---- scores
+
+
+def test_maxsim_of_many_sets_is_that_of_each():
+    draw = np.random.default_rng(0)
+    query = long_scores.unit(draw.normal(size=(3, 5)))
+    sets = [long_scores.unit(draw.normal(size=(n, 5))) for n in (1, 4, 2)]
+    expected = [losses.maxsim(torch.from_numpy(query @ x.T)).item() for x in sets]
+    assert long_scores.maxsims(query, sets) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ranks_count_wrong_texts_that_are_as_similar():
+    every = np.arange(4)
+    right = [np.array(x, bool) for x in ([0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 1])]
+    task = Search(["a", "b", "c"], ["x"] * 4, [every] * 3, right)
+    values = [[0.1, 0.5, 0.5, 0.2], [0.9, 0.1, 0.3, 0.2], [0.4, 0.3, 0.2, 0.1]]
+    ranks = long_scores.ranks_of(task, lambda i: np.array(values[i]))
+    assert ranks.tolist() == [1, 0, 3]
+    assert long_scores.recalls(ranks)["recall_1"].tolist() == [[0, 1, 0]]
+    tried = np.mean([[right[i][random.Random(s).randrange(4)] for i in range(3)] for s in range(4000)])
+    assert task.chance["recall_1"] == pytest.approx(tried, abs=0.02) and task.chance["recall_5"] == 1
+
+
+def test_a_text_that_is_its_own_answer_is_found():
+    draw = np.random.default_rng(1)
+    x = draw.normal(size=(300, 30))
+    task = long.one_to_one(["q"] * 300, ["t"] * 300)
+    hits = long_scores.search(task, np.concatenate([x + 0.01 * draw.normal(size=x.shape), x]), "model")
+    assert hits["recall_1"].all()
+    turned = np.concatenate([x @ draw.normal(size=(30, 30)), x])
+    assert long_scores.search(task, turned, "model")["recall_1"].mean() < 0.1
+    task.mapped = 200  # a linear map turns one into the other
+    hits = long_scores.search(task, turned, "model")
+    assert hits["recall_1"].shape == (1, 100) and hits["recall_1"].mean() > 0.9
+
+
+def test_a_probe_answers_what_is_in_the_features():
+    draw = np.random.default_rng(2)
+    labels = draw.integers(0, 3, 300)
+    x = np.eye(3)[labels] + 0.1 * draw.normal(size=(300, 3))
+    task = Classes(["t"] * 300, labels, 200)
+    assert long_scores.probe(task, x)["accuracy"].mean() > 0.97
+    assert abs(long_scores.probe(task, draw.normal(size=(300, 3)))["accuracy"].mean() - 1 / 3) < 0.15
+    assert task.chance["accuracy"] == np.bincount(labels[200:]).max() / 100
+
+
+# ---- controls
+
+
+@pytest.mark.parametrize("length", [64, 200])
+def test_controls_are_what_they_say(context, length):
+    made = {name: task(context, length) for name, task in CONTROLS.items()}
+    for name in ("passkey", "needle", "order", "count"):
+        task = made[name]
+        assert len(task.texts) == 60 and task.train == 40
+        sizes = [len(ids) for ids in context.run.encode_texts(task.texts)]
+        assert max(sizes) <= length + 60 and np.mean(sizes) > 0.6 * length
+    for text, digit, depth in zip(made["passkey"].texts, made["passkey"].labels, made["passkey"].depth, strict=True):
+        assert re.findall(r"The pass key is (\d)\.", text) == [str(digit)]
+        place = text.index("The pass key") / len(text)
+        assert abs(place - (depth + 0.5) / long.BINS) < 0.5
+    for text, label in zip(made["needle"].texts, made["needle"].labels, strict=True):
+        assert ("elephant" in text) == label
+    for text, label in zip(made["order"].texts, made["order"].labels, strict=True):
+        assert (text.index("A dog ate") < text.index("The doctor")) == label
+    for text, times in zip(made["count"].texts, made["count"].labels, strict=True):
+        assert text.count("The trumpet sounded.") == times
+    task = made["contains"]
+    for own, right in zip(task.candidates, task.right, strict=True):
+        assert len(own) == 10 and right.sum() == 1
+    task = made["third"]
+    for query, own, right in zip(task.queries, task.candidates, task.right, strict=True):
+        assert query == " ".join(task.texts[i] for i in own) and np.flatnonzero(right).tolist() == [2]
+
+
+def test_the_same_documents_each_time(context, trained):
+    again = Context(load_run(trained, device="cpu"), context.folder, 60)
+    assert TASKS["passkey"](context, 64).texts == TASKS["passkey"](again, 64).texts
+
+
+def test_documents_end_where_they_should(context):
+    long_text = " ".join(sentence(random.Random(0)) for _ in range(40))
+    short, cut = context.truncated(["A dog.", long_text], 32)
+    assert short == "A dog." and long_text.lower().replace(" ", "").startswith(cut.lower().replace(" ", ""))
+    n = len(context.run.encode_texts(long_text))
+    assert abs(len(context.run.encode_texts(cut)) - 32) <= 2 and context.cut == n - 32
+
+
+def test_duplicates_keep_half_of_their_sentences(context, monkeypatch):
+    texts = [" ".join(f"Sentence {j} of {i}." for j in range(10)) for i in range(30)]
+    monkeypatch.setattr(long, "held_out_documents", lambda *_: texts)
+    task = TASKS["duplicates"](context, 512)
+    kept = [sum(s.endswith(f"of {i}.") for s in split_sentences(q)) for i, q in enumerate(task.queries)]
+    assert set(kept) == {5} and task.texts == texts
+
+
+# ---- files
+
+
+def write_files(folder):
+    chance = random.Random(0)
+    for split in ("train", "test"):
+        rows = [f"{i}\t{i % 10}\t{i % 2}\t{sentence(chance)} {'good' if i % 2 else 'bad'}" for i in range(60)]
+        with lzma.open(folder / f"imdb_{split}.tsv.xz", "wt") as file:
+            file.write("\n".join(rows))
+    race = [
+        dict(id=str(i), article=sentence(chance), questions=["Who?", "What?"], options=[list("wxyz")] * 2, answers="AC")
+        for i in range(30)
+    ]
+    (folder / "race_test.jsonl").write_text("\n".join(map(json.dumps, race)))
+    turns = [{"speaker": "A", "content": sentence(chance) * 5} for _ in range(60)]
+    asked = [{"query": f"What about {i}?", "relevant_text_span": [[str(i), str(i + 1)]]} for i in range(30)]
+    meeting = dict(split="test", meeting_transcripts=turns, specific_query_list=asked)
+    other = dict(meeting, split="train", specific_query_list=[dict(asked[0], query="of training")])
+    (folder / "qmsum.jsonl").write_text(json.dumps(other) + "\n" + json.dumps(meeting))
+
+
+def test_files_are_read(context):
+    write_files(context.folder)
+    task = TASKS["imdb"](context, 512)
+    assert (task.train, len(task.texts)) == (60, 90)
+    assert all(text.endswith("good") == label for text, label in zip(task.texts, task.labels, strict=True))
+    task = TASKS["race"](context, 512)
+    assert len(task.queries) == 60 and {tuple(task.texts[i] for i in own) for own in task.candidates} == {tuple("wxyz")}
+    answers = {query.rsplit("\n")[-1]: right.argmax() for query, right in zip(task.queries, task.right, strict=True)}
+    assert answers == {"Who?": 0, "What?": 2} and task.chance["recall_1"] == 0.25
+    task = TASKS["qmsum"](context, 64)
+    assert "of training" not in task.queries and len(task.queries) == 30
+    for i, right in enumerate(task.right):
+        texts = [task.texts[j] for j in task.candidates[i][right]]
+        assert 1 <= len(texts) <= 2
+
+
+@pytest.mark.parametrize(
+    "name, task, text, said",
+    [
+        ("imdb_train.tsv", "imdb", "1\t2\t1\tfine\n1\t2\tgood", "imdb_train.tsv:2: no id, rating, label and text"),
+        ("race_test.jsonl", "race", '{"article": "a"}', "race_test.jsonl:1 is not of this task"),
+        ("race_test.jsonl", "race", "{", "race_test.jsonl:1 is not of this task"),
+        ("qmsum.jsonl", "qmsum", "[1]", "qmsum.jsonl:1 is not of this task"),
+        ("qmsum.jsonl.xz", "qmsum", "no xz", "qmsum.jsonl.xz is damaged"),
+    ],
+)
+def test_damaged_files_are_named(context, name, task, text, said):
+    (context.folder / name).write_text(text)
+    with pytest.raises(UserError, match=re.escape(said)):
+        TASKS[task](context, 64)
+
+
+def test_missing_files_are_named(context):
+    with pytest.raises(UserError, match="imdb_train is missing; put the file there, give --data=DIR"):
+        TASKS["imdb"](context, 64)
+
+
+# ---- the command
+
+
+@pytest.mark.parametrize("merge", ["mean", "maxsim"])
+def test_the_command(trained, tmp_path, capsys, merge, monkeypatch):
+    monkeypatch.setattr("lab.evaluation.scores.bootstrap.__defaults__", (0, 100))
+    write_files(tmp_path)
+    words = [f"--run={trained}", f"--data={tmp_path}", "--tasks=race,contains,needle,imdb", "--lengths=32,64"]
+    assert eval_long.main([*words, "--most=60", f"--merge={merge}", "--device=cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert f"merge={merge}" in printed and printed.count("| contains") == printed.count("| needle") == 2
+    record = json.loads((trained / "eval/long_imdb.json").read_text())
+    for length, split in record["splits"].items():
+        assert split["floors"].keys() >= {"chance", "word_tfidf", "token_idf", "untrained"}
+        best = split["lift"]["best_floor"]
+        value = split["metrics"]["accuracy"] - split["floors"][best["floor"]]["accuracy"]
+        assert best["value"] == pytest.approx(value) and best["low"] <= value <= best["high"]
+        assert 0 <= record["protocol"]["cut"][length] < 1
+    assert (trained / "eval/long_depth.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        ("--tasks=haves", "did you mean halves?"),
+        ("--lengths=512,128", "numbers of tokens that grow"),
+        ("--lengths=8", "lengths"),
+        ("--merge=perceiver", "merge"),
+    ],
+)
+def test_mistakes(trained, flag, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        eval_long.main([f"--run={trained}", flag])
