@@ -52,6 +52,7 @@ SHORTER = {  # words of a command -> the flags that make it short; train.py has 
     "nano.py": "--steps=3 --file=notes.txt --hidden=32",
     "data/glue/prepare.py": "--from=tasks",
     "eval_glue.py": "--seeds=1 --epochs=1",
+    "eval_long.py": "--most=60 --lengths=32",
     "bench.py": "--batch=2 --repeats=1 --dense=False",
     "analyze.py": "--quick",
     "torchrun": "--dataset=pydocs --vocab_size=0 --lengths=16 --batch_size=8 --final_report=losses --compile=False",

@@ -304,6 +304,11 @@ def test_warm_start(base, data, tmp_path, capsys):
     run(data, tmp_path / "shared", *more, "--init_part=all", "--encoder=recursive", "--iterations=2", "--seed=1")
     shared = weights(tmp_path / "shared")  # takes the first layer, and all that is no layer
     assert shared.keys() <= old.keys() and all(torch.allclose(w, old[k]) for k, w in shared.items())
+    n = len(old["positions.weight"])
+    run(data, tmp_path / "long", *more, f"--max_length={2 * n - 1}", "--seed=1")
+    found, table = weights(tmp_path / "long")["positions.weight"], old["positions.weight"]
+    assert torch.allclose(found[::2], table, atol=1e-6)  # stretched: each second position is one of theirs
+    assert torch.allclose(found[1::2], (table[1:] + table[:-1]) / 2, atol=1e-6)
     with pytest.raises(UserError, match="no tensor fits"):
         run(data, tmp_path / "wide", *more, "--hidden=128", "--intermediate=32", "--concepts=4")
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -339,13 +340,21 @@ def warm_start_file(run: str) -> Path:
     return folder.checkpoint("latest", needs=("model.safetensors",)) / "model.safetensors"
 
 
+def stretched(table: Tensor, length: int) -> Tensor:
+    """Learned positions [n, W] for `length` > n positions, by linear interpolation (ViT, arXiv:2010.11929)."""
+    return F.interpolate(table.T[None], size=length, mode="linear", align_corners=True)[0].T.contiguous()
+
+
 def load_part(model: ConceptModel, theirs: dict[str, Tensor], part: str, run: str) -> dict[str, list[str]]:
     """
-    Warm start: takes tensors of another run by name and shape.
+    Warm start: takes tensors of another run by name and shape; learned positions of shorter rows are stretched.
     part: 'encoder' or 'all'. Returns the names taken, new (kept as initialised) and left over.
     """
     ours, encoder = model.saved_tensors(), ("tokens.", "positions.", "backbone.", "tower.", "token_layers.", "encoder.")
     wanted = {k: v for k, v in theirs.items() if part == "all" or k.startswith(encoder)}
+    for name in wanted.keys() & ours.keys() & {"positions.weight", "decoder.positions.weight"}:
+        if len(wanted[name]) < len(ours[name]):
+            wanted[name] = stretched(wanted[name], len(ours[name]))
     taken = {k: v for k, v in wanted.items() if k in ours and ours[k].shape == v.shape}
     if not taken:
         raise UserError(f"init_from={run}: no tensor fits this model; take a run of the same shape")
