@@ -34,6 +34,7 @@ from lab.export import card, folder, onnx
 from lab.export.original import import_original
 from lab.files import sync
 from lab.runs import LoadedRun, OneRun
+from objectives import check_bounds
 
 ROOT = Path(__file__).resolve().parent
 FORMATS = "sentence_transformers", "transformers", "onnx"
@@ -48,10 +49,11 @@ class ExportConfig(OneRun):
     quantize: Annotated[Literal["", "int8"], "onnx: write model_int8.onnx, too, and say what that costs"] = ""
     data: Annotated[PathStr, "quantize: folder of the task files, for STS-B"] = str(ROOT / "data" / "glue")
     licence: Annotated[str, "of the training text, for the card"] = ""
-    from_original: Annotated[PathStr, "instead of --run: a checkpoint of the original project, or hub:ORG/NAME"] = ""
+    from_original: Annotated[PathStr, "instead of --run: folder of the original project, or hub:ORG/NAME"] = ""
     push: Annotated[str, "upload it as this model of the Hugging Face Hub, ORG/NAME"] = ""
 
     def __post_init__(self):
+        check_bounds(self)
         if not self.to:
             raise ValueError("no folder is given; write --to=out/exported")
         if self.from_original:

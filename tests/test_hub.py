@@ -124,6 +124,7 @@ def test_a_sample_takes_as_much_of_each_file(run, bpe, tmp_path, two_repositorie
     shards = [documents(400, 3), documents(400, 4)]
     for number, texts in enumerate(shards):
         parquet.write_table(pa.table({"text": texts}), folder / f"20231101.en/train-{number:05d}-of-00041.parquet")
+    monkeypatch.setattr(hub, "HELD_OUT", 0.3)
     monkeypatch.setattr(hub, "HUB_SAMPLES", {"wikipedia_sample": 5_000})
     found = []
     for seed in (0, 0, 1):

@@ -151,6 +151,7 @@ def test_mistakes(place, tmp_path):
         load_reference(tmp_path, "cpu")
 
 
+@pytest.mark.slow
 def test_minilm_gives_its_published_number(real_data, tmp_path):
     """Spearman on STS-B test: 82.03 by its authors."""
     found = importlib.util.find_spec("all_minilm_l6_v2")

@@ -60,8 +60,10 @@ class Clock:
     def pause(self) -> float:
         """Adds the seconds since the last start or pause, in which the device has finished what it was given; returns
         them."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
         now = time.monotonic()
         added, self.began = now - self.began, now
         self.seconds += added
