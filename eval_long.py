@@ -2,13 +2,19 @@
 Evaluates a run on long documents, zero-shot, beside floors.
 
     python eval_long.py --run=out/concepts_cpu --tasks=halves,passkey,contains --lengths=512,2048
-    python eval_long.py --run=out/concepts_cpu --tasks=all --data=DIR     # DIR holds imdb_*, race_test, qmsum
+    python eval_long.py --run=out/concepts_cpu --tasks=imdb,race,qmsum --data=DIR
+
+DIR holds imdb_train.tsv and imdb_test.tsv (id, rating, label, text), race_test.jsonl and qmsum.jsonl as published, of
+SCROLLS contract_nli/ and quality/ with train.jsonl and validation.jsonl, of LongBench passage_retrieval_en.jsonl; each
+plain or packed. `all`: the tasks whose files are there, and those that need none.
 
 Documents end at each of --lengths tokens; the share that this cuts is printed. A document that is longer than the run's
 longest row is read in parts: their vectors are averaged (--merge=mean), or all concepts of all parts are compared
 (--merge=maxsim).
 
 imdb: is a review positive? race: which of four answers is right? qmsum: which window of a meeting belongs to a query?
+contract_nli: does a contract entail a statement? quality: which of four answers about a story is right?
+passage_retrieval_en: which paragraph does an abstract summarise?
 halves: which second half belongs to a first half? duplicates: which document had half of its sentences replaced?
 Controls are made of the run's held-out sentences: passkey (which digit was named?), needle (is a sentence there?),
 order (which of two sentences is first?), count (how often, 0 to 4 times, does a word occur?), contains (which of ten
@@ -29,7 +35,7 @@ from typing import Annotated, Literal
 from lab.command import log
 from lab.configurator import PathStr, UserError, nearest, parse
 from lab.evaluation.huggingface import is_reference
-from lab.evaluation.long import CONTROLS, REAL, TASKS, Context
+from lab.evaluation.long import CONTROLS, REAL, TASKS, Context, there
 from lab.evaluation.long_scores import evaluated
 from lab.files import locked, write_atomic
 from lab.report import dict_table, heatmaps, interval, optional_picture
@@ -44,7 +50,7 @@ class LongConfig(OneRun):
     tasks: Annotated[tuple[str, ...], f"{', '.join(TASKS)}; or all, or controls"] = ("controls",)
     lengths: Annotated[tuple[int, ...], "tokens at which documents end", Bounds(32)] = (512, 2048)
     merge: Annotated[Literal["mean", "maxsim"], "what is made of the parts of a long document"] = "mean"
-    data: Annotated[PathStr, "folder of imdb_train, imdb_test, race_test and qmsum, packed or not"] = "data/long"
+    data: Annotated[PathStr, "folder of the tasks' files, packed or not"] = "data/long"
     most: Annotated[int, "documents or queries of a task, at most", Bounds(30)] = 2000
 
     def __post_init__(self):
@@ -60,7 +66,7 @@ class LongConfig(OneRun):
 
     @property
     def names(self) -> list[str]:
-        groups = {"all": [*TASKS], "controls": [*CONTROLS]}
+        groups = {"all": there(Path(self.data)), "controls": [*CONTROLS]}
         return list(dict.fromkeys(one for name in self.tasks for one in groups.get(name, [name])))
 
 

@@ -149,6 +149,32 @@ def write_files(folder):
     (folder / "qmsum.jsonl").write_text(json.dumps(other) + "\n" + json.dumps(meeting))
 
 
+def test_files_of_scrolls_and_longbench_are_read(context):
+    folder, kinds = context.folder, ["Entailment", "Contradiction", "Not mentioned"]
+    (folder / "contract_nli").mkdir()
+    (folder / "quality").mkdir()
+    for split in ("train", "validation"):
+        rows = [
+            dict(id=str(i), pid=f"{i}_0", input=f"It is {i}.\n\nA contract.", output=kinds[i % 3]) for i in range(30)
+        ]
+        (folder / f"contract_nli/{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = "Who came?\n\n (A) The cook\n (B) A king\n (C) Nobody\n (D) The dog\n\n\nOnce (A) came.\nThe end."
+    rows = [dict(id=str(i), pid=f"{i}_0", input=text, output="A king") for i in range(20)]
+    (folder / "quality/validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    paragraphs = "\n\n".join(f"Paragraph {i}: Text {i}." for i in range(1, 31))
+    rows = [dict(input="It is about seven.", context=paragraphs, answers=["Paragraph 7"]) for i in range(20)]
+    (folder / "passage_retrieval_en.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = TASKS["contract_nli"](context, 512)
+    assert (task.train, len(task.texts)) == (30, 60)
+    for text, label in zip(task.texts, task.labels, strict=True):
+        assert int(re.search(r"\d+", text)[0]) % 3 == label
+    task = TASKS["quality"](context, 512)
+    assert task.texts[:4] == ["The cook", "A king", "Nobody", "The dog"] and task.right[0].tolist() == [0, 1, 0, 0]
+    assert task.queries[0].endswith("The end.\nWho came?")
+    task = TASKS["passage_retrieval_en"](context, 512)
+    assert len(task.right[0]) == 30 and task.texts[task.right[0].argmax()].strip() == "Text 7."
+
+
 def test_files_are_read(context):
     write_files(context.folder)
     task = TASKS["imdb"](context, 512)

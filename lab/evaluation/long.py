@@ -9,6 +9,7 @@ where `mapped` is set, a ridge regression. Classes asks for the class of a text,
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -151,17 +152,21 @@ def race(context: Context, length: int) -> Search:
 
     def make(row):
         answers = ["ABCD".index(letter) for letter in row["answers"]]
-        return [*zip([row["article"]] * len(answers), row["questions"], row["options"], answers, strict=True)]
+        return [*zip(row["questions"], [row["article"]] * len(answers), row["options"], answers, strict=True)]
 
     asked = [one for each in objects_of(context, "race_test", make) for one in each]
-    asked = context.chance("race").sample(asked, min(context.most, len(asked)))
-    articles = context.truncated([article for article, *_ in asked], length)
+    return questions(context, length, context.chance("race").sample(asked, min(context.most, len(asked))))
+
+
+def questions(context: Context, length: int, asked: list[tuple]) -> Search:
+    """(question, passage, options, number of the right one) -> which option belongs to the passage and question?"""
+    passages = context.truncated([passage for _, passage, *_ in asked], length)
     texts, candidates, right = [], [], []
-    for _, _, options, answer in asked:
+    for *_, options, answer in asked:
         candidates.append(np.arange(len(texts), len(texts) + len(options)))
         right.append(np.arange(len(options)) == answer)
         texts += options
-    queries = [f"{article}\n{question}" for article, (_, question, *_) in zip(articles, asked, strict=True)]
+    queries = [f"{passage}\n{question}" for passage, (question, *_) in zip(passages, asked, strict=True)]
     return Search(queries, texts, candidates, right)
 
 
@@ -201,6 +206,53 @@ def qmsum(context: Context, length: int) -> Search:
                 task.candidates.append(every)
                 task.right.append(right)
         task.texts += ["\n".join(turns[a:b]) for a, b in spans]
+    return task
+
+
+# SCROLLS (Shaham et al. 2022, arXiv:2201.03533): NAME/train.jsonl and validation.jsonl with input and output; its tests
+# have no labels. LongBench (Bai et al. 2023, arXiv:2308.14508): NAME.jsonl with input, context and answers.
+NLI = ["Entailment", "Contradiction", "Not mentioned"]
+OPTION = re.compile(r"^ ?\(([A-D])\) (.*)$", re.MULTILINE)
+
+
+def contract_nli(context: Context, length: int) -> Classes:
+    """Does a contract entail a statement? (SCROLLS) The statement stands before the contract."""
+    rows, sizes = [], []
+    for split, most in (("train", context.most), ("validation", context.most // 2)):
+        own = objects_of(context, f"contract_nli/{split}", lambda row: (row["input"], NLI.index(row["output"])))
+        rows += context.chance(split).sample(own, min(most, len(own)))
+        sizes.append(len(rows))
+    texts, labels = zip(*rows, strict=True)
+    return Classes(context.truncated(list(texts), length), np.array(labels), sizes[0])
+
+
+def quality(context: Context, length: int) -> Search:
+    """Which of four answers is right to a question about a story? (QuALITY in SCROLLS)"""
+
+    def make(row):
+        options = [match[2].strip() for match in OPTION.finditer(row["input"])]
+        *_, last = OPTION.finditer(row["input"])
+        question, story = row["input"].split("\n", 1)[0], row["input"][last.end() :].strip()
+        return question, story, options, options.index(row["output"].strip())
+
+    rows = objects_of(context, "quality/validation", make)
+    return questions(context, length, context.chance("quality").sample(rows, min(context.most, len(rows))))
+
+
+def passage_retrieval_en(context: Context, length: int) -> Search:
+    """Which of 30 paragraphs does an abstract summarise? (LongBench) Each ends at `length` tokens."""
+
+    def make(row):
+        paragraphs = re.split(r"^Paragraph \d+: ", row["context"], flags=re.MULTILINE)[1:]
+        return row["input"], paragraphs, np.arange(len(paragraphs)) == int(row["answers"][0].split()[1]) - 1
+
+    task = Search([], [], [], [])
+    for query, paragraphs, right in objects_of(context, "passage_retrieval_en", make)[: context.most]:
+        task.queries.append(query)
+        task.candidates.append(np.arange(len(task.texts), len(task.texts) + len(paragraphs)))
+        task.right.append(right)
+        task.texts += paragraphs
+    task.texts = context.truncated(task.texts, length)
     return task
 
 
@@ -368,6 +420,13 @@ def third(context: Context, length: int) -> Search:
     return task
 
 
-REAL = {task.__name__: task for task in (imdb, race, qmsum, halves, duplicates)}
+FILES = {imdb: "imdb_test", race: "race_test", qmsum: "qmsum", passage_retrieval_en: "passage_retrieval_en"}
+FILES |= {contract_nli: "contract_nli/validation", quality: "quality/validation"}
+REAL = {task.__name__: task for task in (*FILES, halves, duplicates)}
 CONTROLS = {task.__name__: task for task in (passkey, needle, order, count, contains, third)}
 TASKS = REAL | CONTROLS
+
+
+def there(folder: Path) -> list[str]:
+    """The tasks that need no file, or whose file is in the folder."""
+    return [name for name, task in TASKS.items() if task not in FILES or [*folder.glob(f"{FILES[task]}.*")]]
