@@ -168,6 +168,8 @@ def test_files_of_scrolls_and_longbench_are_read(context):
     assert (task.train, len(task.texts)) == (30, 60)
     for text, label in zip(task.texts, task.labels, strict=True):
         assert int(re.search(r"\d+", text)[0]) % 3 == label
+    assert {"contract_nli", "quality", "halves", *CONTROLS} <= {*long.there(folder)}
+    assert not {"race", "imdb", "qmsum"} & {*long.there(folder)}
     task = TASKS["quality"](context, 512)
     assert task.texts[:4] == ["The cook", "A king", "Nobody", "The dog"] and task.right[0].tolist() == [0, 1, 0, 0]
     assert task.queries[0].endswith("The end.\nWho came?")
