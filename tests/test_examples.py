@@ -1,6 +1,7 @@
 """The scripts of examples/ run in another folder, and say what is so."""
 
 import csv
+import importlib.util
 import random
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import train
 from lab.evaluation.search import tfidf_ranks
 from lab.runs import load_run
 from tests.corpus import sentence
@@ -70,11 +72,22 @@ def test_csv_duplicates(trained, tmp_path):
     assert said.endswith(f"{30 - expected.count('')} of 30 rows are duplicates\n")
 
 
-def test_compare_objectives(tmp_path):
+def test_compare_objectives(tmp_path, monkeypatch, capsys):
+    """In this process, but for the preparation."""
     chance = random.Random(0)
     documents = (" ".join(sentence(chance) for _ in range(6)) for _ in range(800))
     (tmp_path / "notes.txt").write_text("\n\n".join(documents))
-    said = example("compare_objectives", tmp_path, "notes.txt", "tsdae", "mlm", *SMALL.split()).splitlines()
+    spec = importlib.util.spec_from_file_location("compare_objectives", EXAMPLES / "compare_objectives.py")
+    spec.loader.exec_module(script := importlib.util.module_from_spec(spec))
+    by_process = script.python
+
+    def python(path, *words):
+        return train.main([*map(str, words)]) if path.stem == "train" else by_process(path, *words)
+
+    monkeypatch.setattr(script, "python", python)
+    monkeypatch.chdir(tmp_path)
+    script.main("notes.txt", "tsdae", "mlm", *SMALL.split())
+    said = capsys.readouterr().out.splitlines()
     shares = [
         re.match(r"(tsdae|mlm): finds ([\d.]+)% of (\d+) bodies by their first sentence$", line) for line in said[-3:-1]
     ]
