@@ -15,10 +15,11 @@ base = "config/embed_cpu.py"  # bag of words of the row; 8 concepts, 2 layers, r
 
 dataset = "wiki_smollm2"
 backbone = "hub:HuggingFaceTB/SmolLM2-135M"
-backbone_layers = 24
+backbone_layers = 6
 hidden = 576
 intermediate = 1152
 heads = 9
 
-max_steps = 350
-warmup = 35
+batch_size = 32  # 1,024 tokens a step
+max_steps = 1000
+warmup = 40

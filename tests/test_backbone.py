@@ -409,6 +409,7 @@ def test_fine_tuning_leaves_a_frozen_backbone_alone(data, folder, tmp_path, free
         lines = [f"{i}\tthe red ship {i}\tthe dog {i % 3}\t{1 + i % 5}\tNEUTRAL\n" for i in range(count)]
         (tests / f"SICK_{name}.txt").write_text(header + "".join(lines))
     loaded = load_run(tmp_path / "a")
+    loaded.model.tower.kept = KeptStates(tmp_path)  # as eval_glue.py does
     before = {name: x.clone() for name, x in loaded.model.state_dict().items()}
     pairs = Pairs("sick_r", load_task("sick_r", tmp_path / "glue"), "train")
     config = SimpleNamespace(

@@ -9,16 +9,17 @@ which objective; equal FLOPs, its own forward among them; two seeds.
 base = "config/smollm2_cpu.py"
 
 arms = {
-    "k24_bow": {},
+    "k6_bow": {},
     "k12_bow": {"backbone_layers": 12},
-    "k6_bow": {"backbone_layers": 6},
-    "k24_both_directions": {"backbone_causal": False},
-    "k24_mixture": {"backbone_read": "mix"},
-    "k24_tsdae_bow": {"objective": "tsdae + bow", "bow_source": "survivors"},
-    "k24_bow_next": {"bow_target": "both"},
+    "k24_bow": {"backbone_layers": 24},
+    "k6_both_directions": {"backbone_causal": False},
+    "k6_mixture": {"backbone_read": "mix"},
+    "k6_tsdae_bow": {"objective": "tsdae + bow", "bow_source": "survivors"},
+    "k6_bow_next": {"bow_target": "both"},
 }
 seeds = (0, 1)
 tasks = "stsb,sick_r,order"
 
 eval_interval = 0
-max_flops = 1.2e14
+max_flops = 3e13
+warmup = 20

@@ -21,6 +21,9 @@ class KeptStates:
         self.file, self.most, self.used = tempfile.TemporaryFile(dir=folder), most, 0
         self.places: dict[bytes, tuple[int, tuple[int, ...]]] = {}  # ids of a text -> (where in the file, shape)
 
+    def __deepcopy__(self, memo):
+        return self  # a copy of a model reads the same states
+
     def __call__(self, compute: Callable, ids: Tensor, mask: Tensor | None) -> Tensor:
         """compute(ids [R, n], mask [R, n]) -> states [k, R, n, W]; ids [B, S], mask [B, S] (True: keep; padding comes
         last) -> [k, B, S, W] in float32, zero at padding."""
