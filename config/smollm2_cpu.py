@@ -2,8 +2,9 @@
 Concepts on a pretrained token level, on two cores: a perceiver reads the frozen states of SmolLM2-135M, and a bag of
 words trains it.
 
-The text is prepared with the model's own tokenizer, and no word of it is lower-cased. Never trained to the end.
-docs/LOG.md has what the mean of such states is worth without training.
+The text is prepared with the model's own tokenizer, and no word of it is lower-cased. Six layers are best for a fixed
+number of FLOPs. Expect, on 50 MB of cased Wikipedia, a Pearson of adapted cosines of 78.3 on STS-B dev and 71.2 on
+SICK dev (character TF-IDF 78.1 and 64.2, the untrained twin 65.4 and 62.2), mean of two seeds: docs/RESULTS.md.
 
     python data/text/prepare.py --name=wiki_smollm2 --tokenizer=hub:HuggingFaceTB/SmolLM2-135M --files wiki_*.txt.xz
     python train.py config/smollm2_cpu.py
