@@ -232,6 +232,51 @@ class Slot(Perceiver):
         return [SlotLayer(config, width) for _ in range(config.layers)]
 
 
+class Chunked(Perceiver):
+    """Chunks of the row are read one by one, each as a perceiver reads a row, and their concepts are merged.
+
+    `merge` = "mean": each concept is the mean of its own over the chunks, by their tokens. "perceiver": these means
+    read the concepts of all chunks in `merge_layers` more layers. Weights of a perceiver that was trained on short rows
+    fit (init_from).
+
+    tokens -> Perceiver of each `chunk` tokens -> mean -> ([PerceiverLayer] x merge_layers -> norm) -> concepts
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        count = config.merge_layers if config.merge == "perceiver" else 0
+        self.chunk, self.merge = (
+            config.chunk,
+            nn.ModuleList([PerceiverLayer(config, config.hidden) for _ in range(count)]),
+        )
+        self.merge_norm = norm(config.hidden, config) if count else None
+
+    def forward(self, x, pos, mask=None, options=AS_CONFIGURED):
+        B, S, _ = x.shape
+        size = min(self.chunk, S)
+        n, filled = -(-S // size), None
+        gap = n * size - S
+        weights = x.new_full((1, n), 1 / n)
+        if gap or mask is not None:
+            mask = x.new_ones(B, S, dtype=torch.bool) if mask is None else mask
+            mask = F.pad(mask, (0, gap)).view(B, n, size)
+            weights, filled = mask.sum(2) / mask.sum((1, 2))[:, None].to(x.dtype), mask[:, :, 0]
+            first = torch.arange(size, device=x.device) == 0  # an empty chunk is read, too, and counts nothing
+            mask = (mask | first).flatten(0, 1)
+        x = F.pad(x, (0, 0, 0, gap)).view(B * n, size, -1)
+        pos = F.pad(pos.expand(B, -1), (0, gap)).view(B * n, size)
+        parts = super().forward(x, pos, mask, options).unflatten(0, (B, n))  # [B, n, C, H]
+        z = torch.einsum("bn, bnch -> bch", weights.expand(B, -1).to(parts.dtype), parts)
+        if self.merge_norm is None:
+            return z
+        if filled is not None:
+            filled = filled.repeat_interleave(parts.shape[2], 1)
+        pairs = keys_values(parts.flatten(1, 2), [layer.cross.kv for layer in self.merge], self.heads)
+        for layer, (k, v) in zip(self.merge, pairs, strict=True):
+            z = layer(z, k, v, filled)
+        return self.merge_norm(z)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Latents and tokens attend to each other
 

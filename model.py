@@ -51,6 +51,9 @@ class ModelConfig:
         int, "recursive: back-propagation through only the last so many; 0: all", Bounds(0)
     ] = 0
     reads: Annotated[int, "perceiver_io: how many layers, the first ones, read the tokens", Bounds(1)] = 1
+    chunk: Annotated[int, "chunked: tokens that are read at once", Bounds(1)] = 512
+    merge: Annotated[Literal["mean", "perceiver"], "chunked: what is made of the chunks' concepts"] = "mean"
+    merge_layers: Annotated[int, "chunked: layers of merge = 'perceiver'", Bounds(1, 64)] = 1
     token_layers: Annotated[
         int, "layers of windowed self-attention over the tokens, before any encoder", Bounds(0, 64)
     ] = 0
@@ -68,6 +71,12 @@ class ModelConfig:
     nested: Annotated[
         bool, "half of the steps train all concepts, the others the first 1, 2, 4 ... alone (--concepts=C later)"
     ] = False
+    concepts_per_token: Annotated[float, "a row has concepts by its tokens, the first of all; 0: all", Bounds(0, 1)] = (
+        0.0
+    )
+    min_concepts: Annotated[
+        int, "concepts_per_token: those of a short row; longer ones have 2, 4 ... times as many", Bounds(1)
+    ] = 8
     registers: Annotated[int, "additional latents, which no decoder sees", Bounds(0)] = 0
     token_dim: Annotated[int, "width of the token embeddings (0: hidden)", Bounds(0)] = 0
     token_position: Annotated[Literal["learned", "rope"], "positions the encoder sees: added to tokens, or rotary"] = (
@@ -142,6 +151,14 @@ class ModelConfig:
         if self.concept_position not in (kinds := ENCODERS[self.encoder].concept_positions):
             what = f"concept_position = {self.concept_position!r} means nothing to encoder = {self.encoder!r}"
             raise ValueError(f"{what}; write one of {', '.join(kinds)}")
+        if self.concepts_per_token:
+            if self.nested or "concepts" not in ENCODERS[self.encoder].options:
+                other = "nested steps take" if self.nested else f"encoder = {self.encoder!r} takes"
+                raise ValueError(f"{other} a number of concepts for all rows; leave concepts_per_token out")
+            if self.min_concepts << self.doublings != self.concepts:
+                near = self.min_concepts << self.doublings
+                what = f"concepts = {self.concepts} is not min_concepts = {self.min_concepts} times 1, 2, 4 ..."
+                raise ValueError(f"{what}; write concepts = {near}")
         ENCODERS[self.encoder].check(self)
         for key in ("min_iterations", "backprop_iterations"):
             if getattr(self, key) > self.iterations:
@@ -168,6 +185,19 @@ class ModelConfig:
         if self.backbone:
             return read_shape(self.backbone).width
         return self.token_dim or self.hidden
+
+    @property
+    def doublings(self) -> int:
+        """How often min_concepts is doubled at most."""
+        return max(0, (self.concepts // self.min_concepts).bit_length() - 1)
+
+    def concepts_of(self, tokens: int) -> int:
+        """How many concepts a row of so many tokens is read into: with `concepts_per_token` the largest of 1, 2, 4 ...
+        times min_concepts that has no more a token, so that longer rows have a multiple of what shorter ones have."""
+        if not self.concepts_per_token:
+            return self.concepts
+        times = int(tokens * self.concepts_per_token / self.min_concepts + 1e-6)
+        return self.min_concepts << min(self.doublings, max(0, times.bit_length() - 1))
 
     def unused(self) -> set[str]:
         """Keys that nothing reads while the model is built and run once, on no device. ValueError: see no_overflow."""
@@ -342,16 +372,38 @@ class ConceptModel(nn.Module):
         concepts, copies = [], []
         for i, p in enumerate(problems):
             first = next(j for j, q in enumerate(problems) if q.source is p.source and q.source_pos is p.source_pos)
-            concepts.append(self.encode(p.source, p.source_pos, None, options) if first == i else concepts[first])
+            known = first < i
+            concepts.append(
+                concepts[first] if known else self.encode(p.source, p.source_pos, None, options, p.row_length)
+            )
             if split and first == i:
                 concepts[i], *rest = losses.split_gradient(concepts[i], *split)
                 copies.append(tuple(rest))
         values = tuple(self.loss(c, p, options) for c, p in zip(concepts, problems, strict=True))
         return (values, tuple(concepts), tuple(copies)) if split else (values, tuple(concepts))
 
-    def encode(self, ids, pos=None, mask=None, options: Options | None = None):
+    def encode(self, ids, pos=None, mask=None, options: Options | None = None, row_length: int = 0):
         """ids [B, S], pos [1|B, S] (None: 0 ... S-1), mask [B, S] (True: keep) -> concepts [B, C, H]. options: None:
-        `self.options`."""
+        `self.options`. row_length: the tokens that `concepts_per_token` counts (0: those of each row). Rows with fewer
+        concepts than others of the batch have them several times, which changes no mean and no MaxSim."""
+        options = options or self.options
+        if not self.config.concepts_per_token:
+            return self.encode_all(ids, pos, mask, options)
+        lengths = [row_length or ids.shape[1]] if row_length or mask is None else mask.sum(1).tolist()
+        counts = [self.config.concepts_of(n) for n in lengths]
+        if len(set(counts)) == 1:
+            return self.encode_all(ids, pos, mask, options._replace(concepts=counts[0]))
+        parts, order = [], []
+        for count in sorted(set(counts)):
+            index = [i for i, own in enumerate(counts) if own == count]
+            own_pos = pos if pos is None or len(pos) == 1 else pos[index]
+            z = self.encode_all(ids[index], own_pos, mask[index], options._replace(concepts=count))
+            parts.append(z.repeat(1, max(counts) // count, 1))
+            order += index
+        return torch.cat(parts)[torch.tensor(order, device=ids.device).argsort()]
+
+    def encode_all(self, ids, pos, mask, options: Options):
+        """`encode` of rows that have equally many concepts."""
         x = self.tokens(ids) if self.backbone is None else self.read_backbone(ids, pos, mask)
         if pos is None:
             pos = torch.arange(ids.shape[1], device=ids.device)[None]
@@ -360,7 +412,7 @@ class ConceptModel(nn.Module):
         x = self.dropout(x)
         for layer in self.token_layers:
             x = layer(x, pos, mask)
-        return self.encoder(x, pos, mask, options or self.options)
+        return self.encoder(x, pos, mask, options)
 
     def read_backbone(self, ids, pos, mask):
         """The standardised states of a backbone, [B, S, T]; without gradients while it does not train."""
@@ -447,7 +499,7 @@ class ConceptModel(nn.Module):
             return self.pool(concepts)
         if problem.predicts == "concepts":
             with torch.no_grad():
-                targets = self.encode(problem.targets, options=options)
+                targets = self.encode(problem.targets, options=options, row_length=problem.row_length)
             return losses.centred_cosine(self.predictor(concepts), targets)
         if problem.predicts == "vectors":
             mean = (problem.weights[..., None] * problem.vectors[problem.targets]).sum(1)  # [B, T], of any length

@@ -257,6 +257,10 @@ class Objective:
     def problem(self, rows: Rows) -> Problem:
         raise NotImplementedError
 
+    def whole_problem(self, rows: Rows) -> Problem:
+        """`problem`, and the length of the clean rows."""
+        return dataclasses.replace(self.problem(rows), row_length=rows.ids.shape[1])
+
     def loss(self, predicted: Tensor, concepts: Tensor, problem: Problem, gather=None, rank: int = 0) -> Tensor:
         """The loss as a scalar. predicted: what the model's forward returns: a loss, or the pooled concepts [B, H]
         where the problem predicts nothing; concepts [B, C, H]; gather, rank: see losses.contrastive."""
@@ -585,7 +589,7 @@ class Objectives:
 
     def problems(self, rows: Rows) -> list[Problem]:
         """One Problem per part."""
-        return [part.problem(rows) for part in self.parts]
+        return [part.whole_problem(rows) for part in self.parts]
 
     def losses(self, predicted, concepts, problems, gather=None, rank=0) -> list[Tensor]:
         """One loss per part, from what the model returns for the problems; see Objective.loss."""

@@ -128,6 +128,7 @@ class Problem:
     continues: bool = False  # the span is what follows the text that is read
     t: Tensor | None = None  # [B] share of the span that is hidden; None: that which is scored
     smoothing: float = 0.0  # of the targets: losses.cross_entropy
+    row_length: int = 0  # tokens of the clean rows; 0: those of the source
 
     def __post_init__(self):
         if self.query_pos is None and self.targets is not None and self.predicts == "positions":

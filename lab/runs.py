@@ -167,7 +167,7 @@ class LoadedRun:
             ids, mask = pad_batch([ids for _, ids in batch], self.config["pad_id"])
             ids, mask = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
             with exact_matmul():
-                vectors = (self.model.encode(ids, mask=mask) if every else self.model.embed(ids, mask)).cpu().double()
+                vectors = (self.encode_ids(ids, mask) if every else self.model.embed(ids, mask)).cpu().double()
             yield torch.tensor([i for i, _ in batch]), vectors, mask.sum(1).cpu().double()
 
     @torch.no_grad()
@@ -183,9 +183,14 @@ class LoadedRun:
             self.fit = (settings, self.model.options), found
         return self.fit[1]
 
+    def encode_ids(self, ids, mask) -> Tensor:
+        """Ids and mask [B, S] -> [B, count, hidden]; a text with fewer concepts has them several times."""
+        concepts = self.model.encode(ids, mask=mask)
+        return concepts.repeat(1, self.count // concepts.shape[1], 1)
+
     @property
     def count(self) -> int:
-        """How many concepts a text is read into."""
+        """How many concepts a text is read into, at most."""
         return self.model.options.concepts or self.model.config.concepts
 
     def twin(self, seed: int) -> "LoadedRun":
@@ -202,7 +207,7 @@ class LoadedRun:
         rows = [self.wrap(ids[: self.max_length - self.added[0]]) for ids in self.encode_texts(texts)]
         ids, mask = (torch.from_numpy(x).to(self.device) for x in pad_batch(rows, self.config["pad_id"]))
         with exact_matmul():
-            concepts = self.model.encode(ids, mask=mask).float().cpu()
+            concepts = self.encode_ids(ids, mask).float().cpu()
         check_finite(concepts, texts)
         return concepts
 

@@ -18,7 +18,7 @@ from problem import Problem, Rows, Vocabulary
 
 MASK = 3
 OWN_DECODERS = {name: part for name, part in DECODERS.items() if name != "backbone"}  # that one: test_backbone.py
-SMALL = dict(layers=2, hidden=16, heads=2, intermediate=24, concepts=6, max_length=12, vocab_size=40)
+SMALL = dict(layers=2, hidden=16, heads=2, intermediate=24, concepts=6, max_length=12, vocab_size=40, chunk=5)
 
 
 def read_config(path, root):

@@ -290,6 +290,60 @@ def test_what_a_step_may_run_with():
     assert {options.iterations for _, options in both} == {2, 3, 4}
 
 
+def test_longer_rows_have_more_concepts():
+    model = ModelConfig(concepts=512, concepts_per_token=1 / 32)
+    counts = {1: 8, 32: 8, 511: 8, 512: 16, 1000: 16, 1024: 32, 4096: 128, 16383: 256, 16384: 512, 10**6: 512}
+    assert {n: model.concepts_of(n) for n in counts} == counts
+    assert ModelConfig(concepts=6).concepts_of(1) == 6
+
+
+@pytest.mark.parametrize("encoder", FEWER)
+def test_concepts_by_the_row_do_not_depend_on_the_batch(encoder):
+    """Of padded rows each has those it has alone, several times where others have more; the mean is the same."""
+    keys = dict(encoder=encoder, concepts=8, concepts_per_token=0.5, min_concepts=2)
+    model, ids = perturb(build(**keys)), torch.randint(4, 40, (4, 12))
+    lengths = torch.tensor([12, 3, 9, 8])
+    mask = torch.arange(12) < lengths[:, None]
+    together = model.encode(ids, mask=mask)
+    assert together.shape == (4, 4, 16)
+    for row, length, concepts in zip(ids, lengths, together, strict=True):
+        (alone,) = model.encode(row[None, :length])
+        assert len(alone) == model.config.concepts_of(length)
+        torch.testing.assert_close(concepts, alone.repeat(4 // len(alone), 1))
+        torch.testing.assert_close(model.pool(concepts[None]), model.pool(alone[None]))
+
+
+def test_concepts_by_the_row_are_those_of_the_clean_row():
+    """Of a row of 12 tokens TSDAE leaves five; it is trained with the concepts of twelve."""
+    model = build(concepts=8, concepts_per_token=0.5, min_concepts=2)
+    _, problems = make_problems(3, objective="tsdae")
+    assert problems[0].source.shape == (3, 5)
+    _, (concepts,) = model(*problems)
+    assert concepts.shape == (3, 4, 16) and model.config.concepts_of(5) == 2
+
+
+@pytest.mark.parametrize("merge", ["mean", "perceiver"])
+def test_chunks_are_read_one_by_one(merge):
+    """Each as a perceiver reads a row; their mean by tokens, which then reads all."""
+    model = perturb(build(encoder="chunked", chunk=5, merge=merge, merge_layers=2, decoder="posonly"))
+    part, alone = model.encoder, perturb(build(encoder="perceiver"))
+    alone.load_state_dict({k: v for k, v in model.state_dict().items() if ".merge" not in k})
+    ids, n = torch.randint(4, 40, (2, 12)), 12
+    pos = torch.arange(n)[None]
+    spans = [(0, 5), (5, 10), (10, 12)]
+    each = [alone.encode(ids[:, a:b], pos[:, a:b]) for a, b in spans]
+    expected = sum((b - a) / n * z for (a, b), z in zip(spans, each, strict=True))
+    if merge == "perceiver":
+        seen = torch.cat(each, 1)
+        for layer in part.merge:
+            k, v = (x.unflatten(-1, (2, -1)).transpose(1, 2) for x in layer.cross.kv(seen).chunk(2, -1))
+            expected = layer(expected, k, v, None)
+        expected = part.merge_norm(expected)
+    torch.testing.assert_close(model.encode(ids), expected)
+    if merge == "mean":
+        torch.testing.assert_close(model.encode(ids[:, :4]), alone.encode(ids[:, :4]))
+
+
 @pytest.mark.parametrize("encoder", [name for name, part in ENCODERS.items() if "registers" in keys_of(part)])
 def test_no_decoder_sees_registers(encoder):
     """They change the concepts, not how many there are."""

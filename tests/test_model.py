@@ -467,6 +467,9 @@ def test_compiled_once_for_all_that_a_step_may_run_with(keys):
         (dict(encoder="perceiver_io", layers=2, reads=3), "reads = 2"),
         (dict(encoder="recursive", iterations=2, backprop_iterations=3), "2 or less"),
         (dict(encoder="recursive", iterations=64, min_iterations=1), "larger min_iterations"),
+        (dict(concepts=100, concepts_per_token=0.1), "write concepts = 64"),
+        (dict(concepts=4, concepts_per_token=0.1), "write concepts = 8"),
+        (dict(concepts=8, concepts_per_token=0.1, nested=True), "leave concepts_per_token out"),
     ],
 )
 def test_impossible_configurations_say_what_to_write(keys, word):
@@ -476,7 +479,7 @@ def test_impossible_configurations_say_what_to_write(keys, word):
 
 def test_keys_that_the_chosen_parts_do_not_read():
     others = {"iterations", "min_iterations", "backprop_iterations", "reads", "token_window"}
-    others |= {"decoder_window", "timestep", "word_dropout"}
+    others |= {"decoder_window", "timestep", "word_dropout", "chunk", "merge", "merge_layers", "min_concepts"}
     others |= {f"backbone_{key}" for key in ("layers", "causal", "freeze", "lr", "read")}
     assert ModelConfig(token_init="spectral").unused() == others
     assert ModelConfig().unused() == others | {"spectral_share"}

@@ -64,7 +64,8 @@ def attention(run: LoadedRun, texts: list[str]) -> Attention | None:
     are too short to distinguish tokens from latents."""
     rows = [ids[: run.max_length] for ids in run.encode_texts(texts)]
     config = run.model.config
-    C, R, longest = run.model.options.concepts or config.concepts, config.registers, max(map(len, rows))
+    R, longest = config.registers, max(map(len, rows))
+    C = run.model.options.concepts or config.concepts_of(longest)
     while longest in (C, C + R):  # latents attend to each other, too: a different number of keys distinguishes the two
         longest -= 1
     if longest < 1:
@@ -75,7 +76,7 @@ def attention(run: LoadedRun, texts: list[str]) -> Attention | None:
     for at in range(0, len(rows), 64):
         some = ids[at : at + 64], mask[at : at + 64]
         with exact_matmul(), Watch(some[1], C, R) as watch:
-            run.model.encode(some[0], mask=some[1])
+            run.model.encode(some[0], mask=some[1], row_length=longest)
         if not watch.found:
             return None
         parts.append(torch.stack(watch.found).mean(0).float().cpu())

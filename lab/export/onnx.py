@@ -67,6 +67,9 @@ def write_onnx(run: LoadedRun, mean, matrix, path: Path):
     if run.model.config.token_layers:
         what = f"token_layers={run.model.config.token_layers} is not exported to ONNX: its windows need a fixed length"
         raise UserError(f"{what}; write --format=sentence_transformers")
+    if run.model.config.concepts_per_token:
+        what = "concepts_per_token is not exported to ONNX: its number of concepts is not fixed"
+        raise UserError(f"{what}; write --format=sentence_transformers")
     ids = torch.ones(2, min(7, run.max_length), dtype=torch.int64)
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=1, max=run.max_length)
     sizes = {0: batch, 1: length} if run.max_length > 1 else {0: batch}

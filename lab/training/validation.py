@@ -58,7 +58,7 @@ class Evaluator:
     def problem(self, part: Objective, batch: Batch) -> Problem:
         rows, ids, documents = (x.to(self.world.device) for x in (batch.rows, batch.ids, batch.documents))
         shape_index = int(batch.rows[0]) // len(batch.rows)  # from batch to batch
-        return part.problem(Rows(ids, Noise(SEED, 0, rows, shape_index), self.vocab, documents))
+        return part.whole_problem(Rows(ids, Noise(SEED, 0, rows, shape_index), self.vocab, documents))
 
     def primary_part(self) -> Objective | None:
         """The part of the objective that tells what concepts are worth: the first that is decoded, or the bag."""
@@ -81,7 +81,7 @@ class Evaluator:
         for problem in problems:
             self.go_on()
             with exact_matmul():
-                parts.append(self.model.encode(problem.source, problem.source_pos))
+                parts.append(self.model.encode(problem.source, problem.source_pos, row_length=problem.row_length))
         return torch.cat(parts)
 
     def whole(self) -> Tensor:
