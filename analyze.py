@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parent
 ROWS = 512
 QUICK = 128, 32  # rows, and tokens of each, of the health check: seconds for six layers on a CPU
 POOL, READ, PLOTTED, NEAR = 8000, 500, 1500, 10  # sentences: for probes, for attention, for neighbours, listed
+LONG, ROWS = 64, 32  # of rows as long as this, so many show which part of them each concept reads
 SHOWN = 8  # concepts whose attention to a sentence is shown: those of largest variance over texts
 
 
@@ -185,9 +186,9 @@ class Page:
     def table(self, rows: list[dict]):
         self.parts += [report.html_table(*report.columns(rows))] if rows else []
 
-    def picture(self, name: str, draw, *args):
+    def picture(self, name: str, draw, *args, **keys):
         """Adds a picture of lab/report.py, as NAME.png in the folder."""
-        self.parts.append(report.picture(draw(*args, self.folder / f"{name}.png")))
+        self.parts.append(report.picture(draw(*args, self.folder / f"{name}.png", **keys)))
 
     def each_run(self):
         """Yields (name, model) of the trained runs, with a heading if there are several."""
@@ -263,12 +264,24 @@ class Page:
             if read is None:
                 self.note(f"{name}: its concepts do not attend to the tokens themselves, there is nothing to show.")
             self.each_concept(one, read)
+        self.where_it_reads()
         uses = {name: one.use for name, one in self.columns.items() if one.use}
         for name in self.columns.keys() - uses.keys():
             self.note(f"{name}: no position is decoded, so nothing says what a concept is worth there.")
         if uses:
             curves = {name: (use["position"], use["delta_shuffle"]) for name, use in uses.items()}
             self.picture("positions", report.lines, curves, "position", "loss rise, another text's concepts")
+
+    def where_it_reads(self):
+        """Which part of long rows each concept reads."""
+        maps = {}
+        for name, one in self.each_run():
+            rows = torch.cat([batch.ids for batch in one.evaluator.fixed])
+            if rows.shape[1] >= LONG and (read := attention.attention_of(one.run, rows[:ROWS].tolist())):
+                maps[name] = attention.by_position(read)
+        if maps:
+            labels = {"xlabel": "part of the row", "ylabel": "concept"}
+            self.picture("where", report.heatmaps, maps, limits=(0, 2), what="attention, 1: even", **labels)
 
     def each_concept(self, one: Analysis, read: attention.Attention | None):
         """A row per concept, and the attention of the concepts of largest variance to three sentences."""

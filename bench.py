@@ -4,6 +4,7 @@ Benchmarks the training step of a preset as train.py runs it: speed, share of pe
     python bench.py                               # the original six-layer MLM step: 512 tokens, vocabulary 50,368
     python bench.py config/tsdae_cpu.py config/perceiver_mlm_l2.py --threads=2 --json=bench.json
     python bench.py config/bixt_cpu.py --lengths=512,2048,8192 --batch=1    # how the cost grows with the length
+    python bench.py config/long_cpu.py --encoders=perceiver,dense --lengths=512,2048,8192 --batch=1 --figure=cost.png
     python bench.py --costs                       # parameters and FLOPs of the original project's presets, no timing
 
 Compared on the same rows, in alternation: our step, a dense encoder of the same sizes and, for `original_structure`
@@ -36,7 +37,7 @@ from lab import distributed, files
 from lab.configurator import PathStr, UserError, parse
 from lab.distributed import World
 from lab.reference import ReferenceMLM, copy_weights, reference_inputs
-from lab.report import table
+from lab.report import length_figure, table
 from lab.training import optim
 from lab.training.plan import cost, encoding_flops, make_plan
 from lab.training.run_folder import commit
@@ -59,6 +60,8 @@ class BenchConfig:
     device: Annotated[str, "auto, cpu, cuda or mps"] = "auto"
     compile: Annotated[bool | Literal["auto"], "compile our arm; auto: on a GPU only"] = "auto"
     lengths: Annotated[tuple[int, ...], "row lengths to measure, in the place of the preset's own", Bounds(2)] = ()
+    encoders: Annotated[tuple[str, ...], "each preset is measured with each of these, in the place of its own"] = ()
+    figure: Annotated[PathStr, "picture of seconds and memory against the length; empty: none"] = ""
     dense: Annotated[bool, "also time a dense encoder of the same sizes"] = True
     costs: Annotated[bool, "count only: parameters, and FLOPs a token beside a dense encoder's"] = False
 
@@ -66,13 +69,14 @@ class BenchConfig:
         check_bounds(self)
 
 
-def read_preset(path: Path, batch: int, lengths: tuple[int, ...] = ()):
+def read_preset(path: Path, batch: int, lengths: tuple[int, ...] = (), encoder: str = ""):
     """The settings that train.py makes of a config, with this many rows of the longest length per step."""
     from train import read_settings  # late: only its configuration
 
     words = [str(path), f"--batch_size={batch}", "--micro_batch=0"]
     if lengths:
         words += [f"--lengths={','.join(map(str, lengths))}", f"--max_length={max(lengths)}", "--length_mix=()"]
+    words += [f"--encoder={encoder}"] if encoder else []
     settings = read_settings(words)
     if not settings.model.vocab_size:  # no data: the vocabulary that the corpus has by default
         settings.model.vocab_size = 4096 if settings.train.dataset == "pydocs" else 50_368
@@ -170,12 +174,12 @@ def ceiling(world: World, seconds: float = 1.0) -> float:
     return 2 * n**3 / product.blocked_autorange(min_run_time=seconds).mean
 
 
-def peak_bytes(name: str, shape, path: Path, config: BenchConfig, world: World, compiled: bool) -> int:
+def peak_bytes(name: str, shape, path: Path, encoder: str, config: BenchConfig, world: World, compiled: bool) -> int:
     """To be called in a fresh process: peak memory in bytes of two steps of a shape (the second one has the optimizer's
     state)."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    settings = timed(read_preset(path, config.batch, config.lengths), world)
+    settings = timed(read_preset(path, config.batch, config.lengths, encoder), world)
     arm = Arm(name, settings, world, compiled)
     for _ in range(2):
         arm.train(*shape)
@@ -228,8 +232,9 @@ def time_arms(settings, shapes, repeats: int, names: list[str], world: World, co
     return seconds
 
 
-def benchmark(path: Path, config: BenchConfig, world: World, best: float) -> dict:
-    settings = timed(read_preset(path, config.batch, config.lengths), world)
+def benchmark(path: Path, encoder: str, config: BenchConfig, world: World, best: float) -> dict:
+    settings = timed(read_preset(path, config.batch, config.lengths, encoder), world)
+    called = f"{settings.preset}/{encoder}" if encoder else settings.preset
     compiled = world.device.type == "cuda" if config.compile == "auto" else config.compile
     names = ["ours"] + ["reference"] * has_reference(settings)
     names += ["dense"] * (config.dense and settings.model.encoder != "dense")
@@ -243,16 +248,16 @@ def benchmark(path: Path, config: BenchConfig, world: World, best: float) -> dic
         speed = rows * length / seconds["ours"]
         row = {"length": length, "rows": rows, "tokens_per_s": speed, "flops_per_token": flops}
         row |= {"share_of_ceiling": speed * flops / best}
-        command.log(f"{settings.preset}: memory of {', '.join(names)} ...")
+        command.log(f"{called}: memory of {', '.join(names)} ...")
         for name in ("ours", "reference", "dense"):
             if name != "ours":
                 row[f"ratio_to_{name}"] = seconds[name] / seconds["ours"] if name in seconds else None
-            place = (name, (rows, length), path, config, world, compiled)
+            place = (name, (rows, length), path, encoder, config, world, compiled)
             key = "peak_bytes" if name == "ours" else f"peak_bytes_{name}"
             row[key] = in_fresh_process(peak_bytes, *place) if name in names else None
         by_length.append(row)
     longest = {key: value for key, value in by_length[-1].items() if key not in ("length", "rows")}
-    return {"name": settings.preset, **longest, "by_length": by_length}
+    return {"name": called, **longest, "by_length": by_length}
 
 
 def as_table(results: dict) -> str:
@@ -268,6 +273,16 @@ def as_table(results: dict) -> str:
             cells += [f"{ratio:.2f}" if ratio else "-" for ratio in ratios]
             rows.append([*cells, " / ".join(f"{peak / 1e6:,.0f}" for peak in peaks)])
     return table(header, rows)
+
+
+def draw_costs(results: dict, path: Path):
+    """Milliseconds per 1,000 tokens of a training step, and its peak memory, against the length of the row."""
+    time, memory = {}, {}
+    for preset in results["presets"]:
+        rows = preset["by_length"]
+        time[preset["name"]] = [(row["length"], 1e6 / row["tokens_per_s"]) for row in rows]
+        memory[preset["name"]] = [(row["length"], row["peak_bytes"] / 1e6) for row in rows]
+    length_figure({"ms for 1,000 tokens": (time, {}), "peak MB": (memory, {})}, path, "log")
 
 
 COUNTED = 512, 4096, 32768  # row lengths
@@ -296,13 +311,15 @@ def main(argv) -> int:
     paths = parsed.configs or [ROOT / "config/perceiver_mlm_l6.py"]
     if config.costs and not parsed.configs:
         paths = [path for path in sorted((ROOT / "config").glob("*.py")) if re.search(r"_[lk]\d$|_h\d+$", path.stem)]
-    for path in paths:
-        read_preset(path, config.batch, config.lengths)  # what is wrong is said before anything is measured
+    every = [(path, encoder) for path in paths for encoder in config.encoders or ("",)]
+    for path, encoder in every:
+        read_preset(path, config.batch, config.lengths, encoder)  # what is wrong is said before anything is measured
     if config.costs:
         print(costs(paths))
         return 0
-    if config.json and not Path(config.json).absolute().parent.is_dir():
-        raise UserError(f"--json={config.json}: its folder does not exist; make it first")
+    for key in "json", "figure":
+        if (given := getattr(config, key)) and not Path(given).absolute().parent.is_dir():
+            raise UserError(f"--{key}={given}: its folder does not exist; make it first")
     if config.threads:
         torch.set_num_threads(config.threads)
     world = distributed.start(config.device, config.dtype)
@@ -315,11 +332,13 @@ def main(argv) -> int:
         "torch": torch.__version__,
         "commit": commit(),
         "ceiling": best,
-        "presets": [benchmark(path, config, world, best) for path in paths],
+        "presets": [benchmark(*one, config, world, best) for one in every],
     }
     print(as_table(results))
     if config.json:
         files.write_atomic(Path(config.json), json.dumps(results, indent=1) + "\n")
+    if config.figure:
+        draw_costs(results, Path(config.figure))
     return 0
 
 

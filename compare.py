@@ -6,8 +6,9 @@ Compares arms over several seeds: trains and evaluates each run of a grid, then 
     python compare.py --registry                           # every run folder below out/: two tables, OUT/registry.html
 
 A grid is a config file: `base` (what is trained), `arms = {"name": {"key": value}}`, `seeds`, `tasks` (of eval_glue.py,
-zero-shot; "" for none), and any key of training, for all arms. Its runs are out/compare/GRID/ARM_sSEED, trained and
-evaluated one after another by train.py and eval_glue.py; with several GPUs one run per GPU at a time. Finished runs are
+zero-shot; "" for none), `long = {"tasks": "halves,controls"}` (flags of eval_long.py; {} for none), and any key of
+training, for all arms. Its runs are out/compare/GRID/ARM_sSEED, trained and evaluated one after another by train.py,
+eval_glue.py and eval_long.py; with several GPUs one run per GPU at a time. Finished runs are
 skipped: the same command continues a killed grid.
 
 After each run its folder is updated: report.html (one file, the result first), its pictures *.png (differences, then
@@ -62,7 +63,7 @@ class CompareConfig:
 # ---------------------------------------------------------------------------------------------------------------------
 # The grid file
 
-GRID_KEYS = ("arms", "seeds", "tasks")
+GRID_KEYS = ("arms", "seeds", "tasks", "long")
 OURS = ("seed", "out_dir", "resume", "print_config")  # keys of training that a grid cannot set
 
 
@@ -75,6 +76,7 @@ class Grid:
     seeds: tuple[int, ...]
     tasks: list[str]
     tasks_where: str
+    long: list[str]  # flags of eval_long.py
 
     def runs(self) -> list[tuple[str, str, int]]:
         """(run, arm, seed), all arms of the first seed first, so that an unfinished grid is a comparison already."""
@@ -82,9 +84,12 @@ class Grid:
 
     def arguments(self, arm: str, data_dir: str) -> list[str]:
         """The command line of train.py for an arm."""
-        values = self.arms[arm] | ({"data_dir": data_dir} if data_dir else {})
-        texts = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in values.items()}
-        return [self.base, *(f"--{key}={text}" for key, text in texts.items())]
+        return [self.base, *flags(self.arms[arm] | ({"data_dir": data_dir} if data_dir else {}))]
+
+
+def flags(values: dict) -> list[str]:
+    texts = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in values.items()}
+    return [f"--{key}={text}" for key, text in texts.items()]
 
 
 def merge(*layers: dict) -> dict:
@@ -123,9 +128,12 @@ def read_grid(path: Path) -> Grid:
     if not isinstance(names, str):
         raise UserError(f'{place}: tasks = {names} is no text; write tasks = "stsb,sick_r"')
     names = [name.strip() for name in names.split(",") if name.strip()]
+    long, place = given.pop("long", ({}, where))
+    if not isinstance(long, dict) or not all(isinstance(key, str) for key in long) or {"run", "data"} & long.keys():
+        raise UserError(f'{place}: long = {long} has no flags of eval_long.py; write long = {{"tasks": "controls"}}')
     common = {key: value for key, (value, _) in given.items()}
     arms = {name: merge(common, arm) for name, arm in arms.items()}
-    return Grid(path.stem, base, arms, where, seeds, names, place)
+    return Grid(path.stem, base, arms, where, seeds, names, place, flags(long))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,6 +172,20 @@ def check_tasks(grid: Grid, data: Path) -> dict[str, str]:
         return {name: floors.version(pairs) for name, pairs in rows.items()}
     except UserError as error:
         raise UserError(f"{grid.tasks_where}: {error}") from None
+
+
+def check_long(grid: Grid, data: str):
+    """What eval_long.py will do for each run, as its LongConfig; None without `long`. UserError where it would refuse
+    the flags."""
+    if not grid.long:
+        return None
+    from eval_long import LongConfig  # late, as above
+
+    words = [f"--run={grid.name}", *grid.long, *([f"--data={data}"] if data else [])]
+    try:
+        return parse(words, LongConfig, prog="eval_long.py", doc="", root=ROOT, positional=False).make(LongConfig)
+    except UserError as error:
+        raise UserError(f"{grid.where}: long: {error}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -210,11 +232,11 @@ DERIVED = {"parameters", "train_flops_per_token", "tokens_per_step", "shapes", "
 class Comparison:
     """The folder of a grid: its runs, and results.json, which also records what is finished."""
 
-    def __init__(self, grid: Grid, config: CompareConfig, data: Path):
+    def __init__(self, grid: Grid, config: CompareConfig, data: Path, data_given: bool):
         self.grid, self.config, self.data = grid, config, data
         self.folder = Path(config.out) / "compare" / grid.name
         self.resolved = check_arms(grid, config.data_dir)
-        self.names = check_tasks(grid, data)
+        self.names, self.long = check_tasks(grid, data), check_long(grid, config.data if data_given else "")
         self.runs, self.failed, self.trained = {}, {}, {}
         self.children, self.results_lock = Children(), threading.Lock()
         self.ended = 0  # exit code; if not 0, no further run is started
@@ -251,8 +273,16 @@ class Comparison:
             words = [f"--run={out.path}", f"--tasks={','.join(missing)}", f"--data={self.data}"]
             if failure := self.start(device, ROOT / "eval_glue.py", *words, f"--device={wanted['device']}"):
                 return failure
+        if left := [name for name in self.long.names if not self.long.is_done(out, name)] if self.long else []:
+            log(f"{run}: {', '.join(left)}")
+            words = [f"--run={out.path}", *self.grid.long, f"--tasks={','.join(left)}", f"--data={self.long.data}"]
+            if failure := self.start(device, ROOT / "eval_long.py", *words, f"--device={wanted['device']}"):
+                return failure
         with self.results_lock:  # and matplotlib draws in one thread at a time
-            self.runs[run], self.text = {"arm": arm, "seed": seed} | collect(out, self.names), ""
+            self.runs[run], self.text = (
+                {"arm": arm, "seed": seed} | collect(out, self.names, self.long.names if self.long else ()),
+                "",
+            )
             if missing:
                 out.draw_geometry()  # with what is known beyond words
             if new or missing:
@@ -334,7 +364,7 @@ def is_evaluated(out: RunFolder, name: str, version: str) -> bool:
     return False
 
 
-def collect(out: RunFolder, names) -> dict:
+def collect(out: RunFolder, names, long) -> dict:
     """The entry of a finished run in results.json; all numbers are in `numbers`, without nesting."""
     config, known = out.config(), run_numbers(out)
     if "val_loss" not in known:
@@ -349,7 +379,8 @@ def collect(out: RunFolder, names) -> dict:
             numbers |= {f"{name}_{split}_untrained_{metric}": value for metric, value in untrained}
     about = {"folder": str(out.path), "run_id": config["run_id"], "commit": config["commit"]}
     about |= {key: known.get(key) for key in ("step", "verdict", "learned")}
-    return about | {"numbers": numbers, "tasks": splits}
+    long = {name: read_json(grids.long_path(out.path, name), "an evaluation")["splits"] for name in long}
+    return about | {"numbers": numbers, "tasks": splits, "long": long}
 
 
 def main(argv) -> int:
@@ -361,8 +392,9 @@ def main(argv) -> int:
         raise UserError("give one grid, or --registry alone; try: python compare.py config/grids/smoke.py")
     if config.registry:
         return registry(Path(config.out))
-    data = Path(config.data) if "data" in parsed.given else ROOT / "data" / "glue"
-    comparison = Comparison(read_grid(parsed.configs[0]), config, data)
+    given = "data" in parsed.given
+    data = Path(config.data) if given else ROOT / "data" / "glue"
+    comparison = Comparison(read_grid(parsed.configs[0]), config, data, given)
     with locked(comparison.folder, "give another --out"):
         return comparison.run_all()
 

@@ -20,6 +20,8 @@ Controls are made of the run's held-out sentences: passkey (which digit was name
 order (which of two sentences is first?), count (how often, 0 to 4 times, does a word occur?), contains (which of ten
 documents contains a sentence?), third (which of a document's sentences is the third?). Searches are by cosine of
 adapted vectors, or MaxSim; questions of class by a linear probe of all concepts.
+reconstruction: how many bits of a token the concepts keep, by the run's decoder, at each length and, of a nested run,
+each number of concepts; beside the untrained twin.
 
 Floors: chance, TF-IDF of words, the idf-weighted mean of the run's token embeddings, the untrained twin, and of real
 tasks the run itself on the first of --lengths. Writes RUN/eval/long_TASK.json and, of the controls, a picture of
@@ -28,26 +30,31 @@ accuracy by depth, long_depth.png.
 
 from lab import command  # isort: skip  (first: it tells an older Python)
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from lab.analysis.rate import rate
 from lab.command import log
 from lab.configurator import PathStr, UserError, nearest, parse
 from lab.evaluation.huggingface import is_reference
 from lab.evaluation.long import CONTROLS, REAL, TASKS, Context, there
 from lab.evaluation.long_scores import evaluated
-from lab.files import locked, write_atomic
+from lab.files import locked, read_json, write_atomic
+from lab.grids.summary import long_path, rate_rows
 from lab.report import dict_table, heatmaps, interval, optional_picture
 from lab.runs import LoadedRun, OneRun
+from lab.training.run_folder import RunFolder
 from objectives import Bounds
 
 ROOT = Path(__file__).resolve().parent
+RECONSTRUCTION = "reconstruction"
 
 
 @dataclass
 class LongConfig(OneRun):
-    tasks: Annotated[tuple[str, ...], f"{', '.join(TASKS)}; or all, or controls"] = ("controls",)
+    tasks: Annotated[tuple[str, ...], f"{', '.join((*TASKS, RECONSTRUCTION))}; or all, or controls"] = ("controls",)
     lengths: Annotated[tuple[int, ...], "tokens at which documents end", Bounds(32)] = (512, 2048)
     merge: Annotated[Literal["mean", "maxsim"], "what is made of the parts of a long document"] = "mean"
     data: Annotated[PathStr, "folder of the tasks' files, packed or not"] = "data/long"
@@ -58,11 +65,21 @@ class LongConfig(OneRun):
         if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
             raise ValueError("lengths are numbers of tokens that grow; write --lengths=512,2048")
         for name in self.tasks:
-            if name not in (*TASKS, "all", "controls"):
-                near = nearest(name, [*TASKS, "all", "controls"])
+            if name not in (known := (*TASKS, RECONSTRUCTION, "all", "controls")):
+                near = nearest(name, known)
                 raise ValueError(f"--tasks={name} is no task; {f'did you mean {near}?' if near else ', '.join(TASKS)}")
         if not self.tasks:
             raise ValueError("no task is given; write --tasks=controls")
+
+    def is_done(self, folder: RunFolder, name: str) -> bool:
+        """Whether a run has a record of this task, of its latest checkpoint, as we would write it."""
+        with suppress(UserError, LookupError, TypeError):
+            record = read_json(long_path(folder.path, name), "an evaluation")
+            asked = record["protocol"]["lengths"], record["protocol"]["merge"], record["protocol"]["most"]
+            about = record["run_id"], record["checkpoint"], *asked
+            now = folder.config()["run_id"], f"ckpt_{folder.pointer('latest')}"
+            return about == (*now, list(self.lengths), self.merge, self.most)
+        return False
 
     @property
     def names(self) -> list[str]:
@@ -86,21 +103,29 @@ def evaluate_task(run: LoadedRun, config: LongConfig, name: str) -> dict:
         splits[str(length)] = found
         if name in REAL and not context.cut:  # longer ones would be the same
             break
+    head = "cosine or MaxSim" if "recall_1" in next(iter(splits.values()))["metrics"] else "ridge classifier"
+    return record_of(run, config, name, splits, {"cut": shares, "head": head})
+
+
+def record_of(run: LoadedRun, config: LongConfig, name: str, splits: dict, protocol: dict) -> dict:
+    protocol |= {"merge": config.merge, "lengths": list(config.lengths), "row": run.max_length, "most": config.most}
     return {
         "task": name,
         "mode": "long",
         "run_id": run.config["run_id"],
         "checkpoint": f"ckpt_{run.step}",
         "splits": splits,
-        "protocol": {
-            "merge": config.merge,
-            "cut": shares,
-            "row": run.max_length,
-            "most": config.most,
-            "head": "cosine or MaxSim" if "recall_1" in next(iter(splits.values()))["metrics"] else "ridge classifier",
-            **run.model.options._asdict(),
-        },
+        "protocol": protocol | run.model.options._asdict(),
     }
+
+
+def reconstruct(run: LoadedRun, config: LongConfig) -> dict:
+    """The record of `reconstruction`."""
+    splits = {}
+    for length in config.lengths:
+        splits[str(length)] = rate(run, length, config.most)
+        log(f"reconstruction, {length} tokens")
+    return record_of(run, config, RECONSTRUCTION, splits, {})
 
 
 def rows_of(record: dict) -> list[dict]:
@@ -137,11 +162,14 @@ def main(argv) -> int:
     run, records, folder = config.load(), [], Path(config.run) / "eval"
     with locked(folder, "evaluate a copy of the run folder"):
         for name in config.names:
-            records.append(evaluate_task(run, config, name))
-            write_atomic(folder / f"long_{name}.json", json.dumps(records[-1], indent=1) + "\n")
+            made = reconstruct(run, config) if name == RECONSTRUCTION else evaluate_task(run, config, name)
+            records.append(made)
+            write_atomic(long_path(config.run, name), json.dumps(made, indent=1) + "\n")
         draw_depth(records, folder / "long_depth.png")
     print(f"{run.config['run_id']}, ckpt_{run.step}, merge={config.merge}\n")
-    print(dict_table([row for record in records for row in rows_of(record)]))
+    tables = [row for record in records if record["task"] != RECONSTRUCTION for row in rows_of(record)]
+    kept = [row for record in records if record["task"] == RECONSTRUCTION for row in rate_rows(record["splits"])]
+    print("\n\n".join(dict_table(rows) for rows in (tables, kept) if rows))
     return 0
 
 

@@ -1,5 +1,5 @@
 """
-Rows of up to 16,384 tokens, read into 512 concepts by six layers, on one GPU.
+Rows of up to 16,384 tokens, read into 512 concepts by six layers, on one GPU; shorter rows into fewer, of a sentence 8.
 
 TSDAE as in tsdae_l6 on rows of 512, 4,096 or 16,384 tokens, without what is particular to the original project. Never
 trained, here or there.
@@ -15,5 +15,6 @@ tied = True
 lengths = (512, 4096, 16384)
 max_length = 16384
 concepts = 512
+concepts_per_token = 0.03125
 batch_size = 32
 micro_batch = 1

@@ -172,6 +172,14 @@ def dodge(places: list[float]) -> list[float]:
     return moved
 
 
+def colours_of(names) -> dict:
+    """A colour for each name."""
+    from matplotlib import colormaps
+
+    some = colormaps["tab10" if len(names) <= 10 else "tab20" if len(names) <= 20 else "turbo"]
+    return {name: some(i) if len(names) <= 20 else some(i / len(names)) for i, name in enumerate(names)}
+
+
 @optional_picture
 def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> Path:
     """
@@ -179,11 +187,9 @@ def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> P
     arm keeps its colour, so that colours agree in all pictures of a grid. One thin line per seed; if no run has more
     than one point, the median of the seeds with a bar from the least to the greatest.
     """
-    from matplotlib import colormaps
     from matplotlib.ticker import EngFormatter
 
-    some = colormaps["tab10" if len(arms) <= 10 else "tab20" if len(arms) <= 20 else "turbo"]
-    colours = {arm: some(i) if len(arms) <= 20 else some(i / len(arms)) for i, arm in enumerate(arms)}
+    colours = colours_of(arms)
     arms = {arm: runs for arm, runs in arms.items() if runs}
     curves = any(len(run) > 1 for runs in arms.values() for run in runs)
     with panels(path, 2, 5.2, 3, across=1) as every:
@@ -203,6 +209,37 @@ def cost_figure(arms: dict[str, list[list[tuple]]], label: str, path: Path) -> P
         handles = [every[0].plot([], [], color=colours[arm], lw=3)[0] for arm in arms]
         where = {"loc": "outside lower center", "ncols": max(1, 60 // (6 + max(map(len, arms))))}
         every[0].figure.legend(handles, list(arms), frameon=False, fontsize="small", **where)
+    return path
+
+
+@optional_picture
+def length_figure(
+    panels_of: dict[str, tuple[dict, dict]], path: Path, scale: str = "linear", xlabel: str = "tokens"
+) -> Path:
+    """Values against the length of rows, or another `xlabel`. panels_of: label of a panel -> (name -> points (tokens,
+    value), floors in the same form, dotted); a name has one colour in all panels. scale: of the values, "linear" or
+    "log"."""
+    colours, greys = (
+        colours_of(dict.fromkeys(name for lines, _ in panels_of.values() for name in lines)),
+        ("0.7", "0.4"),
+    )
+    with panels(path, len(panels_of), 3.6, 2.8, across=3) as every:
+        for axes, (label, (lines, floors)) in zip(every, panels_of.items(), strict=True):
+            for name, own in lines.items():
+                axes.plot(*zip(*own, strict=True), marker=".", color=colours[name])
+            for own, grey in zip(floors.values(), greys, strict=False):
+                axes.plot(*zip(*own, strict=True), ls=":", color=grey)
+            axes.set(title=label, xlabel=xlabel, xscale="log", yscale=scale)
+            places = sorted({x for own in lines.values() for x, _ in own})
+            axes.set_xticks(places, [f"{x:g}" for x in places], rotation=90 if len(places) > 4 else 0)
+            axes.minorticks_off()
+        drawn = [(name, {"color": colour, "lw": 3}) for name, colour in colours.items()]
+        known = dict.fromkeys(name for _, floors in panels_of.values() for name in floors)
+        drawn += [(name, {"color": grey, "ls": ":"}) for name, grey in zip(known, greys, strict=False)]
+        handles, names = [every[0].plot([], [], **style)[0] for _, style in drawn], [name for name, _ in drawn]
+        across = int(33 * min(3, len(panels_of)) / (6 + max(map(len, names))))
+        where = {"loc": "outside lower center", "ncols": max(1, across)}
+        every[0].figure.legend(handles, names, frameon=False, fontsize="small", **where)
     return path
 
 
@@ -241,7 +278,7 @@ def heatmaps(matrices, path: Path, limits=(-1, 1), colours="RdBu_r", what="mean 
     labels = labels or {"xlabel": "concept", "ylabel": "concept"}
     with panels(path, len(matrices), 2.7, 2.4, across=2) as every:
         for axes, (name, values) in zip(every, matrices.items(), strict=True):
-            image = axes.imshow(values, vmin=limits[0], vmax=limits[1], cmap=colours)
+            image = axes.imshow(values, vmin=limits[0], vmax=limits[1], cmap=colours, aspect="auto")
             axes.set(title=name, **labels)
         axes.figure.colorbar(image, ax=every, label=what)
     return path

@@ -17,6 +17,8 @@ from lab.distributed import exact_matmul
 from lab.runs import LoadedRun
 
 SEEN = 5  # tokens that occur less often are not listed
+WEIGHTS = 1 << 19  # of a head, at once
+BINS = 16  # of a row
 
 
 class Watch(TorchFunctionMode):
@@ -58,11 +60,15 @@ class Attention:
     ids: list[list[int]]
 
 
-@torch.no_grad()
 def attention(run: LoadedRun, texts: list[str]) -> Attention | None:
-    """None if the encoder's concepts do not attend to tokens (funnel: they attend to means of tokens), or if the texts
-    are too short to distinguish tokens from latents."""
-    rows = [ids[: run.max_length] for ids in run.encode_texts(texts)]
+    """`attention_of` their tokens, of a longer text the first max(lengths)."""
+    return attention_of(run, [ids[: run.max_length] for ids in run.encode_texts(texts)])
+
+
+@torch.no_grad()
+def attention_of(run: LoadedRun, rows: list[list[int]]) -> Attention | None:
+    """rows: ids of each text. None if the encoder's concepts do not attend to tokens (funnel: they attend to means of
+    tokens; chunked: chunk by chunk), or if the texts are too short to distinguish tokens from latents."""
     config = run.model.config
     R, longest = config.registers, max(map(len, rows))
     C = run.model.options.concepts or config.concepts_of(longest)
@@ -73,8 +79,9 @@ def attention(run: LoadedRun, texts: list[str]) -> Attention | None:
     rows = [row[:longest] for row in rows]
     ids, mask = (torch.from_numpy(x).to(run.device) for x in pad_batch(rows, run.config["pad_id"]))
     parts = []
-    for at in range(0, len(rows), 64):
-        some = ids[at : at + 64], mask[at : at + 64]
+    size = max(1, min(64, WEIGHTS // ((C + R) * longest)))
+    for at in range(0, len(rows), size):
+        some = ids[at : at + size], mask[at : at + size]
         with exact_matmul(), Watch(some[1], C, R) as watch:
             run.model.encode(some[0], mask=some[1], row_length=longest)
         if not watch.found:
@@ -113,3 +120,13 @@ def type_shares(run: LoadedRun, read: Attention) -> Tensor:
         types = torch.tensor([TYPES.index(name) for name in token_types(*words_of(ids))])
         sums.index_add_(1, types, weights[:, : len(ids)].double())
     return sums / len(read.ids)
+
+
+def by_position(read: Attention) -> Tensor:
+    """[C, BINS]: how much of its attention each concept gives to each part of the rows, where 1 is an even share. Rows
+    of one length."""
+    S = read.weights.shape[2]
+    shares = torch.zeros(read.weights.shape[1], BINS)
+    shares.index_add_(1, torch.arange(S) * BINS // S, read.weights.mean(0))
+    even = torch.bincount(torch.arange(S) * BINS // S, minlength=BINS) / S
+    return shares / even

@@ -194,6 +194,89 @@ def record_path(folder, task: str) -> Path:
     return Path(folder) / "eval" / f"zero_shot_{task}.json"
 
 
+def long_path(folder, task: str) -> Path:
+    return Path(folder) / "eval" / f"long_{task}.json"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Long documents
+
+LONG_FLOORS = "chance", "word_tfidf", "token_idf", "untrained"
+
+
+def long_scores(runs: list[dict]) -> dict[str, dict[str, dict[int, list[dict]]]]:
+    """Task -> arm -> length -> the records of its seeds; without reconstruction, whose records are `rate_rows`'."""
+    found = {}
+    for run in runs:
+        for task, splits in run.get("long", {}).items():
+            splits = {} if task == "reconstruction" else splits
+            for length, split in splits.items():
+                found.setdefault(task, {}).setdefault(run["arm"], {}).setdefault(int(length), []).append(split)
+    return found
+
+
+def long_rows(runs: list[dict]) -> list[dict]:
+    """A row for each task, length and arm: median of its seeds with their range, beside the floors' medians."""
+    rows = []
+    for task, arms in long_scores(runs).items():
+        for length in sorted({n for lengths in arms.values() for n in lengths}):
+            for arm, seeds in ((arm, lengths[length]) for arm, lengths in arms.items() if length in lengths):
+                main = next(iter(seeds[0]["metrics"]))
+                row = {"task": task, "metric": main, "tokens": f"{length:,}", "arm": arm, "seeds": str(len(seeds))}
+                row["score"] = format_range(over_seeds([one["metrics"][main] for one in seeds]))
+                for floor in LONG_FLOORS:
+                    theirs = [one["floors"][floor][main] for one in seeds if floor in one["floors"]]
+                    row[floor] = f"{100 * np.median(theirs):.1f}" if theirs else ""
+                rows.append(row)
+    return rows
+
+
+def rate_rows(splits: dict[str, dict], **lead) -> list[dict]:
+    """A row for each length and number of concepts of one run's reconstruction (lab/analysis/rate.py)."""
+    rows = []
+    for length, counts in splits.items():
+        twin = counts["untrained"]
+        for count, one in ((count, one) for count, one in counts.items() if count != "untrained"):
+            row = {"tokens": f"{int(length):,}", "concepts": count} | lead
+            row |= {
+                "tokens a concept": f"{one['tokens_per_concept']:g}",
+                "bits a token": f"{one['bits_per_token']:.3f}",
+            }
+            row |= {"untrained": f"{twin['bits_per_token']:.3f}", "kept %": f"{100 * one['share_kept']:.1f}"}
+            row |= {name: f"{100 * one[name.replace('-', '_')]:.1f}" for name in ("teacher-forced", "free-running")}
+            rows.append(row)
+    return rows
+
+
+def rate_picture(runs: list[dict], path: Path) -> Path | None:
+    """Bits that a token keeps against the tokens of a concept: a line per arm and length, its first seed."""
+    lines = {}
+    for run in sorted((run for run in runs if "reconstruction" in run.get("long", {})), key=lambda run: run["seed"]):
+        for length, counts in run["long"]["reconstruction"].items():
+            points = [
+                (one["tokens_per_concept"], one["bits_per_token"]) for n, one in counts.items() if n != "untrained"
+            ]
+            lines.setdefault(f"{run['arm']}, {int(length):,}", sorted(points))
+    label = "bits a token keeps"
+    return report.length_figure({label: (lines, {})}, path, xlabel="tokens a concept") if lines else None
+
+
+def long_picture(runs: list[dict], path: Path) -> Path | None:
+    """Scores against the length of documents: a panel per task, a line per arm, its median of the seeds; dotted: chance
+    and TF-IDF of words."""
+    found = {}
+    for task, arms in long_scores(runs).items():
+        lines, floors = {}, {}
+        for arm, lengths in arms.items():
+            main = next(iter(next(iter(lengths.values()))[0]["metrics"]))
+            lines[arm] = [(n, 100 * np.median([one["metrics"][main] for one in lengths[n]])) for n in sorted(lengths)]
+            for floor in ("chance", "word_tfidf"):
+                known = [(n, 100 * lengths[n][0]["floors"].get(floor, {}).get(main, np.nan)) for n in sorted(lengths)]
+                floors[floor] = known
+        found[f"{task}, {main} x100"] = lines, floors
+    return report.length_figure(found, path) if found else None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures against FLOPs and seconds
 
@@ -271,6 +354,16 @@ def write(folder: Path, results: dict, resolved: dict[str, dict], data: Path) ->
     arms = ("Arms", arm_rows(results["arms"], scores), [notes(results, resolved)])
     sections = [(f"Paired with {first}", paired, [rule])] if paired else []
     sections += [("Scores beside their floors", report.drop_empty_columns(scores), sentences)] if scores else []
+    long = long_rows(runs)
+    rates = [
+        row
+        for one in runs
+        for row in rate_rows(one.get("long", {}).get("reconstruction", {}), arm=one["arm"], seed=str(one["seed"]))
+    ]
+    sections += (
+        [("Reconstruction", rates, ["Of validation rows read whole, by the run's own decoder."])] if rates else []
+    )
+    sections += [("Long documents", long, ["x100, zero-shot, by eval_long.py."])] if long else []
     words = [{"run": name, "verdict": one.get("verdict"), "learned": one.get("learned")} for name, one in named]
     groups = compared(paired, first)
     said = verdict(results["arms"], groups, losses_compare(resolved))
@@ -280,7 +373,8 @@ def write(folder: Path, results: dict, resolved: dict[str, dict], data: Path) ->
     caption += "cost stand side by side. Curves: a thin line a seed. Seconds are of training steps alone."
     parts = report.sections_html([*sections, ("Collapsed? Learned?", words, []), arms])
     parts.append(report.paragraphs([caption]))
-    parts += map(report.picture, pictures(results, folder))
+    drawn = [long_picture(runs, folder / "long.png"), rate_picture(runs, folder / "rate.png")]
+    parts += map(report.picture, [*pictures(results, folder), *(path for path in drawn if path)])
     if groups:
         parts.insert(0, report.picture(report.forest(groups, f"score less {first}'s, x100", folder / "paired.png")))
     about = f"{len(runs)} finished runs of {len(results['arms'])} arms on {results['base']}, seeds "

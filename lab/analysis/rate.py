@@ -1,0 +1,71 @@
+"""
+How much of a row its concepts keep, by the length of the row and the number of concepts.
+
+A rate-distortion curve: the rate is tokens per concept, the distortion what the decoder cannot predict. Published
+ratios are of other models and measures: a vector of a frozen decoder of 160 M parameters holds up to 80 tokens when it
+is optimised for that text alone (Kuratov et al. 2025, arXiv:2502.13063), ICAE keeps 4 tokens a slot (arXiv:2307.06945),
+500xCompressor 6 to 480 (arXiv:2408.03094), both with a decoder of billions of parameters.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from lab.analysis.measure import worth
+from lab.configurator import UserError
+from lab.data.sampler import Sampler
+from lab.distributed import exact_matmul
+from lab.runs import LoadedRun
+
+SEED = 20250101  # of the rows
+TOKENS = 1 << 16  # of the rows of one length, at most
+AT_ONCE = 1 << 14  # tokens of a batch
+
+
+def counts_of(run: LoadedRun, length: int) -> list[int]:
+    """Numbers of concepts that a row of `length` tokens can be read into: one, or of a nested run 1, 2, 4 ... all."""
+    most = run.model.options.concepts or run.model.config.concepts_of(length)
+    smaller = [1 << i for i in range((most - 1).bit_length())] if run.model.config.nested else []
+    return [*smaller, most]
+
+
+@torch.no_grad()
+def kept(run: LoadedRun, ids: torch.Tensor, count: int) -> dict[str, float]:
+    """ids [B, n], read whole into `count` concepts -> bits_per_token: by how many bits a token's cross-entropy is lower
+    than with the mean concepts of all rows; share_kept: of the bits it has with those; and the shares of right tokens,
+    given the true ones before (teacher_forced) or the decoder's own (free_running)."""
+    options = run.model.options._replace(concepts=count if run.model.config.nested else 0)
+    parts = ids.split(max(1, AT_ONCE // ids.shape[1]))
+    with exact_matmul():
+        concepts = [run.model.encode(part.to(run.device), options=options) for part in parts]
+        mean = torch.cat(concepts).mean(0, keepdim=True)
+        own = [worth(run, c, part.to(run.device)) for c, part in zip(concepts, parts, strict=True)]
+        without = [worth(run, mean.expand_as(c), part.to(run.device)) for c, part in zip(concepts, parts, strict=True)]
+
+    def average(every, key):
+        return sum(one[key] * len(part) for one, part in zip(every, parts, strict=True)) / len(ids)
+
+    bits = (average(without, "loss") - average(own, "loss")) / math.log(2)
+    found = {"bits_per_token": bits, "share_kept": bits * math.log(2) / average(without, "loss")}
+    for key in ("teacher-forced", "free-running"):
+        found[key.replace("-", "_")] = average(own, key)
+    return found
+
+
+def rate(run: LoadedRun, length: int, most: int) -> dict[str, dict]:
+    """Number of concepts -> `kept` and tokens_per_concept, of at most `most` validation rows of `length` tokens; of the
+    untrained twin at all concepts under "untrained"."""
+    if run.model.decoder is None:
+        raise UserError(f"{run.config['run_id']} has no decoder, so nothing is reconstructed; leave reconstruction out")
+    if length > run.max_length:
+        raise UserError(f"the run's longest row has {run.max_length} tokens; give --lengths of that or less")
+    if (corpus := run.corpus("val")) is None:
+        raise UserError("the run's validation text is not at hand; give --data_dir's folder back, or other --tasks")
+    sampler = Sampler(corpus, (length,), seed=SEED)
+    if sampler.windows(length) < 8:
+        raise UserError(f"the validation text has no rows of {length} tokens; give shorter --lengths")
+    ids = torch.from_numpy(sampler.batch(0, length, np.arange(min(most, max(8, TOKENS // length))))[0])
+    counts = counts_of(run, length)
+    found = {str(c): kept(run, ids, c) | {"tokens_per_concept": length / c, "n": len(ids)} for c in counts}
+    return found | {"untrained": kept(run.twin(0), ids, counts[-1])}
