@@ -232,7 +232,7 @@ def time_arms(settings, shapes, repeats: int, names: list[str], world: World, co
     return seconds
 
 
-def benchmark(path: Path, encoder: str, config: BenchConfig, world: World, best: float) -> dict:
+def benchmark(path: Path, config: BenchConfig, world: World, best: float, encoder: str = "") -> dict:
     settings = timed(read_preset(path, config.batch, config.lengths, encoder), world)
     called = f"{settings.preset}/{encoder}" if encoder else settings.preset
     compiled = world.device.type == "cuda" if config.compile == "auto" else config.compile
@@ -332,7 +332,7 @@ def main(argv) -> int:
         "torch": torch.__version__,
         "commit": commit(),
         "ceiling": best,
-        "presets": [benchmark(*one, config, world, best) for one in every],
+        "presets": [benchmark(path, config, world, best, encoder) for path, encoder in every],
     }
     print(as_table(results))
     if config.json:

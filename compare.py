@@ -77,6 +77,7 @@ class Grid:
     tasks: list[str]
     tasks_where: str
     long: list[str]  # flags of eval_long.py
+    long_where: str
 
     def runs(self) -> list[tuple[str, str, int]]:
         """(run, arm, seed), all arms of the first seed first, so that an unfinished grid is a comparison already."""
@@ -128,12 +129,14 @@ def read_grid(path: Path) -> Grid:
     if not isinstance(names, str):
         raise UserError(f'{place}: tasks = {names} is no text; write tasks = "stsb,sick_r"')
     names = [name.strip() for name in names.split(",") if name.strip()]
-    long, place = given.pop("long", ({}, where))
+    long, long_where = given.pop("long", ({}, where))
     if not isinstance(long, dict) or not all(isinstance(key, str) for key in long) or {"run", "data"} & long.keys():
-        raise UserError(f'{place}: long = {long} has no flags of eval_long.py; write long = {{"tasks": "controls"}}')
+        raise UserError(
+            f'{long_where}: long = {long} has no flags of eval_long.py; write long = {{"tasks": "controls"}}'
+        )
     common = {key: value for key, (value, _) in given.items()}
     arms = {name: merge(common, arm) for name, arm in arms.items()}
-    return Grid(path.stem, base, arms, where, seeds, names, place, flags(long))
+    return Grid(path.stem, base, arms, where, seeds, names, place, flags(long), long_where)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,7 +188,7 @@ def check_long(grid: Grid, data: str):
     try:
         return parse(words, LongConfig, prog="eval_long.py", doc="", root=ROOT, positional=False).make(LongConfig)
     except UserError as error:
-        raise UserError(f"{grid.where}: long: {error}") from None
+        raise UserError(f"{grid.long_where}: long: {error}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -47,6 +47,35 @@ def test_weights_are_those_of_the_layers(tokenizer):
         assert not read.weights[i, :, n:].any()
 
 
+def test_where_in_a_row_each_concept_reads():
+    weights = torch.rand(4, 3, 40).softmax(-1)
+    shares = attention.by_position(attention.Attention(weights, [[0] * 40] * 4))
+    assert shares.shape == (3, attention.BINS)
+    for c in range(3):
+        for part in range(attention.BINS):
+            inside = [i for i in range(40) if i * attention.BINS // 40 == part]
+            expected = sum(weights[r, c, i] for r in range(4) for i in inside) / 4 / (len(inside) / 40)
+            torch.testing.assert_close(shares[c, part], expected)
+
+
+def test_texts_have_concepts_by_their_tokens(tokenizer):
+    """And the same ones whatever is embedded with them."""
+    run = run_of(tokenizer, concepts=4, concepts_per_token=0.5, min_concepts=1)
+    texts = ["ran .", "a dog ran .", "the cat sat on a mat .", "the cat sat on the mat . a dog"]
+    counts = [run.model.config.concepts_of(len(ids)) for ids in run.encode_texts(texts)]
+    assert counts == [1, 2, 2, 4]
+    together, vectors, every = run.concepts(texts), run.embed(texts), run.pooled(texts, every=True)
+    for i, text in enumerate(texts):
+        with torch.no_grad():
+            (alone,) = run.model.encode(torch.tensor(run.encode_texts([text])))
+        assert len(alone) == counts[i]
+        expected = alone.repeat(4 // counts[i], 1)
+        torch.testing.assert_close(together[i], expected)
+        torch.testing.assert_close(every[i].float(), expected)
+        torch.testing.assert_close(vectors[i], alone.mean(0), atol=1e-5, rtol=1e-4)
+    assert attention.attention(run, texts).weights.shape[1] == 4
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("concepts", [3, 7])  # 7: as many as the longest text has tokens
 def test_every_encoder_is_watched_or_says_that_it_cannot(encoder, concepts, tokenizer):

@@ -77,6 +77,26 @@ def test_other_lengths(tiny, tmp_path, monkeypatch):
     assert preset["ratio_to_dense"] is None and [r["peak_bytes"] for r in preset["by_length"]] == [64, 128]
 
 
+def test_other_encoders_and_a_picture(tiny, tmp_path, monkeypatch):
+    tiny.write_text(TINY.replace("original_structure = True", ""))
+    monkeypatch.setattr(bench, "ceiling", functools.partial(bench.ceiling, seconds=0.2))
+    monkeypatch.setattr(bench, "in_fresh_process", lambda function, name, shape, path, encoder, *rest: len(encoder))
+    words = [
+        str(tiny),
+        f"--json={tmp_path / 'bench.json'}",
+        f"--figure={tmp_path / 'cost.png'}",
+        "--encoders=bixt,slot",
+    ]
+    words += ["--batch=1", "--repeats=1", "--device=cpu", "--dense=False", "--lengths=16,32"]
+    assert bench.main(words) == 0
+    presets = json.loads((tmp_path / "bench.json").read_text())["presets"]
+    assert [(preset["name"], preset["peak_bytes"]) for preset in presets] == [("tiny/bixt", 4), ("tiny/slot", 4)]
+    assert presets[0]["flops_per_token"] != presets[1]["flops_per_token"]
+    assert (tmp_path / "cost.png").stat().st_size > 1000
+    with pytest.raises(UserError, match="bixt"):
+        bench.main([str(tiny), "--encoders=bixtt"])
+
+
 def test_arms_are_gone_where_memory_is_measured(tiny, monkeypatch):
     """What they hold would be lacking to the process that measures."""
     arms = []

@@ -234,6 +234,47 @@ def test_what_is_done_is_skipped_and_new_tasks_are_judged(place, started, capsys
     assert not compare.is_evaluated(run, "stsb", "another")
 
 
+def test_long_documents_of_a_grid(place, started, capsys, tmp_path):
+    """Judged once; a table beside the floors, and a picture against the length."""
+    shutil.copytree(place / "whole", place / "long")
+    flags = 'long = {"tasks": ("needle", "halves"), "lengths": (32, 64), "most": 60}\n'
+    grid = grid_file(tmp_path, '{"wide": {"concepts": 6}}', f"seeds = (0, 1)\n{flags}")
+    with training.unrendered():
+        assert compare.main(arguments(place, grid, "long")) == 0
+    assert started == ["eval_long"] * 2
+    printed = capsys.readouterr().out
+    section = printed.partition("## Long documents")[2]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    assert [row[:5] for row in rows[2:4]] == [["needle", "accuracy", n, "wide", "2"] for n in ("32", "64")]
+    splits = [one["long"]["needle"]["64"] for one in results(place, "long")["runs"].values()]
+    ours = [100 * split["metrics"]["accuracy"] for split in splits]
+    cells = dict(zip(rows[0], rows[3], strict=True))
+    assert cells["score"].split()[0] == f"{np.mean(ours):.1f}"
+    assert cells["chance"] == f"{100 * splits[0]['floors']['chance']['accuracy']:.1f}"
+    with training.unrendered():
+        assert compare.main(arguments(place, grid, "long")) == 0
+        assert started == ["eval_long"] * 2
+        grid.write_text(grid.read_text().replace("(32, 64)", "(32,)"))
+        assert compare.main(arguments(place, grid, "long")) == 0
+    assert started == ["eval_long"] * 4
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("'controls'", "long = controls has no flags"),
+        ("{'tasks': 'neddle'}", "did you mean needle?"),
+        ("{'length': 512}", "did you mean lengths"),
+        ("{'run': 'out/x'}", "no flags"),
+    ],
+)
+def test_mistakes_in_the_flags_of_long_documents(flags, said, files, tmp_path):
+    grid = grid_file(tmp_path, more=f"long = {flags}\n")
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        compare.main(arguments(files, grid, "mistakes"))
+    assert "toy.py" in str(error.value)
+
+
 def test_a_stopped_grid_continues_to_the_same_results(place, tmp_path):
     grid = grid_file(tmp_path, '{"wide": {"concepts": 6}}')
     out = RunFolder(place / "stopped" / "compare" / "toy" / "wide_s0")

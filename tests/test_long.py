@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import math
 import random
 import re
 
@@ -11,6 +12,9 @@ import torch
 
 import eval_long
 import losses
+from encoders import Options
+from lab.analysis.measure import to_write
+from lab.analysis.rate import kept
 from lab.configurator import UserError
 from lab.data.tokenizers import split_sentences
 from lab.evaluation import long, long_scores
@@ -242,8 +246,51 @@ def test_the_command(trained, tmp_path, capsys, merge, monkeypatch):
         ("--lengths=512,128", "numbers of tokens that grow"),
         ("--lengths=8", "lengths"),
         ("--merge=perceiver", "merge"),
+        ("--tasks=reconstruct", "did you mean reconstruction?"),
     ],
 )
 def test_mistakes(trained, flag, said):
     with pytest.raises(UserError, match=re.escape(said)):
         eval_long.main([f"--run={trained}", flag])
+
+
+# ---- reconstruction
+
+
+@pytest.fixture(scope="module")
+def nested(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("rate") / "run"
+    run(data, out, *BRIEF, "--max_steps=2", "--nested=True", "--concepts=4", "--lengths=32", "--max_length=32")
+    return out
+
+
+def test_bits_kept_equal_a_loop(nested):
+    """Of each row by itself, in float64, from its logits."""
+    one = load_run(nested, device="cpu")
+    ids = torch.from_numpy(np.random.default_rng(0).integers(5, 60, (5, 12)))
+    found = kept(one, ids, 2)
+    model, every = one.model.double(), []
+    for row in ids:
+        every.append(model.encode(row[None], options=Options(2)))
+    mean, losses_of, right = torch.cat(every).mean(0, keepdim=True), {"own": [], "mean": []}, []
+    for row, own in zip(ids, every, strict=True):
+        for name, concepts in (("own", own), ("mean", mean)):
+            logits = model.logits(model.decode(concepts, to_write(row[None]))[0])
+            chances = logits.softmax(-1)
+            losses_of[name] += [-math.log2(chances[i, t].item()) for i, t in enumerate(row)]
+        right += (model.logits(model.decode(own, to_write(row[None]))[0]).argmax(-1) == row).tolist()
+    assert found["bits_per_token"] == pytest.approx(np.mean(losses_of["mean"]) - np.mean(losses_of["own"]), abs=1e-5)
+    assert found["share_kept"] == pytest.approx(1 - np.mean(losses_of["own"]) / np.mean(losses_of["mean"]), abs=1e-5)
+    assert found["teacher_forced"] == found["free_running"] == np.mean(right)
+
+
+def test_reconstruction_by_the_command(nested, capsys):
+    assert eval_long.main([f"--run={nested}", "--tasks=reconstruction", "--lengths=32", "--most=30"]) == 0
+    printed = capsys.readouterr().out
+    record = json.loads((nested / "eval/long_reconstruction.json").read_text())
+    (split,) = record["splits"].values()
+    assert [*split] == ["1", "2", "4", "untrained"]
+    assert [split[c]["tokens_per_concept"] for c in "124"] == [32, 16, 8]
+    assert printed.count("\n| 32 ") == 3 and f"{split['4']['bits_per_token']:.3f}" in printed
+    with pytest.raises(UserError, match="longest row has 32 tokens"):
+        eval_long.main([f"--run={nested}", "--tasks=reconstruction", "--lengths=64"])
