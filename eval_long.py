@@ -5,8 +5,9 @@ Evaluates a run on long documents, zero-shot, beside floors.
     python eval_long.py --run=out/concepts_cpu --tasks=imdb,race,qmsum --data=DIR
 
 DIR holds imdb_train.tsv and imdb_test.tsv (id, rating, label, text), race_test.jsonl and qmsum.jsonl as published, of
-SCROLLS contract_nli/ and quality/ with train.jsonl and validation.jsonl, of LongBench passage_retrieval_en.jsonl; each
-plain or packed. `all`: the tasks whose files are there, and those that need none.
+SCROLLS contract_nli/, quality/ and qasper/ with train.jsonl and validation.jsonl, of LongBench trec.jsonl and
+passage_retrieval_en.jsonl; each plain, packed, or a .parquet of the same name, of which each column is a key. `all`:
+the tasks whose files are there, and those that need none.
 
 Documents end at each of --lengths tokens; the share that this cuts is printed. A document that is longer than the run's
 longest row is read in parts: their vectors are averaged (--merge=mean), or all concepts of all parts are compared
@@ -14,6 +15,7 @@ longest row is read in parts: their vectors are averaged (--merge=mean), or all 
 
 imdb: is a review positive? race: which of four answers is right? qmsum: which window of a meeting belongs to a query?
 contract_nli: does a contract entail a statement? quality: which of four answers about a story is right?
+qasper: which of ten answers belongs to a question about a paper? trec: of what kind is the answer to a question?
 passage_retrieval_en: which paragraph does an abstract summarise?
 halves: which second half belongs to a first half? duplicates: which document had half of its sentences replaced?
 Controls are made of the run's held-out sentences: passkey (which digit was named?), needle (is a sentence there?),

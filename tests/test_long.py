@@ -7,6 +7,7 @@ import random
 import re
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -166,6 +167,14 @@ def test_files_of_scrolls_and_longbench_are_read(context):
     rows = [dict(id=str(i), pid=f"{i}_0", input=text, output="A king") for i in range(20)]
     (folder / "quality/validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
     paragraphs = "\n\n".join(f"Paragraph {i}: Text {i}." for i in range(1, 31))
+    (folder / "qasper").mkdir()
+    rows = [dict(input=f"What is {i}?\n\nPaper {i // 2}.", output=f"Number {i}") for i in range(30)]
+    (folder / "qasper/validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    kinds = ["Food", "Animal"]
+    rows = [
+        dict(input=f"Who is {i}?", context="Examples.", answers=[kinds[i % 2]], all_classes=kinds) for i in range(30)
+    ]
+    (folder / "trec.jsonl").write_text("\n".join(map(json.dumps, rows)))
     rows = [dict(input="It is about seven.", context=paragraphs, answers=["Paragraph 7"]) for i in range(20)]
     (folder / "passage_retrieval_en.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task = TASKS["contract_nli"](context, 512)
@@ -177,6 +186,16 @@ def test_files_of_scrolls_and_longbench_are_read(context):
     task = TASKS["quality"](context, 512)
     assert task.texts[:4] == ["The cook", "A king", "Nobody", "The dog"] and task.right[0].tolist() == [0, 1, 0, 0]
     assert task.queries[0].endswith("The end.\nWho came?")
+    task = TASKS["qasper"](context, 512)
+    for query, own, right in zip(task.queries, task.candidates, task.right, strict=True):
+        number, paper = int(re.search(r"What is (\d+)", query)[1]), int(re.match(r"Paper (\d+)", query)[1])
+        texts = [task.texts[i] for i in own]
+        assert [texts[i] for i in np.flatnonzero(right)] == [f"Number {number}"] and len(texts) == long.AMONG
+        assert not any(int(text[7:]) // 2 == paper for text in texts if text != f"Number {number}")
+    task = TASKS["trec"](context, 512)
+    assert (task.train, len(task.texts)) == (20, 30)
+    for text, label in zip(task.texts, task.labels, strict=True):
+        assert int(re.match(r"Who is (\d+)", text)[1]) % 2 == label
     task = TASKS["passage_retrieval_en"](context, 512)
     assert len(task.right[0]) == 30 and task.texts[task.right[0].argmax()].strip() == "Text 7."
 
@@ -195,6 +214,39 @@ def test_files_are_read(context):
     for i, right in enumerate(task.right):
         texts = [task.texts[j] for j in task.candidates[i][right]]
         assert 1 <= len(texts) <= 2
+
+
+def test_parquet_is_read(context):
+    """As the Hub's repositories hold it: of RACE a question a row."""
+    write_files(context.folder)
+    expected = {name: TASKS[name](context, 512) for name in ("imdb", "race", "qmsum")}
+    rows = [json.loads(line) for line in (context.folder / "race_test.jsonl").read_text().splitlines()]
+    each = [
+        dict(example_id=row["id"], article=row["article"], question=question, options=options, answer=answer)
+        for row in rows
+        for question, options, answer in zip(row["questions"], row["options"], row["answers"], strict=True)
+    ]
+    files = {
+        "race_test": each,
+        "qmsum": list(map(json.loads, (context.folder / "qmsum.jsonl").read_text().splitlines())),
+    }
+    for split in ("train", "test"):
+        lines = lzma.open(context.folder / f"imdb_{split}.tsv.xz", "rt").read().splitlines()
+        files[f"imdb_{split}"] = [dict(text=line.split("\t")[3], label=int(line.split("\t")[2])) for line in lines]
+    for path in context.folder.glob("*.*"):
+        path.unlink()
+    for stem, rows in files.items():
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), context.folder / f"{stem}.parquet")
+    for name, task in expected.items():
+        again = TASKS[name](context, 512)
+        assert again.texts == task.texts
+        if name == "imdb":
+            assert (again.labels == task.labels).all()
+        else:
+            assert again.queries == task.queries
+    (context.folder / "qmsum.parquet").write_bytes((context.folder / "qmsum.parquet").read_bytes()[:-20])
+    with pytest.raises(UserError, match="qmsum.parquet is damaged"):
+        TASKS["qmsum"](context, 64)
 
 
 @pytest.mark.parametrize(

@@ -108,49 +108,75 @@ class Context:
 # Published tasks
 
 
-def rows_of(context: Context, stem: str) -> list[tuple[str, str]]:
-    """("file:line", line) of a file of the folder, packed or not."""
+def path_of(context: Context, stem: str) -> Path:
+    """A file of the folder, packed or not."""
     path = next(iter(sorted(context.folder.glob(f"{stem}.*"))), context.folder / stem)
     if not path.is_file():
         raise UserError(f"{show(path)} is missing; put the file there, give --data=DIR, or other --tasks")
+    return path
+
+
+def lines_of(path: Path) -> list[tuple[str, str]]:
+    """("file:line", line) of a file, packed or not."""
     with open(path, "rb") as file:
         lines = text_files.whole_lines(text_files.decoded(file))
         return [(f"{show(path)}:{i}", line) for i, line in enumerate(lines, 1) if line.strip()]
 
 
+def parquet_rows(path: Path) -> list[tuple[str, dict]]:
+    """("file, row", row) of a parquet file."""
+    import pyarrow.parquet  # late: hardly any file is one
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{show(path)} is damaged ({str(error)[:80]}); fetch the file again") from None
+    return [(f"{show(path)}, row {i}", row) for i, row in enumerate(rows, 1)]
+
+
 def objects_of(context: Context, stem: str, make: Callable) -> list:
-    """`make` of each object of a file of JSON lines."""
-    found = []
-    for where, line in rows_of(context, stem):
+    """`make` of each object of a file of JSON lines, or of parquet, where a column is a key."""
+    path, found = path_of(context, stem), []
+    parquet = path.suffix == ".parquet"
+    for where, row in parquet_rows(path) if parquet else lines_of(path):
         try:
-            found.append(make(json.loads(line)))
+            found.append(make(row if parquet else json.loads(row)))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"[:100]
             raise UserError(f"{where} is not of this task ({reason}); fetch the file again") from None
     return found
 
 
+def review(where: str, line: str) -> tuple[str, int]:
+    """A line of imdb_*.tsv -> (text, label)."""
+    fields = line.split("\t")
+    if len(fields) != 4 or fields[2] not in ("0", "1"):
+        raise UserError(f"{where}: no id, rating, label and text; correct or delete the line")
+    return fields[3], int(fields[2])
+
+
 def imdb(context: Context, length: int) -> Classes:
     """Is a film review positive? (Maas et al. 2011)"""
-    texts, labels, counts = [], [], []
+    reviews, counts = [], []
     for split, most in (("train", context.most), ("test", context.most // 2)):
-        rows = rows_of(context, f"imdb_{split}")
-        rows = context.chance(split).sample(rows, min(most, len(rows)))
-        for where, line in rows:
-            fields = line.split("\t")
-            if len(fields) != 4 or fields[2] not in ("0", "1"):
-                raise UserError(f"{where}: no id, rating, label and text; correct or delete the line")
-            texts.append(fields[3])
-            labels.append(int(fields[2]))
-        counts.append(len(rows))
-    return Classes(context.truncated(texts, length), np.array(labels), counts[0])
+        path = path_of(context, f"imdb_{split}")
+        if path.suffix == ".parquet":
+            rows = objects_of(context, f"imdb_{split}", lambda row: (row["text"], [0, 1].index(row["label"])))
+        else:
+            rows = [review(*line) for line in lines_of(path)]
+        reviews += context.chance(split).sample(rows, min(most, len(rows)))
+        counts.append(len(reviews))
+    texts, labels = zip(*reviews, strict=True)
+    return Classes(context.truncated(list(texts), length), np.array(labels), counts[0])
 
 
 def race(context: Context, length: int) -> Search:
     """Which of four answers is right to a question about a passage? (Lai et al. 2017, arXiv:1704.04683) The query is
     the passage and the question."""
 
-    def make(row):
+    def make(row):  # as published, all questions to a passage; or, in parquet, one
+        if "question" in row:
+            return [(row["question"], row["article"], row["options"], "ABCD".index(row["answer"]))]
         answers = ["ABCD".index(letter) for letter in row["answers"]]
         return [*zip(row["questions"], [row["article"]] * len(answers), row["options"], answers, strict=True)]
 
@@ -210,7 +236,8 @@ def qmsum(context: Context, length: int) -> Search:
 
 
 # SCROLLS (Shaham et al. 2022, arXiv:2201.03533): NAME/train.jsonl and validation.jsonl with input and output; its tests
-# have no labels. LongBench (Bai et al. 2023, arXiv:2308.14508): NAME.jsonl with input, context and answers.
+# have no labels. Its QMSum asks for summaries: qmsum above, of the published file, has the spans. LongBench (Bai et al.
+# 2023, arXiv:2308.14508): NAME.jsonl with input, context and answers.
 NLI = ["Entailment", "Contradiction", "Not mentioned"]
 OPTION = re.compile(r"^ ?\(([A-D])\) (.*)$", re.MULTILINE)
 
@@ -237,6 +264,31 @@ def quality(context: Context, length: int) -> Search:
 
     rows = objects_of(context, "quality/validation", make)
     return questions(context, length, context.chance("quality").sample(rows, min(context.most, len(rows))))
+
+
+def qasper(context: Context, length: int) -> Search:
+    """Which of AMONG answers, the others to questions about other papers, answers a question about a paper? (Qasper in
+    SCROLLS, where the question stands before the paper)"""
+    asked = objects_of(context, "qasper/validation", lambda row: (*row["input"].split("\n", 1), row["output"].strip()))
+    chance, found = context.chance("qasper"), []
+    for question, paper, answer in chance.sample(asked, min(context.most, len(asked))):
+        others = sorted({text for _, other, text in asked if other != paper and text != answer})
+        options = chance.sample(others, min(AMONG - 1, len(others)))
+        place = chance.randrange(len(options) + 1)
+        found.append((question, paper.strip(), [*options[:place], answer, *options[place:]], place))
+    return questions(context, length, found)
+
+
+def trec(context: Context, length: int) -> Classes:
+    """Of what kind is the answer to a question? (LongBench) The question stands before the examples that go with it."""
+    rows = objects_of(
+        context,
+        "trec",
+        lambda row: (f"{row['input']}\n{row['context']}", row["all_classes"].index(row["answers"][0])),
+    )
+    rows = context.chance("trec").sample(rows, min(context.most, len(rows)))
+    texts, labels = zip(*rows, strict=True)
+    return Classes(context.truncated(list(texts), length), np.array(labels), round(TRAIN * len(rows)))
 
 
 def passage_retrieval_en(context: Context, length: int) -> Search:
@@ -421,7 +473,8 @@ def third(context: Context, length: int) -> Search:
 
 
 FILES = {imdb: "imdb_test", race: "race_test", qmsum: "qmsum", passage_retrieval_en: "passage_retrieval_en"}
-FILES |= {contract_nli: "contract_nli/validation", quality: "quality/validation"}
+FILES |= {contract_nli: "contract_nli/validation", quality: "quality/validation", qasper: "qasper/validation"}
+FILES |= {trec: "trec"}
 REAL = {task.__name__: task for task in (*FILES, halves, duplicates)}
 CONTROLS = {task.__name__: task for task in (passkey, needle, order, count, contains, third)}
 TASKS = REAL | CONTROLS
