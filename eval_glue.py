@@ -17,7 +17,8 @@ words shuffled within windows of three. A linear probe of the frozen vectors dec
 accuracy is 50 %. `order` is the mean over these rules of 2 x accuracy - 1, 0 ... 100; order_concepts: with all concepts
 as features instead of their mean. Its floors: token_ngrams (counts of token bigrams and trigrams) and token_idf.
 Floors of similarity: TF-IDF of words and of characters, random word vectors, means of the run's own token vectors
-weighted by idf (token_idf) and by corpus frequency (token_sif, Arora et al. 2017), the untrained model.
+weighted by idf (token_idf) and by corpus frequency (token_sif, Arora et al. 2017), of a backbone's states by idf
+(state_idf), the untrained model.
 
 fine_tune: a head and the encoder are trained on the train split without a held-out tenth, which chooses the epoch (and
 with --grid=lr the learning rate); dev and test are only predicted. The untrained twin is trained in the same way with

@@ -15,8 +15,8 @@ from pathlib import Path
 from lab.command import optional
 from lab.files import replacing
 
-FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "token_sif", "token_ngrams")
-FLOORS += ("overlap_features", "untrained")
+FLOORS = ("majority", "word_tfidf", "char_tfidf", "random_vectors", "token_idf", "token_sif", "state_idf")
+FLOORS += ("token_ngrams", "overlap_features", "untrained")
 LIFTS = ("best_floor", "token_idf", "untrained")
 HEADLINE = "partial_lexical"  # beyond words, of centred cosines (lab/evaluation/scores.py)
 HEADLINE_ADAPTED = f"{HEADLINE}_adapted"  # of adapted cosines

@@ -15,6 +15,7 @@ import sample
 from backbone import KNOWN, LanguageModel, read_shape, read_weights
 from lab.analysis import measure
 from lab.configurator import UserError
+from lab.evaluation import floors
 from lab.evaluation.finetune import PRETRAINED_LR, FineTuning
 from lab.evaluation.states import KeptStates
 from lab.evaluation.tasks import Pairs, load_task
@@ -397,6 +398,20 @@ def test_states_are_kept_and_the_same(folder, tmp_path):
             torch.testing.assert_close(model.encode(ids[:2], mask=mask[:2]), expected[:2])
             assert called.call_count == 1
         assert list(tmp_path.iterdir()) == []
+
+
+def test_the_mean_of_its_states_is_a_floor(data, folder, tmp_path):
+    """Weighted by idf, of what the encoder reads; of each text by itself."""
+    run(data, tmp_path / "a", *flags(folder, steps=2))
+    loaded = load_run(tmp_path / "a")
+    texts = ["the red ship sees the dog .", "", "a dog", "the dog " * 20]
+    known = np.random.default_rng(0).random(loaded.model.config.vocab_size)
+    found = floors.state_means(loaded, texts, {"train": known})["train"]
+    for text, mean in zip(texts, found, strict=True):
+        ids = loaded.wrap(loaded.encode_texts([text])[0][: loaded.max_length])
+        states = loaded.model.read_backbone(torch.tensor([ids]), None, None)[0].double().numpy()
+        expected = sum(known[i] * x for i, x in zip(ids, states, strict=True)) / sum(known[i] for i in ids)
+        np.testing.assert_allclose(mean, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("freeze", [1.0, 0.5])

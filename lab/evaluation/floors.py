@@ -18,10 +18,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy import sparse
 
 from lab.command import log
 from lab.configurator import warn
+from lab.data.tokenizers import pad_batch
 from lab.evaluation.scores import cosine, dot, load_arrays, predict, save_arrays, stack
 from lab.evaluation.tasks import Pairs
 from lab.runs import ADAPTED, LoadedRun
@@ -194,15 +196,39 @@ def embed(run: LoadedRun, pairs: Pairs) -> np.ndarray:
     return vectors
 
 
+@torch.no_grad()
+def state_means(run: LoadedRun, texts: list[str], idfs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Fitting split -> the idf-weighted mean of the states of the run's backbone, as its encoder reads them (each
+    dimension standardised), float64 [n, W]; of a longer text over its first max(lengths) tokens. idfs: split -> [V]."""
+    rows = [run.wrap(ids[: run.max_length - run.added[0]]) for ids in run.encode_texts(texts)]
+    order = np.argsort([len(row) for row in rows])
+    means = {split: np.zeros((len(rows), run.model.config.token_width)) for split in idfs}
+    for part in np.array_split(order, range(256, len(order), 256)):
+        ids, mask = (
+            torch.from_numpy(x).to(run.device) for x in pad_batch([rows[i] for i in part], run.config["pad_id"])
+        )
+        states = run.model.read_backbone(ids, None, mask).cpu().double()
+        for split, known in idfs.items():
+            weights = torch.from_numpy(known)[ids.cpu()] * mask.cpu()
+            mean = torch.einsum("bs, bsw -> bw", weights, states) / weights.sum(1, keepdim=True).clamp_min(1e-12)
+            means[split][part] = mean.numpy()
+    return means
+
+
 def model_floors(run: LoadedRun, pairs: Pairs) -> dict[str, dict[str, dict]]:
     """Floor -> split -> answers at 5 initial seeds, of a reference 1. untrained: the same architecture and init;
     token_idf: the idf-weighted mean of its token embeddings; token_sif: their mean weighted by a / (a + p(token)), p
-    the token's frequency in the run's corpus (Arora et al. 2017, ICLR), if the corpus is available."""
+    the token's frequency in the run's corpus (Arora et al. 2017, ICLR), if the corpus is available. And of a frozen
+    backbone state_idf: `state_means`, without a seed."""
     counts = count_matrix(run.encode_texts(pairs.sentences), run.model.config.vocab_size)
     idfs, frequency = each_idf(counts, pairs), run.token_frequency()
     means = {"token_idf": {other: averages(counts, weights) for other, weights in idfs.items()}}
     if frequency is not None:
         means["token_sif"] = dict.fromkeys(idfs, averages(counts, SIF / (SIF + frequency)))
+    fixed = {}
+    if run.model.fixed_backbone:
+        states = state_means(run.twin(0), pairs.sentences, idfs)
+        fixed["state_idf"] = predictions(states, pairs, probe=True)
     seeds = []
     for seed in range(min(UNTRAINED_SEEDS, run.most_twins)):
         twin = run.twin(seed)
@@ -212,7 +238,7 @@ def model_floors(run: LoadedRun, pairs: Pairs) -> dict[str, dict[str, dict]]:
             for floor, own in means.items()
         }
         seeds.append(lexical | {"untrained": predictions(embed(twin, pairs), pairs, ADAPTED["model"], True)})
-    return stack(seeds)
+    return fixed | stack(seeds)
 
 
 def cache_key(run: LoadedRun, pairs: Pairs) -> str:

@@ -28,7 +28,7 @@ class ReferenceModel(nn.Module):
     """What judges use of a ConceptModel."""
 
     decoder = token_vectors = backbone = None
-    frozen = False
+    frozen = fixed_backbone = False
 
     def __init__(self, model, mask_id: int, length: int, segments: bool):
         """length: the most tokens of a text; segments: the model is told them."""
