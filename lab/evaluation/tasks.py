@@ -218,6 +218,7 @@ WHOLE = dict.fromkeys(SICK, "SICK.txt")
 MRPC = {"train": "msr_paraphrase_train.txt", "dev": "msr_paraphrase_train.txt", "test": "msr_paraphrase_test.txt"}
 PAWS = {"train": "train.csv", "dev": "val.csv", "test": "test.csv"}
 THREE = GLUE | {"test": "test.tsv"}
+IMDB = {"train": "imdb_train.tsv", "test": "imdb_test.tsv"}
 MNLI = {"train": "train.tsv", "dev": "dev_matched.tsv", "dev_mismatched": "dev_mismatched.tsv"}
 SCORED, RELATED = ("sentence1", "sentence2", "score", "genre"), ("sentence_A", "sentence_B", "relatedness_score")
 JUDGED, LABELLED = (*RELATED[:2], "entailment_judgment"), (*RELATED[:2], "entailment_label")
@@ -249,6 +250,7 @@ TASKS = {
     "sick_e": Task("SICK", SICK, JUDGED, "classification", NLI, also=((WHOLE, LABELLED, read_sick),)),
     "cola": Task("CoLA", GLUE, (3, None, 1), "classification", YES_NO, "mcc"),
     "sst2": Task("SST-2", GLUE, ("sentence", None, "label"), "classification", YES_NO),
+    "imdb": Task("IMDb", IMDB, (3, None, 2), "classification", YES_NO),
     "rte": Task("RTE", GLUE, PAIR, "classification", ENTAILS),
     "wnli": Task("WNLI", GLUE, PAIR, "classification", YES_NO),
     "qnli": Task("QNLI", GLUE, ("question", "sentence", "label"), "classification", ENTAILS),
