@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow
 import pytest
 import tiktoken
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lab.command import command
 from lab.configurator import UserError
@@ -147,6 +147,99 @@ def test_tiktoken_gives_the_ids_of_the_tokenizer_on_real_text(tmp_path):
     encoder = prepare.Encoder(tmp_path / "t.json")
     sentences = split_sentences(text)
     assert [encoder.twin.encode_ordinary(sentence) for sentence in sentences] == encoder.slow(sentences)
+
+
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+LLAMA3 += r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE = pre_tokenizers
+PIECES = {  # how the field's byte-level tokenizers cut text before they merge
+    "gpt2": PRE.ByteLevel(add_prefix_space=False),
+    "smollm2": PRE.Sequence([PRE.Digits(individual_digits=True), PRE.ByteLevel(add_prefix_space=False)]),
+    "digits together": PRE.Sequence([PRE.Digits(individual_digits=False), PRE.ByteLevel(add_prefix_space=False)]),
+    "llama3": PRE.Sequence([PRE.Split(Regex(LLAMA3), "isolated"), PRE.ByteLevel(False, use_regex=False)]),
+    "qwen2.5": PRE.Sequence(
+        [PRE.Split(Regex(LLAMA3.replace("{1,3}", "")), "isolated"), PRE.ByteLevel(False, use_regex=False)]
+    ),
+    "letters only": PRE.Sequence([PRE.Split(Regex(r"\p{L}+"), "isolated"), PRE.ByteLevel(False, use_regex=False)]),
+}
+ODD = ["5's 12 3a  4  b   7", "x  \t 9\u00a0\u0663 \u2167 \u00bd1", "it'S we'RE 1,234,567.89%", "   ", " 1", "a1 2b  c"]
+
+
+def pieces_tokenizer(name, texts, path, size=700):
+    """A tokenizer.json of byte-level BPE with these pieces, trained on the texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = PIECES[name], decoders.ByteLevel()
+    if name == "qwen2.5":
+        tokenizer.normalizer = normalizers.NFC()
+    alphabet = PRE.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    )
+    add_special_tokens(tokenizer)
+    tokenizer.save(str(path))
+    return prepare.Encoder(path)
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_tiktoken_cuts_text_as_each_kind_of_tokenizer_does(name, tmp_path):
+    """Also text of every 97th character there is, with spaces, letters and digits about it."""
+    chance = random.Random(0)
+    every = [chr(i) for i in range(chance.randrange(97), 0x110000, 97) if not 0xD800 <= i < 0xE000]
+    odd = [
+        "".join(c + chance.choice(["", " ", "  ", "a", "7", "\n"]) for c in every[i : i + 60])
+        for i in range(0, len(every), 60)
+    ]
+    encoder = pieces_tokenizer(name, documents(300) + HARD + ODD, tmp_path / "t.json")
+    sentences = [s for text in documents(100) + HARD + ODD + odd for s in split_sentences(text)]
+    normalize = encoder.tokenizer.normalizer.normalize_str if encoder.tokenizer.normalizer else str
+    assert [encoder.twin.encode_ordinary(normalize(s)) for s in sentences] == encoder.slow(sentences)
+
+
+def test_every_way_to_make_a_token_may_be_listed(tmp_path):
+    """As Llama-3's tokenizer.json does, and takes a piece that is a token whole."""
+    texts = documents(300) + HARD
+    pieces_tokenizer("llama3", texts, tmp_path / "t.json")
+    spec = json.loads((tmp_path / "t.json").read_text())
+    vocab = spec["model"]["vocab"]
+    known = [token for token in sorted(vocab, key=vocab.get) if not token.startswith(("<|", "["))]
+    merges = [
+        [token[:i], token[i:]]
+        for token in known
+        for i in range(1, len(token))
+        if {token[:i], token[i:]} <= vocab.keys()
+    ]
+    assert len(merges) > len(spec["model"]["merges"])
+    spec["model"] |= {"merges": merges, "ignore_merges": True}
+    (tmp_path / "t.json").write_text(json.dumps(spec))
+    encoder = prepare.Encoder(tmp_path / "t.json")
+    sentences = [s for text in texts for s in split_sentences(text)]
+    assert [encoder.twin.encode_ordinary(s) for s in sentences] == encoder.slow(sentences)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data in {DATA}")
+@pytest.mark.parametrize("name", PIECES)
+def test_tiktoken_cuts_real_text_as_each_kind_of_tokenizer_does(name, tmp_path):
+    text = "".join(lzma.open(DATA / "text" / f"{kind}_00.txt.xz", "rt").read(12_000_000) for kind in ("wiki", "books"))
+    every = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)
+    encoder = pieces_tokenizer(name, [text[:1_000_000]], tmp_path / "t.json", 8192)
+    sentences = split_sentences(text) + [every[i : i + 100] for i in range(0, len(every), 100)]
+    normalize = encoder.tokenizer.normalizer.normalize_str if encoder.tokenizer.normalizer else str
+    ours = [encoder.twin.encode_ordinary(normalize(s)) for s in sentences]
+    assert sum(map(len, ours)) > 5e6 and ours == encoder.slow(sentences)
+
+
+def test_pieces_that_no_expression_gives_are_cut_by_the_tokenizer(tmp_path):
+    for pre in (
+        PRE.Sequence([PRE.Punctuation(), PRE.ByteLevel(False)]),
+        PRE.Sequence([PRE.Split(" ", "isolated"), PRE.ByteLevel(False, use_regex=False)]),
+        PRE.Sequence([PRE.Split(Regex(" "), "removed"), PRE.ByteLevel(False, use_regex=False)]),
+        PRE.Sequence([PRE.Digits(), PRE.Digits(), PRE.ByteLevel(False)]),
+        PRE.ByteLevel(False, use_regex=False),
+    ):
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre
+        assert prepare.pieces_pattern(json.loads(tokenizer.to_str())["pre_tokenizer"]) is None
 
 
 def test_an_encoder_falls_back_where_tiktoken_differs(bpe):
