@@ -1,11 +1,14 @@
 """Corpora of the hub, from local files in its layout: interruption, held-out documents, mistakes."""
 
+import gzip
+import json
 import shutil
 import subprocess
 import sys
 from itertools import accumulate
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from lab.data.corpus import Corpus
@@ -114,7 +117,68 @@ def test_hub_of_two_repositories_holds_documents_out(run, bpe, tmp_path, two_rep
     code, out, err = run("hub", *flags, "--overwrite")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("error: ") and "wikimedia/wikipedia is no folder; name another --local" in err
-    assert "20231101.en/train-*.parquet" in err and texts["train"].meta == Corpus(texts["train"].folder, "train").meta
+    assert "20231101.en/train-*" in err and texts["train"].meta == Corpus(texts["train"].folder, "train").meta
+
+
+LAYOUTS = {  # as on the hub
+    "fineweb_edu": ("sample/10BT/000_00000.parquet", "sample/10BT/013_00000.parquet", ""),
+    "c4": (
+        "en/c4-train.00000-of-01024.json.gz",
+        "en/c4-train.00001-of-01024.json.gz",
+        "en/c4-validation.00000-of-00008.json.gz",
+    ),
+    "c4_realnewslike": (
+        "realnewslike/c4-train.00000-of-00512.json.gz",
+        "realnewslike/c4-train.00001-of-00512.json.gz",
+        "realnewslike/c4-validation.00000-of-00001.json.gz",
+    ),
+    "pile_dedup": ("data/train-00000-of-01650-f70471ee3deb09c0.parquet", "data/train-00001-of-01650-0a.parquet", ""),
+}
+
+
+def write_shard(path, texts):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"text": text, "url": "http://a.b", "timestamp": "2019"} for text in texts]
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_other_corpora_of_the_hub(run, bpe, tmp_path, name, monkeypatch):
+    """Files of other splits and languages beside theirs are left alone."""
+    hub, *files = script("hub"), *LAYOUTS[name]
+    monkeypatch.setattr(hub, "HELD_OUT", 0.2)
+    shards = [documents(40, seed) for seed in range(3)]
+    for path, texts in zip(files, shards, strict=True):
+        if path:
+            write_shard(tmp_path / "hub" / path, texts)
+    for other in ("data/CC-MAIN-2013-20/train-00000.parquet", "en.noclean/c4-train.00000-of-07168.json.gz"):
+        write_shard(tmp_path / "hub" / other, ["Something else."])
+    code, _, err = run("hub", f"--name={name}", f"--local={tmp_path / 'hub'}", f"--tokenizer={bpe}", module=hub)
+    assert code == 0, err
+    tokenizer, sides = load_tokenizer(bpe), {"train": shards[0] + shards[1], "val": shards[2]}
+    if not files[2]:
+        drawn = {split: [t for t in sides["train"] if hub.drawn_split(t) == split] for split in sides}
+        sides = drawn
+    for split, own in sides.items():
+        assert Corpus(tmp_path / "data" / name, split).tokens.tolist() == all_tokens(own, tokenizer)
+
+
+def test_damaged_json_of_the_hub_is_named(run, bpe, tmp_path):
+    path = tmp_path / "hub" / LAYOUTS["c4"][0]
+    write_shard(path.with_name("c4-validation.00000-of-00008.json.gz"), documents(20, 1))
+    flags = ("--name=c4", f"--local={tmp_path / 'hub'}", f"--tokenizer={bpe}")
+    for content, said in (
+        (gzip.compress(b'{"text": "One."}\n{"text"'), "json.gz:2 is no JSON object; mend that"),
+        (gzip.compress(b'{"content": "One."}\n'), "has no column text (but content)"),
+        (gzip.compress(b'{"text": "One."}\n' * 99)[:-9], "cannot be read"),
+        (gzip.compress(b'{"text": 1}\n'), "text of row 0 is of the type int"),
+    ):
+        path.write_bytes(content)
+        code, _, err = run("hub", *flags)
+        assert code == 2 and said in err.splitlines()[-1], err
 
 
 def test_a_sample_takes_as_much_of_each_file(run, bpe, tmp_path, two_repositories, monkeypatch):

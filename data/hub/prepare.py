@@ -5,9 +5,9 @@ Prepares a corpus of the Hugging Face hub, streamed: only tokens are stored.
     python data/hub/prepare.py --name=openwebtext_wikipedia
     python data/hub/prepare.py --name=wikipedia_sample --tokenizer=bpe:16384 --lowercase
 
-Each parquet file becomes a part in data/NAME/.parts; after an interruption the same command continues with the first
-missing part. --local reads the files from a folder with the hub's layout, without a network; if a corpus has several
-repositories, each is in DIR/OWNER/NAME.
+Each file, parquet or packed JSON lines, becomes a part in data/NAME/.parts; after an interruption the same command
+continues with the first missing part. --local reads the files from a folder with the hub's layout, without a network;
+if a corpus has several repositories, each is in DIR/OWNER/NAME.
 
 If a repository has no validation split, about every thousandth document is held out, by a hash of its text: duplicates,
 also in other repositories, are in the same split.
@@ -38,6 +38,7 @@ from lab.data.corpus import HUB_CORPORA, HUB_SAMPLES, TokenFile
 from lab.data.tokenizers import clean
 
 NAMES = ", ".join(HUB_CORPORA)
+KINDS = ".parquet", ".json.gz"
 HELD_OUT = 0.001  # share of the documents, if the hub has no validation split
 DRAWN = 4  # of a sample: one document of so many
 
@@ -48,7 +49,7 @@ class Hub(prepare.Output):
     tokenizer: Annotated[PathStr, prepare.TOKENIZER] = "hub:answerdotai/ModernBERT-base"
     local: Annotated[
         PathStr,
-        "folder with the corpus' parquet files as on the hub (data/train-*.parquet); of several: OWNER/NAME/...",
+        "folder with the corpus' files as on the hub (data/train-*.parquet); of several: OWNER/NAME/...",
     ] = ""
 
     seed: Annotated[int, "of a sample: which documents are drawn"] = 0
@@ -59,12 +60,12 @@ class Hub(prepare.Output):
 
 
 def find_shards(repository: str, train: str, val: str, local: str) -> list[tuple[str, str]]:
-    """(split, url) of the parquet files of a repository, in order; split "" if there is no validation split."""
+    """(split, url) of the files of a repository, in order; split "" if there is no validation split."""
     if local:
         folder = Path(local)
         if not folder.is_dir():
-            raise UserError(f"{local} is no folder; name another --local, so that it holds {train}*.parquet")
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
+            raise UserError(f"{local} is no folder; name another --local, so that it holds {train}*")
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
         root = str(folder.resolve())
     else:
         from huggingface_hub import HfApi
@@ -72,14 +73,16 @@ def find_shards(repository: str, train: str, val: str, local: str) -> list[tuple
         try:
             names = [file.rfilename for file in HfApi().dataset_info(repository, timeout=8).siblings]
         except Exception as error:  # of many libraries
-            remedy = f"connect to the network, or give --local=DIR that holds {train}*.parquet"
+            remedy = f"connect to the network, or give --local=DIR that holds {train}*"
             raise prepare.offline(repository, error, remedy) from None
         root = f"hf://datasets/{repository}"
     shards = []
     for split, prefix in (("train", train), ("val", val)) if val else (("", train),):
-        own = sorted(name for name in names if name.startswith(prefix) and name.endswith(".parquet"))
+        own = sorted(name for name in names if name.startswith(prefix) and name.endswith(KINDS))
         if not own:
-            raise UserError(f"{local or repository} has no file {prefix}*.parquet; give --local=DIR that has them")
+            raise UserError(
+                f"{local or repository} has no file {prefix}*{' or *'.join(KINDS)}; give --local=DIR that has them"
+            )
         shards += [(split, f"{root}/{name}") for name in own]
     return shards
 
@@ -115,22 +118,12 @@ class Rows(prepare.Source):
         self.shards, self.most, self.salt = shards, most, f"draw {seed}".encode()[:16]
 
     def __iter__(self) -> Iterator[prepare.Piece]:
-        from datasets import load_dataset, logging
-
-        logging.set_verbosity(logging.CRITICAL)  # what is wrong is said below, once
         self.done = 0
         for split, url in self.shards:
             end = self.done + self.most
             try:
-                about = {"data_files": [url], "split": "train", "streaming": True}
-                rows = load_dataset(
-                    "parquet", batch_size=1000, **about
-                )  # by itself the first row group's, which may be 0
-                if "text" not in rows.features:
-                    what = f"{url} has no column text (but {', '.join(rows.features)})"
-                    raise UserError(f"{what}; rename the one that holds the text, then run this again to go on")
-                for number, row in enumerate(rows.select_columns(["text"])):
-                    text = text_of(row["text"], f"{url}: text of row {number}")
+                for number, cell in enumerate(cells(url)):
+                    text = text_of(cell, f"{url}: text of row {number}")
                     if self.most and hash_text(text, self.salt) % DRAWN:
                         continue
                     self.done += len(text)
@@ -143,6 +136,39 @@ class Rows(prepare.Source):
             except Exception as error:  # pyarrow's and the network's are of many kinds
                 reason = " ".join(str(error).split())[:160]
                 raise UserError(f"{url} cannot be read ({reason}); mend that, then run this again to go on") from None
+
+
+def cells(url: str) -> Iterator:
+    """The column `text` of a file, row by row."""
+
+    def check(columns):
+        if "text" not in columns:
+            what = f"{url} has no column text (but {', '.join(columns)})"
+            raise UserError(f"{what}; rename the one that holds the text, then run this again to go on")
+
+    if url.endswith(".parquet"):
+        from datasets import load_dataset, logging
+
+        logging.set_verbosity(logging.CRITICAL)  # what is wrong is said by the caller, once
+        about = {"data_files": [url], "split": "train", "streaming": True}
+        rows = load_dataset("parquet", batch_size=1000, **about)  # by itself the first row group's, which may be 0
+        check(rows.features)
+        return (row["text"] for row in rows.select_columns(["text"]))
+    return json_cells(url, check)
+
+
+def json_cells(url: str, check) -> Iterator:
+    """`cells` of packed JSON lines. check: of the keys of each."""
+    import fsspec  # knows hf://
+
+    with fsspec.open(url, "rt", compression="gzip", encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = {**json.loads(line)}
+            except (ValueError, TypeError):
+                raise UserError(f"{url}:{number} is no JSON object; mend that, then run this again to go on") from None
+            check(row)
+            yield row["text"]
 
 
 def encode_part(source: Rows, part: Path, tokenizer: Path, about: str):

@@ -52,13 +52,17 @@ CHUNK = 1 << 22  # items of a file that are processed at a time
 CHECKED = 1 << 27  # bytes at both ends of tokens and tables that are checked when a file is opened: 0.1 s
 
 
-HUB_CORPORA = {  # name -> its repositories on the Hugging Face hub: name, how parquet files of train and of val begin
+HUB_CORPORA = {  # name -> its repositories on the Hugging Face hub: name, how the files of train and of val begin
     "minipile": [("JeanKaddour/minipile", "data/train-", "data/validation-")],
     "openwebtext_wikipedia": [  # which have no val
         ("Skylion007/openwebtext", "plain_text/train-", ""),
         ("wikimedia/wikipedia", "20231101.en/train-", ""),
     ],
     "wikipedia_sample": [("wikimedia/wikipedia", "20231101.en/train-", "")],
+    "fineweb_edu": [("HuggingFaceFW/fineweb-edu", "sample/10BT/", "")],
+    "c4": [("allenai/c4", "en/c4-train.", "en/c4-validation.")],
+    "c4_realnewslike": [("allenai/c4", "realnewslike/c4-train.", "realnewslike/c4-validation.")],
+    "pile_dedup": [("EleutherAI/the_pile_deduplicated", "data/train-", "")],
 }
 HUB_SAMPLES = {"wikipedia_sample": 200_000_000}  # characters, of the corpora of which only a sample is taken
 
