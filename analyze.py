@@ -25,7 +25,7 @@ from torch import Tensor
 
 import geometry
 from lab import report
-from lab.analysis import attention, probes, words
+from lab.analysis import attention, probes, rate, words
 from lab.analysis import measure as analysis
 from lab.analysis.measure import Analysis, analyse, capacity, evaluator_of, nearest, numbers_of, same_texts, samples
 from lab.command import log
@@ -273,12 +273,13 @@ class Page:
             self.picture("positions", report.lines, curves, "position", "loss rise, another text's concepts")
 
     def where_it_reads(self):
-        """Which part of long rows each concept reads."""
+        """Which part of its longest rows each concept reads."""
         maps = {}
-        for name, one in self.each_run():
-            rows = torch.cat([batch.ids for batch in one.evaluator.fixed])
-            if rows.shape[1] >= LONG and (read := attention.attention_of(one.run, rows[:ROWS].tolist())):
-                maps[name] = attention.by_position(read)
+        for name in self.shown:
+            own = self.columns[name].run
+            rows = rate.validation_rows(own, own.max_length, ROWS) if own.max_length >= LONG else None
+            if rows is not None and (read := attention.attention_of(own, rows.tolist())):
+                maps[f"{name}, {own.max_length:,} tokens"] = attention.by_position(read)
         if maps:
             labels = {"xlabel": "part of the row", "ylabel": "concept"}
             self.picture("where", report.heatmaps, maps, limits=(0, 2), what="attention, 1: even", **labels)

@@ -11,7 +11,8 @@ the tasks whose files are there, and those that need none.
 
 Documents end at each of --lengths tokens; the share that this cuts is printed. A document that is longer than the run's
 longest row is read in parts: their vectors are averaged (--merge=mean), or all concepts of all parts are compared
-(--merge=maxsim).
+(--merge=maxsim). A run of encoder=chunked with merge=perceiver merges the chunks of a row itself (--merge=perceiver
+says so, and refuses others).
 
 imdb: is a review positive? race: which of four answers is right? qmsum: which window of a meeting belongs to a query?
 contract_nli: does a contract entail a statement? quality: which of four answers about a story is right?
@@ -58,7 +59,10 @@ RECONSTRUCTION = "reconstruction"
 class LongConfig(OneRun):
     tasks: Annotated[tuple[str, ...], f"{', '.join((*TASKS, RECONSTRUCTION))}; or all, or controls"] = ("controls",)
     lengths: Annotated[tuple[int, ...], "tokens at which documents end", Bounds(32)] = (512, 2048)
-    merge: Annotated[Literal["mean", "maxsim"], "what is made of the parts of a long document"] = "mean"
+    merge: Annotated[
+        Literal["mean", "maxsim", "perceiver"],
+        "what is made of the parts of a long document; perceiver: parts as in training, of a run that merges so",
+    ] = "mean"
     data: Annotated[PathStr, "folder of the tasks' files, packed or not"] = "data/long"
     most: Annotated[int, "documents or queries of a task, at most", Bounds(30)] = 2000
 
@@ -162,6 +166,11 @@ def main(argv) -> int:
     if is_reference(config.run):
         raise UserError(f"{config.run} is a Hugging Face encoder; give a run folder of train.py, or of export.py")
     run, records, folder = config.load(), [], Path(config.run) / "eval"
+    shape = run.model.config
+    if config.merge == "perceiver" and (shape.encoder, shape.merge) != ("chunked", "perceiver"):
+        raise UserError(
+            f"{config.run} has no perceiver that merges chunks; train.py --encoder=chunked --merge=perceiver"
+        )
     with locked(folder, "evaluate a copy of the run folder"):
         for name in config.names:
             made = reconstruct(run, config) if name == RECONSTRUCTION else evaluate_task(run, config, name)

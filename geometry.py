@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+TOKENS, FEWEST = 1 << 18, 32  # of long rows fewer are taken, so that they have no more tokens
 ROWS = 256  # minimal and usual number of rows: `rank_pooled` grows with it, so compare runs with the same
 ZERO = 1e-3  # singular values of a centred matrix below this share of an uncentred slot's norm are zero (see `floor`)
 
@@ -65,6 +66,11 @@ def effective_rank(x: Tensor, unit: float = 0.0) -> Tensor:
 def floor(c: Tensor) -> float:
     """1e-3 of the root-mean-square norm of an uncentred slot: smaller changes are rounding, not content."""
     return ZERO * torch.linalg.vector_norm(c, dtype=torch.float64).item() / (c.shape[0] * c.shape[1]) ** 0.5
+
+
+def rows_of(length: int) -> int:
+    """How many rows of `length` tokens the numbers are taken of: ROWS up to 1,024 tokens, fewer beyond."""
+    return max(FEWEST, min(ROWS, TOKENS // length))
 
 
 def centred(c: Tensor) -> Tensor:

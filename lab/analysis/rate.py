@@ -20,6 +20,7 @@ from lab.runs import LoadedRun
 
 SEED = 20250101  # of the rows
 TOKENS = 1 << 16  # of the rows of one length, at most
+FEWEST = 8  # rows
 AT_ONCE = 1 << 14  # tokens of a batch
 
 
@@ -28,6 +29,16 @@ def counts_of(run: LoadedRun, length: int) -> list[int]:
     most = run.model.options.concepts or run.model.config.concepts_of(length)
     smaller = [1 << i for i in range((most - 1).bit_length())] if run.model.config.nested else []
     return [*smaller, most]
+
+
+def validation_rows(run: LoadedRun, length: int, most: int) -> torch.Tensor | None:
+    """At most `most` rows [n, length] of the validation text, of TOKENS tokens in all; None where there are none."""
+    if (corpus := run.corpus("val")) is None:
+        return None
+    sampler = Sampler(corpus, (length,), seed=SEED)
+    if sampler.windows(length) < FEWEST:
+        return None
+    return torch.from_numpy(sampler.batch(0, length, np.arange(min(most, max(FEWEST, TOKENS // length))))[0])
 
 
 @torch.no_grad()
@@ -60,12 +71,9 @@ def rate(run: LoadedRun, length: int, most: int) -> dict[str, dict]:
         raise UserError(f"{run.config['run_id']} has no decoder, so nothing is reconstructed; leave reconstruction out")
     if length > run.max_length:
         raise UserError(f"the run's longest row has {run.max_length} tokens; give --lengths of that or less")
-    if (corpus := run.corpus("val")) is None:
-        raise UserError("the run's validation text is not at hand; give --data_dir's folder back, or other --tasks")
-    sampler = Sampler(corpus, (length,), seed=SEED)
-    if sampler.windows(length) < 8:
-        raise UserError(f"the validation text has no rows of {length} tokens; give shorter --lengths")
-    ids = torch.from_numpy(sampler.batch(0, length, np.arange(min(most, max(8, TOKENS // length))))[0])
+    if (ids := validation_rows(run, length, most)) is None:
+        what = f"no validation text with rows of {length} tokens is at hand"
+        raise UserError(f"{what}; give --data_dir's folder back, shorter --lengths, or other --tasks")
     counts = counts_of(run, length)
     found = {str(c): kept(run, ids, c) | {"tokens_per_concept": length / c, "n": len(ids)} for c in counts}
     return found | {"untrained": kept(run.twin(0), ids, counts[-1])}

@@ -104,12 +104,13 @@ class Evaluator:
                 total += len(c) * self.model.loss(c, problem).item()
         return total / len(concepts)
 
-    def geometry(self, whole: Tensor, least: int = geometry.ROWS, batches: int | None = None) -> dict[str, float | str]:
+    def geometry(self, whole: Tensor, least: int = 0, batches: int | None = None) -> dict[str, float | str]:
         """
-        The numbers of what `whole` returned; what its own concepts are worth to the first part of the objective that a
-        decoder predicts (for bow alone: to the bag), on the first so many batches; and the verdict. All ranks have the
-        same rows: nothing is sent.
+        The numbers of what `whole` returned (of at least `least` rows; 0: as many as there are of this length); what
+        its own concepts are worth to the first part of the objective that a decoder predicts (for bow alone: to the
+        bag), on the first so many batches; and the verdict. All ranks have the same rows: nothing is sent.
         """
+        least = least or geometry.rows_of(self.fixed[0].ids.shape[1])
         numbers = geometry.concept_geometry(whole, least, self.model.pool(whole)) | self.halves()
         if (part := self.primary_part()) is not None:
             problems = [self.problem(part, batch) for batch in self.rows_of(part)[:batches]]
@@ -146,7 +147,7 @@ class Validation(Evaluator):
             for rule in rules:
                 self.batches[rule, n] = self.draw(rule, n, rows - rows % size, size)
         size = self.batch_size(self.longest)
-        by_rule = {rule: self.draw(rule, self.longest, geometry.ROWS, size) for rule in rules}
+        by_rule = {rule: self.draw(rule, self.longest, geometry.rows_of(self.longest), size) for rule in rules}
         self.fixed, self.fixed_of = by_rule[False, False], by_rule
 
     def rows_of(self, part):
