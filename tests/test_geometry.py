@@ -326,3 +326,8 @@ def test_eigenvalues_of_many_matrices_are_the_cpus(monkeypatch):
     with FakeTensorMode():
         assert geometry.singular_values(torch.empty(4, 5, 6, device="cuda")).device.type == "cuda"
     assert devices == ["cpu"]
+
+
+def test_long_rows_are_fewer():
+    counts = {n: geometry.rows_of(n) for n in (16, 1024, 2048, 8192, 65536)}
+    assert counts == {16: 256, 1024: 256, 2048: 128, 8192: 32, 65536: 32}

@@ -297,7 +297,7 @@ def test_the_command(trained, tmp_path, capsys, merge, monkeypatch):
         ("--tasks=haves", "did you mean halves?"),
         ("--lengths=512,128", "numbers of tokens that grow"),
         ("--lengths=8", "lengths"),
-        ("--merge=perceiver", "merge"),
+        ("--merge=perceiver", "no perceiver that merges chunks"),
         ("--tasks=reconstruct", "did you mean reconstruction?"),
     ],
 )
