@@ -20,7 +20,7 @@ arms = {
 }
 seeds = (0, 1)
 tasks = ""
-long = {"tasks": "halves,needle", "lengths": (512, 2048, 8192), "most": 600}
+long = {"tasks": "halves,needle,reconstruction", "lengths": (512, 2048, 8192), "most": 600}
 
 lengths = (512, 2048, 8192)
 max_length = 8192

@@ -12,15 +12,15 @@ import math
 import numpy as np
 import torch
 
-from lab.analysis.measure import worth
+from lab.analysis.measure import to_write, written
 from lab.configurator import UserError
 from lab.data.sampler import Sampler
 from lab.distributed import exact_matmul
 from lab.runs import LoadedRun
 
 SEED = 20250101  # of the rows
-TOKENS = 1 << 16  # of the rows of one length, at most
-FEWEST = 8  # rows
+TOKENS = 1 << 15  # of the rows of one length, at most
+FEWEST = 4  # rows
 AT_ONCE = 1 << 14  # tokens of a batch
 
 
@@ -48,20 +48,20 @@ def kept(run: LoadedRun, ids: torch.Tensor, count: int) -> dict[str, float]:
     given the true ones before (teacher_forced) or the decoder's own (free_running)."""
     options = run.model.options._replace(concepts=count if run.model.config.nested else 0)
     parts = ids.split(max(1, AT_ONCE // ids.shape[1]))
+    own = without = 0.0  # nats of all tokens
+    right = dict.fromkeys(("teacher_forced", "free_running"), 0)
     with exact_matmul():
         concepts = [run.model.encode(part.to(run.device), options=options) for part in parts]
         mean = torch.cat(concepts).mean(0, keepdim=True)
-        own = [worth(run, c, part.to(run.device)) for c, part in zip(concepts, parts, strict=True)]
-        without = [worth(run, mean.expand_as(c), part.to(run.device)) for c, part in zip(concepts, parts, strict=True)]
-
-    def average(every, key):
-        return sum(one[key] * len(part) for one, part in zip(every, parts, strict=True)) / len(ids)
-
-    bits = (average(without, "loss") - average(own, "loss")) / math.log(2)
-    found = {"bits_per_token": bits, "share_kept": bits * math.log(2) / average(without, "loss")}
-    for key in ("teacher-forced", "free-running"):
-        found[key.replace("-", "_")] = average(own, key)
-    return found
+        for part, c in zip(parts, concepts, strict=True):
+            part = part.to(run.device)
+            own += part.numel() * run.model.loss(c, to_write(part)).item()
+            without += part.numel() * run.model.loss(mean.expand_as(c), to_write(part)).item()
+            for key, tokens in zip(right, written(run.model, c, part).values(), strict=True):
+                right[key] += (tokens == part).sum().item()
+    bits = (without - own) / ids.numel() / math.log(2)
+    found = {"bits_per_token": bits, "share_kept": 1 - own / without}
+    return found | {key: count / ids.numel() for key, count in right.items()}
 
 
 def rate(run: LoadedRun, length: int, most: int) -> dict[str, dict]:
