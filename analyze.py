@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent
 ROWS = 512
 QUICK = 128, 32  # rows, and tokens of each, of the health check: seconds for six layers on a CPU
 POOL, READ, PLOTTED, NEAR = 8000, 500, 1500, 10  # sentences: for probes, for attention, for neighbours, listed
-LONG, ROWS = 64, 32  # of rows as long as this, so many show which part of them each concept reads
+LONG, WATCHED = 64, 32  # of rows as long as this, so many show which part of them each concept reads
 SHOWN = 8  # concepts whose attention to a sentence is shown: those of largest variance over texts
 
 
@@ -277,7 +277,7 @@ class Page:
         maps = {}
         for name in self.shown:
             own = self.columns[name].run
-            rows = rate.validation_rows(own, own.max_length, ROWS) if own.max_length >= LONG else None
+            rows = rate.validation_rows(own, own.max_length, WATCHED) if own.max_length >= LONG else None
             if rows is not None and (read := attention.attention_of(own, rows.tolist())):
                 maps[f"{name}, {own.max_length:,} tokens"] = attention.by_position(read)
         if maps:

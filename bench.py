@@ -61,7 +61,7 @@ class BenchConfig:
     compile: Annotated[bool | Literal["auto"], "compile our arm; auto: on a GPU only"] = "auto"
     lengths: Annotated[tuple[int, ...], "row lengths to measure, in the place of the preset's own", Bounds(2)] = ()
     encoders: Annotated[tuple[str, ...], "each preset is measured with each of these, in the place of its own"] = ()
-    figure: Annotated[PathStr, "picture of seconds and memory against the length; empty: none"] = ""
+    figure: Annotated[PathStr, "file for a picture of seconds and memory against the length; empty: none"] = ""
     dense: Annotated[bool, "also time a dense encoder of the same sizes"] = True
     costs: Annotated[bool, "count only: parameters, and FLOPs a token beside a dense encoder's"] = False
 
