@@ -8,8 +8,8 @@ Compares arms over several seeds: trains and evaluates each run of a grid, then 
 A grid is a config file: `base` (what is trained), `arms = {"name": {"key": value}}`, `seeds`, `tasks` (of eval_glue.py,
 zero-shot; "" for none), `long = {"tasks": "halves,controls"}` (flags of eval_long.py; {} for none), and any key of
 training, for all arms. Its runs are out/compare/GRID/ARM_sSEED, trained and evaluated one after another by train.py,
-eval_glue.py and eval_long.py; with several GPUs one run per GPU at a time. Finished runs are
-skipped: the same command continues a killed grid.
+eval_glue.py and eval_long.py; with several GPUs one run per GPU at a time. Finished runs are skipped: the same command
+continues a killed grid.
 
 After each run its folder is updated: report.html (one file, the result first), its pictures *.png (differences, then
 scores, geometry and losses against FLOPs and seconds), report.md (the tables that are printed at the end) and

@@ -587,8 +587,7 @@ class Objectives:
         scheduled = any(isinstance(getattr(self.config, key), tuple) for key in self.uses.intersection(SCHEDULED))
         return [Objectives(self.config.plateau(i)) for i in range(PLATEAUS)] if scheduled else [self]
 
-    def problems(self, rows: Rows) -> list[Problem]:
-        """One Problem per part."""
+    def problems(self, rows: Rows) -> list[Problem]:  # one per part
         return [part.whole_problem(rows) for part in self.parts]
 
     def losses(self, predicted, concepts, problems, gather=None, rank=0) -> list[Tensor]:

@@ -219,10 +219,8 @@ def length_figure(
     """Values against the length of rows, or another `xlabel`. panels_of: label of a panel -> (name -> points (tokens,
     value), floors in the same form, dotted); a name has one colour in all panels. scale: of the values, "linear" or
     "log"."""
-    colours, greys = (
-        colours_of(dict.fromkeys(name for lines, _ in panels_of.values() for name in lines)),
-        ("0.7", "0.4"),
-    )
+    greys = "0.7", "0.4"
+    colours = colours_of(dict.fromkeys(name for lines, _ in panels_of.values() for name in lines))
     with panels(path, len(panels_of), 3.6, 2.8, across=3) as every:
         for axes, (label, (lines, floors)) in zip(every, panels_of.items(), strict=True):
             for name, own in lines.items():

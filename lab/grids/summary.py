@@ -360,9 +360,8 @@ def write(folder: Path, results: dict, resolved: dict[str, dict], data: Path) ->
         for one in runs
         for row in rate_rows(one.get("long", {}).get("reconstruction", {}), arm=one["arm"], seed=str(one["seed"]))
     ]
-    sections += (
-        [("Reconstruction", rates, ["Of validation rows read whole, by the run's own decoder."])] if rates else []
-    )
+    about = "Of validation rows read whole, by the run's own decoder."
+    sections += [("Reconstruction", rates, [about])] if rates else []
     sections += [("Long documents", long, ["x100, zero-shot, by eval_long.py."])] if long else []
     words = [{"run": name, "verdict": one.get("verdict"), "learned": one.get("learned")} for name, one in named]
     groups = compared(paired, first)
